@@ -1,0 +1,115 @@
+"""Decode a set of problems, grade the texts, and say how sure the numbers are.
+
+B rows at a time, C completion columns.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from d1jax.diffusion.sampler import Rollout, sample
+from d1jax.experiment import Experiment, Problems
+from d1jax.models.transformer import Variables
+from d1jax.runtime import mesh as mesh_rules
+
+Z95 = 1.959963984540054
+
+
+def wilson_interval(successes: float, n: int) -> tuple[float, float]:
+    """The 95 % Wilson score interval of a rate: inside [0, 1] and honest near its ends (E. B. Wilson, 1927)."""
+    if n == 0:
+        return 0.0, 1.0
+    rate, z2 = successes / n, Z95**2
+    middle = (rate + z2 / (2 * n)) / (1 + z2 / n)
+    half = Z95 / (1 + z2 / n) * math.sqrt(rate * (1 - rate) / n + z2 / (4 * n * n))
+    return max(middle - half, 0.0), min(middle + half, 1.0)
+
+
+def score_texts(experiment: Experiment, problems: Problems, texts: Sequence[str]) -> dict[str, Any]:
+    """{"n", "solved_rate", "solved_rate_ci95", and the mean of every other grade of the task}."""
+    grades = [experiment.task.grade(row, text) for row, text in zip(problems.rows, texts, strict=True)]
+    n = len(grades)
+    means = {name: float(np.mean([grade[name] for grade in grades])) for name in grades[0]}
+    solved = means.pop("solved")
+    return {"n": n, "solved_rate": solved, "solved_rate_ci95": list(wilson_interval(solved * n, n)), **means}
+
+
+def baseline_scores(experiment: Experiment, problems: Problems) -> dict[str, dict[str, Any]]:
+    """The task's answers that need no model, graded like a model's."""
+    answers = [experiment.task.baselines(row) for row in problems.rows]
+    return {name: score_texts(experiment, problems, [answer[name] for answer in answers]) for name in answers[0]}
+
+
+def decode(experiment: Experiment, variables: Variables, problems: Problems) -> Rollout:
+    """Completions of all problems, as host arrays. The last batch repeats its last row, so one program serves all batches."""
+    config, size = experiment.config, experiment.config.evaluation.batch_size
+    key, parts = experiment.key("evaluation"), []
+    for start in range(0, len(problems), size):
+        rows_B = np.minimum(np.arange(start, start + size), len(problems) - 1)
+        inputs = (problems.prompt_RP[rows_B], problems.prompt_length_R[rows_B], rows_B.astype(np.int32))
+        prompt_BP, prompt_length_B, row_ids_B = mesh_rules.place_rows(experiment.mesh, inputs)
+        rollout = sample(
+            experiment.model, variables, prompt_BP, prompt_length_B, key, row_ids_B,
+            config=config.sampler, special=experiment.tokenizer.special, temperature=config.evaluation.temperature,
+        )  # fmt: skip
+        parts.append(jax.tree.map(lambda x: x[: len(problems) - start], jax.device_get(rollout)))
+    return Rollout(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
+
+
+def texts_of(experiment: Experiment, rollout: Rollout) -> list[str]:
+    return [experiment.tokenizer.decode(row) for row in np.asarray(rollout.tokens_BC).tolist()]
+
+
+def evaluate(experiment: Experiment, variables: Variables) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """(scores, samples): the scores of every evaluation set under its name, and the first rows of each for people to read."""
+    scores, samples = {}, []
+    for name, problems in experiment.eval_sets.items():
+        rollout = decode(experiment, variables, problems)
+        texts = texts_of(experiment, rollout)
+        scores[name] = score_texts(experiment, problems, texts) | {"nfe": float(rollout.nfe_B.mean())}
+        kept = range(min(experiment.config.evaluation.samples, len(problems)))
+        samples += [_sample(experiment, problems, rollout, texts, name, index) for index in kept]
+    return scores, samples
+
+
+def headline(experiment: Experiment, variables: Variables) -> dict[str, float]:
+    """The first evaluation set's scores as metrics, for learning curves."""
+    name, problems = next(iter(experiment.eval_sets.items()))
+    scores = score_texts(experiment, problems, texts_of(experiment, decode(experiment, variables, problems)))
+    return {f"eval/{name}/{grade}": value for grade, value in scores.items() if isinstance(value, float)}
+
+
+def _sample(experiment: Experiment, problems: Problems, rollout: Rollout, texts: list[str], name: str, index: int) -> dict[str, Any]:
+    task, row = experiment.task, problems.rows[index]
+    return {
+        "set": name,
+        "index": index,
+        "prompt": task.prompt(row),
+        "text": texts[index],
+        "reference": task.target(row),
+        "grade": task.grade(row, texts[index]),
+        "pieces": experiment.tokenizer.pieces(rollout.tokens_BC[index].tolist()),
+        "reveal_step": rollout.reveal_step_BC[index].tolist(),
+        "confidence": [round(float(p), 4) for p in rollout.confidence_BC[index]],
+        "columns": getattr(task, "columns", None),
+    }
+
+
+def table(stages: Sequence[Mapping[str, Any]], baselines: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
+    """The before/after table as text: one block a set, one line a stage or baseline."""
+    lines = []
+    for name in stages[0]["sets"] if stages else baselines:
+        rows = [(stage["name"], stage["sets"][name]) for stage in stages] + list(baselines.get(name, {}).items())
+        grades = [key for key in rows[0][1] if key not in ("n", "solved_rate", "solved_rate_ci95", "nfe")]
+        header = f"{name:<22}{'n':>6}  {'solved':>7}  {'95 % interval':>16}" + "".join(f"  {grade:>20}" for grade in grades)
+        lines += ["", header]
+        for label, score in rows:
+            low, high = score["solved_rate_ci95"]
+            cells = f"{label:<22}{score['n']:>6}  {score['solved_rate']:>7.1%}  {f'{low:.1%} .. {high:.1%}':>16}"
+            lines.append(cells + "".join(f"  {score[grade]:>20.1%}" for grade in grades))
+    return "\n".join(lines[1:])

@@ -1,0 +1,65 @@
+"""summary.json: the before/after table of a run for programs, made from the evaluations that the stages left."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections import defaultdict
+from typing import Any
+
+import jax
+
+import d1jax
+from d1jax.analysis.accuracy import baseline_scores
+from d1jax.experiment import Experiment
+from d1jax.runtime.run_directory import RunDirectory, write_json, write_jsonl
+from d1jax.telemetry.metrics import read_metrics
+
+
+def write(experiment: Experiment, run: RunDirectory) -> dict[str, Any]:
+    """Writes summary.json and samples.jsonl from the evaluations there are; returns the summary."""
+    config = experiment.config
+    done = [stage for stage in config.stages if run.evaluation(stage).exists()]
+    summary = {
+        "task": experiment.task.name,
+        "run": run.path.name,
+        "primary_set": next(iter(experiment.eval_sets)),
+        "decoding": {
+            "steps": config.sampler.steps,
+            "completion_length": config.sampler.completion_length,
+            "block_length": config.sampler.block_length,
+            "temperature": config.evaluation.temperature,
+        },
+        "stages": [stage_entry(stage, json.loads(run.evaluation(stage).read_text(encoding="utf-8"))) for stage in done],
+        "baselines": {name: baseline_scores(experiment, problems) for name, problems in experiment.eval_sets.items()},
+        "wall_seconds": _wall_seconds(run),
+        "environment": environment(),
+    }
+    samples = [line for stage in done for line in run.evaluation_samples(stage).read_text(encoding="utf-8").splitlines()]
+    write_jsonl(run.samples, map(json.loads, samples))
+    write_json(run.summary, summary)
+    return summary
+
+
+def stage_entry(stage: str, evaluation: dict[str, Any]) -> dict[str, Any]:
+    """{"name", "step", the headline set's scores, "sets": every set's scores}."""
+    sets = evaluation["sets"]
+    return {"name": stage, "step": evaluation["step"], **next(iter(sets.values())), "sets": sets}
+
+
+def environment() -> dict[str, str]:
+    devices = jax.devices()
+    return {
+        "d1jax": d1jax.__version__,
+        "jax": jax.__version__,
+        "python": platform.python_version(),
+        "devices": f"{len(devices)} x {devices[0].device_kind}",
+        "platform": platform.platform(),
+    }
+
+
+def _wall_seconds(run: RunDirectory) -> dict[str, float]:
+    seconds: dict[str, float] = defaultdict(float)
+    for line in read_metrics(run.path / "metrics.jsonl"):
+        seconds[line["stage"]] += line.get("time/step_s", 0.0)
+    return {stage: round(total, 1) for stage, total in seconds.items()}

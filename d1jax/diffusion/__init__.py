@@ -1,0 +1,1 @@
+"""Masked diffusion itself: layout, corruption, likelihood, decoding."""

@@ -1,0 +1,82 @@
+"""The one layout of prompt and completion.
+
+Attention is bidirectional and positions are explicit, so the storage order of columns is free. A canvas is stored as
+
+    [ completion: C columns | prompt: P columns, right-padded ]        T = C + P
+
+with position n + j for completion column j and position i for prompt column i (n = prompt length of the row). Completion
+columns are the same static slice in every row, the current block is a static-size slice, and padding is always at the end,
+so a row's attention is described by one number, its length. Only this file knows the order.
+
+B rows, C completion columns, P prompt columns, T = C + P, D width.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+Alignment = Literal["same_position", "shifted"]
+
+
+class Canvas(NamedTuple):
+    completion_BC: Array
+    prompt_BP: Array
+    prompt_length_B: Array
+
+    @property
+    def tokens_BT(self) -> Array:
+        return jnp.concatenate([self.completion_BC, self.prompt_BP], axis=1)
+
+    @property
+    def positions_BT(self) -> Array:
+        rows, completion_length = self.completion_BC.shape
+        completion_BC = self.prompt_length_B[:, None] + jnp.arange(completion_length)[None, :]
+        prompt_BP = jnp.broadcast_to(jnp.arange(self.prompt_BP.shape[1])[None, :], self.prompt_BP.shape)
+        return jnp.concatenate([completion_BC, prompt_BP], axis=1)
+
+    @property
+    def length_B(self) -> Array:
+        """Columns that hold something: keys beyond are padding."""
+        return self.completion_BC.shape[1] + self.prompt_length_B
+
+    @property
+    def prompt_mask_BP(self) -> Array:
+        """True for the real tokens of the prompt."""
+        return jnp.arange(self.prompt_BP.shape[1])[None, :] < self.prompt_length_B[:, None]
+
+
+def completion_hidden(hidden_BTD: Array, canvas: Canvas, alignment: Alignment, start: Array | int = 0, size: int | None = None) -> Array:
+    """The hidden states that score completion columns start .. start + size, [B, size, D].
+
+    same_position (LLaDA): the state at the column itself. shifted (Dream): the state of the position before it, which for the
+    first completion column is the last token of the prompt; a row without a prompt uses its own first state, as Dream does.
+    """
+    completion_length = canvas.completion_BC.shape[1]
+    size = completion_length if size is None else size
+    if alignment == "same_position":
+        return jax.lax.dynamic_slice_in_dim(hidden_BTD, start, size, axis=1)
+    columns_S = start + jnp.arange(size) - 1
+    before_prompt_B = jnp.where(canvas.prompt_length_B > 0, completion_length + canvas.prompt_length_B - 1, 0)
+    columns_BS = jnp.where(columns_S[None, :] < 0, before_prompt_B[:, None], columns_S[None, :])
+    return jnp.take_along_axis(hidden_BTD, columns_BS[:, :, None], axis=1)
+
+
+def through_first_end(completion_BC: Array, end_id: int) -> Array:
+    """True up to and including the first end token; everywhere in a row that has none. This is d1's completion mask."""
+    is_end_BC = completion_BC == end_id
+    ends_before_BC = jnp.cumsum(is_end_BC, axis=1) - is_end_BC
+    return ends_before_BC == 0
+
+
+def row_keys(key: Array, row_ids_B: Array) -> Array:
+    """One key a row. Rows are keyed by their global id, so results do not depend on batch, accumulation or devices."""
+    return jax.vmap(lambda row: jax.random.fold_in(key, row))(row_ids_B)
+
+
+def row_uniforms(key: Array, row_ids_B: Array, columns: int) -> Array:
+    """[B, columns] numbers in [0, 1), each a function of (key, row id, column)."""
+    return jax.vmap(lambda k: jax.random.uniform(k, (columns,)))(row_keys(key, row_ids_B))

@@ -1,0 +1,156 @@
+"""The compiled sampler: semi-autoregressive blocks, denoised from all masked to none, in one jitted loop.
+
+B rows, C completion columns, P prompt columns, S columns of a block, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from d1jax.config import SamplerConfig
+from d1jax.data.tokenizers import SpecialTokens
+from d1jax.diffusion.canvas import Canvas, completion_hidden, row_keys, through_first_end
+from d1jax.diffusion.reveal import choose, propose, tokens_per_step
+from d1jax.models.transformer import Transformer, Variables, head_matrix, hidden_states, project
+
+NEVER_DECODED = -1
+
+
+class Rollout(NamedTuple):
+    """What a sampler returns."""
+
+    tokens_BC: Array
+    reveal_step_BC: Array  # the step that committed the position; NEVER_DECODED behind the end token of a row that stopped early
+    confidence_BC: Array  # the model's probability of the token when it was committed
+    length_B: Array  # through the first end token
+    nfe_B: Array  # forward passes that the row took part in
+
+
+class Decoding(NamedTuple):
+    step: Array
+    tokens_BC: Array
+    reveal_step_BC: Array
+    confidence_BC: Array
+    finished_B: Array
+    nfe_B: Array
+
+
+class Noise(NamedTuple):
+    """Where randomness comes from; tests put recorded draws here."""
+
+    gumbel: Callable[[Array, tuple[int, ...]], Array]  # (step, [B, S, V]) -> standard Gumbel, fp32
+    uniform: Callable[[Array, tuple[int, ...]], Array]  # (step, [B, S]) -> [0, 1)
+
+
+def keyed_noise(key: Array, row_ids_B: Array) -> Noise:
+    """Draws that are functions of (key, row id, step): a row's text does not depend on the rest of its batch."""
+    keys_B = row_keys(key, row_ids_B)
+
+    def draw(step: Array, shape: tuple[int, ...], sample: Callable[[Array, tuple[int, ...]], Array]) -> Array:
+        return jax.vmap(lambda k: sample(jax.random.fold_in(k, step), shape[1:]))(keys_B)
+
+    # mode="high": the default draws one 23-bit uniform, which cuts the tail of the noise off at 16 nats.
+    return Noise(
+        gumbel=lambda step, shape: draw(step, shape, partial(jax.random.gumbel, mode="high")),
+        uniform=lambda step, shape: draw(step, shape, jax.random.uniform),
+    )
+
+
+def denoise(
+    model: Transformer,
+    variables: Variables,
+    prompt_BP: Array,
+    prompt_length_B: Array,
+    noise: Noise,
+    *,
+    config: SamplerConfig,
+    special: SpecialTokens,
+    temperature: float,
+) -> Rollout:
+    """Denoises completions for right-padded prompts. The head runs on the active block only.
+
+    Every step runs one forward pass over the canvas, proposes a token for each masked position of the active block and commits
+    the `tokens_per_step` most confident. With early_exit a row stops as soon as its text through the first end token is decided;
+    what it would have written behind is filled with end tokens, and nothing before can change, because committed tokens never do.
+    """
+    rows, length, block = prompt_BP.shape[0], config.completion_length, config.block_length
+    steps_per_block = config.steps * block // length
+    schedule = jnp.array(tokens_per_step(block, steps_per_block))
+    head_DV = head_matrix(variables)
+
+    def running(state: Decoding) -> Array:
+        return (state.step < config.steps) & ~jnp.all(state.finished_B)
+
+    def step(state: Decoding) -> Decoding:
+        start = (state.step // steps_per_block) * block
+        canvas = Canvas(state.tokens_BC, prompt_BP, prompt_length_B)
+        hidden_BTD = hidden_states(model, variables, canvas.tokens_BT, canvas.positions_BT, canvas.length_B)
+        logits_BSV = project(completion_hidden(hidden_BTD, canvas, model.config.alignment, start, block), head_DV)
+        gumbel_BSV = noise.gumbel(state.step, logits_BSV.shape) if temperature > 0 else None
+        uniform_BS = noise.uniform(state.step, logits_BSV.shape[:2]) if config.remasking == "random" else None
+        proposal = propose(logits_BSV, gumbel_BSV, uniform_BS, temperature, special, config)
+
+        tokens_BS, revealed_BS, confidence_BS = (
+            jax.lax.dynamic_slice_in_dim(x, start, block, axis=1) for x in (state.tokens_BC, state.reveal_step_BC, state.confidence_BC)
+        )
+        open_BS = (tokens_BS == special.mask) & ~state.finished_B[:, None]
+        commit_BS = choose(proposal.priority_BS, open_BS, schedule[state.step % steps_per_block])
+
+        def write(whole_BC: Array, old_BS: Array, new_BS: Array | int) -> Array:
+            return jax.lax.dynamic_update_slice_in_dim(whole_BC, jnp.where(commit_BS, new_BS, old_BS), start, axis=1)
+
+        tokens_BC = write(state.tokens_BC, tokens_BS, proposal.token_BS)
+        return Decoding(
+            step=state.step + 1,
+            tokens_BC=tokens_BC,
+            reveal_step_BC=write(state.reveal_step_BC, revealed_BS, state.step),
+            confidence_BC=write(state.confidence_BC, confidence_BS, proposal.confidence_BS),
+            finished_B=text_is_decided(tokens_BC, special) if config.early_exit else state.finished_B,
+            nfe_B=state.nfe_B + ~state.finished_B,
+        )
+
+    state = jax.lax.while_loop(
+        running,
+        step,
+        Decoding(
+            step=jnp.int32(0),
+            tokens_BC=jnp.full((rows, length), special.mask, jnp.int32),
+            reveal_step_BC=jnp.full((rows, length), NEVER_DECODED, jnp.int32),
+            confidence_BC=jnp.zeros((rows, length), jnp.float32),
+            finished_B=jnp.zeros(rows, bool),
+            nfe_B=jnp.zeros(rows, jnp.int32),
+        ),
+    )
+    tokens_BC = jnp.where(state.tokens_BC == special.mask, special.end, state.tokens_BC)
+    length_B = jnp.sum(through_first_end(tokens_BC, special.end), axis=1)
+    return Rollout(tokens_BC, state.reveal_step_BC, state.confidence_BC, length_B, state.nfe_B)
+
+
+def text_is_decided(tokens_BC: Array, special: SpecialTokens) -> Array:
+    """True for rows that hold an end token with no mask before it."""
+    text_BC = through_first_end(tokens_BC, special.end)
+    return jnp.any(tokens_BC == special.end, axis=1) & ~jnp.any(text_BC & (tokens_BC == special.mask), axis=1)
+
+
+@partial(jax.jit, static_argnames=("model", "config", "special", "temperature"))
+def sample(
+    model: Transformer,
+    variables: Variables,
+    prompt_BP: Array,
+    prompt_length_B: Array,
+    key: Array,
+    row_ids_B: Array,
+    *,
+    config: SamplerConfig,
+    special: SpecialTokens,
+    temperature: float,
+) -> Rollout:
+    """`denoise` under noise keyed by global row id."""
+    noise = keyed_noise(key, row_ids_B)
+    return denoise(model, variables, prompt_BP, prompt_length_B, noise, config=config, special=special, temperature=temperature)

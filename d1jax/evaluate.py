@@ -1,0 +1,94 @@
+"""python -m d1jax.evaluate --run runs/quickstart: the table of a run again, without training.
+
+    --run DIR                     every stage of a run that has a checkpoint
+    --run DIR --stage rl --step 20
+    --checkpoint DIR/checkpoints/rl/20
+    --out FILE.json               also write the table for programs
+    --section.key VALUE           any setting of the run, e.g. --sampler.steps 16 or --task.eval_rows 4096
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from d1jax import config as configs
+from d1jax.analysis import accuracy, summary
+from d1jax.config import ConfigError
+from d1jax.experiment import build, variables_at
+from d1jax.runtime.run_directory import open_run, write_json
+from d1jax.tasks.task import DataError
+
+USER_MISTAKE = 2
+
+
+def main(argv: Sequence[str]) -> int:
+    """The exit code: 0 done, 2 a mistake in the arguments."""
+    if {"-h", "--help"} & set(argv):
+        print(__doc__)
+        return 0
+    try:
+        own, overrides = _arguments(argv)
+        result = evaluate(own, overrides)
+    except (ConfigError, DataError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return USER_MISTAKE
+    print(accuracy.table(result["stages"], result["baselines"]))
+    if "out" in own:
+        write_json(Path(own["out"]), result)
+    return 0
+
+
+def evaluate(own: dict[str, str], overrides: Sequence[str]) -> dict[str, Any]:
+    """{"stages", "baselines", "environment"} as in summary.json, for the checkpoints that `own` names."""
+    stage, step, path = own.get("stage"), own.get("step"), own.get("run")
+    if "checkpoint" in own:
+        path, stage, step = _from_checkpoint(Path(own["checkpoint"]))
+    if path is None:
+        raise ConfigError("name a run with --run DIR, or a checkpoint with --checkpoint DIR/checkpoints/STAGE/STEP")
+    if step is not None and (stage is None or not step.isdigit()):
+        raise ConfigError(f"--step {step} needs --stage, and must be a number")
+    run, _ = open_run(path)
+    config = configs.parse(["--config", str(run.config), *overrides])
+    experiment = build(config, training=False)
+    with jax.set_mesh(experiment.mesh):
+        wanted = [stage] if stage else [name for name in config.stages if run.checkpoints(name).is_dir()]
+        if not wanted:
+            raise ConfigError(f"run {str(path)!r} has no checkpoint yet")
+        stages = []
+        for name in wanted:
+            variables, at = variables_at(experiment, run, name, None if step is None else int(step))
+            scores, _ = accuracy.evaluate(experiment, variables)
+            stages.append(summary.stage_entry(name, {"step": at, "sets": scores}))
+    baselines = {name: accuracy.baseline_scores(experiment, problems) for name, problems in experiment.eval_sets.items()}
+    return {"stages": stages, "baselines": baselines, "environment": summary.environment()}
+
+
+def _arguments(argv: Sequence[str]) -> tuple[dict[str, str], list[str]]:
+    """Our own flags, and the rest for the configuration."""
+    own, rest, queue = {}, [], list(argv)
+    while queue:
+        flag = queue.pop(0)
+        name, equals, value = flag[2:].partition("=")
+        if name in ("run", "stage", "step", "checkpoint", "out"):
+            if not equals and not queue:
+                raise ConfigError(f"command line: {flag} has no value")
+            own[name] = value if equals else queue.pop(0)
+        else:
+            rest.append(flag)
+    return own, rest
+
+
+def _from_checkpoint(path: Path) -> tuple[str, str, str]:
+    parts = path.resolve().parts
+    if len(parts) < 4 or parts[-3] != "checkpoints" or not parts[-1].isdigit():
+        raise ConfigError(f"--checkpoint {str(path)!r} is not of the form RUN/checkpoints/STAGE/STEP")
+    return str(Path(*parts[:-3])), parts[-2], parts[-1]
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,1 @@
+"""The transformer, its adapters, and the scoring of tokens under it."""

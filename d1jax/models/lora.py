@@ -1,0 +1,48 @@
+"""Adapters as a second variable collection: what is trained, what is frozen, and how an adapter is merged.
+
+`Dense` in transformer.py applies them; here are the pure functions on trees around it. Without dropout: a dropped adapter
+would make the ratio of the first inner update differ from 1 (d1 trains with 0.05 and has that defect).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from d1jax.config import ConfigError, LoraConfig
+from d1jax.models.transformer import Variables
+
+
+def check_targets(params: Mapping[str, Any], lora: LoraConfig) -> None:
+    """Every target must be a linear layer of a block; the vocabulary head is not in a block, so its namesake cannot match."""
+    linear = sorted(name for name, leaf in params["blocks"].items() if "kernel" in leaf)
+    unknown = sorted(set(lora.targets) - set(linear))
+    if unknown:
+        raise ConfigError(f"config: lora.targets = {unknown} match no linear layer of a block; choices: {', '.join(linear)}")
+
+
+def merge(variables: Variables, lora: LoraConfig) -> Variables:
+    """{"params": W + A B alpha / r} without the adapter collection; the sum is made in fp32 and stored as W was."""
+    if "lora" not in variables:
+        return dict(variables)
+    adapters = variables["lora"]["blocks"]
+
+    def add(name: str, layer: Mapping[str, jax.Array]) -> Mapping[str, jax.Array]:
+        if name not in adapters:
+            return layer
+        kernel = layer["kernel"]
+        delta = jnp.einsum("Lir,Lro->Lio", adapters[name]["a"], adapters[name]["b"]) * (lora.alpha / lora.rank)
+        return {**layer, "kernel": (kernel.astype(jnp.float32) + delta).astype(kernel.dtype)}
+
+    params = variables["params"]
+    blocks = {name: add(name, layer) for name, layer in params["blocks"].items()}
+    return {"params": {**params, "blocks": blocks}}
+
+
+def parameter_table(variables: Variables) -> list[tuple[str, tuple[int, ...], int]]:
+    """(path, shape, count) of every array, for the log line that says what is trained."""
+    leaves = jax.tree_util.tree_flatten_with_path(variables)[0]
+    return [("/".join(str(k.key) for k in path), leaf.shape, leaf.size) for path, leaf in leaves]

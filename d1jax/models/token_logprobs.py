@@ -1,0 +1,53 @@
+"""log p(token) at given positions without ever building [B, T, V].
+
+N scored positions (any leading shape), D width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from d1jax.models.transformer import project
+
+LOGITS_PER_CHUNK = 2**25  # fp32 values alive at once: 128 MiB
+
+
+class TokenScores(NamedTuple):
+    """Both fp32, of the leading shape of the targets."""
+
+    logp: Array
+    entropy: Array
+
+
+def token_logprobs(hidden_xD: Array, head_DV: Array, targets_x: Array, chunk: int | None = None) -> TokenScores:
+    """log softmax(hidden head)[target] and the entropy of that softmax, for every position.
+
+    Positions are scored in chunks under `jax.checkpoint`, so neither pass keeps more than chunk x V logits.
+    Padding of the last chunk is scored and dropped. `chunk` defaults to what fits LOGITS_PER_CHUNK.
+    """
+    shape, width = targets_x.shape, hidden_xD.shape[-1]
+    count = targets_x.size
+    chunk = min(chunk or max(LOGITS_PER_CHUNK // head_DV.shape[1], 1), count)
+    chunks = -(-count // chunk)
+    padding = chunks * chunk - count
+    hidden_ND = jnp.pad(hidden_xD.reshape(count, width), ((0, padding), (0, 0))).reshape(chunks, chunk, width)
+    targets_N = jnp.pad(targets_x.reshape(count), (0, padding)).reshape(chunks, chunk)
+
+    @jax.checkpoint
+    def score(args: tuple[Array, Array]) -> TokenScores:
+        hidden_nD, targets_n = args
+        logits_nV = project(hidden_nD, head_DV)
+        norm_n = jax.nn.logsumexp(logits_nV, axis=-1)
+        logp_n = jnp.take_along_axis(logits_nV, targets_n[:, None], axis=-1)[:, 0] - norm_n
+        p_nV = jnp.exp(logits_nV - norm_n[:, None])
+        return TokenScores(logp_n, norm_n - jnp.sum(p_nV * logits_nV, axis=-1))
+
+    if chunks == 1:
+        scores = jax.tree.map(lambda x: x[None], score((hidden_ND[0], targets_N[0])))
+    else:
+        scores = jax.lax.map(score, (hidden_ND, targets_N))
+    return jax.tree.map(lambda x: x.reshape(-1)[:count].reshape(shape), scores)

@@ -1,0 +1,165 @@
+"""LLaDA's transformer: bidirectional, RMSNorm, RoPE, SwiGLU. Flax linen, used purely functionally.
+
+B rows, T columns, L layers, D width, H heads, K key heads, h head size, F MLP width, V vocabulary.
+
+The parameter tree maps one to one to the LLaDA checkpoint (weights/convert.py):
+
+    wte [V, D]   blocks/{attn_norm, q_proj, k_proj, v_proj, attn_out, ff_norm, ff_proj, up_proj, ff_out} [L, ...]   ln_f   ff_out [D, V]
+
+`hidden_states` runs the blocks; the head is applied by whoever needs logits, and only to the columns that are needed
+(token_logprobs.py, sampler.py). Adapters live in a second collection, "lora": the same call without it is the base model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.sharding import Mesh, NamedSharding
+
+from d1jax.config import LoraConfig, ModelConfig
+from d1jax.models.attention import attend, rotary_angles, rotate
+from d1jax.runtime import mesh as mesh_rules
+
+Variables = Mapping[str, Any]  # {"params": ..., "lora": ... (optional)}
+
+
+class RMSNorm(nn.Module):
+    eps: float
+    param_dtype: Any
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        scale_D = self.param("scale", nn.with_logical_partitioning(nn.initializers.ones, (None,)), x.shape[-1:], self.param_dtype)
+        x32 = x.astype(jnp.float32)
+        normed = x32 * jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + self.eps)
+        # The checkpoint was trained with the product in the activation dtype, after the cast.
+        return normed.astype(x.dtype) * jnp.broadcast_to(scale_D.astype(x.dtype), x.shape)
+
+
+class Dense(nn.Module):
+    """x W (+ bias) (+ x A B alpha / r, when the "lora" collection has this layer)."""
+
+    features: int
+    axes: tuple[str, str]
+    lora: LoraConfig
+    dtype: Any
+    param_dtype: Any
+    use_bias: bool = False
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        size = x.shape[-1]
+        init = nn.with_logical_partitioning(nn.initializers.normal(size**-0.5), self.axes)
+        kernel = self.param("kernel", init, (size, self.features), self.param_dtype)
+        y = x @ kernel.astype(self.dtype)
+        if self.use_bias:
+            bias_init = nn.with_logical_partitioning(nn.initializers.zeros, (self.axes[1],))
+            bias = self.param("bias", bias_init, (self.features,), self.param_dtype)
+            y = y + jnp.broadcast_to(bias.astype(self.dtype), y.shape)
+        adapted = self.name in self.lora.targets and self.lora.rank > 0
+        if adapted and (self.has_variable("lora", "a") or self.is_mutable_collection("lora")):
+            # PEFT's initialisation: uniform(-1/sqrt(in), 1/sqrt(in)) and zeros, so that an untrained adapter changes nothing.
+            bound = size**-0.5
+            a_init = nn.with_logical_partitioning(lambda key, shape: jax.random.uniform(key, shape, minval=-bound, maxval=bound), (self.axes[0], "rank"))
+            b_init = nn.with_logical_partitioning(lambda key, shape: jnp.zeros(shape), ("rank", self.axes[1]))
+            key = self.make_rng("lora") if self.is_mutable_collection("lora") else None
+            a = self.variable("lora", "a", a_init, key, (size, self.lora.rank)).value
+            b = self.variable("lora", "b", b_init, None, (self.lora.rank, self.features)).value
+            y = y + ((x @ a.astype(self.dtype)) @ b.astype(self.dtype)) * (self.lora.alpha / self.lora.rank)
+        return y
+
+
+class Block(nn.Module):
+    config: ModelConfig
+    lora: LoraConfig
+
+    @nn.compact
+    def __call__(self, x_BTD: Array, cos_BTh: Array, sin_BTh: Array, length_B: Array) -> tuple[Array, None]:
+        cfg, dtype, param_dtype = self.config, jnp.dtype(self.config.dtype), jnp.dtype(self.config.param_dtype)
+        head_size = cfg.width // cfg.heads
+
+        def norm(name: str, x: Array) -> Array:
+            return RMSNorm(cfg.norm_eps, param_dtype, name=name)(x)
+
+        def dense(name: str, x: Array, features: int, axes: tuple[str, str], use_bias: bool = False) -> Array:
+            return Dense(features, axes, self.lora, dtype, param_dtype, use_bias, name=name)(x)
+
+        def heads(name: str, x: Array, count: int) -> Array:
+            y = dense(name, x, count * head_size, ("embed", "heads"), cfg.qkv_bias)
+            return y.reshape(*y.shape[:2], count, head_size)
+
+        self.sow("intermediates", "block_in", x_BTD)
+        h_BTD = norm("attn_norm", x_BTD)
+        q_BTHh = rotate(heads("q_proj", h_BTD, cfg.heads), cos_BTh, sin_BTh)
+        k_BTKh = rotate(heads("k_proj", h_BTD, cfg.kv_heads), cos_BTh, sin_BTh)
+        v_BTKh = heads("v_proj", h_BTD, cfg.kv_heads)
+        mixed_BTHh = attend(q_BTHh, k_BTKh, v_BTKh, length_B)
+        x_BTD = x_BTD + dense("attn_out", mixed_BTHh.reshape(x_BTD.shape), cfg.width, ("heads", "embed"))
+        h_BTD = norm("ff_norm", x_BTD)
+        gate_BTF = nn.silu(dense("ff_proj", h_BTD, cfg.mlp_width, ("embed", "mlp")))
+        up_BTF = dense("up_proj", h_BTD, cfg.mlp_width, ("embed", "mlp"))
+        x_BTD = x_BTD + dense("ff_out", gate_BTF * up_BTF, cfg.width, ("mlp", "embed"))
+        return mesh_rules.constrain(x_BTD, "batch", "sequence", None), None
+
+
+class Transformer(nn.Module):
+    config: ModelConfig
+    lora: LoraConfig = LoraConfig()
+
+    @nn.compact
+    def __call__(self, tokens_BT: Array, positions_BT: Array, length_B: Array) -> Array:
+        cfg, param_dtype = self.config, jnp.dtype(self.config.param_dtype)
+        embed_init = nn.with_logical_partitioning(nn.initializers.normal(1.0), ("vocab", "embed"))
+        wte_VD = self.param("wte", embed_init, (cfg.vocab_size, cfg.width), param_dtype)
+        if not cfg.tied_head:
+            head_init = nn.with_logical_partitioning(nn.initializers.normal(cfg.width**-0.5), ("embed", "vocab"))
+            self.param("ff_out", head_init, (cfg.width, cfg.vocab_size), param_dtype)
+        x_BTD = mesh_rules.constrain(wte_VD[tokens_BT].astype(cfg.dtype), "batch", "sequence", None)
+        cos_BTh, sin_BTh = rotary_angles(positions_BT, cfg.width // cfg.heads, cfg.rope_theta)
+        block = nn.remat(Block, prevent_cse=False) if cfg.remat else Block
+        blocks = nn.scan(
+            block,
+            variable_axes={"params": 0, "lora": 0, "intermediates": 0},
+            split_rngs={"params": True, "lora": True},
+            in_axes=nn.broadcast,
+            length=cfg.layers,
+            metadata_params={nn.PARTITION_NAME: "layers"},
+        )(cfg, self.lora, name="blocks")
+        x_BTD, _ = blocks(x_BTD, cos_BTh, sin_BTh, length_B)
+        return RMSNorm(cfg.norm_eps, param_dtype, name="ln_f")(x_BTD)
+
+
+def hidden_states(model: Transformer, variables: Variables, tokens_BT: Array, positions_BT: Array, length_B: Array) -> Array:
+    """The final hidden states [B, T, D] after ln_f; columns at or beyond length_B are padding that nobody attends to."""
+    return model.apply(variables, tokens_BT, positions_BT, length_B)
+
+
+def head_matrix(variables: Variables) -> Array:
+    """The output head [D, V]: its own matrix, or the transposed embedding where they are tied."""
+    params = variables["params"]
+    return params["ff_out"] if "ff_out" in params else params["wte"].T
+
+
+def project(hidden: Array, head_DV: Array) -> Array:
+    """Logits [..., V], accumulated and returned in fp32."""
+    return jnp.einsum("...D,DV->...V", hidden, head_DV.astype(hidden.dtype), preferred_element_type=jnp.float32)
+
+
+def initialize(model: Transformer, key: Array, mesh: Mesh, collections: tuple[str, ...] = ("params",)) -> Variables:
+    """Random variables of the named collections, each created where the rule table wants it."""
+
+    def init(key: Array) -> Variables:
+        params_key, lora_key = jax.random.split(key)
+        tokens_BT, length_B = jnp.zeros((1, 1), jnp.int32), jnp.ones((1,), jnp.int32)
+        made = model.init({"params": params_key, "lora": lora_key}, tokens_BT, tokens_BT, length_B)
+        return {name: made[name] for name in collections}
+
+    boxed = jax.eval_shape(init, key)
+    is_box = lambda x: isinstance(x, nn.LogicallyPartitioned)  # noqa: E731
+    shardings = jax.tree.map(lambda box: NamedSharding(mesh, mesh_rules.spec(box.value.shape, box.names, mesh)), boxed, is_leaf=is_box)
+    return jax.jit(lambda key: nn.unbox(init(key)), out_shardings=shardings)(key)

@@ -1,0 +1,48 @@
+"""Checkpoints of one stage: every call to Orbax is here."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import jax
+from orbax.checkpoint import v1 as ocp
+
+
+class Checkpoints:
+    """Numbered checkpoints in one directory, one folder a step.
+
+    Orbax writes a folder beside its final name and renames it, so a step is either whole or not there. Nothing is deleted.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        # A save that was killed leaves a temporary folder; it is no checkpoint and may go.
+        self._checkpointer = ocp.training.Checkpointer(directory.resolve(), cleanup_tmp_directories=True)
+
+    def latest(self) -> int | None:
+        """The last saved step, or None."""
+        found = self._checkpointer.latest
+        return None if found is None else found.step
+
+    def steps(self) -> list[int]:
+        return sorted(found.step for found in self._checkpointer.checkpoints)
+
+    def save(self, step: int, items: dict[str, Any]) -> None:
+        """Saves the trees of `items` under their names; returns when they are on disk."""
+        self._checkpointer.save_checkpointables(step, items, force=True)
+
+    def load(self, step: int, like: dict[str, Any]) -> dict[str, Any]:
+        """The trees named in `like`, each array with the dtype and placement of its example. KeyError if there is no such step."""
+        if step not in self.steps():
+            raise KeyError(f"{self._checkpointer.directory}: no checkpoint of step {step}; there are {self.steps()}")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Orbax warns about partial loads, which are what evaluation wants
+            return self._checkpointer.load_checkpointables(step, jax.tree.map(_abstract, like))
+
+    def close(self) -> None:
+        self._checkpointer.close()
+
+
+def _abstract(x: jax.Array) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)

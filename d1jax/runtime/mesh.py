@@ -1,0 +1,80 @@
+"""The device mesh and the one table that says where every array lives.
+
+Parameters and activations carry logical axis names ("embed", "heads", "batch", ...). `RULES` maps a logical name to mesh axes;
+changing the parallelism of d1jax means changing this table. An axis whose size the mesh does not divide is kept whole.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as Spec
+
+from d1jax.config import ConfigError, MeshConfig
+
+AXES = ("data", "fsdp", "tensor")
+
+RULES: dict[str, str | tuple[str, ...] | None] = {
+    "batch": ("data", "fsdp"),
+    "sequence": None,
+    "embed": "fsdp",
+    "heads": "tensor",
+    "mlp": "tensor",
+    "vocab": "tensor",
+    "layers": None,
+    "rank": None,
+}
+
+
+def make_mesh(config: MeshConfig) -> Mesh:
+    """A mesh over all devices of this run. Raises ConfigError where the axes do not multiply to their number."""
+    devices = jax.device_count()
+    shape = [config.data, config.fsdp, config.tensor]
+    fixed = math.prod(size for size in shape if size != -1)
+    if any(size == 0 or size < -1 for size in shape) or devices % fixed or (-1 not in shape and fixed != devices):
+        raise ConfigError(f"config: mesh = data {shape[0]} x fsdp {shape[1]} x tensor {shape[2]} does not cover {devices} devices; use -1 for one axis")
+    shape = [devices // fixed if size == -1 else size for size in shape]
+    # Auto: gathers over a sharded vocabulary raise in Explicit mode, which is the default axis type.
+    return jax.make_mesh(tuple(shape), AXES, axis_types=(AxisType.Auto,) * 3)
+
+
+def row_shards(mesh: Mesh) -> int:
+    """How many parts a batch is cut into."""
+    return mesh.shape["data"] * mesh.shape["fsdp"]
+
+
+def spec(shape: Sequence[int], logical: Sequence[str | None], mesh: Mesh | jax.sharding.AbstractMesh) -> Spec:
+    """The PartitionSpec of an array whose axes have these logical names."""
+
+    def place(size: int, name: str | None) -> str | tuple[str, ...] | None:
+        axes = RULES[name] if name is not None else None
+        names = (axes,) if isinstance(axes, str) else axes or ()
+        return axes if names and size % math.prod(mesh.shape[axis] for axis in names) == 0 else None
+
+    return Spec(*map(place, shape, logical))
+
+
+def constrain(x: jax.Array, *logical: str | None) -> jax.Array:
+    """Pins an activation to the table's placement; does nothing where no mesh is set (notebooks, unit tests)."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return x
+    return jax.lax.with_sharding_constraint(x, spec(x.shape, logical, mesh))
+
+
+def rows_sharding(mesh: Mesh, x: Any) -> NamedSharding:
+    """Where an array of rows lives: its first axis over data and fsdp."""
+    return NamedSharding(mesh, spec(x.shape, ("batch",) + (None,) * (x.ndim - 1), mesh))
+
+
+def place_rows(mesh: Mesh, tree: Any) -> Any:
+    """Host arrays of rows -> arrays on the mesh."""
+    return jax.tree.map(lambda x: jax.device_put(x, rows_sharding(mesh, x)), tree)
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    return NamedSharding(mesh, Spec())

@@ -1,0 +1,105 @@
+"""The directory of one run: its paths, its lock, and the configuration that it belongs to.
+
+    config.yaml  tokenizer.json  metrics.jsonl  checkpoints/<stage>/<step>/  evaluations/<stage>.json
+    samples.jsonl  summary.json  report.html
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import fcntl
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from d1jax.config import Config, ConfigError, differences, from_yaml, to_yaml
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        return self.path / "config.yaml"
+
+    @property
+    def tokenizer(self) -> Path:
+        return self.path / "tokenizer.json"
+
+    @property
+    def summary(self) -> Path:
+        return self.path / "summary.json"
+
+    @property
+    def samples(self) -> Path:
+        return self.path / "samples.jsonl"
+
+    def checkpoints(self, stage: str) -> Path:
+        return self.path / "checkpoints" / stage
+
+    def evaluation(self, stage: str) -> Path:
+        return self.path / "evaluations" / f"{stage}.json"
+
+    def evaluation_samples(self, stage: str) -> Path:
+        return self.path / "evaluations" / f"{stage}.samples.jsonl"
+
+
+def claim(config: Config) -> tuple[RunDirectory, IO[str]]:
+    """The run directory of `config`, made if it is new, and the lock that this process holds on it.
+
+    Raises ConfigError where the directory belongs to another configuration, to another running process, or to something else.
+    """
+    run = RunDirectory(Path(config.run_dir))
+    if run.path.exists() and not run.path.is_dir():
+        raise ConfigError(f"run_dir {config.run_dir!r} is a file; choose another run_dir")
+    if run.path.is_dir() and not run.config.exists() and any(p.name != ".lock" for p in run.path.iterdir()):
+        raise ConfigError(f"run_dir {config.run_dir!r} holds files but no config.yaml, so it is not a run; choose another run_dir")
+    run.path.mkdir(parents=True, exist_ok=True)
+    lock = open(run.path / ".lock", "w")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        raise ConfigError(f"run_dir {config.run_dir!r} is in use by another process; wait for it or choose another run_dir") from None
+    if run.config.exists():
+        # Where the directory lies is no part of what it holds: a moved run may be continued.
+        changed = differences(dataclasses.replace(from_yaml(run.config), run_dir=""), dataclasses.replace(config, run_dir=""))
+        if changed:
+            raise ConfigError(
+                f"run_dir {config.run_dir!r} holds a run with another configuration; it differs in\n  "
+                + "\n  ".join(changed)
+                + "\nchoose another run_dir, or undo these"
+            )
+    else:
+        write_beside(run.config, to_yaml(config))
+    return run, lock
+
+
+def open_run(path: str | Path) -> tuple[RunDirectory, Config]:
+    """An existing run and its resolved configuration. Raises ConfigError where there is none."""
+    run = RunDirectory(Path(path))
+    if not run.config.is_file():
+        raise ConfigError(f"{str(path)!r} is no run directory: it has no config.yaml")
+    return run, from_yaml(run.config)
+
+
+def write_beside(path: Path, text: str) -> None:
+    """Writes a file so that a crash leaves the old one or the new one, never half of one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(path.name + ".tmp")
+    with open(beside, "w", encoding="utf-8") as stream:
+        stream.write(text)
+        stream.flush()
+        os.fsync(stream.fileno())
+    os.replace(beside, path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_beside(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_jsonl(path: Path, rows: Iterable[Any]) -> None:
+    write_beside(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))

@@ -1,0 +1,101 @@
+"""One masked SFT stage, top to bottom.
+
+B rows, C completion columns.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array
+
+from d1jax.analysis import accuracy
+from d1jax.config import ConfigError, SftConfig
+from d1jax.data.pipeline import RowOrder
+from d1jax.data.tokenizers import SpecialTokens
+from d1jax.diffusion.canvas import Canvas
+from d1jax.diffusion.corruption import corrupt
+from d1jax.experiment import Experiment, split, with_adapter
+from d1jax.journal import Journal
+from d1jax.models import lora
+from d1jax.models.transformer import Transformer, Variables
+from d1jax.runtime import mesh as mesh_rules
+from d1jax.runtime.optimizer import TrainState, apply_gradient, bad_updates, gradients, make_optimizer, make_schedule
+from d1jax.sft.loss import NORMALIZERS, masked_loss
+
+
+class Rows(NamedTuple):
+    clean: Canvas
+    row_ids_B: Array
+    weight_B: Array
+
+
+def train(experiment: Experiment, start: Variables, journal: Journal) -> Variables:
+    """Runs (or continues, or finds finished) the stage; returns its last weights, adapters merged."""
+    config, problems = experiment.config.sft, experiment.train
+    targets = problems.has_target_R.nonzero()[0]
+    if not len(targets):
+        raise ConfigError(f"config: stage 'sft' needs rows with solutions, and {experiment.config.task.train} has none; leave 'sft' out of stages")
+
+    trainable, frozen = split(with_adapter(experiment, start, "sft"))
+    optimizer = make_optimizer(config.optimizer, config.steps)
+    schedule = make_schedule(config.optimizer, config.steps)
+    update = make_update(experiment.model, optimizer, config, experiment.tokenizer.special)
+    # A copy, because the update donates its state and `start` belongs to the caller.
+    state = TrainState(jax.tree.map(lambda x: x.copy(), trainable), jax.jit(optimizer.init)(trainable))
+    items, first = journal.resume({"trainable": state.trainable, "optimizer": state.optimizer})
+    state = TrainState(items["trainable"], items["optimizer"])
+
+    order = RowOrder(len(targets), experiment.config.seed)
+    for step in range(first, config.steps):
+        began = time.perf_counter()
+        # -- the batch: a function of the step
+        rows_B = targets[order.take(step * config.batch_size, config.batch_size)]
+        clean = Canvas(problems.target_RC[rows_B], problems.prompt_RP[rows_B], problems.prompt_length_R[rows_B])
+        clean = mesh_rules.place_rows(experiment.mesh, clean)
+
+        # -- the update
+        key = jax.random.fold_in(experiment.key("sft"), step)
+        state, metrics = update(state, frozen, clean, key)
+        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+
+        # -- what is left behind
+        values |= {"learning_rate": float(schedule(step)), "time/step_s": time.perf_counter() - began}
+        every = experiment.config.evaluation.every
+        if every and (step + 1) % every == 0 and step + 1 < config.steps:
+            values |= accuracy.headline(experiment, lora.merge({**frozen, **state.trainable}, experiment.config.lora))
+        journal.record(step + 1, values, watch=("loss", "grad_norm"))
+        journal.keep(step + 1, {"trainable": state.trainable, "optimizer": state.optimizer})
+    return lora.merge({**frozen, **state.trainable}, experiment.config.lora)
+
+
+def make_update(model: Transformer, optimizer: optax.GradientTransformation, config: SftConfig, special: SpecialTokens) -> Callable[..., tuple[TrainState, dict[str, Array]]]:
+    """The compiled step: corrupt, score, update. `update(state, frozen, clean, key) -> (state, metrics)`."""
+
+    def loss(trainable: Any, rows: Rows, frozen: Variables, key: Array) -> tuple[Array, dict[str, Array]]:
+        corruption = corrupt(key, rows.clean, rows.row_ids_B, mask_id=special.mask, eps=config.eps)
+        value = masked_loss(model, {**frozen, **trainable}, rows.clean, corruption, rows.weight_B)
+        return value, {"masked": jnp.sum(corruption.masked_BC, dtype=jnp.float32)}
+
+    @partial(jax.jit, donate_argnums=0)
+    def update(state: TrainState, frozen: Variables, clean: Canvas, key: Array) -> tuple[TrainState, dict[str, Array]]:
+        eligible_BC = jnp.ones(clean.completion_BC.shape, bool)
+        rows = Rows(clean, jnp.arange(eligible_BC.shape[0]), NORMALIZERS[config.normalizer](eligible_BC))
+        value, sums, gradient = gradients(lambda t, r: loss(t, r, frozen, key), state.trainable, rows, config.micro_batches)
+        state = apply_gradient(optimizer, state, gradient, value)
+        in_a_row, in_all = bad_updates(state.optimizer)
+        return state, {
+            "loss": value,
+            "grad_norm": optax.global_norm(gradient),
+            "mask/frac": sums["masked"] / eligible_BC.size,
+            "nonfinite/in_a_row": in_a_row,
+            "nonfinite/total": in_all,
+        }
+
+    return update

@@ -1,0 +1,69 @@
+"""Bring your own data: one JSON object per line, plain or gzipped, checked line by line by the task that will use
+it.
+"""
+
+import gzip
+import json
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from d1jax.tasks.task import DataError, Row, Task
+
+
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    number = 0
+    try:
+        # utf-8-sig reads plain UTF-8 too, and forgives the byte-order mark that Windows editors write.
+        with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8-sig") as file:
+            for number, line in enumerate(file, start=1):
+                yield number, line
+    except FileNotFoundError:
+        raise DataError(
+            f"{path}: no such file; check the path in the config (it is relative to {Path.cwd()})"
+        ) from None
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}:{number + 1}: not UTF-8 text ({error.reason}); save the file as UTF-8") from None
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise DataError(
+            f"{path}:{number + 1}: cannot be unpacked ({error}); "
+            "compress it again with gzip, or drop .gz from the name of a plain file"
+        ) from None
+    except OSError as error:
+        raise DataError(
+            f"{path}:{number + 1}: cannot be read ({error.strerror or error}); check that it is a readable file"
+        ) from None
+
+
+def read_rows(path: str | Path, task: Task) -> list[Row]:
+    """All rows of a `.jsonl` or `.jsonl.gz` file, as `task.parse` understands them. Blank lines are skipped.
+
+    Raises DataError with the file, the line and the cure: the file is missing, unreadable or empty, a line is not a
+    JSON object, the task rejects a record, or it leaves all of them out.
+    """
+    path = Path(path)
+    rows, left_out = [], 0
+    for number, line in _lines(path):
+        if not line.strip():
+            continue
+        where = f"{path}:{number}"
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            excerpt = line.strip()[:60]
+            raise DataError(f"{where}: not valid JSON ({error}): {excerpt!r}; write one JSON object per line") from None
+        if not isinstance(record, dict):
+            kind = type(record).__name__
+            raise DataError(
+                f'{where}: a JSON object was expected, not a {kind}; write lines such as {{"key": "value"}}'
+            )
+        row = task.parse(record, where)
+        if row is None:
+            left_out += 1
+        else:
+            rows.append(row)
+    if left_out and not rows:
+        raise DataError(f"{path}: all {left_out} rows are outside of what the task is configured for ({task})")
+    if not rows:
+        raise DataError(f"{path}:1: the file holds no rows; write one JSON object per line")
+    return rows

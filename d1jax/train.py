@@ -1,0 +1,75 @@
+"""python -m d1jax.train --config configs/quickstart.yaml: one config in, one run directory out.
+
+The same command continues a run that was stopped, and prints the result of one that has finished.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+
+from d1jax import config as configs
+from d1jax.analysis import accuracy, summary
+from d1jax.config import Config, ConfigError
+from d1jax.experiment import build, start_variables
+from d1jax.journal import Journal, kept_steps
+from d1jax.rl import loop as rl
+from d1jax.runtime.run_directory import claim, write_json, write_jsonl
+from d1jax.runtime.stopping import Diverged, Stopped, StopRequest
+from d1jax.sft import loop as sft
+from d1jax.tasks.task import DataError
+from d1jax.telemetry.metrics import MetricsLog
+from d1jax.telemetry.report import write_report
+
+STAGES = {"sft": (sft.train, lambda config: config.sft.steps), "rl": (rl.train, lambda config: config.rl.steps)}
+USER_MISTAKE = 2
+
+
+def main(argv: Sequence[str]) -> int:
+    """The exit code: 0 done, 1 diverged, 2 a mistake in the configuration or the data, 128 + n stopped by signal n."""
+    if {"-h", "--help"} & set(argv):
+        print(configs.help_text("python -m d1jax.train"))
+        return 0
+    try:
+        run(configs.parse(argv))
+    except (ConfigError, DataError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return USER_MISTAKE
+    except Diverged as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except Stopped as stopped:
+        print(stopped, file=sys.stderr)
+        return stopped.exit_code
+    return 0
+
+
+def run(config: Config) -> dict[str, Any]:
+    """All stages of a configuration, each followed by its evaluation; returns the summary."""
+    with StopRequest() as stop:
+        experiment = build(config)
+        directory, lock = claim(config)
+        experiment.tokenizer.save(directory.tokenizer)
+        with lock, MetricsLog(directory.path) as metrics, jax.set_mesh(experiment.mesh):
+            metrics.rewind(kept_steps(directory, config.stages))
+            variables = start_variables(experiment)
+            for stage in config.stages:
+                train, steps = STAGES[stage]
+                with Journal(directory, metrics, stop, stage, steps(config), config) as journal:
+                    variables = train(experiment, variables, journal)
+                if not directory.evaluation(stage).exists():
+                    scores, samples = accuracy.evaluate(experiment, variables)
+                    write_jsonl(directory.evaluation_samples(stage), [{"stage": stage, **sample} for sample in samples])
+                    write_json(directory.evaluation(stage), {"step": steps(config), "sets": scores})
+                result = summary.write(experiment, directory)
+                write_report(directory.path)
+    print(accuracy.table(result["stages"], result["baselines"]))
+    print(f"\nreport: {directory.path / 'report.html'}   numbers: {directory.summary}")
+    return result
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
