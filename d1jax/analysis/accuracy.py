@@ -81,6 +81,7 @@ def headline(experiment: Experiment, variables: Variables) -> dict[str, float]:
     """The first evaluation set's scores as metrics, for learning curves."""
     name, problems = next(iter(experiment.eval_sets.items()))
     scores = score_texts(experiment, problems, texts_of(experiment, decode(experiment, variables, problems)))
+    scores["solved"] = scores.pop("solved_rate")
     return {f"eval/{name}/{grade}": value for grade, value in scores.items() if isinstance(value, float)}
 
 

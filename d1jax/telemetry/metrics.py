@@ -10,7 +10,7 @@ import numbers
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 FILE_NAME = "metrics.jsonl"
 _RESERVED = ("stage", "step")
@@ -33,7 +33,7 @@ class MetricsLog:
         self._file = self._open()
         self._board = _summary_writer(self.path.parent / "tensorboard") if tensorboard else None
 
-    def __enter__(self) -> "MetricsLog":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_exc) -> None:
@@ -85,8 +85,8 @@ def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
         try:
             row = json.loads(raw)
             if not isinstance(row, dict):
-                raise ValueError("not a JSON object")
-        except ValueError as error:  # JSONDecodeError and UnicodeDecodeError are both ValueErrors
+                raise TypeError(f"a {type(row).__name__}")
+        except (ValueError, TypeError) as error:  # JSONDecodeError and UnicodeDecodeError are ValueErrors
             if number == len(lines):
                 break
             start = raw[:60].decode("utf-8", "replace")

@@ -118,7 +118,11 @@ footer{margin-top:56px;color:var(--soft);font-size:14px}
   section{margin-top:44px}
   .results .ci{display:block;font-size:13.5px}.results .kind{display:none}
   th,td{padding-right:10px}
-  .results .plot{min-width:190px}
+  .results{font-size:14.5px}
+  .results th,.results td{padding-right:8px}
+  .results .plot{min-width:136px}
+  .interval .tick{font-size:17px}
+  .bar{stroke-width:3.6}
 }
 @media print{
   body{background:#fff;font-size:11pt}

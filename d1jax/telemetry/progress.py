@@ -3,7 +3,7 @@
 import sys
 import time
 from collections.abc import Callable, Mapping
-from typing import TextIO
+from typing import Self, TextIO
 
 from tqdm import tqdm
 
@@ -37,7 +37,7 @@ class Progress:
         self._printed_at: float | None = None
         self._printed_step: int | None = None
 
-    def __enter__(self) -> "Progress":
+    def __enter__(self) -> Self:
         if self._stream.isatty():
             self._bar = tqdm(
                 total=self.total, initial=self.done, desc=self.label, file=self._stream, dynamic_ncols=True, unit="it"

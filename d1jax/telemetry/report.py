@@ -140,7 +140,8 @@ def _results(run: RunData) -> str:
         '<th scope="col">Evaluated on</th><th scope="col" class="num">n</th>'
         '<th scope="col" class="num">solved <span class="ci">[95\u202f% interval]</span></th>'
         f'<th scope="col" class="plot">solved, with its interval</th>{head}</tr></thead>{"".join(body)}'
-        f'<tfoot aria-hidden="true"><tr><td colspan="3"></td><td class="plot">{interval_axis(span)}</td>{rest}</tr></tfoot>'
+        '<tfoot aria-hidden="true"><tr><td colspan="3"></td>'
+        f'<td class="plot">{interval_axis(span)}</td>{rest}</tr></tfoot>'
         "</table></div>"
     )
     lead = "Hollow marks are baselines, which need no model; filled marks are the stages of this run."

@@ -196,9 +196,10 @@ def _json_lines(text: str) -> tuple[list[dict[str, Any]], int]:
             continue
         try:
             row = json.loads(line)
-            if not isinstance(row, dict):
-                raise ValueError
-            rows.append(row)
         except ValueError:
+            row = None
+        if isinstance(row, dict):
+            rows.append(row)
+        else:
             torn += 1
     return rows, torn
