@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -127,6 +127,7 @@ class RlConfig:
     micro_batches: int = setting(1, "gradient accumulation: parts of a rollout batch")
     temperature: float = setting(1.0, "of the rollouts")
     prompt_mask: float = setting(0.15, "probability p that the likelihood hides a prompt token")
+    mask_sharing: Literal["group", "row"] = setting("group", "completions of a group meet one prompt mask, or (d1) each its own")
     fresh_masks: bool = setting(True, "a new prompt mask in every inner update (false: d1's ablation, one mask for all)")
     clip_low: float = setting(0.2, "ratio is clipped below 1 - clip_low")
     clip_high: float = setting(0.2, "and above 1 + clip_high")
@@ -295,8 +296,8 @@ def _merge(base: dict[str, Any], extra: Mapping[str, Any], cls: type, source: st
     hints = get_type_hints(cls)
     for key, value in extra.items():
         if key not in hints:
-            near = difflib.get_close_matches(str(key), hints, n=1, cutoff=0.5) or _elsewhere(str(key))
-            suggestion = f" (did you mean '{path + near[0] if near[0] in hints else near[0]}'?)" if near else ""
+            meant = _meant(str(key), path, hints)
+            suggestion = f" (did you mean '{meant}'?)" if meant else ""
             raise ConfigError(f"{source}: unknown key '{path}{key}'{suggestion}; choices: {', '.join(hints)}")
         if dataclasses.is_dataclass(hints[key]):
             if not isinstance(value, Mapping):
@@ -308,13 +309,33 @@ def _merge(base: dict[str, Any], extra: Mapping[str, Any], cls: type, source: st
             near = difflib.get_close_matches(str(value), choices, n=1)
             suggestion = f" (did you mean '{near[0]}'?)" if near else ""
             raise ConfigError(f"{source}: {path}{key} = {value!r} is not one of {', '.join(choices)}{suggestion}")
+        if value is None:
+            raise ConfigError(f"{source}: {path}{key} has no value; write one, or leave the key out for its default")
+        if get_origin(hints[key]) is tuple and not isinstance(value, (list, tuple)):
+            # A string would be read letter by letter.
+            raise ConfigError(f"{source}: {path}{key} = {value!r} is not a list; write [{value}]")
         base[key] = value
 
 
-def _elsewhere(key: str) -> list[str]:
-    """The full name of a key that was written in the wrong section."""
-    every = {name.split(".")[-1]: name for name in _flatten(to_dict(Config()))}
-    return [every[match] for match in difflib.get_close_matches(key, every, n=1, cutoff=0.8)]
+def _meant(key: str, path: str, hints: Mapping[str, Any]) -> str | None:
+    """The full name of the key that was meant: the same name in another section, or else a similar one here or there."""
+    every = list(_keys(Config))
+    same = [name for name in every if name.rpartition(".")[2] == key]
+    if same:
+        return difflib.get_close_matches(path + key, same, n=1, cutoff=0)[0]
+    here = difflib.get_close_matches(key, hints, n=1, cutoff=0.5)
+    if here:
+        return path + here[0]
+    last = {name.rpartition(".")[2]: name for name in every}
+    return next((last[match] for match in difflib.get_close_matches(key, last, n=1, cutoff=0.8)), None)
+
+
+def _keys(cls: type, prefix: str = "") -> Iterator[str]:
+    """The full name of every section and key."""
+    for key, hint in get_type_hints(cls).items():
+        yield prefix + key
+        if dataclasses.is_dataclass(hint):
+            yield from _keys(hint, f"{prefix}{key}.")
 
 
 def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

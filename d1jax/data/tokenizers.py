@@ -56,9 +56,9 @@ class CharacterTokenizer:
         return "".join(characters)
 
     def pieces(self, ids: Sequence[int]) -> list[str]:
-        """Each token by itself, for display."""
+        """Each token by itself, for display; an id that only pads the vocabulary shows as <id>."""
         names = [*self.alphabet, "<end>", "<mask>"]
-        return [names[token] for token in ids]
+        return [names[token] if token < len(names) else f"<{token}>" for token in ids]
 
     def save(self, path: Path) -> None:
         path.write_text(json.dumps({"kind": "characters", **dataclasses.asdict(self)}, ensure_ascii=False) + "\n", encoding="utf-8")

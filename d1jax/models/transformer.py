@@ -50,11 +50,12 @@ class Dense(nn.Module):
     dtype: Any
     param_dtype: Any
     use_bias: bool = False
+    init_scale: float = 1.0
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         size = x.shape[-1]
-        init = nn.with_logical_partitioning(nn.initializers.normal(size**-0.5), self.axes)
+        init = nn.with_logical_partitioning(nn.initializers.normal(self.init_scale * size**-0.5), self.axes)
         kernel = self.param("kernel", init, (size, self.features), self.param_dtype)
         y = x @ kernel.astype(self.dtype)
         if self.use_bias:
@@ -86,8 +87,12 @@ class Block(nn.Module):
         def norm(name: str, x: Array) -> Array:
             return RMSNorm(cfg.norm_eps, param_dtype, name=name)(x)
 
+        # What writes to the residual stream starts small, so that the stream does not grow with depth (GPT-2).
+        init_scale = {"attn_out": (2 * cfg.layers) ** -0.5, "ff_out": (2 * cfg.layers) ** -0.5}
+
         def dense(name: str, x: Array, features: int, axes: tuple[str, str], use_bias: bool = False) -> Array:
-            return Dense(features, axes, self.lora, dtype, param_dtype, use_bias, name=name)(x)
+            scale = init_scale.get(name, 1.0)
+            return Dense(features, axes, self.lora, dtype, param_dtype, use_bias, scale, name=name)(x)
 
         def heads(name: str, x: Array, count: int) -> Array:
             y = dense(name, x, count * head_size, ("embed", "heads"), cfg.qkv_bias)

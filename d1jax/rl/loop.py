@@ -4,7 +4,7 @@ Q problems, G completions of each, B = Q G rows, C completion columns, U inner u
 
 Source: d1, arXiv 2504.12216, algorithm 1.
 Differs from the released code: mu inner updates meet mu different prompt masks for every accumulation setting; the reference
-and old policies are scored under the same masks; rollouts, rewards and updates are functions of (seed, step), so a run resumes
+and old policies are scored under the same masks; completions of a group share their mask (mask_sharing); rollouts, rewards and updates are functions of (seed, step), so a run resumes
 exactly; padding is never attended to.
 """
 
@@ -30,7 +30,7 @@ from d1jax.rl.advantages import group_advantages
 from d1jax.rl.rewards import reward_rows, total_rewards
 from d1jax.rl.update import Batch, make_update
 from d1jax.runtime import mesh as mesh_rules
-from d1jax.runtime.optimizer import TrainState, make_optimizer, make_schedule
+from d1jax.runtime.optimizer import TrainState, make_optimizer, make_schedule, new_state
 
 
 def train(experiment: Experiment, start: Variables, journal: Journal) -> Variables:
@@ -39,13 +39,15 @@ def train(experiment: Experiment, start: Variables, journal: Journal) -> Variabl
     special, root = experiment.tokenizer.special, experiment.key("rl")
     rows_per_step = config.prompts_per_step * config.group_size
     row_ids_B = mesh_rules.place_rows(mesh, np.arange(rows_per_step, dtype=np.int32))
+    # Completions of a group under one prompt mask: what they share cancels in their advantages, which sum to zero. With a mask
+    # a row (d1) it does not, and most of the gradient's variance is of that kind (docs/architecture.md has the measurement).
+    mask_ids_B = row_ids_B // config.group_size if config.mask_sharing == "group" else row_ids_B
 
     trainable, frozen = split(with_adapter(experiment, start, "rl"))
     optimizer = make_optimizer(config.optimizer, config.steps * config.inner_updates)
     schedule = make_schedule(config.optimizer, config.steps * config.inner_updates)
-    update = make_update(experiment.model, optimizer, config, special)
-    # Copies, because the update donates its state and `start` belongs to the caller.
-    state = TrainState(_copy(trainable), jax.jit(optimizer.init)(trainable))
+    state = new_state(optimizer, trainable, mesh)
+    update = make_update(experiment.model, optimizer, config, special, state)
     reference = _reference(config, trainable, frozen)
     items, first = journal.resume(_items(config, state, reference))
     state, reference = TrainState(items["trainable"], items["optimizer"]), items.get("reference", reference)
@@ -77,7 +79,7 @@ def train(experiment: Experiment, start: Variables, journal: Journal) -> Variabl
         clock.append(time.perf_counter())
 
         # -- mu inner updates in one compiled call
-        batch = Batch(canvas, row_ids_B, mesh_rules.place_rows(mesh, advantage_QG.reshape(-1)))
+        batch = Batch(canvas, mask_ids_B, mesh_rules.place_rows(mesh, advantage_QG.reshape(-1)))
         state, inner = update(state, frozen, reference, batch, jax.random.fold_in(key, 1))
         inner = jax.device_get(inner)
         if config.reference_sync_every and (step + 1) % config.reference_sync_every == 0:

@@ -21,7 +21,7 @@ from d1jax.diffusion.canvas import Canvas, through_first_end
 from d1jax.diffusion.likelihood import one_step_views, score
 from d1jax.models.transformer import Transformer, Variables
 from d1jax.rl.objective import POOLINGS, token_terms
-from d1jax.runtime.optimizer import TrainState, apply_gradient, bad_updates, gradients, over_micro_batches
+from d1jax.runtime.optimizer import TrainState, apply_gradient, bad_updates, gradients, over_micro_batches, placement
 
 Update = Callable[[TrainState, Variables, Variables, "Batch", Array], tuple[TrainState, dict[str, Array]]]
 
@@ -30,7 +30,7 @@ class Batch(NamedTuple):
     """A rollout batch; every array has a row axis."""
 
     canvas: Canvas
-    row_ids_B: Array
+    mask_ids_B: Array  # rows of equal id meet equal prompt masks
     advantage_B: Array
 
 
@@ -48,23 +48,23 @@ def view_keys(key: Array, inner_updates: int, fresh_masks: bool) -> Array:
     return jax.vmap(lambda u: jax.random.fold_in(key, u))(jnp.arange(inner_updates) * fresh_masks)
 
 
-def make_update(model: Transformer, optimizer: optax.GradientTransformation, config: RlConfig, special: SpecialTokens) -> Update:
+def make_update(model: Transformer, optimizer: optax.GradientTransformation, config: RlConfig, special: SpecialTokens, state: TrainState) -> Update:
     """`update(state, frozen, reference, batch, key) -> (state, metrics)`; metrics are fp32 arrays [U], one value an inner update.
 
-    `frozen` holds the collections that are not trained; `reference` the whole reference policy ({} without KL). Old and
-    reference scores are taken under the same masked views as the policy's: the views are a pure function of (key, u, row id).
+    `state` is an example that says where arrays live. `frozen` holds the collections that are not trained; `reference` the whole reference policy ({} without KL). Old and
+    reference scores are taken under the same masked views as the policy's: the views are a pure function of (key, u, mask id).
     """
     views_of = partial(one_step_views, mask_id=special.mask, prompt_mask=config.prompt_mask)
     with_kl = config.kl_coefficient > 0
 
     def logps(variables: Variables, batch: Batch, key: Array) -> Array:
         def score_rows(variables: Variables, batch: Batch) -> Array:
-            return score(model, variables, batch.canvas, views_of(key, batch.canvas, batch.row_ids_B)).logp
+            return score(model, variables, batch.canvas, views_of(key, batch.canvas, batch.mask_ids_B)).logp
 
         return over_micro_batches(score_rows, 1, batch, config.micro_batches, AccumulationType.CONCAT)(variables, batch)
 
     def loss(trainable: Any, rows: Scored, frozen: Variables, key: Array, first: Array) -> tuple[Array, dict[str, Array]]:
-        views = views_of(key, rows.batch.canvas, rows.batch.row_ids_B)
+        views = views_of(key, rows.batch.canvas, rows.batch.mask_ids_B)
         scores = score(model, {**frozen, **trainable}, rows.batch.canvas, views)
         # Before the first inner update the old policy is the current one: its score is this very number, so the ratio is exactly 1.
         old_logp_BC = jnp.where(first, jax.lax.stop_gradient(scores.logp), rows.old_logp_BC)
@@ -87,7 +87,7 @@ def make_update(model: Transformer, optimizer: optax.GradientTransformation, con
         }
         return jnp.sum(rows.weight_BC * terms.loss_BC), {name: jnp.sum(x, dtype=jnp.float32) for name, x in sums.items()}
 
-    @partial(jax.jit, donate_argnums=0)
+    @partial(jax.jit, donate_argnums=0, out_shardings=(placement(state), None))
     def update(state: TrainState, frozen: Variables, reference: Variables, batch: Batch, key: Array) -> tuple[TrainState, dict[str, Array]]:
         keys_U = view_keys(key, config.inner_updates, config.fresh_masks)
         behaviour = {**frozen, **state.trainable}
@@ -104,7 +104,7 @@ def make_update(model: Transformer, optimizer: optax.GradientTransformation, con
             state = apply_gradient(optimizer, state, gradient, value)
             in_a_row, in_all = bad_updates(state.optimizer)
             counts = {"nonfinite/in_a_row": in_a_row, "nonfinite/total": in_all}
-            return state, {**summarize(sums), "loss": value, "grad_norm": optax.global_norm(gradient), **counts}
+            return state, {**summarize(sums), "loss": value, "grad_norm": optax.tree.norm(gradient), **counts}
 
         return jax.lax.scan(inner, state, (jnp.arange(config.inner_updates), keys_U, old_logp_UBC, reference_logp_UBC))
 

@@ -9,9 +9,11 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax import Array
+from jax.sharding import Mesh
 from optax import microbatching
 
 from d1jax.config import OptimizerConfig
+from d1jax.runtime.mesh import replicated
 
 UNLIMITED = 2**31 - 1
 
@@ -40,6 +42,24 @@ def make_optimizer(config: OptimizerConfig, updates: int) -> optax.GradientTrans
     adamw = optax.adamw(make_schedule(config, updates), b1=config.beta1, b2=config.beta2, weight_decay=config.weight_decay, mask=_decayed)
     # apply_if_finite would give up and apply the update after its limit; the loops stop the run instead.
     return optax.apply_if_finite(optax.chain(clip, adamw), max_consecutive_errors=UNLIMITED)
+
+
+def new_state(optimizer: optax.GradientTransformation, trainable: Any, mesh: Mesh) -> TrainState:
+    """The state before the first update, its moments placed like the parameters that they belong to.
+
+    The parameters are copied, because updates donate their state and `trainable` belongs to the caller.
+    """
+    shapes = jax.eval_shape(optimizer.init, trainable)
+    like = jax.tree.map(lambda x: x.sharding, trainable)
+    placement = optax.tree_map_params(
+        optimizer, lambda _, place: place, shapes, like, transform_non_params=lambda _: replicated(mesh)
+    )
+    return TrainState(jax.tree.map(jnp.copy, trainable), jax.jit(optimizer.init, out_shardings=placement)(trainable))
+
+
+def placement(state: TrainState) -> TrainState:
+    """Where every array of a state lives: updates leave it there, so that the next one needs no second program."""
+    return jax.tree.map(lambda x: x.sharding, state)
 
 
 def bad_updates(optimizer_state: optax.ApplyIfFiniteState) -> tuple[Array, Array]:

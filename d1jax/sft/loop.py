@@ -26,7 +26,7 @@ from d1jax.journal import Journal
 from d1jax.models import lora
 from d1jax.models.transformer import Transformer, Variables
 from d1jax.runtime import mesh as mesh_rules
-from d1jax.runtime.optimizer import TrainState, apply_gradient, bad_updates, gradients, make_optimizer, make_schedule
+from d1jax.runtime.optimizer import TrainState, apply_gradient, bad_updates, gradients, make_optimizer, make_schedule, new_state, placement
 from d1jax.sft.loss import NORMALIZERS, masked_loss
 
 
@@ -46,9 +46,8 @@ def train(experiment: Experiment, start: Variables, journal: Journal) -> Variabl
     trainable, frozen = split(with_adapter(experiment, start, "sft"))
     optimizer = make_optimizer(config.optimizer, config.steps)
     schedule = make_schedule(config.optimizer, config.steps)
-    update = make_update(experiment.model, optimizer, config, experiment.tokenizer.special)
-    # A copy, because the update donates its state and `start` belongs to the caller.
-    state = TrainState(jax.tree.map(lambda x: x.copy(), trainable), jax.jit(optimizer.init)(trainable))
+    state = new_state(optimizer, trainable, experiment.mesh)
+    update = make_update(experiment.model, optimizer, config, experiment.tokenizer.special, state)
     items, first = journal.resume({"trainable": state.trainable, "optimizer": state.optimizer})
     state = TrainState(items["trainable"], items["optimizer"])
 
@@ -75,7 +74,7 @@ def train(experiment: Experiment, start: Variables, journal: Journal) -> Variabl
     return lora.merge({**frozen, **state.trainable}, experiment.config.lora)
 
 
-def make_update(model: Transformer, optimizer: optax.GradientTransformation, config: SftConfig, special: SpecialTokens) -> Callable[..., tuple[TrainState, dict[str, Array]]]:
+def make_update(model: Transformer, optimizer: optax.GradientTransformation, config: SftConfig, special: SpecialTokens, state: TrainState) -> Callable[..., tuple[TrainState, dict[str, Array]]]:
     """The compiled step: corrupt, score, update. `update(state, frozen, clean, key) -> (state, metrics)`."""
 
     def loss(trainable: Any, rows: Rows, frozen: Variables, key: Array) -> tuple[Array, dict[str, Array]]:
@@ -83,7 +82,7 @@ def make_update(model: Transformer, optimizer: optax.GradientTransformation, con
         value = masked_loss(model, {**frozen, **trainable}, rows.clean, corruption, rows.weight_B)
         return value, {"masked": jnp.sum(corruption.masked_BC, dtype=jnp.float32)}
 
-    @partial(jax.jit, donate_argnums=0)
+    @partial(jax.jit, donate_argnums=0, out_shardings=(placement(state), None))
     def update(state: TrainState, frozen: Variables, clean: Canvas, key: Array) -> tuple[TrainState, dict[str, Array]]:
         eligible_BC = jnp.ones(clean.completion_BC.shape, bool)
         rows = Rows(clean, jnp.arange(eligible_BC.shape[0]), NORMALIZERS[config.normalizer](eligible_BC))
@@ -92,7 +91,7 @@ def make_update(model: Transformer, optimizer: optax.GradientTransformation, con
         in_a_row, in_all = bad_updates(state.optimizer)
         return state, {
             "loss": value,
-            "grad_norm": optax.global_norm(gradient),
+            "grad_norm": optax.tree.norm(gradient),
             "mask/frac": sums["masked"] / eligible_BC.size,
             "nonfinite/in_a_row": in_a_row,
             "nonfinite/total": in_all,

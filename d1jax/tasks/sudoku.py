@@ -100,7 +100,8 @@ class Sudoku:
     """
 
     name: ClassVar[str] = "sudoku"
-    alphabet: ClassVar[str] = "01234"
+    alphabet: ClassVar[str] = "01234\n"
+    columns: ClassVar[int] = 5  # four cells and a line break: how a bare answer is laid out as a grid
     headline: ClassVar[tuple[str, ...]] = ("cell_accuracy", "solved")
 
     style: str = "bare"
@@ -192,11 +193,13 @@ class Sudoku:
         return {"puzzle": puzzle, "solution": solution}
 
     def prompt(self, row: Row) -> str:
-        return row["puzzle"] if self.style == "bare" else INSTRUCTIONS.format(puzzle=row["puzzle"])
+        return as_lines(row["puzzle"]) if self.style == "bare" else INSTRUCTIONS.format(puzzle=row["puzzle"])
 
     def target(self, row: Row) -> str | None:
         solution = row.get("solution")
-        return None if solution is None else as_answer(solution, self.style)
+        if solution is None:
+            return None
+        return as_lines(solution) if self.style == "bare" else as_answer(solution, self.style)
 
     def _read(self, text: str) -> tuple[str, bool]:
         """The answer as 16 cells (0 where one is missing), and whether exactly 16 digits were given."""
@@ -268,6 +271,11 @@ def _fill(puzzle: str, look_back: bool) -> str:
             taken = {seen[peer] for peer in PEERS[cell]}
             cells[cell] = next((digit for digit in "1234" if digit not in taken), "1")
     return "".join(cells)
+
+
+def as_lines(cells: str) -> str:
+    """Four lines of four cells. The line breaks tell a model without absolute positions where a row begins."""
+    return "".join(f"{cells[start : start + 4]}\n" for start in range(0, 16, 4))
 
 
 def _grid(value: Any, digits: str, what: str, form: str) -> str:

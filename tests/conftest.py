@@ -1,0 +1,171 @@
+"""Eight virtual CPU devices, strict numerics, and the models that tests share."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+
+# Before anything touches a device.
+jax.config.update("jax_platforms", "cpu")
+jax.config.update("jax_num_cpu_devices", 8)
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_default_matmul_precision", "highest")
+jax.config.update("jax_disable_most_optimizations", True)  # arrays are tiny: the time of a test is compilation
+
+import jax.numpy as jnp  # noqa: E402
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+from flax import linen as nn  # noqa: E402
+from hypothesis import HealthCheck, settings  # noqa: E402
+from safetensors.numpy import load_file  # noqa: E402
+
+from d1jax.config import LoraConfig, MeshConfig, ModelConfig  # noqa: E402
+from d1jax.data.tokenizers import SpecialTokens  # noqa: E402
+from d1jax.models.transformer import Transformer, initialize  # noqa: E402
+from d1jax.runtime.mesh import make_mesh  # noqa: E402
+from d1jax.weights.convert import from_llada  # noqa: E402
+
+settings.register_profile(
+    "d1jax",
+    deadline=None,  # the first example compiles
+    max_examples=20,
+    derandomize=True,
+    database=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
+settings.load_profile("d1jax")
+
+# -- the golden checkpoint ---------------------------------------------------------------------------------------------
+
+
+class Golden(NamedTuple):
+    """A tiny LLaDA with what PyTorch computed from it (tests/golden/llada-mha)."""
+
+    config: ModelConfig
+    model: Transformer
+    special: SpecialTokens
+    tensors: dict[str, np.ndarray]  # the state dict
+    variables: dict[str, Any]
+    io: dict[str, np.ndarray]
+    cases: dict[str, dict[str, Any]]
+
+
+@pytest.fixture(scope="session")
+def golden() -> Golden:
+    folder = Path(__file__).parent / "golden" / "llada-mha"
+    published = json.loads((folder / "config.json").read_text())
+    config = ModelConfig(
+        width=published["d_model"],
+        layers=published["n_layers"],
+        heads=published["n_heads"],
+        kv_heads=published["n_kv_heads"],
+        mlp_width=published["mlp_hidden_size"],
+        vocab_size=published["vocab_size"],
+        rope_theta=published["rope_theta"],
+        norm_eps=published["rms_norm_eps"],
+    )
+    tensors = load_file(folder / "model.safetensors")
+    cases = json.loads((folder / "cases.json").read_text())
+    with np.load(folder / "io.npz") as arrays:
+        io = dict(arrays)
+    special = SpecialTokens(mask=490, end=491, turn_end=492)
+    return Golden(config, Transformer(config), special, tensors, from_llada(tensors, config), io, cases)
+
+
+# -- small random models -----------------------------------------------------------------------------------------------
+
+TINY = ModelConfig(width=16, layers=2, heads=2, kv_heads=2, mlp_width=24, vocab_size=13)
+NO_ADAPTER = LoraConfig(rank=0)
+SPREAD = {"kernel": 1.5, "wte": 1.0, "ff_out": 2.0, "scale": 0.3, "bias": 0.5, "a": 1.0, "b": 0.5}
+
+
+@pytest.fixture(scope="session")
+def tiny() -> Callable[..., tuple[Transformer, dict[str, Any]]]:
+    """`tiny(width=32, qkv_bias=True, ...)` -> (model, variables), all random: gains, biases and adapters too."""
+
+    @functools.cache
+    def make(seed: int = 0, lora: LoraConfig = NO_ADAPTER, **changes: Any) -> tuple[Transformer, dict[str, Any]]:
+        model = Transformer(ModelConfig(**{**vars(TINY), **changes}), lora)
+        rng = np.random.default_rng(seed)
+
+        def draw(path: tuple[Any, ...], box: nn.LogicallyPartitioned) -> jax.Array:
+            name = next(key.key for key in reversed(path) if isinstance(key, jax.tree_util.DictKey))
+            shape, dtype = box.value.shape, box.value.dtype
+            fan_in = 1 if name in ("wte", "scale", "bias") else shape[-2]
+            noise = rng.standard_normal(shape) * SPREAD[name] / np.sqrt(fan_in)
+            return jnp.asarray(noise + (name == "scale"), dtype)
+
+        zeros = jnp.zeros((1, 1), jnp.int32)
+        keys = {"params": jax.random.key(0), "lora": jax.random.key(0)}
+        shapes = jax.eval_shape(model.init, keys, zeros, zeros, jnp.ones(1, jnp.int32))
+        shapes = {name: shapes[name] for name in ("params", "lora") if name in shapes}
+        boxed = lambda x: isinstance(x, nn.LogicallyPartitioned)  # noqa: E731
+        return model, jax.tree_util.tree_map_with_path(draw, shapes, is_leaf=boxed)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def initialized() -> dict[str, Any]:
+    """Fresh parameters and adapters on data 2 x fsdp 2 x tensor 2."""
+    config = ModelConfig(width=16, layers=2, heads=4, kv_heads=2, mlp_width=24, vocab_size=14, qkv_bias=True)
+    mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
+    with jax.set_mesh(mesh):
+        return initialize(Transformer(config, LoraConfig(rank=3)), jax.random.key(0), mesh, ("params", "lora"))
+
+
+@pytest.fixture(scope="session")
+def oracle() -> Callable[[Transformer, dict[str, Any]], Callable[[list[int]], tuple[np.ndarray, np.ndarray]]]:
+    """`oracle(model, variables)(tokens)` -> (hidden [T, D], logits [T, V]) of a row in natural order without padding.
+
+    LLaDA's forward pass once more, in float64 NumPy with a loop over layers, heads and queries. No adapters.
+    """
+
+    def of(model: Transformer, variables: dict[str, Any]) -> Callable[[list[int]], tuple[np.ndarray, np.ndarray]]:
+        config = model.config
+        params = jax.tree.map(lambda x: np.asarray(x, np.float64), variables["params"])
+        head = params["wte"].T if config.tied_head else params["ff_out"]
+        size, sharing = config.width // config.heads, config.heads // config.kv_heads
+
+        def norm(x: np.ndarray, gain: np.ndarray) -> np.ndarray:
+            return x / np.sqrt((x**2).mean(axis=-1, keepdims=True) + config.norm_eps) * gain
+
+        def turn(vector: np.ndarray, position: int) -> np.ndarray:
+            pairs = vector[: size // 2] + 1j * vector[size // 2 :]
+            pairs = pairs * np.exp(1j * position / config.rope_theta ** (np.arange(size // 2) * 2 / size))
+            return np.concatenate([pairs.real, pairs.imag])
+
+        def attention(x: np.ndarray, layer: dict[str, Any]) -> np.ndarray:
+            q, k, v = (x @ layer[n]["kernel"] + layer[n].get("bias", 0) for n in ("q_proj", "k_proj", "v_proj"))
+            mixed = np.zeros_like(x)
+            for head_index in range(config.heads):
+                own = slice(head_index * size, (head_index + 1) * size)
+                shared = slice(head_index // sharing * size, (head_index // sharing + 1) * size)
+                keys = np.stack([turn(k[t, shared], t) for t in range(len(x))])
+                for t in range(len(x)):
+                    score = keys @ turn(q[t, own], t) / np.sqrt(size)
+                    weight = np.exp(score - score.max())
+                    mixed[t, own] = weight / weight.sum() @ v[:, shared]
+            return mixed @ layer["attn_out"]["kernel"]
+
+        def feed_forward(x: np.ndarray, layer: dict[str, Any]) -> np.ndarray:
+            gate, up = x @ layer["ff_proj"]["kernel"], x @ layer["up_proj"]["kernel"]
+            return (gate / (1 + np.exp(-gate)) * up) @ layer["ff_out"]["kernel"]
+
+        def forward(tokens: list[int]) -> tuple[np.ndarray, np.ndarray]:
+            x = params["wte"][np.asarray(tokens)]
+            for index in range(config.layers):
+                layer = jax.tree.map(lambda stacked: stacked[index], params["blocks"])  # noqa: B023
+                x = x + attention(norm(x, layer["attn_norm"]["scale"]), layer)
+                x = x + feed_forward(norm(x, layer["ff_norm"]["scale"]), layer)
+            hidden = norm(x, params["ln_f"]["scale"])
+            return hidden, hidden @ head
+
+        return forward
+
+    return of

@@ -1,0 +1,40 @@
+"""No text and no task takes a run down."""
+
+import math
+
+import numpy as np
+import pytest
+
+from d1jax.rl.rewards import reward_rows, total_rewards
+from d1jax.tasks.sudoku import Sudoku
+
+
+class Moody:
+    """A task whose rewards misbehave as its text says."""
+
+    name = "moody"
+
+    def rewards(self, row, text):
+        if text == "raise":
+            raise RuntimeError("boom")
+        return {"good": {"nan": math.nan, "inf": math.inf}.get(text, 1.0), "other": 0.5}
+
+
+def test_failures_are_zero_and_counted():
+    parts, failures = reward_rows(Moody(), [{}] * 4, ["fine", "raise", "nan", "inf"], {"good": 1.0})
+    assert failures == 3
+    assert parts["good"].tolist() == [1.0, 0.0, 0.0, 0.0] and parts["other"].tolist() == [0.5, 0.0, 0.0, 0.0]
+
+
+def test_a_reward_that_the_task_does_not_have_is_an_error():
+    with pytest.raises(ValueError, match="moody.*row 0.*missing.*good"):
+        reward_rows(Moody(), [{}], ["fine"], {"missing": 1.0})
+
+
+def test_total_is_the_weighted_sum():
+    task = Sudoku()
+    rows = task.generate("train", 4, 0)
+    texts = [task.target(rows[0]), "nonsense", task.target(rows[2]), ""]
+    parts, failures = reward_rows(task, rows, texts, {"solved": 1.0, "units": 0.5})
+    assert failures == 0
+    np.testing.assert_allclose(total_rewards(parts, {"solved": 1.0, "units": 0.5}), [1.5, 0.0, 1.5, 0.0])

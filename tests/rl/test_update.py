@@ -1,0 +1,201 @@
+"""The compiled inner loop: DESIGN's invariants 1, 2, 5, 9 and 10."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from d1jax.config import LoraConfig, MeshConfig, ModelConfig, OptimizerConfig, RlConfig
+from d1jax.data.tokenizers import SpecialTokens
+from d1jax.diffusion.canvas import Canvas, through_first_end
+from d1jax.diffusion.likelihood import one_step_views, score
+from d1jax.experiment import split
+from d1jax.models.transformer import Transformer, initialize
+from d1jax.rl.objective import POOLINGS, token_terms
+from d1jax.rl.update import Batch, make_update, view_keys
+from d1jax.runtime.mesh import make_mesh, place_rows
+from d1jax.runtime.optimizer import TrainState, make_optimizer, new_state
+
+SPECIAL = SpecialTokens(mask=9, end=8)
+MODEL = ModelConfig(width=16, layers=2, heads=2, kv_heads=2, mlp_width=24, vocab_size=16, rope_theta=100)
+CONFIG = RlConfig(
+    prompts_per_step=4, group_size=4, inner_updates=3, prompt_mask=0.3, kl_coefficient=0.04,
+    optimizer=OptimizerConfig(learning_rate=1e-2, clip_norm=1.0),
+)  # fmt: skip
+ROWS = 16
+
+
+def setup(config=CONFIG, lora=LoraConfig(), mesh=None):
+    mesh = mesh or make_mesh(MeshConfig())
+    model = Transformer(MODEL, lora)
+    collections = ("params", "lora") if lora.rank else ("params",)
+    trainable, frozen = split(initialize(model, jax.random.key(0), mesh, collections))
+    optimizer = make_optimizer(config.optimizer, 100)
+    return model, optimizer, new_state(optimizer, trainable, mesh), frozen
+
+
+def batch(advantage=None, rows=ROWS):
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(2, 7, rows // 4).repeat(4).astype(np.int32)
+    prompts = rng.integers(0, 8, (rows // 4, 6)).repeat(4, axis=0).astype(np.int32)
+    completions = rng.integers(0, 9, (rows, 8)).astype(np.int32)
+    advantage = rng.standard_normal(rows).astype(np.float32) if advantage is None else advantage
+    return Batch(Canvas(completions, prompts, lengths), (np.arange(rows) // 4).astype(np.int32), advantage)
+
+
+def copied(tree):
+    return jax.tree.map(jnp.copy, tree)
+
+
+def test_equals_a_plain_python_loop():
+    """Old and reference scores first, then one optimizer update after the other, each under its own views."""
+    model, optimizer, state, frozen = setup()
+    key, rows = jax.random.key(3), jax.tree.map(jnp.asarray, batch())
+    reference = jax.tree.map(lambda x: x * 1.05, state.trainable)
+    start = copied(state.trainable)
+
+    got, metrics = make_update(model, optimizer, CONFIG, SPECIAL, state)(copied(state), frozen, reference, rows, key)
+
+    weight = POOLINGS["bnpo"](through_first_end(rows.canvas.completion_BC, SPECIAL.end).astype(jnp.float32))
+    expected, losses = TrainState(start, optimizer.init(start)), []
+    for u in range(CONFIG.inner_updates):
+        views = one_step_views(
+            jax.random.fold_in(key, u), rows.canvas, rows.mask_ids_B, mask_id=SPECIAL.mask, prompt_mask=CONFIG.prompt_mask
+        )
+        old, ref = (score(model, v, rows.canvas, views).logp for v in (start, reference))
+
+        def loss(trainable, views=views, old=old, ref=ref):
+            logp = score(model, trainable, rows.canvas, views).logp
+            terms = token_terms(logp, old, ref, rows.advantage_B, clip_low=0.2, clip_high=0.2, kl_coefficient=0.04)
+            return jnp.sum(weight * terms.loss_BC)
+
+        value, gradient = jax.value_and_grad(loss)(expected.trainable)
+        change, optimizer_state = optimizer.update(gradient, expected.optimizer, expected.trainable)
+        expected = TrainState(optax.apply_updates(expected.trainable, change), optimizer_state)
+        losses.append(float(value))
+    np.testing.assert_allclose(metrics["loss"], losses, atol=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4), got.trainable, expected.trainable)
+
+
+@pytest.mark.smoke
+@pytest.mark.parametrize("lora", [LoraConfig(), LoraConfig(rank=2)])
+def test_ratio_is_exactly_one_at_the_first_inner_update(lora):
+    model, optimizer, state, frozen = setup(lora=lora)
+    reference = frozen or copied(state.trainable)
+    _, metrics = make_update(model, optimizer, CONFIG, SPECIAL, state)(state, frozen, reference, batch(), jax.random.key(0))
+    assert float(metrics["ratio/mean"][0]) == 1.0 and float(metrics["ratio/log_rms"][0]) == 0.0
+    assert float(metrics["kl"][0]) == pytest.approx(0.0, abs=1e-7)
+    assert float(metrics["ratio/log_rms"][1]) > 0 and float(metrics["kl"][2]) > 0
+
+
+def test_old_scores_equal_the_policy_under_the_same_views():
+    """The shortcut of the first update is no fiction: scoring twice gives the same number."""
+    model, _, state, _ = setup()
+    rows = jax.tree.map(jnp.asarray, batch())
+    views = one_step_views(jax.random.key(1), rows.canvas, rows.mask_ids_B, mask_id=SPECIAL.mask, prompt_mask=0.3)
+    scored = jax.jit(lambda v: score(model, v, rows.canvas, views).logp)
+    np.testing.assert_array_equal(scored(state.trainable), scored(copied(state.trainable)))
+
+
+@pytest.mark.parametrize("lora", [LoraConfig(), LoraConfig(rank=2)])
+def test_zero_advantages_leave_the_parameters_unchanged(lora):
+    """Also with a KL term: at the reference its gradient is exactly zero."""
+    model, optimizer, state, frozen = setup(lora=lora)
+    before, reference = copied(state.trainable), frozen or copied(state.trainable)
+    state, metrics = make_update(model, optimizer, CONFIG, SPECIAL, state)(
+        state, frozen, reference, batch(np.zeros(ROWS, np.float32)), jax.random.key(0)
+    )
+    jax.tree.map(np.testing.assert_array_equal, state.trainable, before)
+    assert np.all(metrics["grad_norm"] == 0.0)
+
+
+def test_group_of_equal_rewards_contributes_nothing():
+    """Whatever its completions are, rows of advantage zero change the loss and the update by exactly nothing."""
+    config = dataclasses.replace(CONFIG, kl_coefficient=0.0)
+    rows = batch()
+    rows = rows._replace(advantage_B=np.where(np.arange(ROWS) < 4, 0.0, rows.advantage_B).astype(np.float32))
+    other = np.array(rows.canvas.completion_BC)
+    other[:4] = np.where(other[:4] == SPECIAL.end, SPECIAL.end, (other[:4] + 3) % 8)
+    results = []
+    for completion in (rows.canvas.completion_BC, other):
+        model, optimizer, state, frozen = setup(config)
+        changed = rows._replace(canvas=rows.canvas._replace(completion_BC=completion))
+        results.append(make_update(model, optimizer, config, SPECIAL, state)(state, frozen, {}, changed, jax.random.key(0))[0])
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), *(r.trainable for r in results))
+
+
+@pytest.mark.parametrize("micro_batches", [1, 2, 4])
+def test_inner_updates_meet_different_prompt_masks_for_every_accumulation(micro_batches):
+    """mu = 3 inner updates: three masks, the same ones whatever the accumulation; d1's released code fails this."""
+    config = dataclasses.replace(CONFIG, micro_batches=micro_batches)
+    model, optimizer, state, frozen = setup(config)
+    key, rows = jax.random.key(5), jax.tree.map(jnp.asarray, batch())
+    masks = []
+    for k in view_keys(key, config.inner_updates, fresh_masks=True):
+        views = one_step_views(k, rows.canvas, rows.mask_ids_B, mask_id=SPECIAL.mask, prompt_mask=0.3)
+        masks.append(np.asarray(views.prompt_NBP[0] == SPECIAL.mask))
+    assert len({mask.tobytes() for mask in masks}) == config.inner_updates
+    _, metrics = make_update(model, optimizer, config, SPECIAL, state)(state, frozen, copied(state.trainable), rows, key)
+    tokens = np.asarray(rows.canvas.prompt_length_B).sum()
+    np.testing.assert_allclose(metrics["mask/prompt_frac"], [mask.sum() / tokens for mask in masks], rtol=1e-6)
+
+
+def test_fixed_masks_are_one_mask():
+    keys = view_keys(jax.random.key(5), 3, fresh_masks=False)
+    assert len({jax.random.key_data(k).tobytes() for k in keys}) == 1
+
+
+@pytest.mark.parametrize("micro_batches", [2, 8])
+def test_update_does_not_depend_on_micro_batches(micro_batches):
+    results = []
+    for parts in (1, micro_batches):
+        config = dataclasses.replace(CONFIG, micro_batches=parts)
+        model, optimizer, state, frozen = setup(config)
+        results.append(make_update(model, optimizer, config, SPECIAL, state)(state, frozen, copied(state.trainable), batch(), jax.random.key(0)))
+    (a, metrics_a), (b, metrics_b) = results
+    np.testing.assert_allclose(metrics_a["loss"], metrics_b["loss"], atol=1e-5)
+    np.testing.assert_allclose(metrics_a["grad_norm"], metrics_b["grad_norm"], rtol=1e-4)
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=2e-4), a.trainable, b.trainable)
+
+
+@pytest.mark.parametrize("axes", [(8, 1, 1), (1, 8, 1), (2, 2, 2), (1, 2, 4)])
+def test_update_does_not_depend_on_the_mesh(axes):
+    results = []
+    for shape in ((8, 1, 1), axes):
+        mesh = make_mesh(MeshConfig(*shape))
+        with jax.set_mesh(mesh):
+            model, optimizer, state, frozen = setup(mesh=mesh)
+            update = make_update(model, optimizer, CONFIG, SPECIAL, state)
+            results.append(update(state, frozen, copied(state.trainable), place_rows(mesh, batch()), jax.random.key(0)))
+    one_device = jax.device_put(jax.device_get(setup()[2]), jax.devices()[0])
+    update = make_update(Transformer(MODEL), make_optimizer(CONFIG.optimizer, 100), CONFIG, SPECIAL, one_device)
+    results.append(update(one_device, {}, copied(one_device.trainable), batch(), jax.random.key(0)))
+    for state, metrics in results[1:]:
+        np.testing.assert_allclose(metrics["loss"], results[0][1]["loss"], atol=1e-5)
+        np.testing.assert_allclose(metrics["grad_norm"], results[0][1]["grad_norm"], rtol=1e-4)
+
+
+def test_compiles_once():
+    model, optimizer, state, frozen = setup()
+    update, reference = make_update(model, optimizer, CONFIG, SPECIAL, state), copied(state.trainable)
+    for step in range(3):
+        state, _ = update(state, frozen, reference, batch(), jax.random.fold_in(jax.random.key(0), step))
+    assert update._cache_size() == 1
+
+
+def test_tokens_behind_the_end_token_do_not_count():
+    """They are not in the loss, and the scored view hides them like all of the completion."""
+    rows = batch()
+    completion = np.array(rows.canvas.completion_BC)
+    completion[:, 4] = SPECIAL.end
+    other = completion.copy()
+    other[:, 5:] = (other[:, 5:] + 1) % 8
+    losses = []
+    for tokens in (completion, other):
+        model, optimizer, state, frozen = setup()
+        changed = rows._replace(canvas=rows.canvas._replace(completion_BC=tokens))
+        losses.append(make_update(model, optimizer, CONFIG, SPECIAL, state)(state, frozen, copied(state.trainable), changed, jax.random.key(0))[1]["loss"])
+    np.testing.assert_array_equal(*losses)

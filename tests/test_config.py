@@ -1,0 +1,383 @@
+"""Configuration: every way to write it, and every mistake with its cure."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from d1jax import config as configs
+from d1jax.config import Config, ConfigError, check, decode, differences, from_yaml, help_text, parse, to_dict, to_yaml
+
+ROOT = Path(__file__).resolve().parents[1]
+FILES = sorted((ROOT / "configs").glob("**/*.yaml"))
+
+
+def leaves(value=None, prefix=""):
+    """{full key: default} of every key that is not a section."""
+    found = {}
+    for field in dataclasses.fields(value := value or Config()):
+        child = getattr(value, field.name)
+        if dataclasses.is_dataclass(child):
+            found |= leaves(child, f"{prefix}{field.name}.")
+        else:
+            found[prefix + field.name] = child
+    return found
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(text, name="run.yaml"):
+        path = tmp_path / name
+        path.write_text(text)
+        return str(path)
+
+    return write
+
+
+def complaint(*argv):
+    with pytest.raises(ConfigError) as caught:
+        parse(argv)
+    return str(caught.value)
+
+
+# -- sources -----------------------------------------------------------------------------------------------------------
+
+
+def test_the_defaults_are_a_valid_run():
+    assert parse([]) == Config() == check(Config())
+
+
+def test_there_are_configurations():
+    assert ROOT / "configs" / "quickstart.yaml" in FILES
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT / "configs")))
+def test_every_shipped_file_parses(path):
+    config = parse(["--config", str(path)])
+    for part in (config.model, config.lora, config.sampler):
+        hash(part)  # they are static arguments of compiled functions
+
+
+def test_sections_merge_over_the_defaults(write):
+    config = parse(["--config", write("rl: {steps: 7, optimizer: {beta1: 0.5}}\nmodel: {width: 32}\n")])
+    expected = Config()
+    expected = dataclasses.replace(
+        expected,
+        model=dataclasses.replace(expected.model, width=32),
+        rl=dataclasses.replace(expected.rl, steps=7, optimizer=dataclasses.replace(expected.rl.optimizer, beta1=0.5)),
+    )
+    assert config == expected
+
+
+def test_mappings_that_are_values_are_replaced(write):
+    config = parse(
+        ["--config", write("rl: {reward_weights: {format: 0.5, cells: 2}}\ntask: {eval_sets: {a: x.jsonl}}\n")]
+    )
+    assert config.rl.reward_weights == {"format": 0.5, "cells": 2.0}
+    assert config.task.eval_sets == {"a": "x.jsonl"}
+    assert parse(["--rl.reward_weights", "{format: 1}"]).rl.reward_weights == {"format": 1.0}
+    assert parse(["--rl.reward_weights.format", "1"]).rl.reward_weights == {"format": 1.0}
+
+
+@pytest.mark.parametrize("before", [True, False], ids=["flag first", "file first"])
+def test_flags_override_the_file_wherever_they_stand(write, before):
+    flag, file = ["--rl.steps", "9"], ["--config", write("rl: {steps: 7, group_size: 4}\n")]
+    config = parse(flag + file if before else file + flag)
+    assert (config.rl.steps, config.rl.group_size) == (9, 4)
+
+
+def test_later_files_and_later_flags_win(write):
+    one, two = write("seed: 1\nrl: {steps: 2}\n", "one.yaml"), write("rl: {steps: 3}\n", "two.yaml")
+    config = parse(["--config", one, f"--config={two}", "--max_bad_updates=4", "--max_bad_updates", "5"])
+    assert (config.seed, config.rl.steps, config.max_bad_updates) == (1, 3, 5)
+
+
+def test_flags_are_yaml_values():
+    config = parse([
+        "--stages", "[sft]", "--lora.targets=[q_proj, ff_out]", "--rl.fresh_masks", "false", "--run_dir=a=b",
+        "--task.eval_sets", "{x: generated, y: rows.jsonl}",
+    ])  # fmt: skip
+    assert config.stages == ("sft",) and config.lora.targets == ("q_proj", "ff_out")
+    assert config.rl.fresh_masks is False and config.run_dir == "a=b"
+    assert list(config.task.eval_sets.items()) == [("x", "generated"), ("y", "rows.jsonl")]
+    hash((config.model, config.lora, config.sampler))
+
+
+@pytest.mark.parametrize("text", ["1e-6", "1.0e-6", "0.000001", "1E-06"])
+def test_scientific_notation_is_a_number(write, text):
+    for argv in (
+        ["--rl.optimizer.learning_rate", text],
+        ["--config", write(f"rl: {{optimizer: {{learning_rate: {text}}}}}")],
+    ):
+        value = parse(argv).rl.optimizer.learning_rate
+        assert isinstance(value, float) and value == 1e-6
+    assert parse(["--rl.reward_weights", f"{{solved: {text}}}"]).rl.reward_weights == {"solved": 1e-6}
+
+
+def test_files_include_files_next_to_them(write, tmp_path):
+    (tmp_path / "parts").mkdir()
+    write("{steps: 11, group_size: 2}", "parts/rl.yaml")
+    config = parse(["--config", write("seed: 3\nrl: !include parts/rl.yaml\n")])
+    assert (config.seed, config.rl.steps, config.rl.group_size) == (3, 11, 2)
+
+
+def test_an_empty_file_is_the_defaults(write):
+    assert parse(["--config", write("# nothing\n")]) == Config()
+
+
+# -- mistakes in writing -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("flag", "meant"),
+    [
+        ("rl.stepz", "rl.steps"),
+        ("model.kv_head", "model.kv_heads"),
+        ("models.width", "model"),
+        ("run_directory", "run_dir"),
+        ("sampler.remask", "sampler.remasking"),
+        # the right name in the wrong section
+        ("rl.block_length", "sampler.block_length"),
+        ("lora.dtype", "model.dtype"),
+        ("group_size", "rl.group_size"),
+        ("sft.inner_updates", "rl.inner_updates"),
+        ("task.stages", "stages"),
+        ("sft.learning_rate", "sft.optimizer.learning_rate"),
+        ("rl.learning_rate", "rl.optimizer.learning_rate"),
+        ("sft.reward_weights", "rl.reward_weights"),
+        # a similar name in another section
+        ("rl.block_lenght", "sampler.block_length"),
+    ],
+)
+def test_an_unknown_key_suggests_the_one_that_was_meant(flag, meant):
+    message = complaint(f"--{flag}", "1")
+    unknown = flag.partition(".")[0] if flag == "models.width" else flag
+    assert f"command line: --{flag}: unknown key '{unknown}' (did you mean '{meant}'?); choices: " in message
+
+
+def test_an_unknown_key_like_nothing_lists_the_choices(write):
+    path = write("lora: {zzz: 1}\n")
+    assert complaint("--config", path) == f"{path}: unknown key 'lora.zzz'; choices: rank, alpha, targets"
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "message"),
+    [
+        ("model.dtype", "bfloat", "model.dtype = 'bfloat' is not one of float32, bfloat16 (did you mean 'bfloat16'?)"),
+        ("rl.pooling", "dr-grpo", "rl.pooling = 'dr-grpo' is not one of bnpo, grpo, dr_grpo (did you mean 'dr_grpo'?)"),
+        ("task.name", "soduku", "task.name = 'soduku' is not one of sudoku, countdown (did you mean 'sudoku'?)"),
+        ("model.dtype", "16", "model.dtype = 16 is not one of float32, bfloat16"),
+        ("sampler.remasking", "null", "sampler.remasking = None is not one of low_confidence, random"),
+    ],
+)
+def test_a_misspelt_choice_suggests_the_one_that_was_meant(flag, value, message):
+    assert complaint(f"--{flag}", value) == f"command line: --{flag}: {message}"
+
+
+@pytest.mark.parametrize(
+    ("argv", "fragments"),
+    [
+        (["--rl.steps", "many"], ["rl.steps", "'many'", "int"]),
+        (["--rl.steps", "1.5"], ["rl.steps", "1.5", "int"]),
+        (["--rl.fresh_masks", "maybe"], ["rl.fresh_masks", "bool"]),
+        (["--rl.reward_weights", "{solved: x}"], ["rl.reward_weights.solved", "float"]),
+        (["--rl.reward_weights", "3"], ["rl.reward_weights"]),
+        (["--stages", "[sft, rll]"], ["stages.1", "'rll'", "sft, rl"]),
+        (["--stages", "rl"], ["stages = 'rl' is not a list; write [rl]"]),
+        (["--lora.targets", "q_proj"], ["lora.targets = 'q_proj' is not a list; write [q_proj]"]),
+        (["--task.numbers", "3"], ["task.numbers = 3 is not a list; write [3]"]),
+        (["--rl.steps", "null"], ["command line: --rl.steps: rl.steps has no value"]),
+        (["--rl", "3"], ["'rl' is a section; write 'rl.<key>' (got 3)"]),
+        (["--rl.steps.x", "3"], ["rl.steps"]),
+        (["--rl.steps"], ["command line: --rl.steps has no value"]),
+        (["rl.steps", "3"], ["'rl.steps' is not a flag; write --section.key value"]),
+        (["--stages", "[sft"], ["command line: --stages '[sft' is not a YAML value"]),
+        (["--config"], ["command line: --config has no value"]),
+        (["--config", "nowhere.yaml"], ["config file 'nowhere.yaml' does not exist"]),
+        (["--config", "."], ["config file '.' does not exist"]),
+    ],
+    ids=lambda value: " ".join(value) if value and value[0].startswith("--") else "",
+)
+def test_a_value_that_cannot_be_is_named(argv, fragments):
+    message = complaint(*argv)
+    assert all(fragment in message for fragment in fragments), message
+
+
+@pytest.mark.parametrize(
+    ("text", "fragment"),
+    [
+        ("rl: [1, 2", "not readable as YAML"),
+        ("\trl: 1", "not readable as YAML"),
+        ("rl: !include missing.yaml", "missing.yaml"),
+        ("rl: !no_such_tag 3", "no_such_tag"),
+        ("- 1\n- 2\n", "expected keys and values, found list"),
+        ("rl:\n", "'rl' is a section; write 'rl.<key>' (got None)"),
+        ("seed:\n", "seed has no value"),
+        ("5: 3\n", "unknown key '5'"),
+    ],
+)
+def test_a_malformed_file_is_named(write, text, fragment):
+    path = write(text)
+    message = complaint("--config", path)
+    assert message.startswith(path) and fragment in message
+
+
+def test_a_file_that_is_not_text_is_named(tmp_path):
+    path = tmp_path / "binary.yaml"
+    path.write_bytes(b"\xff\xfe\x00rl")
+    assert complaint("--config", str(path)).startswith(f"{path}: not readable as YAML")
+
+
+# -- impossible combinations -------------------------------------------------------------------------------------------
+
+POSITIVE = (
+    "model.width", "model.layers", "model.heads", "model.kv_heads", "model.mlp_width", "sampler.completion_length",
+    "sampler.block_length", "sampler.steps", "sft.steps", "sft.batch_size", "sft.micro_batches", "rl.steps",
+    "rl.prompts_per_step", "rl.inner_updates", "rl.micro_batches", "evaluation.batch_size", "checkpoint_every",
+    "max_bad_updates", "sft.optimizer.learning_rate", "rl.optimizer.learning_rate",
+)  # fmt: skip
+NOT_NEGATIVE = (
+    "lora.rank", "task.train_rows", "task.eval_rows", "evaluation.every", "evaluation.samples",
+    "evaluation.temperature", "rl.kl_coefficient", "rl.reference_sync_every", "rl.clip_low", "rl.clip_high",
+)  # fmt: skip
+IMPOSSIBLE = [
+    *(({key: "0"}, f"{key} = 0") for key in POSITIVE),
+    *(({key: "-1"}, f"{key} = -1") for key in NOT_NEGATIVE),
+    ({"stages": "[]"}, "stages is empty; write e.g. [sft, rl]"),
+    ({"stages": "[sft, sft]"}, "stages = ['sft', 'sft'] names a stage twice"),
+    ({"stages": "[rl]"}, "stages = ['rl'] starts from random weights; set init_from"),
+    ({"task.eval_sets": "{}"}, "task.eval_sets is empty"),
+    ({"task.train_rows": "0"}, "task.train_rows = 0 with generated rows; say how many"),
+    ({"task.eval_rows": "0"}, "task.eval_rows = 0 with a generated evaluation set; say how many"),
+    (
+        {"task.held_out_by_solution": "[test]"},
+        "task.held_out_by_solution = ['test'] names sets that are not in task.eval_sets",
+    ),
+    ({"task.numbers": "[3, 5]"}, "task.numbers = [3, 5] must be 3, 4 or both"),
+    ({"task.numbers": "[]"}, "task.numbers = [] must be 3, 4 or both"),
+    ({"model.heads": "6", "model.kv_heads": "6"}, "model.heads = 6 does not divide model.width = 64"),
+    ({"model.width": "20"}, "model.width / model.heads = 5 is odd; RoPE rotates pairs"),
+    ({"model.kv_heads": "3"}, "model.kv_heads = 3 does not divide model.heads = 4"),
+    ({"sampler.block_length": "7"}, "sampler.block_length = 7 does not divide sampler.completion_length = 16; try 8"),
+    (
+        {"sampler.block_length": "4", "sampler.steps": "3"},
+        "sampler.steps = 3 is fewer than the 4 blocks; every block needs a step",
+    ),
+    ({"sampler.steps": "17"}, "sampler.steps = 17 is more than the 16 tokens"),
+    ({"sampler.block_length": "4", "sampler.steps": "7"}, "sampler.steps = 7 is not a multiple of the 4 blocks; try 4"),
+    ({"rl.group_size": "1"}, "rl.group_size = 1: advantages compare completions of a group"),
+    ({"rl.micro_batches": "7"}, "rl.micro_batches = 7 does not divide the 512 rows of a step"),
+    ({"sft.micro_batches": "7"}, "sft.micro_batches = 7 does not divide sft.batch_size = 128"),
+    ({"rl.prompt_mask": "1"}, "rl.prompt_mask = 1.0 must lie in [0, 1)"),
+    ({"rl.prompt_mask": "-0.1"}, "rl.prompt_mask = -0.1 must lie in [0, 1)"),
+    ({"sft.eps": "0"}, "sft.eps = 0.0 must lie in (0, 1)"),
+    ({"rl.clip_low": "1.5"}, "rl.clip_low = 1.5 must be at most 1"),
+    ({"rl.temperature": "0"}, "rl.temperature = 0.0: a group of greedy completions is all the same"),
+    ({"rl.reward_weights": "{}"}, "rl.reward_weights is empty"),
+    ({"rl.reference_sync_every": "2", "lora.rank": "4"}, "rl.reference_sync_every > 0 with LoRA"),
+    ({"lora.rank": "4", "lora.targets": "[]"}, "lora.targets is empty"),
+    ({"mesh.fsdp": "-1"}, "mesh: at most one axis may be -1"),
+]
+
+
+def flags(settings):
+    return [f"--{key}={value}" for key, value in settings.items()]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"), IMPOSSIBLE, ids=lambda value: " ".join(value) if isinstance(value, dict) else ""
+)
+def test_an_impossible_combination_has_its_message(settings, message):
+    lines = complaint(*flags(settings)).splitlines()
+    assert all(line.startswith("config: ") for line in lines)
+    assert any(message in line for line in lines), lines
+
+
+def test_no_rule_is_left_without_a_case(monkeypatch):
+    broken = set()
+    for settings, _ in IMPOSSIBLE:
+        with monkeypatch.context() as patch:
+            patch.setattr(configs, "check", lambda config: config)
+            config = parse(flags(settings))
+        broken |= {number for number, (is_broken, _) in enumerate(configs._rules(config)) if is_broken}
+    rules = configs._rules(Config())
+    assert [message for number, (_, message) in enumerate(rules) if number not in broken] == []
+
+
+def test_all_problems_are_reported_at_once():
+    lines = complaint("--rl.group_size", "1", "--model.kv_heads", "3", "--lora.rank", "-1").splitlines()
+    assert len(lines) == 3
+
+
+def test_combinations_that_look_odd_but_work_are_accepted():
+    parse(["--stages", "[rl]", "--init_from", "runs/other"])
+    parse(["--task.train", "rows.jsonl", "--task.train_rows", "0"])
+    parse(["--task.eval_sets", "{a: rows.jsonl}", "--task.eval_rows", "0"])
+    parse(["--lora.rank", "4", "--rl.kl_coefficient", "0.04"])
+    parse(["--mesh.data", "2", "--mesh.fsdp", "-1"])
+
+
+@given(st.integers(1, 40), st.integers(1, 40))
+def test_the_block_length_that_is_suggested_works(length, block):
+    argv = [f"--sampler.completion_length={length}", f"--sampler.steps={length}"]
+    try:
+        parse([*argv, f"--sampler.block_length={block}"])
+        assert length % block == 0
+    except ConfigError as error:
+        assert length % block
+        suggested = str(error).splitlines()[0].rpartition("try ")[2]
+        parse([*argv, f"--sampler.block_length={suggested}"])
+
+
+# -- writing -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_resolved_configuration_is_read_back_equal(write):
+    config = parse([
+        "--rl.optimizer.learning_rate", "3e-7", "--stages", "[sft]", "--rl.reward_weights", "{b: 1, a: 0.25}",
+        "--lora.rank", "4", "--task.held_out_by_solution", "[held_out]", "--init_from", "runs/x: y",
+        "--lora.targets", "[q_proj]",
+    ])  # fmt: skip
+    back = from_yaml(write(to_yaml(config), "resolved.yaml"))
+    assert back == config != Config()
+    assert decode(to_dict(config)) == config
+    assert all(isinstance(value, (dict, list, str, int, float)) for value in to_dict(config).values())
+
+
+def test_a_stored_configuration_is_checked_too(write):
+    path = write("rl: {group_size: 1}")
+    with pytest.raises(ConfigError, match=r"rl\.group_size = 1"):
+        from_yaml(path)
+    with pytest.raises(ConfigError, match="does not exist"):
+        from_yaml(Path(path).parent / "gone.yaml")
+
+
+def test_differences_are_one_line_a_field():
+    new = parse(["--rl.steps", "50", "--rl.reward_weights", "{solved: 2, format: 1}", "--stages", "[sft]"])
+    assert differences(Config(), new) == [
+        "rl.reward_weights.format: None -> 1.0",
+        "rl.reward_weights.solved: 1.0 -> 2.0",
+        "rl.steps: 40 -> 50",
+        "stages: ['sft', 'rl'] -> ['sft']",
+    ]
+    assert differences(new, new) == []
+
+
+def test_the_help_names_every_key_with_its_default_and_its_choices():
+    lines = help_text("python -m d1jax.train").splitlines()
+    assert lines[0].startswith("usage: python -m d1jax.train --config FILE.yaml")
+    described = {line.split()[0]: line for line in lines if line.startswith("  --")}
+    assert set(described) == {f"--{key}" for key in leaves()}
+    assert "peak  [0.0003]" in described["--rl.optimizer.learning_rate"]
+    assert "peak  [0.003]" in described["--sft.optimizer.learning_rate"]
+    assert described["--rl.pooling"].endswith("[bnpo] of bnpo | grpo | dr_grpo")
+
+
+def test_a_key_of_every_kind_can_be_set_from_the_command_line():
+    """Each key accepts its own default, written as the help shows it."""
+    for key, value in leaves().items():
+        encoded = configs.draccus.encode(value)
+        text = "''" if encoded == "" else str(encoded)
+        assert parse([f"--{key}", text]) == Config(), key
