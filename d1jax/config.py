@@ -38,12 +38,18 @@ class TaskConfig:
     """What is learnt: the rows, the prompts, the rewards."""
 
     name: Literal["sudoku", "countdown"] = setting("sudoku", "one of d1jax/tasks")
-    style: Literal["bare", "instruct"] = setting("bare", "bare: puzzle in, answer out; instruct: instructions and <answer> tags")
+    style: Literal["bare", "instruct"] = setting(
+        "bare", "bare: puzzle in, answer out; instruct: instructions and <answer> tags"
+    )
     train: str = setting("generated", "'generated', or a JSONL file (.jsonl, .jsonl.gz)")
     train_rows: int = setting(20000, "rows to generate, or to keep of the file (0 = all)")
-    eval_sets: dict[str, str] = setting(lambda: {"held_out": "generated"}, "name -> 'generated' or a JSONL file; the first is the headline")
+    eval_sets: dict[str, str] = setting(
+        lambda: {"held_out": "generated"}, "name -> 'generated' or a JSONL file; the first is the headline"
+    )
     eval_rows: int = setting(1024, "rows of each evaluation set (0 = all of a file)")
-    held_out_by_solution: tuple[str, ...] = setting((), "evaluation sets whose solutions may not occur in training (all: no problem may)")
+    held_out_by_solution: tuple[str, ...] = setting(
+        (), "evaluation sets whose solutions may not occur in training (all: no problem may)"
+    )
     seed: int = setting(0, "seeds the generator and the train/test split")
     numbers: tuple[int, ...] = setting((3,), "countdown: how many numbers a problem may have")
 
@@ -62,7 +68,9 @@ class ModelConfig:
     norm_eps: float = setting(1e-5, "epsilon of RMSNorm")
     qkv_bias: bool = setting(False, "biases on q, k, v (Dream)")
     tied_head: bool = setting(False, "the head is the transposed embedding")
-    alignment: Literal["same_position", "shifted"] = setting("same_position", "row p of the output scores token p (LLaDA) or p + 1 (Dream)")
+    alignment: Literal["same_position", "shifted"] = setting(
+        "same_position", "row p of the output scores token p (LLaDA) or p + 1 (Dream)"
+    )
     dtype: Literal["float32", "bfloat16"] = setting("float32", "activations")
     param_dtype: Literal["float32", "bfloat16"] = setting("float32", "stored weights")
     remat: bool = setting(False, "recompute each block in the backward pass")
@@ -75,7 +83,8 @@ class LoraConfig:
     rank: int = setting(0, "0 = full fine-tuning")
     alpha: float = setting(64.0, "adapters are scaled by alpha / rank")
     targets: tuple[str, ...] = setting(
-        ("q_proj", "k_proj", "v_proj", "attn_out", "ff_proj", "up_proj", "ff_out"), "linear layers of a block (never the head)"
+        ("q_proj", "k_proj", "v_proj", "attn_out", "ff_proj", "up_proj", "ff_out"),
+        "linear layers of a block (never the head)",
     )
 
 
@@ -87,7 +96,9 @@ class SamplerConfig:
     block_length: int = setting(16, "tokens of a block; divides completion_length")
     steps: int = setting(8, "denoising steps over all blocks; a multiple of the number of blocks")
     remasking: Literal["low_confidence", "random"] = setting("low_confidence", "which candidates are committed first")
-    end_token: Literal["allowed", "forbidden", "last"] = setting("allowed", "forbidden: never sampled; last: committed only when nothing else is left")
+    end_token: Literal["allowed", "forbidden", "last"] = setting(
+        "allowed", "forbidden: never sampled; last: committed only when nothing else is left"
+    )
     early_exit: bool = setting(True, "stop a row once its text up to the end token is decided")
 
 
@@ -96,7 +107,9 @@ class OptimizerConfig:
     """AdamW with clipping."""
 
     learning_rate: float = setting(1e-3, "peak")
-    schedule: Literal["constant", "linear", "cosine"] = setting("constant", "after the warm-up: constant, or down to zero")
+    schedule: Literal["constant", "linear", "cosine"] = setting(
+        "constant", "after the warm-up: constant, or down to zero"
+    )
     warmup_steps: int = setting(0, "optimizer updates from 0 to the peak")
     beta1: float = setting(0.9, "")
     beta2: float = setting(0.99, "")
@@ -113,7 +126,9 @@ class SftConfig:
     micro_batches: int = setting(1, "gradient accumulation: parts of a batch")
     eps: float = setting(1e-3, "mask probability is (1 - eps) t + eps")
     normalizer: Literal["per_row", "batch_token"] = setting("per_row", "per_row: LLaDA; batch_token: d1")
-    optimizer: OptimizerConfig = section(lambda: OptimizerConfig(learning_rate=3e-3, schedule="cosine", warmup_steps=10))
+    optimizer: OptimizerConfig = section(
+        lambda: OptimizerConfig(learning_rate=3e-3, schedule="cosine", warmup_steps=10)
+    )
 
 
 @dataclass(frozen=True)
@@ -127,15 +142,27 @@ class RlConfig:
     micro_batches: int = setting(1, "gradient accumulation: parts of a rollout batch")
     temperature: float = setting(1.0, "of the rollouts")
     prompt_mask: float = setting(0.15, "probability p that the likelihood hides a prompt token")
-    mask_sharing: Literal["group", "row"] = setting("group", "completions of a group meet one prompt mask, or (d1) each its own")
-    fresh_masks: bool = setting(True, "a new prompt mask in every inner update (false: d1's ablation, one mask for all)")
+    mask_sharing: Literal["group", "row"] = setting(
+        "group", "completions of a group meet one prompt mask, or (d1) each its own"
+    )
+    fresh_masks: bool = setting(
+        True, "a new prompt mask in every inner update (false: d1's ablation, one mask for all)"
+    )
     clip_low: float = setting(0.2, "ratio is clipped below 1 - clip_low")
     clip_high: float = setting(0.2, "and above 1 + clip_high")
-    advantage: Literal["center", "zscore", "leave_one_out"] = setting("center", "how a group's rewards become advantages")
+    advantage: Literal["center", "zscore", "leave_one_out"] = setting(
+        "center", "how a group's rewards become advantages"
+    )
     kl_coefficient: float = setting(0.0, "beta of the k3 penalty to the reference (0 = no reference)")
-    reference_sync_every: int = setting(0, "steps between copies of the policy into the reference (0 = frozen; full fine-tuning only)")
-    pooling: Literal["bnpo", "grpo", "dr_grpo"] = setting("bnpo", "bnpo: mean over tokens (d1); grpo: mean of row means; dr_grpo: sum / (rows x C)")
-    reward_weights: dict[str, float] = setting(lambda: {"solved": 1.0}, "reward = sum of weight x the task's reward of that name")
+    reference_sync_every: int = setting(
+        0, "steps between copies of the policy into the reference (0 = frozen; full fine-tuning only)"
+    )
+    pooling: Literal["bnpo", "grpo", "dr_grpo"] = setting(
+        "bnpo", "bnpo: mean over tokens (d1); grpo: mean of row means; dr_grpo: sum / (rows x C)"
+    )
+    reward_weights: dict[str, float] = setting(
+        lambda: {"solved": 1.0}, "reward = sum of weight x the task's reward of that name"
+    )
     negative_control: Literal["none", "shuffled_rewards", "zero_advantages"] = setting("none", "must teach nothing")
     optimizer: OptimizerConfig = section(lambda: OptimizerConfig(learning_rate=3e-4, clip_norm=0.2))
 
@@ -385,10 +412,19 @@ def _rules(config: Config) -> list[tuple[bool, str]]:
     rules += [(value < 0, f"{name} = {value} must not be negative") for name, value in not_negative.items()]
     rules += [
         (not config.stages, "stages is empty; write e.g. [sft, rl]"),
-        (len(set(config.stages)) != len(config.stages), f"stages = {list(config.stages)} names a stage twice; use two runs and init_from"),
-        (config.stages == ("rl",) and not config.init_from, "stages = ['rl'] starts from random weights; set init_from to a run, or add 'sft'"),
+        (
+            len(set(config.stages)) != len(config.stages),
+            f"stages = {list(config.stages)} names a stage twice; use two runs and init_from",
+        ),
+        (
+            config.stages == ("rl",) and not config.init_from,
+            "stages = ['rl'] starts from random weights; set init_from to a run, or add 'sft'",
+        ),
         (not config.task.eval_sets, "task.eval_sets is empty; write e.g. {held_out: generated}"),
-        (config.task.train == "generated" and config.task.train_rows == 0, "task.train_rows = 0 with generated rows; say how many"),
+        (
+            config.task.train == "generated" and config.task.train_rows == 0,
+            "task.train_rows = 0 with generated rows; say how many",
+        ),
         (
             config.task.eval_rows == 0 and "generated" in config.task.eval_sets.values(),
             "task.eval_rows = 0 with a generated evaluation set; say how many",
@@ -402,14 +438,32 @@ def _rules(config: Config) -> list[tuple[bool, str]]:
             f"task.numbers = {list(config.task.numbers)} must be 3, 4 or both",
         ),
         (model.width % model.heads != 0, f"model.heads = {model.heads} does not divide model.width = {model.width}"),
-        ((model.width // model.heads) % 2 == 1, f"model.width / model.heads = {model.width // model.heads} is odd; RoPE rotates pairs"),
-        (model.heads % model.kv_heads != 0, f"model.kv_heads = {model.kv_heads} does not divide model.heads = {model.heads}"),
-        (c % block != 0, f"sampler.block_length = {block} does not divide sampler.completion_length = {c}; try {_divisor(c, block)}"),
+        (
+            (model.width // model.heads) % 2 == 1,
+            f"model.width / model.heads = {model.width // model.heads} is odd; RoPE rotates pairs",
+        ),
+        (
+            model.heads % model.kv_heads != 0,
+            f"model.kv_heads = {model.kv_heads} does not divide model.heads = {model.heads}",
+        ),
+        (
+            c % block != 0,
+            f"sampler.block_length = {block} does not divide sampler.completion_length = {c}; try {_divisor(c, block)}",
+        ),
         (steps < blocks, f"sampler.steps = {steps} is fewer than the {blocks} blocks; every block needs a step"),
         (steps > c, f"sampler.steps = {steps} is more than the {c} tokens of sampler.completion_length"),
-        (steps % blocks != 0, f"sampler.steps = {steps} is not a multiple of the {blocks} blocks; try {max(steps // blocks, 1) * blocks}"),
-        (rl.group_size < 2, f"rl.group_size = {rl.group_size}: advantages compare completions of a group, so at least 2"),
-        (rows % rl.micro_batches != 0, f"rl.micro_batches = {rl.micro_batches} does not divide the {rows} rows of a step"),
+        (
+            steps % blocks != 0,
+            f"sampler.steps = {steps} is not a multiple of the {blocks} blocks; try {max(steps // blocks, 1) * blocks}",
+        ),
+        (
+            rl.group_size < 2,
+            f"rl.group_size = {rl.group_size}: advantages compare completions of a group, so at least 2",
+        ),
+        (
+            rows % rl.micro_batches != 0,
+            f"rl.micro_batches = {rl.micro_batches} does not divide the {rows} rows of a step",
+        ),
         (
             sft.batch_size % sft.micro_batches != 0,
             f"sft.micro_batches = {sft.micro_batches} does not divide sft.batch_size = {sft.batch_size}",
@@ -417,7 +471,10 @@ def _rules(config: Config) -> list[tuple[bool, str]]:
         (not 0 <= rl.prompt_mask < 1, f"rl.prompt_mask = {rl.prompt_mask} must lie in [0, 1)"),
         (not 0 < sft.eps < 1, f"sft.eps = {sft.eps} must lie in (0, 1)"),
         (rl.clip_low > 1, f"rl.clip_low = {rl.clip_low} must be at most 1 (the ratio is never negative)"),
-        (rl.temperature <= 0, f"rl.temperature = {rl.temperature}: a group of greedy completions is all the same; use e.g. 1.0"),
+        (
+            rl.temperature <= 0,
+            f"rl.temperature = {rl.temperature}: a group of greedy completions is all the same; use e.g. 1.0",
+        ),
         (not rl.reward_weights, "rl.reward_weights is empty; write e.g. {solved: 1.0}"),
         (
             rl.reference_sync_every > 0 and config.lora.rank > 0,

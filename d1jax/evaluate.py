@@ -1,10 +1,10 @@
 """python -m d1jax.evaluate --run runs/quickstart: the table of a run again, without training.
 
-    --run DIR                     every stage of a run that has a checkpoint
-    --run DIR --stage rl --step 20
-    --checkpoint DIR/checkpoints/rl/20
-    --out FILE.json               also write the table for programs
-    --section.key VALUE           any setting of the run, e.g. --sampler.steps 16 or --task.eval_rows 4096
+--run DIR                     every stage of a run that has a checkpoint
+--run DIR --stage rl --step 20
+--checkpoint DIR/checkpoints/rl/20
+--out FILE.json               also write the table for programs
+--section.key VALUE           any setting of the run, e.g. --sampler.steps 16 or --task.eval_rows 4096
 """
 
 from __future__ import annotations
@@ -64,7 +64,9 @@ def evaluate(own: dict[str, str], overrides: Sequence[str]) -> dict[str, Any]:
             variables, at = variables_at(experiment, run, name, None if step is None else int(step))
             scores, _ = accuracy.evaluate(experiment, variables)
             stages.append(summary.stage_entry(name, {"step": at, "sets": scores}))
-    baselines = {name: accuracy.baseline_scores(experiment, problems) for name, problems in experiment.eval_sets.items()}
+    baselines = {
+        name: accuracy.baseline_scores(experiment, problems) for name, problems in experiment.eval_sets.items()
+    }
     return {"stages": stages, "baselines": baselines, "environment": summary.environment()}
 
 

@@ -69,21 +69,35 @@ def build(config: Config, log: Callable[[str], None] = print, training: bool = T
     _check_rows_divide(config, mesh)
     task = make_task(config.task)
     tokenizer = CharacterTokenizer(task.alphabet if config.task.style == "bare" else PRINTABLE)
-    eval_rows = {name: _rows(task, config, source, "test", config.task.eval_rows) for name, source in config.task.eval_sets.items()}
+    eval_rows = {
+        name: _rows(task, config, source, "test", config.task.eval_rows)
+        for name, source in config.task.eval_sets.items()
+    }
     train_rows: list[Row] = []
     if training:
         unknown = sorted(set(config.rl.reward_weights) - set(task.rewards(eval_rows[next(iter(eval_rows))][0], "")))
         if unknown:
             choices = ", ".join(task.rewards(eval_rows[next(iter(eval_rows))][0], ""))
-            raise ConfigError(f"config: rl.reward_weights names {unknown}, which {task.name} does not have; choices: {choices}")
+            raise ConfigError(
+                f"config: rl.reward_weights names {unknown}, which {task.name} does not have; choices: {choices}"
+            )
         train_rows = _rows(task, config, config.task.train, "train", config.task.train_rows)
         train_rows = _without_overlap(task, config.task, train_rows, eval_rows, log)
-    prompt_columns = max(len(tokenizer.encode(task.prompt(row))) for rows in (train_rows, *eval_rows.values()) for row in rows)
+    prompt_columns = max(
+        len(tokenizer.encode(task.prompt(row))) for rows in (train_rows, *eval_rows.values()) for row in rows
+    )
     columns = (prompt_columns, config.sampler.completion_length)
-    problems = {name: _problems(task, tokenizer, rows, columns, name) for name, rows in {"train": train_rows, **eval_rows}.items()}
-    vocab_size = config.model.vocab_size or -(-tokenizer.vocab_size // 8) * 8  # a multiple of 8 divides over any small mesh
+    problems = {
+        name: _problems(task, tokenizer, rows, columns, name)
+        for name, rows in {"train": train_rows, **eval_rows}.items()
+    }
+    vocab_size = (
+        config.model.vocab_size or -(-tokenizer.vocab_size // 8) * 8
+    )  # a multiple of 8 divides over any small mesh
     if vocab_size < tokenizer.vocab_size:
-        raise ConfigError(f"config: model.vocab_size = {vocab_size} is smaller than the tokenizer's {tokenizer.vocab_size}; use 0")
+        raise ConfigError(
+            f"config: model.vocab_size = {vocab_size} is smaller than the tokenizer's {tokenizer.vocab_size}; use 0"
+        )
     model = Transformer(dataclasses.replace(config.model, vocab_size=vocab_size), config.lora)
     return Experiment(config, mesh, task, tokenizer, model, problems.pop("train"), problems)
 
@@ -91,11 +105,16 @@ def build(config: Config, log: Callable[[str], None] = print, training: bool = T
 def _check_rows_divide(config: Config, mesh: Mesh) -> None:
     shards = mesh_rules.row_shards(mesh)
     rollout_rows = config.rl.prompts_per_step * config.rl.group_size
-    sizes = {"sft.batch_size": config.sft.batch_size // config.sft.micro_batches, "evaluation.batch_size": config.evaluation.batch_size}
+    sizes = {
+        "sft.batch_size": config.sft.batch_size // config.sft.micro_batches,
+        "evaluation.batch_size": config.evaluation.batch_size,
+    }
     sizes["rl.prompts_per_step x rl.group_size"] = rollout_rows // config.rl.micro_batches
     for name, size in sizes.items():
         if size % shards:
-            raise ConfigError(f"config: {name} (a micro-batch of it: {size} rows) does not divide over {shards} devices of data x fsdp")
+            raise ConfigError(
+                f"config: {name} (a micro-batch of it: {size} rows) does not divide over {shards} devices of data x fsdp"
+            )
 
 
 def _rows(task: Task, config: Config, source: str, split: str, count: int) -> list[Row]:
@@ -105,29 +124,39 @@ def _rows(task: Task, config: Config, source: str, split: str, count: int) -> li
     return rows[:count] if count else rows
 
 
-def _without_overlap(task: Task, config: TaskConfig, train: list[Row], eval_sets: dict[str, list[Row]], log: Callable[[str], None]) -> list[Row]:
+def _without_overlap(
+    task: Task, config: TaskConfig, train: list[Row], eval_sets: dict[str, list[Row]], log: Callable[[str], None]
+) -> list[Row]:
     """Training rows that pose no problem of an evaluation set (and, where asked, share no solution with it)."""
     for name, rows in eval_sets.items():
         problems = {task.problem_key(row) for row in rows}
         solutions = {task.solution_key(row) for row in rows} - {None} if name in config.held_out_by_solution else set()
-        kept = [row for row in train if task.problem_key(row) not in problems and task.solution_key(row) not in solutions]
+        kept = [
+            row for row in train if task.problem_key(row) not in problems and task.solution_key(row) not in solutions
+        ]
         if len(kept) < len(train):
             why = "problem or solution" if solutions else "problem"
             log(f"data: dropped {len(train) - len(kept)} of {len(train)} training rows whose {why} occurs in {name}")
         train = kept
     if not train:
-        raise ConfigError("config: every training row occurs in an evaluation set; use other files or fewer of task.held_out_by_solution")
+        raise ConfigError(
+            "config: every training row occurs in an evaluation set; use other files or fewer of task.held_out_by_solution"
+        )
     return train
 
 
-def _problems(task: Task, tokenizer: CharacterTokenizer, rows: list[Row], columns: tuple[int, int], name: str) -> Problems:
+def _problems(
+    task: Task, tokenizer: CharacterTokenizer, rows: list[Row], columns: tuple[int, int], name: str
+) -> Problems:
     end = tokenizer.special.end
     prompt_RP, prompt_length_R = pad_rows([tokenizer.encode(task.prompt(row)) for row in rows], columns[0], end)
     targets = [task.target(row) for row in rows]
     encoded = [tokenizer.encode(text or "") for text in targets]
     longest = max(map(len, encoded), default=0)
     if longest > columns[1]:
-        raise ConfigError(f"config: a target of {name} has {longest} tokens, more than sampler.completion_length = {columns[1]}; raise it")
+        raise ConfigError(
+            f"config: a target of {name} has {longest} tokens, more than sampler.completion_length = {columns[1]}; raise it"
+        )
     target_RC, _ = pad_rows(encoded, columns[1], end)
     return Problems(rows, prompt_RP, prompt_length_R, target_RC, np.array([text is not None for text in targets]))
 
@@ -143,9 +172,13 @@ def start_variables(experiment: Experiment) -> Variables:
     else:
         run, source = open_run(config.init_from)
         if _architecture(source) != _architecture(config):
-            raise ConfigError(f"init_from {config.init_from!r} has another model: {source.model} (here: {config.model})")
+            raise ConfigError(
+                f"init_from {config.init_from!r} has another model: {source.model} (here: {config.model})"
+            )
         if run.tokenizer.is_file() and load_tokenizer(run.tokenizer) != experiment.tokenizer:
-            raise ConfigError(f"init_from {config.init_from!r} has another tokenizer than task {config.task.name!r} needs")
+            raise ConfigError(
+                f"init_from {config.init_from!r} has another tokenizer than task {config.task.name!r} needs"
+            )
         model = Transformer(experiment.model.config, source.lora)
         variables, _ = variables_at(dataclasses.replace(experiment, config=source, model=model), run, source.stages[-1])
     if config.lora.rank:
@@ -171,7 +204,9 @@ def split(variables: Variables) -> tuple[Variables, Variables]:
     return {name: variables[name]}, {other: value for other, value in variables.items() if other != name}
 
 
-def variables_at(experiment: Experiment, run: RunDirectory, stage: str, step: int | None = None) -> tuple[Variables, int]:
+def variables_at(
+    experiment: Experiment, run: RunDirectory, stage: str, step: int | None = None
+) -> tuple[Variables, int]:
     """(weights, step) of a stage of a run at `step` (None: its last checkpoint), adapters merged. ConfigError if there are none."""
     stages = experiment.config.stages
     if stage not in stages:
@@ -189,7 +224,9 @@ def variables_at(experiment: Experiment, run: RunDirectory, stage: str, step: in
         elif experiment.config.lora.rank:
             before = start_variables(experiment)
         else:
-            before = initialize(experiment.model, experiment.key("weights"), experiment.mesh)  # an example of shapes and placement
+            before = initialize(
+                experiment.model, experiment.key("weights"), experiment.mesh
+            )  # an example of shapes and placement
         trainable, frozen = split(with_adapter(experiment, before, stage))
         step = saved[-1] if step is None else step
         loaded = checkpoints.load(step, {"trainable": trainable})

@@ -1,11 +1,11 @@
 """What a stage leaves behind while it runs: metrics, progress, checkpoints; and where it goes on after a stop.
 
-    journal = Journal(run, metrics, stop, "rl", steps, config)
-    items, first = journal.resume({"trainable": ..., "optimizer": ...})
-    for step in range(first, steps):
-        ...
-        journal.record(step + 1, values, watch=("reward",))
-        journal.keep(step + 1, {"trainable": ..., "optimizer": ...})
+journal = Journal(run, metrics, stop, "rl", steps, config)
+items, first = journal.resume({"trainable": ..., "optimizer": ...})
+for step in range(first, steps):
+    ...
+    journal.record(step + 1, values, watch=("reward",))
+    journal.keep(step + 1, {"trainable": ..., "optimizer": ...})
 """
 
 from __future__ import annotations
@@ -34,7 +34,9 @@ def kept_steps(run: RunDirectory, stages: Sequence[str]) -> dict[str, int]:
 
 
 class Journal:
-    def __init__(self, run: RunDirectory, metrics: MetricsLog, stop: StopRequest, stage: str, steps: int, config: Config) -> None:
+    def __init__(
+        self, run: RunDirectory, metrics: MetricsLog, stop: StopRequest, stage: str, steps: int, config: Config
+    ) -> None:
         self.stage, self.steps = stage, steps
         self._config, self._metrics, self._stop = config, metrics, stop
         self._checkpoints = Checkpoints(run.checkpoints(stage))
@@ -70,12 +72,16 @@ class Journal:
         if asked is not None or step % self._config.checkpoint_every == 0 or step == self.steps:
             self._checkpoints.save(step, items)
         if asked is not None and step < self.steps:
-            raise Stopped(asked, f"{self.stage}: stopped after step {step}, everything saved; the same command continues")
+            raise Stopped(
+                asked, f"{self.stage}: stopped after step {step}, everything saved; the same command continues"
+            )
 
     def __enter__(self) -> Journal:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self._progress is not None:
             self._progress.__exit__(kind, value, trace)
         self._checkpoints.close()

@@ -57,8 +57,8 @@ def decode(experiment: Experiment, variables: Variables, problems: Problems) -> 
             experiment.model, variables, prompt_BP, prompt_length_B, key, row_ids_B,
             config=config.sampler, special=experiment.tokenizer.special, temperature=config.evaluation.temperature,
         )  # fmt: skip
-        parts.append(jax.tree.map(lambda x: x[: len(problems) - start], jax.device_get(rollout)))
-    return Rollout(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
+        parts.append(jax.device_get(rollout))
+    return Rollout(*(np.concatenate(arrays)[: len(problems)] for arrays in zip(*parts, strict=True)))
 
 
 def texts_of(experiment: Experiment, rollout: Rollout) -> list[str]:
@@ -85,7 +85,9 @@ def headline(experiment: Experiment, variables: Variables) -> dict[str, float]:
     return {f"eval/{name}/{grade}": value for grade, value in scores.items() if isinstance(value, float)}
 
 
-def _sample(experiment: Experiment, problems: Problems, rollout: Rollout, texts: list[str], name: str, index: int) -> dict[str, Any]:
+def _sample(
+    experiment: Experiment, problems: Problems, rollout: Rollout, texts: list[str], name: str, index: int
+) -> dict[str, Any]:
     task, row = experiment.task, problems.rows[index]
     return {
         "set": name,
@@ -107,7 +109,9 @@ def table(stages: Sequence[Mapping[str, Any]], baselines: Mapping[str, Mapping[s
     for name in stages[0]["sets"] if stages else baselines:
         rows = [(stage["name"], stage["sets"][name]) for stage in stages] + list(baselines.get(name, {}).items())
         grades = [key for key in rows[0][1] if key not in ("n", "solved_rate", "solved_rate_ci95", "nfe")]
-        header = f"{name:<22}{'n':>6}  {'solved':>7}  {'95 % interval':>16}" + "".join(f"  {grade:>20}" for grade in grades)
+        header = f"{name:<22}{'n':>6}  {'solved':>7}  {'95 % interval':>16}" + "".join(
+            f"  {grade:>20}" for grade in grades
+        )
         lines += ["", header]
         for label, score in rows:
             low, high = score["solved_rate_ci95"]

@@ -37,7 +37,9 @@ def write(experiment: Experiment, run: RunDirectory) -> dict[str, Any]:
     }
     lines = [line for stage in done for line in run.evaluation_samples(stage).read_text(encoding="utf-8").splitlines()]
     order = list(experiment.eval_sets)
-    samples = sorted(map(json.loads, lines), key=lambda sample: (order.index(sample["set"]), sample["index"]))  # stages side by side
+    samples = sorted(
+        map(json.loads, lines), key=lambda sample: (order.index(sample["set"]), sample["index"])
+    )  # stages side by side
     write_jsonl(run.samples, samples)
     write_json(run.summary, summary)
     return summary

@@ -42,7 +42,9 @@ class CharacterTokenizer:
         """Raises ValueError naming the first character that is not in the alphabet."""
         for column, character in enumerate(text):
             if character not in self.alphabet:
-                raise ValueError(f"tokenizer: character {character!r} at column {column} of {text!r} is not in the alphabet {self.alphabet!r}")
+                raise ValueError(
+                    f"tokenizer: character {character!r} at column {column} of {text!r} is not in the alphabet {self.alphabet!r}"
+                )
         return [self.alphabet.index(character) for character in text]
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -61,7 +63,9 @@ class CharacterTokenizer:
         return [names[token] if token < len(names) else f"<{token}>" for token in ids]
 
     def save(self, path: Path) -> None:
-        path.write_text(json.dumps({"kind": "characters", **dataclasses.asdict(self)}, ensure_ascii=False) + "\n", encoding="utf-8")
+        path.write_text(
+            json.dumps({"kind": "characters", **dataclasses.asdict(self)}, ensure_ascii=False) + "\n", encoding="utf-8"
+        )
 
 
 def load_tokenizer(path: Path) -> CharacterTokenizer:

@@ -49,7 +49,9 @@ class Canvas(NamedTuple):
         return jnp.arange(self.prompt_BP.shape[1])[None, :] < self.prompt_length_B[:, None]
 
 
-def completion_hidden(hidden_BTD: Array, canvas: Canvas, alignment: Alignment, start: Array | int = 0, size: int | None = None) -> Array:
+def completion_hidden(
+    hidden_BTD: Array, canvas: Canvas, alignment: Alignment, start: Array | int = 0, size: int | None = None
+) -> Array:
     """The hidden states that score completion columns start .. start + size, [B, size, D].
 
     same_position (LLaDA): the state at the column itself. shifted (Dream): the state of the position before it, which for the

@@ -27,7 +27,14 @@ def tokens_per_step(block_length: int, steps_per_block: int) -> tuple[int, ...]:
     return tuple(base + (step < extra) for step in range(steps_per_block))
 
 
-def propose(logits_BSV: Array, gumbel_BSV: Array | None, uniform_BS: Array | None, temperature: float, special: SpecialTokens, config: SamplerConfig) -> Proposal:
+def propose(
+    logits_BSV: Array,
+    gumbel_BSV: Array | None,
+    uniform_BS: Array | None,
+    temperature: float,
+    special: SpecialTokens,
+    config: SamplerConfig,
+) -> Proposal:
     """Candidates argmax(logits / temperature + Gumbel), temperature 0: argmax(logits); confidence softmax(logits)[candidate].
 
     remasking: low_confidence gives priority to the confidence, random to `uniform_BS`. The mask token is never a candidate,

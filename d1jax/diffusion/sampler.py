@@ -26,7 +26,9 @@ class Rollout(NamedTuple):
     """What a sampler returns."""
 
     tokens_BC: Array
-    reveal_step_BC: Array  # the step that committed the position; NEVER_DECODED behind the end token of a row that stopped early
+    reveal_step_BC: (
+        Array  # the step that committed the position; NEVER_DECODED behind the end token of a row that stopped early
+    )
     confidence_BC: Array  # the model's probability of the token when it was committed
     length_B: Array  # through the first end token
     nfe_B: Array  # forward passes that the row took part in
@@ -97,7 +99,8 @@ def denoise(
         proposal = propose(logits_BSV, gumbel_BSV, uniform_BS, temperature, special, config)
 
         tokens_BS, revealed_BS, confidence_BS = (
-            jax.lax.dynamic_slice_in_dim(x, start, block, axis=1) for x in (state.tokens_BC, state.reveal_step_BC, state.confidence_BC)
+            jax.lax.dynamic_slice_in_dim(x, start, block, axis=1)
+            for x in (state.tokens_BC, state.reveal_step_BC, state.confidence_BC)
         )
         open_BS = (tokens_BS == special.mask) & ~state.finished_B[:, None]
         commit_BS = choose(proposal.priority_BS, open_BS, schedule[state.step % steps_per_block])
@@ -153,4 +156,6 @@ def sample(
 ) -> Rollout:
     """`denoise` under noise keyed by global row id."""
     noise = keyed_noise(key, row_ids_B)
-    return denoise(model, variables, prompt_BP, prompt_length_B, noise, config=config, special=special, temperature=temperature)
+    return denoise(
+        model, variables, prompt_BP, prompt_length_B, noise, config=config, special=special, temperature=temperature
+    )

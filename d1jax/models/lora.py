@@ -21,7 +21,9 @@ def check_targets(params: Mapping[str, Any], lora: LoraConfig) -> None:
     linear = sorted(name for name, leaf in params["blocks"].items() if "kernel" in leaf)
     unknown = sorted(set(lora.targets) - set(linear))
     if unknown:
-        raise ConfigError(f"config: lora.targets = {unknown} match no linear layer of a block; choices: {', '.join(linear)}")
+        raise ConfigError(
+            f"config: lora.targets = {unknown} match no linear layer of a block; choices: {', '.join(linear)}"
+        )
 
 
 def merge(variables: Variables, lora: LoraConfig) -> Variables:

@@ -34,7 +34,9 @@ class RMSNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        scale_D = self.param("scale", nn.with_logical_partitioning(nn.initializers.ones, (None,)), x.shape[-1:], self.param_dtype)
+        scale_D = self.param(
+            "scale", nn.with_logical_partitioning(nn.initializers.ones, (None,)), x.shape[-1:], self.param_dtype
+        )
         x32 = x.astype(jnp.float32)
         normed = x32 * jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + self.eps)
         # The checkpoint was trained with the product in the activation dtype, after the cast.
@@ -66,7 +68,9 @@ class Dense(nn.Module):
         if adapted and (self.has_variable("lora", "a") or self.is_mutable_collection("lora")):
             # PEFT's initialisation: uniform(-1/sqrt(in), 1/sqrt(in)) and zeros, so that an untrained adapter changes nothing.
             bound = size**-0.5
-            a_init = nn.with_logical_partitioning(lambda key, shape: jax.random.uniform(key, shape, minval=-bound, maxval=bound), (self.axes[0], "rank"))
+            a_init = nn.with_logical_partitioning(
+                lambda key, shape: jax.random.uniform(key, shape, minval=-bound, maxval=bound), (self.axes[0], "rank")
+            )
             b_init = nn.with_logical_partitioning(lambda key, shape: jnp.zeros(shape), ("rank", self.axes[1]))
             key = self.make_rng("lora") if self.is_mutable_collection("lora") else None
             a = self.variable("lora", "a", a_init, key, (size, self.lora.rank)).value
@@ -139,7 +143,9 @@ class Transformer(nn.Module):
         return RMSNorm(cfg.norm_eps, param_dtype, name="ln_f")(x_BTD)
 
 
-def hidden_states(model: Transformer, variables: Variables, tokens_BT: Array, positions_BT: Array, length_B: Array) -> Array:
+def hidden_states(
+    model: Transformer, variables: Variables, tokens_BT: Array, positions_BT: Array, length_B: Array
+) -> Array:
     """The final hidden states [B, T, D] after ln_f; columns at or beyond length_B are padding that nobody attends to."""
     return model.apply(variables, tokens_BT, positions_BT, length_B)
 
@@ -166,5 +172,7 @@ def initialize(model: Transformer, key: Array, mesh: Mesh, collections: tuple[st
 
     boxed = jax.eval_shape(init, key)
     is_box = lambda x: isinstance(x, nn.LogicallyPartitioned)  # noqa: E731
-    shardings = jax.tree.map(lambda box: NamedSharding(mesh, mesh_rules.spec(box.value.shape, box.names, mesh)), boxed, is_leaf=is_box)
+    shardings = jax.tree.map(
+        lambda box: NamedSharding(mesh, mesh_rules.spec(box.value.shape, box.names, mesh)), boxed, is_leaf=is_box
+    )
     return jax.jit(lambda key: nn.unbox(init(key)), out_shardings=shardings)(key)

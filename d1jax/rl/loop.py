@@ -4,8 +4,8 @@ Q problems, G completions of each, B = Q G rows, C completion columns, U inner u
 
 Source: d1, arXiv 2504.12216, algorithm 1.
 Differs from the released code: mu inner updates meet mu different prompt masks for every accumulation setting; the reference
-and old policies are scored under the same masks; completions of a group share their mask (mask_sharing); rollouts, rewards and updates are functions of (seed, step), so a run resumes
-exactly; padding is never attended to.
+and old policies are scored under the same masks; completions of a group share their mask (mask_sharing); rollouts, rewards
+and updates are functions of (seed, step), so a run resumes exactly; padding is never attended to.
 """
 
 from __future__ import annotations
@@ -151,4 +151,7 @@ def _update_metrics(inner: dict[str, np.ndarray]) -> dict[str, float]:
     """Means over the inner updates; the first ratio by itself, because it must be exactly 1."""
     values = {name: float(value.mean()) for name, value in inner.items() if not name.startswith("nonfinite")}
     values["ratio/first"] = float(inner["ratio/mean"][0])
-    return values | {"nonfinite/in_a_row": int(inner["nonfinite/in_a_row"][-1]), "nonfinite/total": int(inner["nonfinite/total"][-1])}
+    return values | {
+        "nonfinite/in_a_row": int(inner["nonfinite/in_a_row"][-1]),
+        "nonfinite/total": int(inner["nonfinite/total"][-1]),
+    }

@@ -22,7 +22,14 @@ class TokenTerms(NamedTuple):
 
 
 def token_terms(
-    logp_BC: Array, old_logp_BC: Array, reference_logp_BC: Array | None, advantage_B: Array, *, clip_low: float, clip_high: float, kl_coefficient: float
+    logp_BC: Array,
+    old_logp_BC: Array,
+    reference_logp_BC: Array | None,
+    advantage_B: Array,
+    *,
+    clip_low: float,
+    clip_high: float,
+    kl_coefficient: float,
 ) -> TokenTerms:
     """-min(r A, clip(r, 1 - low, 1 + high) A) + beta k3, with r = exp(logp - old).
 

@@ -10,7 +10,9 @@ import numpy as np
 from d1jax.tasks.task import Row, Task
 
 
-def reward_rows(task: Task, rows: Sequence[Row], texts: Sequence[str], names: Sequence[str] | Mapping[str, float]) -> tuple[dict[str, np.ndarray], int]:
+def reward_rows(
+    task: Task, rows: Sequence[Row], texts: Sequence[str], names: Sequence[str] | Mapping[str, float]
+) -> tuple[dict[str, np.ndarray], int]:
     """({name: [B] rewards} of the task, how many rows could not be rewarded).
 
     A row whose reward raises, or is not a finite number, gets 0 for everything and is counted: one odd text out of thousands
@@ -25,7 +27,9 @@ def reward_rows(task: Task, rows: Sequence[Row], texts: Sequence[str], names: Se
         else:
             missing = sorted(set(names) - set(rewards))
             if missing:
-                raise ValueError(f"task {task.name!r}, row {index}: no reward named {missing}; it gives {sorted(rewards)}")
+                raise ValueError(
+                    f"task {task.name!r}, row {index}: no reward named {missing}; it gives {sorted(rewards)}"
+                )
         if not rewards or not all(math.isfinite(value) for value in rewards.values()):
             rewards, failures = {}, failures + 1
         judged.append(rewards)

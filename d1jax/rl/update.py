@@ -48,11 +48,18 @@ def view_keys(key: Array, inner_updates: int, fresh_masks: bool) -> Array:
     return jax.vmap(lambda u: jax.random.fold_in(key, u))(jnp.arange(inner_updates) * fresh_masks)
 
 
-def make_update(model: Transformer, optimizer: optax.GradientTransformation, config: RlConfig, special: SpecialTokens, state: TrainState) -> Update:
+def make_update(
+    model: Transformer,
+    optimizer: optax.GradientTransformation,
+    config: RlConfig,
+    special: SpecialTokens,
+    state: TrainState,
+) -> Update:
     """`update(state, frozen, reference, batch, key) -> (state, metrics)`; metrics are fp32 arrays [U], one value an inner update.
 
-    `state` is an example that says where arrays live. `frozen` holds the collections that are not trained; `reference` the whole reference policy ({} without KL). Old and
-    reference scores are taken under the same masked views as the policy's: the views are a pure function of (key, u, mask id).
+    `state` is an example that says where arrays live. `frozen` holds the collections that are not trained; `reference` the
+    whole reference policy ({} without KL). Old and reference scores are taken under the same masked views as the policy's:
+    the views are a pure function of (key, u, mask id).
     """
     views_of = partial(one_step_views, mask_id=special.mask, prompt_mask=config.prompt_mask)
     with_kl = config.kl_coefficient > 0
@@ -63,7 +70,9 @@ def make_update(model: Transformer, optimizer: optax.GradientTransformation, con
 
         return over_micro_batches(score_rows, 1, batch, config.micro_batches, AccumulationType.CONCAT)(variables, batch)
 
-    def loss(trainable: Any, rows: Scored, frozen: Variables, key: Array, first: Array) -> tuple[Array, dict[str, Array]]:
+    def loss(
+        trainable: Any, rows: Scored, frozen: Variables, key: Array, first: Array
+    ) -> tuple[Array, dict[str, Array]]:
         views = views_of(key, rows.batch.canvas, rows.batch.mask_ids_B)
         scores = score(model, {**frozen, **trainable}, rows.batch.canvas, views)
         # Before the first inner update the old policy is the current one: its score is this very number, so the ratio is exactly 1.
@@ -85,22 +94,32 @@ def make_update(model: Transformer, optimizer: optax.GradientTransformation, con
             "mask/prompt_hidden": hidden_BP,
             "mask/prompt_tokens": rows.batch.canvas.prompt_mask_BP,
         }
-        return jnp.sum(rows.weight_BC * terms.loss_BC), {name: jnp.sum(x, dtype=jnp.float32) for name, x in sums.items()}
+        return jnp.sum(rows.weight_BC * terms.loss_BC), {
+            name: jnp.sum(x, dtype=jnp.float32) for name, x in sums.items()
+        }
 
     @partial(jax.jit, donate_argnums=0, out_shardings=(placement(state), None))
-    def update(state: TrainState, frozen: Variables, reference: Variables, batch: Batch, key: Array) -> tuple[TrainState, dict[str, Array]]:
+    def update(
+        state: TrainState, frozen: Variables, reference: Variables, batch: Batch, key: Array
+    ) -> tuple[TrainState, dict[str, Array]]:
         keys_U = view_keys(key, config.inner_updates, config.fresh_masks)
         behaviour = {**frozen, **state.trainable}
         unused_1BC = jnp.zeros((1, *batch.canvas.completion_BC.shape), jnp.float32)
         later_UBC = jax.lax.map(lambda k: logps(behaviour, batch, k), keys_U[1:])
         old_logp_UBC = jnp.concatenate([unused_1BC, later_UBC])
         reference_logp_UBC = jax.lax.map(lambda k: logps(reference, batch, k), keys_U) if with_kl else None
-        weight_BC = POOLINGS[config.pooling](through_first_end(batch.canvas.completion_BC, special.end).astype(jnp.float32))
+        weight_BC = POOLINGS[config.pooling](
+            through_first_end(batch.canvas.completion_BC, special.end).astype(jnp.float32)
+        )
 
-        def inner(state: TrainState, xs: tuple[Array, Array, Array, Array | None]) -> tuple[TrainState, dict[str, Array]]:
+        def inner(
+            state: TrainState, xs: tuple[Array, Array, Array, Array | None]
+        ) -> tuple[TrainState, dict[str, Array]]:
             u, key, old_logp_BC, reference_logp_BC = xs
             rows = Scored(batch, weight_BC, old_logp_BC, reference_logp_BC)
-            value, sums, gradient = gradients(lambda t, r: loss(t, r, frozen, key, u == 0), state.trainable, rows, config.micro_batches)
+            value, sums, gradient = gradients(
+                lambda t, r: loss(t, r, frozen, key, u == 0), state.trainable, rows, config.micro_batches
+            )
             state = apply_gradient(optimizer, state, gradient, value)
             in_a_row, in_all = bad_updates(state.optimizer)
             counts = {"nonfinite/in_a_row": in_a_row, "nonfinite/total": in_all}
@@ -114,7 +133,10 @@ def make_update(model: Transformer, optimizer: optax.GradientTransformation, con
 def summarize(sums: dict[str, Array]) -> dict[str, Array]:
     """Sums over tokens -> means over tokens, under TRL's names."""
     tokens = jnp.maximum(sums["tokens"], 1)
-    means = {name: sums[name] / tokens for name in ("ratio/mean", "kl", "entropy", "clip_ratio/low_mean", "clip_ratio/high_mean")}
+    means = {
+        name: sums[name] / tokens
+        for name in ("ratio/mean", "kl", "entropy", "clip_ratio/low_mean", "clip_ratio/high_mean")
+    }
     return {
         **means,
         "ratio/log_rms": jnp.sqrt(sums["ratio/log_square"] / tokens),

@@ -36,7 +36,9 @@ def make_mesh(config: MeshConfig) -> Mesh:
     shape = [config.data, config.fsdp, config.tensor]
     fixed = math.prod(size for size in shape if size != -1)
     if any(size == 0 or size < -1 for size in shape) or devices % fixed or (-1 not in shape and fixed != devices):
-        raise ConfigError(f"config: mesh = data {shape[0]} x fsdp {shape[1]} x tensor {shape[2]} does not cover {devices} devices; use -1 for one axis")
+        raise ConfigError(
+            f"config: mesh = data {shape[0]} x fsdp {shape[1]} x tensor {shape[2]} does not cover {devices} devices; use -1 for one axis"
+        )
     shape = [devices // fixed if size == -1 else size for size in shape]
     # Auto: gathers over a sharded vocabulary raise in Explicit mode, which is the default axis type.
     return jax.make_mesh(tuple(shape), AXES, axis_types=(AxisType.Auto,) * 3)

@@ -33,13 +33,21 @@ def make_schedule(config: OptimizerConfig, updates: int) -> optax.Schedule:
     }[config.schedule]
     if config.warmup_steps == 0:
         return body
-    return optax.join_schedules([optax.linear_schedule(0.0, config.learning_rate, config.warmup_steps), body], [config.warmup_steps])
+    return optax.join_schedules(
+        [optax.linear_schedule(0.0, config.learning_rate, config.warmup_steps), body], [config.warmup_steps]
+    )
 
 
 def make_optimizer(config: OptimizerConfig, updates: int) -> optax.GradientTransformation:
     """AdamW behind a clip. An update that is not finite changes nothing; the state counts how many in a row (bad_updates)."""
     clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm > 0 else optax.identity()
-    adamw = optax.adamw(make_schedule(config, updates), b1=config.beta1, b2=config.beta2, weight_decay=config.weight_decay, mask=_decayed)
+    adamw = optax.adamw(
+        make_schedule(config, updates),
+        b1=config.beta1,
+        b2=config.beta2,
+        weight_decay=config.weight_decay,
+        mask=_decayed,
+    )
     # apply_if_finite would give up and apply the update after its limit; the loops stop the run instead.
     return optax.apply_if_finite(optax.chain(clip, adamw), max_consecutive_errors=UNLIMITED)
 
@@ -72,7 +80,9 @@ def _decayed(params: Any) -> Any:
     return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key in ("kernel", "ff_out", "a", "b"), params)
 
 
-def gradients(loss: Callable[..., tuple[Array, Any]], trainable: Any, rows: Any, micro_batches: int) -> tuple[Array, Any, Any]:
+def gradients(
+    loss: Callable[..., tuple[Array, Any]], trainable: Any, rows: Any, micro_batches: int
+) -> tuple[Array, Any, Any]:
     """(loss, auxiliary sums, gradient), each summed over micro-batches of the rows.
 
     `loss(trainable, rows)` returns sums over rows of terms already divided by the totals of the whole batch, so every split
@@ -82,11 +92,15 @@ def gradients(loss: Callable[..., tuple[Array, Any]], trainable: Any, rows: Any,
     def value_and_grad(trainable: Any, rows: Any) -> tuple[tuple[Array, Any], Any]:
         return jax.value_and_grad(loss, has_aux=True)(trainable, rows)
 
-    (value, sums), grads = over_micro_batches(value_and_grad, 1, rows, micro_batches, microbatching.AccumulationType.SUM)(trainable, rows)
+    (value, sums), grads = over_micro_batches(
+        value_and_grad, 1, rows, micro_batches, microbatching.AccumulationType.SUM
+    )(trainable, rows)
     return value, sums, grads
 
 
-def over_micro_batches(function: Callable[..., Any], argnum: int, rows: Any, micro_batches: int, accumulate: Any) -> Callable[..., Any]:
+def over_micro_batches(
+    function: Callable[..., Any], argnum: int, rows: Any, micro_batches: int, accumulate: Any
+) -> Callable[..., Any]:
     """`function` run on parts of its rows, one after the other."""
     if micro_batches == 1:
         return function
@@ -94,7 +108,9 @@ def over_micro_batches(function: Callable[..., Any], argnum: int, rows: Any, mic
     return microbatching.microbatch(function, argnum, count // micro_batches, accumulate)
 
 
-def apply_gradient(optimizer: optax.GradientTransformation, state: TrainState, gradient: Any, loss: Array) -> TrainState:
+def apply_gradient(
+    optimizer: optax.GradientTransformation, state: TrainState, gradient: Any, loss: Array
+) -> TrainState:
     """One optimizer update. A loss that is not finite makes the gradient count as not finite too."""
     gradient = jax.tree.map(lambda g: jnp.where(jnp.isfinite(loss), g, jnp.nan), gradient)
     change, optimizer_state = optimizer.update(gradient, state.optimizer, state.trainable)

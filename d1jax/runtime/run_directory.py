@@ -1,7 +1,7 @@
 """The directory of one run: its paths, its lock, and the configuration that it belongs to.
 
-    config.yaml  tokenizer.json  metrics.jsonl  checkpoints/<stage>/<step>/  evaluations/<stage>.json
-    samples.jsonl  summary.json  report.html
+config.yaml  tokenizer.json  metrics.jsonl  checkpoints/<stage>/<step>/  evaluations/<stage>.json
+samples.jsonl  summary.json  report.html
 """
 
 from __future__ import annotations
@@ -57,16 +57,22 @@ def claim(config: Config) -> tuple[RunDirectory, IO[str]]:
     if run.path.exists() and not run.path.is_dir():
         raise ConfigError(f"run_dir {config.run_dir!r} is a file; choose another run_dir")
     if run.path.is_dir() and not run.config.exists() and any(p.name != ".lock" for p in run.path.iterdir()):
-        raise ConfigError(f"run_dir {config.run_dir!r} holds files but no config.yaml, so it is not a run; choose another run_dir")
+        raise ConfigError(
+            f"run_dir {config.run_dir!r} holds files but no config.yaml, so it is not a run; choose another run_dir"
+        )
     run.path.mkdir(parents=True, exist_ok=True)
     lock = open(run.path / ".lock", "w")
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
-        raise ConfigError(f"run_dir {config.run_dir!r} is in use by another process; wait for it or choose another run_dir") from None
+        raise ConfigError(
+            f"run_dir {config.run_dir!r} is in use by another process; wait for it or choose another run_dir"
+        ) from None
     if run.config.exists():
         # Where the directory lies is no part of what it holds: a moved run may be continued.
-        changed = differences(dataclasses.replace(from_yaml(run.config), run_dir=""), dataclasses.replace(config, run_dir=""))
+        changed = differences(
+            dataclasses.replace(from_yaml(run.config), run_dir=""), dataclasses.replace(config, run_dir="")
+        )
         if changed:
             raise ConfigError(
                 f"run_dir {config.run_dir!r} holds a run with another configuration; it differs in\n  "

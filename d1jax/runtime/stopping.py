@@ -31,7 +31,9 @@ class StopRequest:
         self._previous = {number: signal.signal(number, self._receive) for number in self.SIGNALS}
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._restore()
 
     def _receive(self, signum: int, frame: FrameType | None) -> None:

@@ -26,7 +26,16 @@ from d1jax.journal import Journal
 from d1jax.models import lora
 from d1jax.models.transformer import Transformer, Variables
 from d1jax.runtime import mesh as mesh_rules
-from d1jax.runtime.optimizer import TrainState, apply_gradient, bad_updates, gradients, make_optimizer, make_schedule, new_state, placement
+from d1jax.runtime.optimizer import (
+    TrainState,
+    apply_gradient,
+    bad_updates,
+    gradients,
+    make_optimizer,
+    make_schedule,
+    new_state,
+    placement,
+)
 from d1jax.sft.loss import NORMALIZERS, masked_loss
 
 
@@ -41,7 +50,9 @@ def train(experiment: Experiment, start: Variables, journal: Journal) -> Variabl
     config, problems = experiment.config.sft, experiment.train
     targets = problems.has_target_R.nonzero()[0]
     if not len(targets):
-        raise ConfigError(f"config: stage 'sft' needs rows with solutions, and {experiment.config.task.train} has none; leave 'sft' out of stages")
+        raise ConfigError(
+            f"config: stage 'sft' needs rows with solutions, and {experiment.config.task.train} has none; leave 'sft' out of stages"
+        )
 
     trainable, frozen = split(with_adapter(experiment, start, "sft"))
     optimizer = make_optimizer(config.optimizer, config.steps)
@@ -74,7 +85,13 @@ def train(experiment: Experiment, start: Variables, journal: Journal) -> Variabl
     return lora.merge({**frozen, **state.trainable}, experiment.config.lora)
 
 
-def make_update(model: Transformer, optimizer: optax.GradientTransformation, config: SftConfig, special: SpecialTokens, state: TrainState) -> Callable[..., tuple[TrainState, dict[str, Array]]]:
+def make_update(
+    model: Transformer,
+    optimizer: optax.GradientTransformation,
+    config: SftConfig,
+    special: SpecialTokens,
+    state: TrainState,
+) -> Callable[..., tuple[TrainState, dict[str, Array]]]:
     """The compiled step: corrupt, score, update. `update(state, frozen, clean, key) -> (state, metrics)`."""
 
     def loss(trainable: Any, rows: Rows, frozen: Variables, key: Array) -> tuple[Array, dict[str, Array]]:
@@ -86,7 +103,9 @@ def make_update(model: Transformer, optimizer: optax.GradientTransformation, con
     def update(state: TrainState, frozen: Variables, clean: Canvas, key: Array) -> tuple[TrainState, dict[str, Array]]:
         eligible_BC = jnp.ones(clean.completion_BC.shape, bool)
         rows = Rows(clean, jnp.arange(eligible_BC.shape[0]), NORMALIZERS[config.normalizer](eligible_BC))
-        value, sums, gradient = gradients(lambda t, r: loss(t, r, frozen, key), state.trainable, rows, config.micro_batches)
+        value, sums, gradient = gradients(
+            lambda t, r: loss(t, r, frozen, key), state.trainable, rows, config.micro_batches
+        )
         state = apply_gradient(optimizer, state, gradient, value)
         in_a_row, in_all = bad_updates(state.optimizer)
         return state, {

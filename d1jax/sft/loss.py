@@ -29,7 +29,9 @@ def batch_token(eligible_BC: Array) -> Array:
 NORMALIZERS = {"per_row": per_row, "batch_token": batch_token}
 
 
-def masked_loss(model: Transformer, variables: Variables, clean: Canvas, corruption: Corruption, weight_B: Array) -> Array:
+def masked_loss(
+    model: Transformer, variables: Variables, clean: Canvas, corruption: Corruption, weight_B: Array
+) -> Array:
     """sum_i weight_i sum_k 1[k hidden] CE_ik / p_i, with the weights of a normaliser over the whole batch.
 
     Every completion column is a target, the end tokens behind the text included: that is how the model learns to stop.

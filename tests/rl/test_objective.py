@@ -28,7 +28,9 @@ def test_terms_equal_plain_numpy():
     new, old, reference = (-rng.exponential(1.0, (5, 7)).astype(np.float32) for _ in range(3))
     advantage = np.array([1.0, -0.5, 0.0, 2.0, -1.5], np.float32)
     terms = token_terms(new, old, reference, advantage, clip_low=0.2, clip_high=0.3, kl_coefficient=0.04)
-    np.testing.assert_allclose(terms.loss_BC, numpy_loss(new, old, reference, advantage, 0.2, 0.3, 0.04), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        terms.loss_BC, numpy_loss(new, old, reference, advantage, 0.2, 0.3, 0.04), rtol=1e-5, atol=1e-6
+    )
     ratio = np.exp(new - old)
     np.testing.assert_array_equal(terms.clipped_high_BC, (ratio > 1.3) & (advantage[:, None] > 0))
     np.testing.assert_array_equal(terms.clipped_low_BC, (ratio < 0.8) & (advantage[:, None] < 0))
@@ -38,7 +40,9 @@ def test_a_clipped_token_has_no_gradient():
     old = jnp.zeros((2, 2))
     new = jnp.log(jnp.array([[1.5, 1.1], [0.5, 0.9]]))
     gradient = jax.grad(
-        lambda x: token_terms(x, old, None, jnp.array([1.0, -1.0]), clip_low=0.2, clip_high=0.2, kl_coefficient=0.0).loss_BC.sum()
+        lambda x: token_terms(
+            x, old, None, jnp.array([1.0, -1.0]), clip_low=0.2, clip_high=0.2, kl_coefficient=0.0
+        ).loss_BC.sum()
     )(new)
     assert (np.asarray(gradient) == 0).tolist() == [[True, False], [True, False]]
 

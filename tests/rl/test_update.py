@@ -26,9 +26,10 @@ CONFIG = RlConfig(
     optimizer=OptimizerConfig(learning_rate=1e-2, clip_norm=1.0),
 )  # fmt: skip
 ROWS = 16
+FULL = LoraConfig(rank=0)
 
 
-def setup(config=CONFIG, lora=LoraConfig(), mesh=None):
+def setup(config=CONFIG, lora=FULL, mesh=None):
     mesh = mesh or make_mesh(MeshConfig())
     model = Transformer(MODEL, lora)
     collections = ("params", "lora") if lora.rank else ("params",)
@@ -63,7 +64,11 @@ def test_equals_a_plain_python_loop():
     expected, losses = TrainState(start, optimizer.init(start)), []
     for u in range(CONFIG.inner_updates):
         views = one_step_views(
-            jax.random.fold_in(key, u), rows.canvas, rows.mask_ids_B, mask_id=SPECIAL.mask, prompt_mask=CONFIG.prompt_mask
+            jax.random.fold_in(key, u),
+            rows.canvas,
+            rows.mask_ids_B,
+            mask_id=SPECIAL.mask,
+            prompt_mask=CONFIG.prompt_mask,
         )
         old, ref = (score(model, v, rows.canvas, views).logp for v in (start, reference))
 
@@ -85,7 +90,9 @@ def test_equals_a_plain_python_loop():
 def test_ratio_is_exactly_one_at_the_first_inner_update(lora):
     model, optimizer, state, frozen = setup(lora=lora)
     reference = frozen or copied(state.trainable)
-    _, metrics = make_update(model, optimizer, CONFIG, SPECIAL, state)(state, frozen, reference, batch(), jax.random.key(0))
+    _, metrics = make_update(model, optimizer, CONFIG, SPECIAL, state)(
+        state, frozen, reference, batch(), jax.random.key(0)
+    )
     assert float(metrics["ratio/mean"][0]) == 1.0 and float(metrics["ratio/log_rms"][0]) == 0.0
     assert float(metrics["kl"][0]) == pytest.approx(0.0, abs=1e-7)
     assert float(metrics["ratio/log_rms"][1]) > 0 and float(metrics["kl"][2]) > 0
@@ -123,7 +130,9 @@ def test_group_of_equal_rewards_contributes_nothing():
     for completion in (rows.canvas.completion_BC, other):
         model, optimizer, state, frozen = setup(config)
         changed = rows._replace(canvas=rows.canvas._replace(completion_BC=completion))
-        results.append(make_update(model, optimizer, config, SPECIAL, state)(state, frozen, {}, changed, jax.random.key(0))[0])
+        results.append(
+            make_update(model, optimizer, config, SPECIAL, state)(state, frozen, {}, changed, jax.random.key(0))[0]
+        )
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), *(r.trainable for r in results))
 
 
@@ -138,7 +147,9 @@ def test_inner_updates_meet_different_prompt_masks_for_every_accumulation(micro_
         views = one_step_views(k, rows.canvas, rows.mask_ids_B, mask_id=SPECIAL.mask, prompt_mask=0.3)
         masks.append(np.asarray(views.prompt_NBP[0] == SPECIAL.mask))
     assert len({mask.tobytes() for mask in masks}) == config.inner_updates
-    _, metrics = make_update(model, optimizer, config, SPECIAL, state)(state, frozen, copied(state.trainable), rows, key)
+    _, metrics = make_update(model, optimizer, config, SPECIAL, state)(
+        state, frozen, copied(state.trainable), rows, key
+    )
     tokens = np.asarray(rows.canvas.prompt_length_B).sum()
     np.testing.assert_allclose(metrics["mask/prompt_frac"], [mask.sum() / tokens for mask in masks], rtol=1e-6)
 
@@ -154,7 +165,11 @@ def test_update_does_not_depend_on_micro_batches(micro_batches):
     for parts in (1, micro_batches):
         config = dataclasses.replace(CONFIG, micro_batches=parts)
         model, optimizer, state, frozen = setup(config)
-        results.append(make_update(model, optimizer, config, SPECIAL, state)(state, frozen, copied(state.trainable), batch(), jax.random.key(0)))
+        results.append(
+            make_update(model, optimizer, config, SPECIAL, state)(
+                state, frozen, copied(state.trainable), batch(), jax.random.key(0)
+            )
+        )
     (a, metrics_a), (b, metrics_b) = results
     np.testing.assert_allclose(metrics_a["loss"], metrics_b["loss"], atol=1e-5)
     np.testing.assert_allclose(metrics_a["grad_norm"], metrics_b["grad_norm"], rtol=1e-4)
@@ -173,7 +188,7 @@ def test_update_does_not_depend_on_the_mesh(axes):
     one_device = jax.device_put(jax.device_get(setup()[2]), jax.devices()[0])
     update = make_update(Transformer(MODEL), make_optimizer(CONFIG.optimizer, 100), CONFIG, SPECIAL, one_device)
     results.append(update(one_device, {}, copied(one_device.trainable), batch(), jax.random.key(0)))
-    for state, metrics in results[1:]:
+    for _, metrics in results[1:]:
         np.testing.assert_allclose(metrics["loss"], results[0][1]["loss"], atol=1e-5)
         np.testing.assert_allclose(metrics["grad_norm"], results[0][1]["grad_norm"], rtol=1e-4)
 
@@ -197,5 +212,9 @@ def test_tokens_behind_the_end_token_do_not_count():
     for tokens in (completion, other):
         model, optimizer, state, frozen = setup()
         changed = rows._replace(canvas=rows.canvas._replace(completion_BC=tokens))
-        losses.append(make_update(model, optimizer, CONFIG, SPECIAL, state)(state, frozen, copied(state.trainable), changed, jax.random.key(0))[1]["loss"])
+        losses.append(
+            make_update(model, optimizer, CONFIG, SPECIAL, state)(
+                state, frozen, copied(state.trainable), changed, jax.random.key(0)
+            )[1]["loss"]
+        )
     np.testing.assert_array_equal(*losses)

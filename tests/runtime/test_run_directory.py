@@ -1,0 +1,67 @@
+"""A run directory belongs to one configuration and one process, and never holds half a file."""
+
+import dataclasses
+import os
+
+import pytest
+
+from d1jax.config import Config, ConfigError, RlConfig
+from d1jax.runtime.run_directory import claim, open_run, write_beside
+
+
+def test_new_directory_keeps_its_configuration(tmp_path):
+    config = Config(run_dir=str(tmp_path / "run"))
+    run, lock = claim(config)
+    lock.close()
+    assert open_run(run.path)[1] == config
+    claim(config)[1].close()  # the same configuration may go on
+
+
+def test_another_configuration_is_refused_and_named(tmp_path):
+    config = Config(run_dir=str(tmp_path / "run"))
+    claim(config)[1].close()
+    changed = dataclasses.replace(config, seed=7, rl=RlConfig(steps=99))
+    with pytest.raises(ConfigError) as error:
+        claim(changed)
+    assert "seed: 0 -> 7" in str(error.value) and "rl.steps: 40 -> 99" in str(error.value)
+
+
+def test_moved_run_may_continue(tmp_path):
+    claim(Config(run_dir=str(tmp_path / "old")))[1].close()
+    os.rename(tmp_path / "old", tmp_path / "new")
+    claim(Config(run_dir=str(tmp_path / "new")))[1].close()
+
+
+def test_two_processes_cannot_share_a_run(tmp_path):
+    config = Config(run_dir=str(tmp_path / "run"))
+    _, lock = claim(config)
+    with pytest.raises(ConfigError, match="in use by another process"):
+        claim(config)
+    lock.close()
+
+
+def test_a_directory_that_is_no_run_is_left_alone(tmp_path):
+    (tmp_path / "thesis.txt").write_text("precious")
+    with pytest.raises(ConfigError, match="no config.yaml"):
+        claim(Config(run_dir=str(tmp_path)))
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["thesis.txt"]
+    with pytest.raises(ConfigError, match="is a file"):
+        claim(Config(run_dir=str(tmp_path / "thesis.txt")))
+
+
+def test_a_crash_while_writing_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "summary.json"
+    write_beside(path, "old")
+
+    def crash(*_):
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(os, "fsync", crash)
+    with pytest.raises(OSError):
+        write_beside(path, "new")
+    assert path.read_text() == "old"
+
+
+def test_open_run_names_what_is_missing(tmp_path):
+    with pytest.raises(ConfigError, match="no run directory"):
+        open_run(tmp_path)

@@ -1,0 +1,250 @@
+"""The main job from its command line: learns, resumes exactly, stops cleanly, and tells mistakes apart."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from d1jax.runtime.checkpoint import ocp
+from d1jax.telemetry.metrics import read_metrics
+
+ROOT = Path(__file__).resolve().parents[1]
+TINY = {
+    "task.train_rows": 64, "task.eval_rows": 16, "model.width": 16, "model.layers": 1, "model.heads": 2, "model.kv_heads": 2,
+    "model.mlp_width": 16, "model.rope_theta": 100, "sampler.completion_length": 20, "sampler.block_length": 20,
+    "sampler.steps": 2, "sft.steps": 6, "sft.batch_size": 16, "rl.steps": 6, "rl.prompts_per_step": 4, "rl.group_size": 4,
+    "rl.inner_updates": 3, "rl.kl_coefficient": 0.01, "rl.reward_weights": "{units: 1}", "checkpoint_every": 2,
+    "evaluation.batch_size": 16,
+}  # fmt: skip
+
+
+def command(run_dir: Path, module: str = "train", **settings) -> list[str]:
+    flags = [f"--{key}={value}" for key, value in {**TINY, "run_dir": run_dir, **settings}.items()]
+    return [sys.executable, "-m", f"d1jax.{module}", *flags]
+
+
+def environment(devices: int = 1) -> dict[str, str]:
+    return {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices), "PYTHONPATH": str(ROOT)}
+
+
+def train(run_dir: Path, devices: int = 1, **settings) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        command(run_dir, **settings), env=environment(devices), capture_output=True, text=True, timeout=300, cwd=run_dir.parent
+    )
+
+
+def start(run_dir: Path, **settings) -> subprocess.Popen:
+    return subprocess.Popen(
+        command(run_dir, **settings), env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=run_dir.parent
+    )
+
+
+def wait_for_step(process: subprocess.Popen, run_dir: Path, stage: str, step: int) -> None:
+    """Until the metrics say that `step` of `stage` was done."""
+    for _ in range(3000):
+        if any(line["stage"] == stage and line["step"] >= step for line in read_metrics(run_dir / "metrics.jsonl")):
+            return
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+    raise AssertionError(f"{stage} step {step} never came")
+
+
+def learnt(run_dir: Path) -> list[dict]:
+    """The metrics without the clock."""
+    lines = read_metrics(run_dir / "metrics.jsonl")
+    return [{key: value for key, value in line.items() if not key.startswith("time/")} for line in lines]
+
+
+def parameters(run_dir: Path, stage: str, step: int) -> dict:
+    return ocp.load_checkpointables(run_dir / "checkpoints" / stage / str(step))
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    assert learnt(one) == learnt(other)
+    for stage in ("sft", "rl"):
+        a, b = parameters(one, stage, 6), parameters(other, stage, 6)
+        assert a.keys() == b.keys()
+        for name in a:
+            leaves_a, leaves_b = (_leaves(tree[name]) for tree in (a, b))
+            assert leaves_a.keys() == leaves_b.keys()
+            for path in leaves_a:
+                np.testing.assert_array_equal(leaves_a[path], leaves_b[path], err_msg=f"{stage} {name} {path}")
+        assert json.loads((one / f"evaluations/{stage}.json").read_text()) == json.loads((other / f"evaluations/{stage}.json").read_text())
+
+
+def _leaves(tree, path=()) -> dict:
+    if isinstance(tree, dict):
+        return {k: v for name, child in tree.items() for k, v in _leaves(child, (*path, name)).items()}
+    if isinstance(tree, list | tuple):
+        return {k: v for i, child in enumerate(tree) for k, v in _leaves(child, (*path, i)).items()}
+    return {} if tree is None else {path: np.asarray(tree)}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    run_dir = tmp_path_factory.mktemp("runs") / "whole"
+    done = train(run_dir)
+    assert done.returncode == 0, done.stderr
+    return run_dir
+
+
+@pytest.mark.smoke
+def test_a_run_leaves_everything_it_promises(finished):
+    summary = json.loads((finished / "summary.json").read_text())
+    assert [stage["name"] for stage in summary["stages"]] == ["sft", "rl"]
+    for stage in summary["stages"]:
+        low, high = stage["solved_rate_ci95"]
+        assert stage["n"] == 16 and 0 <= low <= stage["solved_rate"] <= high <= 1 and 0 <= stage["cell_accuracy"] <= 1
+    assert {"constant", "first_candidate"} <= set(summary["baselines"]["held_out"])
+    assert "<html" in (finished / "report.html").read_text()
+    samples = [json.loads(line) for line in (finished / "samples.jsonl").read_text().splitlines()]
+    assert {sample["stage"] for sample in samples} == {"sft", "rl"} and len(samples) == 16
+    assert all(len(sample["pieces"]) == len(sample["reveal_step"]) == 20 for sample in samples)
+    lines = read_metrics(finished / "metrics.jsonl")
+    assert [(line["stage"], line["step"]) for line in lines] == [(s, i) for s in ("sft", "rl") for i in range(1, 7)]
+    wanted = {
+        "reward", "reward_std", "rewards/solved/mean", "rewards/units/mean", "frac_reward_zero_std", "kl", "entropy", "loss",
+        "clip_ratio/low_mean", "clip_ratio/high_mean", "clip_ratio/region_mean", "ratio/mean", "mask/prompt_frac", "grad_norm",
+        "learning_rate", "completions/mean_length", "completions/clipped_ratio", "completions/distinct_per_group",
+        "time/rollout_s", "time/reward_s", "time/update_s", "nonfinite/total",
+    }  # fmt: skip
+    assert wanted <= set(lines[-1])
+    assert all(line["ratio/first"] == 1.0 for line in lines if line["stage"] == "rl")
+    assert 0.0 < lines[-1]["mask/prompt_frac"] < 0.5
+
+
+def test_a_finished_run_only_prints_its_table(finished):
+    before = {path: path.read_bytes() for path in finished.glob("*.jsonl")}
+    again = train(finished)
+    assert again.returncode == 0 and "held_out" in again.stdout and "first_candidate" in again.stdout
+    assert before == {path: path.read_bytes() for path in finished.glob("*.jsonl")}
+
+
+@pytest.mark.parametrize(("stage", "step"), [("sft", 3), ("rl", 3)])
+def test_killed_run_resumes_bit_for_bit(finished, tmp_path, stage, step):
+    """kill -9 between checkpoints, then the same command: metrics, weights, moments and evaluations as if nothing had been."""
+    run_dir = tmp_path / "killed"
+    process = start(run_dir)
+    wait_for_step(process, run_dir, stage, step)
+    process.kill()
+    process.communicate()
+    again = train(run_dir)
+    assert again.returncode == 0, again.stderr
+    assert_same_run(finished, run_dir)
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+def test_signal_saves_and_leaves(finished, tmp_path, signum):
+    run_dir = tmp_path / "stopped"
+    process = start(run_dir)
+    wait_for_step(process, run_dir, "rl", 1)
+    process.send_signal(signum)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 128 + signum and "Traceback" not in err and "the same command continues" in err
+    saved = sorted(int(path.name) for path in (run_dir / "checkpoints/rl").iterdir())
+    assert saved and learnt(run_dir)[-1]["step"] == saved[-1]
+    assert train(run_dir).returncode == 0
+    assert learnt(finished) == learnt(run_dir)
+
+
+def test_eight_devices_learn_the_same(finished, tmp_path):
+    """The first update of each stage agrees to rounding; later ones diverge slowly, because sums are cut differently."""
+    run_dir = tmp_path / "eight"
+    done = train(run_dir, devices=8, **{"mesh.data": 2, "mesh.fsdp": 2, "mesh.tensor": 2})
+    assert done.returncode == 0, done.stderr
+    for one, eight in zip(learnt(finished), learnt(run_dir), strict=True):
+        if one["stage"] == "sft":
+            np.testing.assert_allclose(one["loss"], eight["loss"], rtol=1e-3)
+
+
+def test_lora_trains_adapters_only_and_merges(tmp_path):
+    run_dir = tmp_path / "lora"
+    done = train(run_dir, **{"lora.rank": 2, "sft.micro_batches": 2, "rl.micro_batches": 2})
+    assert done.returncode == 0, done.stderr
+    saved = parameters(run_dir, "rl", 6)
+    assert set(saved["trainable"]) == {"lora"} and "reference" not in saved
+    kl = [line["kl"] for line in learnt(run_dir) if line["stage"] == "rl"]
+    assert kl[0] < kl[-1]
+    table = subprocess.run(
+        [sys.executable, "-m", "d1jax.evaluate", f"--run={run_dir}"], env=environment(), capture_output=True, text=True, timeout=300
+    )
+    assert table.returncode == 0, table.stderr
+    assert table.stdout.strip() in done.stdout
+
+
+def test_evaluate_repeats_the_table(finished, tmp_path):
+    out = tmp_path / "table.json"
+    flags = [f"--run={finished}", f"--out={out}"]
+    done = subprocess.run([sys.executable, "-m", "d1jax.evaluate", *flags], env=environment(), capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    summary, again = json.loads((finished / "summary.json").read_text()), json.loads(out.read_text())
+    assert again["stages"] == summary["stages"] and again["baselines"] == summary["baselines"]
+    checkpoint = finished / "checkpoints" / "rl" / "4"
+    flags = [f"--checkpoint={checkpoint}", f"--out={out}", "--sampler.steps=4", "--task.eval_rows=8"]
+    done = subprocess.run([sys.executable, "-m", "d1jax.evaluate", *flags], env=environment(), capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    (stage,) = json.loads(out.read_text())["stages"]
+    assert stage["name"] == "rl" and stage["step"] == 4 and stage["n"] == 8 and stage["nfe"] == 4
+
+
+def test_a_run_goes_on_from_another(finished, tmp_path):
+    run_dir = tmp_path / "more"
+    done = train(run_dir, stages="[rl]", init_from=finished, **{"rl.steps": 2})
+    assert done.returncode == 0, done.stderr
+    other = train(tmp_path / "wider", stages="[rl]", init_from=finished, **{"model.width": 32})
+    assert other.returncode == 2 and "another model" in other.stderr
+
+
+@pytest.mark.parametrize("control", ["zero_advantages", "shuffled_rewards"])
+def test_negative_controls(finished, tmp_path, control):
+    run_dir = tmp_path / control
+    settings = {"stages": "[rl]", "init_from": finished, "rl.negative_control": control, "rl.kl_coefficient": 0}
+    done = train(run_dir, **settings)
+    assert done.returncode == 0, done.stderr
+    before, after = (_leaves(parameters(d, s, 6)["trainable"]) for d, s in ((finished, "rl"), (run_dir, "rl")))
+    same = [np.array_equal(before[path], after[path]) for path in before]
+    assert all(same) if control == "zero_advantages" else not any(same)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"rl.stepz": 5}, "did you mean 'rl.steps'"),
+        ({"rl.group_size": 1}, "rl.group_size = 1"),
+        ({"sampler.block_length": 7}, "does not divide sampler.completion_length"),
+        ({"sampler.completion_length": 10, "sampler.block_length": 10}, "a target of held_out has 20 tokens"),
+        ({"task.train": "nowhere.jsonl"}, "nowhere.jsonl"),
+        ({"task.eval_sets": "{mine: broken.jsonl}"}, "broken.jsonl:2"),
+        ({"rl.reward_weights": "{sloved: 1}"}, "choices: "),
+        ({"mesh.data": 3}, "does not cover 1 devices"),
+        ({"init_from": "no/such/run"}, "no run directory"),
+    ],
+)
+def test_mistakes_are_told_before_anything_starts(tmp_path, settings, message):
+    (tmp_path / "broken.jsonl").write_text('{"Puzzle": "0321003004002100", "Solution": "4321123434122143"}\n{"Puzzle": \n')
+    done = train(tmp_path / "run", **settings)
+    assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr, done.stderr
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_another_configuration_in_the_same_directory_is_refused(finished):
+    done = train(finished, **{"rl.steps": 50})
+    assert done.returncode == 2 and "rl.steps: 6 -> 50" in done.stderr
+
+
+def test_run_that_diverges_stops_and_keeps_its_last_good_checkpoint(tmp_path):
+    run_dir = tmp_path / "nan"
+    done = train(run_dir, **{"sft.optimizer.learning_rate": 1e30, "sft.optimizer.clip_norm": 0, "sft.optimizer.warmup_steps": 2, "sft.steps": 20, "max_bad_updates": 3})
+    assert done.returncode == 1 and "NaN or infinite" in done.stderr and "sft step" in done.stderr
+    assert sorted(p.name for p in (run_dir / "checkpoints" / "sft").iterdir())[0] == "2"
+
+
+def test_help_is_readable():
+    done = subprocess.run([sys.executable, "-m", "d1jax.train", "--help"], env=environment(), capture_output=True, text=True)
+    assert done.returncode == 0 and "--rl.prompt_mask" in done.stdout and "[0.15]" in done.stdout
