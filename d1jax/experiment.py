@@ -87,19 +87,16 @@ def build(config: Config, log: Callable[[str], None] = print, training: bool = T
         len(tokenizer.encode(task.prompt(row))) for rows in (train_rows, *eval_rows.values()) for row in rows
     )
     columns = (prompt_columns, config.sampler.completion_length)
-    problems = {
-        name: _problems(task, tokenizer, rows, columns, name)
-        for name, rows in {"train": train_rows, **eval_rows}.items()
-    }
-    vocab_size = (
-        config.model.vocab_size or -(-tokenizer.vocab_size // 8) * 8
-    )  # a multiple of 8 divides over any small mesh
+    train = _problems(task, tokenizer, train_rows, columns, "the training rows")
+    eval_sets = {name: _problems(task, tokenizer, rows, columns, name) for name, rows in eval_rows.items()}
+    # A multiple of 8 divides over any small mesh.
+    vocab_size = config.model.vocab_size or -(-tokenizer.vocab_size // 8) * 8
     if vocab_size < tokenizer.vocab_size:
         raise ConfigError(
             f"config: model.vocab_size = {vocab_size} is smaller than the tokenizer's {tokenizer.vocab_size}; use 0"
         )
     model = Transformer(dataclasses.replace(config.model, vocab_size=vocab_size), config.lora)
-    return Experiment(config, mesh, task, tokenizer, model, problems.pop("train"), problems)
+    return Experiment(config, mesh, task, tokenizer, model, train, eval_sets)
 
 
 def _check_rows_divide(config: Config, mesh: Mesh) -> None:
