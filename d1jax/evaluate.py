@@ -16,9 +16,9 @@ from typing import Any
 
 import jax
 
-from d1jax import config as configs
 from d1jax.analysis import accuracy, summary
 from d1jax.config import ConfigError
+from d1jax.config_file import parse
 from d1jax.experiment import build, variables_at
 from d1jax.runtime.run_directory import open_run, write_json
 from d1jax.tasks.task import DataError
@@ -53,7 +53,7 @@ def evaluate(own: dict[str, str], overrides: Sequence[str]) -> dict[str, Any]:
     if step is not None and (stage is None or not step.isdigit()):
         raise ConfigError(f"--step {step} needs --stage, and must be a number")
     run, _ = open_run(path)
-    config = configs.parse(["--config", str(run.config), *overrides])
+    config = parse(["--config", str(run.config), *overrides])
     experiment = build(config, training=False)
     with jax.set_mesh(experiment.mesh):
         wanted = [stage] if stage else [name for name in config.stages if run.checkpoints(name).is_dir()]

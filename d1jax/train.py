@@ -11,9 +11,9 @@ from typing import Any
 
 import jax
 
-from d1jax import config as configs
 from d1jax.analysis import accuracy, summary
 from d1jax.config import Config, ConfigError
+from d1jax.config_file import help_text, parse
 from d1jax.experiment import build, start_variables
 from d1jax.journal import Journal, kept_steps
 from d1jax.rl import loop as rl
@@ -31,10 +31,10 @@ USER_MISTAKE = 2
 def main(argv: Sequence[str]) -> int:
     """The exit code: 0 done, 1 diverged, 2 a mistake in the configuration or the data, 128 + n stopped by signal n."""
     if {"-h", "--help"} & set(argv):
-        print(configs.help_text("python -m d1jax.train"))
+        print(help_text("python -m d1jax.train"))
         return 0
     try:
-        run(configs.parse(argv))
+        run(parse(argv))
     except (ConfigError, DataError) as error:
         print(f"error: {error}", file=sys.stderr)
         return USER_MISTAKE

@@ -7,8 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from d1jax import config as configs
-from d1jax.config import Config, ConfigError, check, decode, differences, from_yaml, help_text, parse, to_dict, to_yaml
+from d1jax import config_file, config_rules
+from d1jax.config import Config, ConfigError
+from d1jax.config_file import decode, differences, from_yaml, help_text, parse, to_dict, to_yaml
+from d1jax.config_rules import check
 
 ROOT = Path(__file__).resolve().parents[1]
 FILES = sorted((ROOT / "configs").glob("**/*.yaml"))
@@ -233,18 +235,46 @@ def test_a_file_that_is_not_text_is_named(tmp_path):
 # -- impossible combinations -------------------------------------------------------------------------------------------
 
 POSITIVE = (
-    "model.width", "model.layers", "model.heads", "model.kv_heads", "model.mlp_width", "sampler.completion_length",
-    "sampler.block_length", "sampler.steps", "sft.steps", "sft.batch_size", "sft.micro_batches", "rl.steps",
-    "rl.prompts_per_step", "rl.inner_updates", "rl.micro_batches", "evaluation.batch_size", "checkpoint_every",
-    "max_bad_updates", "sft.optimizer.learning_rate", "rl.optimizer.learning_rate",
+    "model.width",
+    "model.layers",
+    "model.heads",
+    "model.kv_heads",
+    "model.mlp_width",
+    "sampler.completion_length",
+    "sampler.block_length",
+    "sampler.steps",
+    "sft.steps",
+    "sft.batch_size",
+    "sft.micro_batches",
+    "rl.steps",
+    "rl.prompts_per_step",
+    "rl.inner_updates",
+    "rl.micro_batches",
+    "evaluation.batch_size",
+    "checkpoint_every",
+    "max_bad_updates",
+    "sft.optimizer.learning_rate",
+    "rl.optimizer.learning_rate",
+)
+FLOATS = (
+    "model.rope_theta", "model.norm_eps", "lora.alpha", "sft.eps", "rl.temperature", "rl.prompt_mask", "rl.clip_low", "rl.clip_high",
+    "rl.kl_coefficient", "evaluation.temperature",
+    *(f"{stage}.optimizer.{key}" for stage in ("sft", "rl") for key in ("learning_rate", "beta1", "beta2", "weight_decay", "clip_norm")),
 )  # fmt: skip
 NOT_NEGATIVE = (
     "lora.rank", "task.train_rows", "task.eval_rows", "evaluation.every", "evaluation.samples",
     "evaluation.temperature", "rl.kl_coefficient", "rl.reference_sync_every", "rl.clip_low", "rl.clip_high",
+    *(f"{stage}.optimizer.{key}" for stage in ("sft", "rl") for key in ("warmup_steps", "weight_decay", "clip_norm")),
 )  # fmt: skip
 IMPOSSIBLE = [
     *(({key: "0"}, f"{key} = 0") for key in POSITIVE),
     *(({key: "-1"}, f"{key} = -1") for key in NOT_NEGATIVE),
+    *(({key: ".nan"}, f"{key} = nan must be a finite number") for key in FLOATS),
+    ({"rl.optimizer.beta1": "1"}, "rl.optimizer.beta1 = 1.0 must lie in [0, 1)"),
+    ({"rl.optimizer.beta2": "1"}, "rl.optimizer.beta2 = 1.0 must lie in [0, 1)"),
+    ({"sft.optimizer.beta1": "-0.1"}, "sft.optimizer.beta1 = -0.1 must lie in [0, 1)"),
+    ({"sft.optimizer.beta2": "1.5"}, "sft.optimizer.beta2 = 1.5 must lie in [0, 1)"),
+    ({"run_dir": "''"}, "run_dir is empty"),
     ({"stages": "[]"}, "stages is empty; write e.g. [sft, rl]"),
     ({"stages": "[sft, sft]"}, "stages = ['sft', 'sft'] names a stage twice"),
     ({"stages": "[rl]"}, "stages = ['rl'] starts from random weights; set init_from"),
@@ -296,18 +326,19 @@ def test_an_impossible_combination_has_its_message(settings, message):
 
 
 def test_no_rule_is_left_without_a_case(monkeypatch):
+    """Rules are told apart by their place: bad sizes come first, and hide what divides by them."""
     broken = set()
     for settings, _ in IMPOSSIBLE:
         with monkeypatch.context() as patch:
-            patch.setattr(configs, "check", lambda config: config)
+            patch.setattr(config_file, "check", lambda config: config)
             config = parse(flags(settings))
-        broken |= {number for number, (is_broken, _) in enumerate(configs._rules(config)) if is_broken}
-    rules = configs._rules(Config())
+        broken |= {number for number, (is_broken, _) in enumerate(config_rules._rules(config)) if is_broken}
+    rules = config_rules._rules(Config())
     assert [message for number, (_, message) in enumerate(rules) if number not in broken] == []
 
 
 def test_all_problems_are_reported_at_once():
-    lines = complaint("--rl.group_size", "1", "--model.kv_heads", "3", "--lora.rank", "-1").splitlines()
+    lines = complaint("--rl.group_size", "1", "--model.kv_heads", "3", "--sft.eps", "2").splitlines()
     assert len(lines) == 3
 
 
@@ -378,6 +409,6 @@ def test_the_help_names_every_key_with_its_default_and_its_choices():
 def test_a_key_of_every_kind_can_be_set_from_the_command_line():
     """Each key accepts its own default, written as the help shows it."""
     for key, value in leaves().items():
-        encoded = configs.draccus.encode(value)
+        encoded = config_file.draccus.encode(value)
         text = "''" if encoded == "" else str(encoded)
         assert parse([f"--{key}", text]) == Config(), key

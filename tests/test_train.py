@@ -35,13 +35,23 @@ def environment(devices: int = 1) -> dict[str, str]:
 
 def train(run_dir: Path, devices: int = 1, **settings) -> subprocess.CompletedProcess:
     return subprocess.run(
-        command(run_dir, **settings), env=environment(devices), capture_output=True, text=True, timeout=300, cwd=run_dir.parent
+        command(run_dir, **settings),
+        env=environment(devices),
+        capture_output=True,
+        text=True,
+        timeout=300,
+        cwd=run_dir.parent,
     )
 
 
 def start(run_dir: Path, **settings) -> subprocess.Popen:
     return subprocess.Popen(
-        command(run_dir, **settings), env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=run_dir.parent
+        command(run_dir, **settings),
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=run_dir.parent,
     )
 
 
@@ -75,7 +85,9 @@ def assert_same_run(one: Path, other: Path) -> None:
             assert leaves_a.keys() == leaves_b.keys()
             for path in leaves_a:
                 np.testing.assert_array_equal(leaves_a[path], leaves_b[path], err_msg=f"{stage} {name} {path}")
-        assert json.loads((one / f"evaluations/{stage}.json").read_text()) == json.loads((other / f"evaluations/{stage}.json").read_text())
+        assert json.loads((one / f"evaluations/{stage}.json").read_text()) == json.loads(
+            (other / f"evaluations/{stage}.json").read_text()
+        )
 
 
 def _leaves(tree, path=()) -> dict:
@@ -172,7 +184,11 @@ def test_lora_trains_adapters_only_and_merges(tmp_path):
     kl = [line["kl"] for line in learnt(run_dir) if line["stage"] == "rl"]
     assert kl[0] < kl[-1]
     table = subprocess.run(
-        [sys.executable, "-m", "d1jax.evaluate", f"--run={run_dir}"], env=environment(), capture_output=True, text=True, timeout=300
+        [sys.executable, "-m", "d1jax.evaluate", f"--run={run_dir}"],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
     assert table.returncode == 0, table.stderr
     assert table.stdout.strip() in done.stdout
@@ -181,13 +197,17 @@ def test_lora_trains_adapters_only_and_merges(tmp_path):
 def test_evaluate_repeats_the_table(finished, tmp_path):
     out = tmp_path / "table.json"
     flags = [f"--run={finished}", f"--out={out}"]
-    done = subprocess.run([sys.executable, "-m", "d1jax.evaluate", *flags], env=environment(), capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        [sys.executable, "-m", "d1jax.evaluate", *flags], env=environment(), capture_output=True, text=True, timeout=300
+    )
     assert done.returncode == 0, done.stderr
     summary, again = json.loads((finished / "summary.json").read_text()), json.loads(out.read_text())
     assert again["stages"] == summary["stages"] and again["baselines"] == summary["baselines"]
     checkpoint = finished / "checkpoints" / "rl" / "4"
     flags = [f"--checkpoint={checkpoint}", f"--out={out}", "--sampler.steps=4", "--task.eval_rows=8"]
-    done = subprocess.run([sys.executable, "-m", "d1jax.evaluate", *flags], env=environment(), capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        [sys.executable, "-m", "d1jax.evaluate", *flags], env=environment(), capture_output=True, text=True, timeout=300
+    )
     assert done.returncode == 0, done.stderr
     (stage,) = json.loads(out.read_text())["stages"]
     assert stage["name"] == "rl" and stage["step"] == 4 and stage["n"] == 8 and stage["nfe"] == 4
@@ -227,7 +247,9 @@ def test_negative_controls(finished, tmp_path, control):
     ],
 )
 def test_mistakes_are_told_before_anything_starts(tmp_path, settings, message):
-    (tmp_path / "broken.jsonl").write_text('{"Puzzle": "0321003004002100", "Solution": "4321123434122143"}\n{"Puzzle": \n')
+    (tmp_path / "broken.jsonl").write_text(
+        '{"Puzzle": "0321003004002100", "Solution": "4321123434122143"}\n{"Puzzle": \n'
+    )
     done = train(tmp_path / "run", **settings)
     assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr, done.stderr
     assert not (tmp_path / "run" / "checkpoints").exists()
@@ -240,11 +262,22 @@ def test_another_configuration_in_the_same_directory_is_refused(finished):
 
 def test_run_that_diverges_stops_and_keeps_its_last_good_checkpoint(tmp_path):
     run_dir = tmp_path / "nan"
-    done = train(run_dir, **{"sft.optimizer.learning_rate": 1e30, "sft.optimizer.clip_norm": 0, "sft.optimizer.warmup_steps": 2, "sft.steps": 20, "max_bad_updates": 3})
+    done = train(
+        run_dir,
+        **{
+            "sft.optimizer.learning_rate": 1e30,
+            "sft.optimizer.clip_norm": 0,
+            "sft.optimizer.warmup_steps": 2,
+            "sft.steps": 20,
+            "max_bad_updates": 3,
+        },
+    )
     assert done.returncode == 1 and "NaN or infinite" in done.stderr and "sft step" in done.stderr
     assert sorted(p.name for p in (run_dir / "checkpoints" / "sft").iterdir())[0] == "2"
 
 
 def test_help_is_readable():
-    done = subprocess.run([sys.executable, "-m", "d1jax.train", "--help"], env=environment(), capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "d1jax.train", "--help"], env=environment(), capture_output=True, text=True
+    )
     assert done.returncode == 0 and "--rl.prompt_mask" in done.stdout and "[0.15]" in done.stdout

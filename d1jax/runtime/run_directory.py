@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from d1jax.config import Config, ConfigError, differences, from_yaml, to_yaml
+from d1jax.config import Config, ConfigError
+from d1jax.config_file import differences, from_yaml, to_yaml
 
 
 @dataclass(frozen=True)

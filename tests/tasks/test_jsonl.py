@@ -97,5 +97,11 @@ def test_not_utf8(tmp_path):
 
 
 def test_the_task_names_the_line_too(tmp_path):
+    path = write(tmp_path, '{"nums": [44, 19, 35], "target": 98}\n{"nums": [1, 2, "x"], "target": 3}\n')
+    assert complaint(path, Countdown()).startswith(f"{path}:2: ")
+
+
+def test_rows_that_the_task_leaves_out_are_not_rows(tmp_path):
     path = write(tmp_path, '{"nums": [44, 19, 35], "target": 98}\n{"nums": [1, 2], "target": 3}\n')
-    assert complaint(path, Countdown()).startswith(f"{path}:2: 2 numbers [1, 2], but")
+    assert [row["target"] for row in read_rows(path, Countdown())] == [98]
+    assert "all 1 rows are outside" in complaint(write(tmp_path, '{"nums": [1, 2], "target": 3}\n'), Countdown())

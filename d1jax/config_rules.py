@@ -1,0 +1,149 @@
+"""Which combinations of settings are impossible, and what to change."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator
+from typing import Any
+
+from d1jax.config import Config, ConfigError
+
+
+def check(config: Config) -> Config:
+    """The same config, or a ConfigError that lists every impossible combination and what to change."""
+    problems = [message for broken, message in _rules(config) if broken]
+    if problems:
+        raise ConfigError("config: " + "\nconfig: ".join(problems))
+    return config
+
+
+def _rules(config: Config) -> list[tuple[bool, str]]:
+    model, sampler, sft, rl = config.model, config.sampler, config.sft, config.rl
+    c, block, steps = sampler.completion_length, sampler.block_length, sampler.steps
+    blocks = max(c // max(block, 1), 1)
+    rows = rl.prompts_per_step * rl.group_size
+    positive = {
+        "model.width": model.width, "model.layers": model.layers, "model.heads": model.heads, "model.kv_heads": model.kv_heads,
+        "model.mlp_width": model.mlp_width, "sampler.completion_length": c, "sampler.block_length": block, "sampler.steps": steps,
+        "sft.steps": sft.steps, "sft.batch_size": sft.batch_size, "sft.micro_batches": sft.micro_batches, "rl.steps": rl.steps,
+        "rl.prompts_per_step": rl.prompts_per_step, "rl.inner_updates": rl.inner_updates, "rl.micro_batches": rl.micro_batches,
+        "evaluation.batch_size": config.evaluation.batch_size, "checkpoint_every": config.checkpoint_every,
+        "max_bad_updates": config.max_bad_updates, "sft.optimizer.learning_rate": sft.optimizer.learning_rate,
+        "rl.optimizer.learning_rate": rl.optimizer.learning_rate,
+    }  # fmt: skip
+    not_negative = {
+        "lora.rank": config.lora.rank, "task.train_rows": config.task.train_rows, "task.eval_rows": config.task.eval_rows,
+        "evaluation.every": config.evaluation.every, "evaluation.samples": config.evaluation.samples,
+        "evaluation.temperature": config.evaluation.temperature, "rl.kl_coefficient": rl.kl_coefficient,
+        "rl.reference_sync_every": rl.reference_sync_every, "rl.clip_low": rl.clip_low, "rl.clip_high": rl.clip_high,
+    }  # fmt: skip
+    for name, optimizer in (("sft.optimizer", sft.optimizer), ("rl.optimizer", rl.optimizer)):
+        not_negative |= {
+            f"{name}.{key}": getattr(optimizer, key) for key in ("warmup_steps", "weight_decay", "clip_norm")
+        }
+    sizes = [(value <= 0, f"{name} = {value} must be above 0") for name, value in positive.items()]
+    sizes += [(value < 0, f"{name} = {value} must not be negative") for name, value in not_negative.items()]
+    sizes += [
+        (not math.isfinite(value), f"{name} = {value} must be a finite number") for name, value in _floats(config)
+    ]
+    if any(broken for broken, _ in sizes):
+        return sizes  # what follows divides by these
+    fits = c % block == 0
+    rules = [
+        (
+            not fits,
+            f"sampler.block_length = {block} does not divide sampler.completion_length = {c}; try {_divisor(c, block)}",
+        ),
+        (
+            fits and steps < blocks,
+            f"sampler.steps = {steps} is fewer than the {blocks} blocks; every block needs a step",
+        ),
+        (steps > c, f"sampler.steps = {steps} is more than the {c} tokens of sampler.completion_length"),
+        (
+            fits and steps >= blocks and steps % blocks != 0,
+            f"sampler.steps = {steps} is not a multiple of the {blocks} blocks; try {max(steps // blocks, 1) * blocks}",
+        ),
+    ]
+    rules += [
+        (not config.run_dir, "run_dir is empty; name a directory"),
+        (not config.stages, "stages is empty; write e.g. [sft, rl]"),
+        (
+            len(set(config.stages)) != len(config.stages),
+            f"stages = {list(config.stages)} names a stage twice; use two runs and init_from",
+        ),
+        (
+            config.stages == ("rl",) and not config.init_from,
+            "stages = ['rl'] starts from random weights; set init_from to a run, or add 'sft'",
+        ),
+        (not config.task.eval_sets, "task.eval_sets is empty; write e.g. {held_out: generated}"),
+        (
+            config.task.train == "generated" and config.task.train_rows == 0,
+            "task.train_rows = 0 with generated rows; say how many",
+        ),
+        (
+            config.task.eval_rows == 0 and "generated" in config.task.eval_sets.values(),
+            "task.eval_rows = 0 with a generated evaluation set; say how many",
+        ),
+        (
+            not set(config.task.held_out_by_solution) <= set(config.task.eval_sets),
+            f"task.held_out_by_solution = {list(config.task.held_out_by_solution)} names sets that are not in task.eval_sets",
+        ),
+        (
+            not config.task.numbers or not set(config.task.numbers) <= {3, 4},
+            f"task.numbers = {list(config.task.numbers)} must be 3, 4 or both",
+        ),
+        (model.width % model.heads != 0, f"model.heads = {model.heads} does not divide model.width = {model.width}"),
+        (
+            (model.width // model.heads) % 2 == 1,
+            f"model.width / model.heads = {model.width // model.heads} is odd; RoPE rotates pairs",
+        ),
+        (
+            model.heads % model.kv_heads != 0,
+            f"model.kv_heads = {model.kv_heads} does not divide model.heads = {model.heads}",
+        ),
+        (
+            rl.group_size < 2,
+            f"rl.group_size = {rl.group_size}: advantages compare completions of a group, so at least 2",
+        ),
+        (
+            rows % rl.micro_batches != 0,
+            f"rl.micro_batches = {rl.micro_batches} does not divide the {rows} rows of a step",
+        ),
+        (
+            sft.batch_size % sft.micro_batches != 0,
+            f"sft.micro_batches = {sft.micro_batches} does not divide sft.batch_size = {sft.batch_size}",
+        ),
+        (not 0 <= rl.prompt_mask < 1, f"rl.prompt_mask = {rl.prompt_mask} must lie in [0, 1)"),
+        (not 0 < sft.eps < 1, f"sft.eps = {sft.eps} must lie in (0, 1)"),
+        (rl.clip_low > 1, f"rl.clip_low = {rl.clip_low} must be at most 1 (the ratio is never negative)"),
+        (
+            rl.temperature <= 0,
+            f"rl.temperature = {rl.temperature}: a group of greedy completions is all the same; use e.g. 1.0",
+        ),
+        (not rl.reward_weights, "rl.reward_weights is empty; write e.g. {solved: 1.0}"),
+        (
+            rl.reference_sync_every > 0 and config.lora.rank > 0,
+            "rl.reference_sync_every > 0 with LoRA: the reference is the model without its adapter and never moves; set it to 0",
+        ),
+        (config.lora.rank > 0 and not config.lora.targets, "lora.targets is empty"),
+        ([config.mesh.data, config.mesh.fsdp, config.mesh.tensor].count(-1) > 1, "mesh: at most one axis may be -1"),
+    ]
+    for name, optimizer in (("sft.optimizer", sft.optimizer), ("rl.optimizer", rl.optimizer)):
+        for beta in ("beta1", "beta2"):
+            value = getattr(optimizer, beta)
+            rules.append((not 0 <= value < 1, f"{name}.{beta} = {value} must lie in [0, 1)"))
+    return sizes + rules
+
+
+def _floats(section: Any, prefix: str = "") -> Iterator[tuple[str, float]]:
+    for field in dataclasses.fields(section):
+        value = getattr(section, field.name)
+        if dataclasses.is_dataclass(value):
+            yield from _floats(value, f"{prefix}{field.name}.")
+        elif isinstance(value, float):
+            yield prefix + field.name, value
+
+
+def _divisor(length: int, wanted: int) -> int:
+    return min((d for d in range(1, length + 1) if length % d == 0), key=lambda d: abs(d - wanted))
