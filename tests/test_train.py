@@ -238,7 +238,7 @@ def test_negative_controls(finished, tmp_path, control):
         ({"rl.stepz": 5}, "did you mean 'rl.steps'"),
         ({"rl.group_size": 1}, "rl.group_size = 1"),
         ({"sampler.block_length": 7}, "does not divide sampler.completion_length"),
-        ({"sampler.completion_length": 10, "sampler.block_length": 10}, "a target of held_out has 20 tokens"),
+        ({"sampler.completion_length": 10, "sampler.block_length": 10}, "a target of the training rows has 20 tokens"),
         ({"task.train": "nowhere.jsonl"}, "nowhere.jsonl"),
         ({"task.eval_sets": "{mine: broken.jsonl}"}, "broken.jsonl:2"),
         ({"rl.reward_weights": "{sloved: 1}"}, "choices: "),

@@ -90,7 +90,7 @@ def train(experiment: Experiment, start: Variables, journal: Journal) -> Variabl
         values = {
             **_reward_metrics(parts_B, reward_QG, failures),
             **_completion_metrics(rollout, texts, config.group_size),
-            **_update_metrics(inner),
+            **_update_metrics(inner, with_kl=config.kl_coefficient > 0),
             "learning_rate": float(schedule(step * config.inner_updates)),
             **dict(zip(("time/rollout_s", "time/reward_s", "time/update_s"), np.diff(clock).tolist(), strict=True)),
             "time/step_s": clock[-1] - clock[0],
@@ -147,9 +147,11 @@ def _completion_metrics(rollout: Rollout, texts: list[str], group: int) -> dict[
     }
 
 
-def _update_metrics(inner: dict[str, np.ndarray]) -> dict[str, float]:
+def _update_metrics(inner: dict[str, np.ndarray], with_kl: bool) -> dict[str, float]:
     """Means over the inner updates; the first ratio by itself, because it must be exactly 1."""
     values = {name: float(value.mean()) for name, value in inner.items() if not name.startswith("nonfinite")}
+    if not with_kl:
+        del values["kl"]
     values["ratio/first"] = float(inner["ratio/mean"][0])
     return values | {
         "nonfinite/in_a_row": int(inner["nonfinite/in_a_row"][-1]),

@@ -176,7 +176,7 @@ def test_update_does_not_depend_on_micro_batches(micro_batches):
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=2e-4), a.trainable, b.trainable)
 
 
-@pytest.mark.parametrize("axes", [(8, 1, 1), (1, 8, 1), (2, 2, 2), (1, 2, 4)])
+@pytest.mark.parametrize("axes", [(2, 2, 2), (1, 2, 4)])
 def test_update_does_not_depend_on_the_mesh(axes):
     results = []
     for shape in ((8, 1, 1), axes):

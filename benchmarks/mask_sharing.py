@@ -1,0 +1,89 @@
+"""How much of the diffu-GRPO gradient is signal: agreement of gradients from disjoint problems, by how prompt masks are drawn.
+
+    python benchmarks/mask_sharing.py --run runs/quickstart --stage sft --out benchmarks/results/mask_sharing.json
+
+For each setting, `batches` gradients are taken at the same weights, each from its own 512 rollouts. The figure is the mean cosine
+between pairs of them: 1 would be a gradient without noise, 0 nothing but noise.
+"""
+
+import argparse
+import itertools
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from d1jax.analysis import accuracy, summary
+from d1jax.diffusion.canvas import Canvas
+from d1jax.diffusion.likelihood import one_step_views, score
+from d1jax.diffusion.sampler import sample
+from d1jax.experiment import build, variables_at
+from d1jax.rl.advantages import group_advantages
+from d1jax.rl.rewards import reward_rows, total_rewards
+from d1jax.runtime.run_directory import open_run, write_json
+
+ROWS = 512
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--run", required=True)
+    parser.add_argument("--stage", default="sft")
+    parser.add_argument("--batches", type=int, default=6)
+    parser.add_argument("--out", required=True)
+    arguments = parser.parse_args()
+    run, config = open_run(arguments.run)
+    experiment = build(config)
+    variables, step = variables_at(experiment, run, arguments.stage)
+    model, special, problems = experiment.model, experiment.tokenizer.special, experiment.train
+
+    @jax.jit
+    def gradient(variables, canvas, advantage_B, key, mask_ids_B, prompt_mask):
+        def loss(variables):
+            views = one_step_views(key, canvas, mask_ids_B, mask_id=special.mask, prompt_mask=prompt_mask)
+            return -jnp.mean(advantage_B[:, None] * score(model, variables, canvas, views).logp)
+
+        return jnp.concatenate([leaf.reshape(-1) for leaf in jax.tree.leaves(jax.grad(loss)(variables))])
+
+    rows = []
+    for group in (4, 8):
+        batches = []
+        for index in range(arguments.batches):
+            order = np.random.default_rng(index).choice(len(problems), ROWS // group, replace=False)
+            picked = np.repeat(order, group)
+            prompts = jnp.asarray(problems.prompt_RP[picked]), jnp.asarray(problems.prompt_length_R[picked])
+            rollout = sample(
+                model, variables, *prompts, jax.random.key(index), jnp.arange(ROWS),
+                config=config.sampler, special=special, temperature=config.rl.temperature,
+            )  # fmt: skip
+            texts = accuracy.texts_of(experiment, rollout)
+            parts, _ = reward_rows(experiment.task, [problems.rows[i] for i in picked], texts, config.rl.reward_weights)
+            rewards = total_rewards(parts, config.rl.reward_weights).reshape(-1, group)
+            advantage = group_advantages(config.rl.advantage, rewards).reshape(-1)
+            batches.append((Canvas(rollout.tokens_BC, *prompts), jnp.asarray(advantage)))
+        for prompt_mask, sharing in ((0.0, "group"), (0.15, "row"), (0.15, "group"), (0.3, "row"), (0.3, "group")):
+            ids = jnp.arange(ROWS) // (group if sharing == "group" else 1)
+            vectors = [
+                np.asarray(gradient(variables, canvas, advantage, jax.random.key(100 + i), ids, prompt_mask))
+                for i, (canvas, advantage) in enumerate(batches)
+            ]
+            cosines = [
+                float(a @ b / np.linalg.norm(a) / np.linalg.norm(b)) for a, b in itertools.combinations(vectors, 2)
+            ]
+            row = {"group_size": group, "prompt_mask": prompt_mask, "mask_sharing": sharing}
+            row |= {"mean_cosine": round(float(np.mean(cosines)), 3), "std": round(float(np.std(cosines)), 3)}
+            rows.append(row)
+            print(json.dumps(row), flush=True)
+    setting = {
+        "run": str(Path(arguments.run).name),
+        "stage": arguments.stage,
+        "step": step,
+        "batches": arguments.batches,
+    }
+    write_json(Path(arguments.out), {"setting": setting, "environment": summary.environment(), "rows": rows})
+
+
+if __name__ == "__main__":
+    main()
