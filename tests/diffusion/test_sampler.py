@@ -48,6 +48,7 @@ OFFICIAL = (
 )  # fmt: skip
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("name", OFFICIAL)
 def test_tokens_and_steps_equal_lladas_sampler(golden, name):
     case, io = golden.cases[name], golden.io

@@ -48,6 +48,7 @@ def forward(model, variables, tokens_BT, length_B):
 # -- the golden checkpoint ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.smoke
 def test_logits_and_every_hidden_state_equal_pytorch(golden):
     tokens_BT = jnp.asarray(golden.io["fwd_input_ids"])
     length_B = jnp.full(tokens_BT.shape[:1], tokens_BT.shape[1])

@@ -73,6 +73,7 @@ def test_pooling_equals_its_definition(name):
     np.testing.assert_allclose((POOLINGS[name](mask) * loss).sum(), expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.smoke
 def test_golden_diffu_grpo_step(golden):
     """Per-token log-probabilities, KL, loss and gradients of the reference implementation."""
     io = {name.removeprefix("grpo/"): value for name, value in golden.io.items() if name.startswith("grpo/")}
