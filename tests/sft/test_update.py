@@ -1,0 +1,64 @@
+"""The compiled SFT step: one program, the same result however the batch is cut, and a loss that falls."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from d1jax.config import MeshConfig, ModelConfig, OptimizerConfig, SftConfig
+from d1jax.data.tokenizers import SpecialTokens
+from d1jax.diffusion.canvas import Canvas
+from d1jax.models.transformer import Transformer, initialize
+from d1jax.runtime.mesh import make_mesh, place_rows
+from d1jax.runtime.optimizer import make_optimizer, new_state
+from d1jax.sft.loop import make_update
+
+SPECIAL = SpecialTokens(mask=9, end=8)
+MODEL = Transformer(ModelConfig(width=16, layers=1, heads=2, kv_heads=2, mlp_width=24, vocab_size=16, rope_theta=100))
+CONFIG = SftConfig(steps=30, batch_size=16, optimizer=OptimizerConfig(learning_rate=1e-2))
+
+
+def setup(mesh_config=MeshConfig(), micro_batches=1):  # noqa: B008, a frozen dataclass
+    mesh = make_mesh(mesh_config)
+    config = dataclasses.replace(CONFIG, micro_batches=micro_batches)
+    optimizer = make_optimizer(config.optimizer, config.steps)
+    state = new_state(optimizer, initialize(MODEL, jax.random.key(0), mesh), mesh)
+    rng = np.random.default_rng(0)
+    prompt = rng.integers(0, 8, (16, 4)).astype(np.int32)
+    clean = Canvas(prompt[:, ::-1].copy(), prompt, np.full(16, 4, np.int32))
+    return make_update(MODEL, optimizer, config, SPECIAL, state), state, place_rows(mesh, clean)
+
+
+def test_compiles_once_and_learns():
+    update, state, clean = setup()
+    losses = []
+    for step in range(30):
+        state, metrics = update(state, {}, clean, jax.random.fold_in(jax.random.key(1), step))
+        losses.append(float(metrics["loss"]))
+    assert update._cache_size() == 1
+    assert np.mean(losses[-5:]) < 0.8 * np.mean(losses[:5])
+
+
+def test_does_not_depend_on_micro_batches_or_mesh():
+    results = []
+    for mesh, parts in ((MeshConfig(), 1), (MeshConfig(), 2), (MeshConfig(data=2, fsdp=2, tensor=2), 1)):
+        update, state, clean = setup(mesh, parts)
+        results.append(update(state, {}, clean, jax.random.key(2)))
+    (first, expected), *others = results
+    for state, metrics in others:
+        np.testing.assert_allclose(metrics["loss"], expected["loss"], rtol=1e-5)
+        np.testing.assert_allclose(metrics["grad_norm"], expected["grad_norm"], rtol=1e-4)
+        assert float(metrics["mask/frac"]) == float(expected["mask/frac"])
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=5e-4), state.trainable, first.trainable)
+
+
+def test_start_of_a_stage_is_not_donated_away():
+    """The update donates its state; the weights it was made from stay usable."""
+    mesh = make_mesh(MeshConfig())
+    start = initialize(MODEL, jax.random.key(0), mesh)
+    optimizer = make_optimizer(CONFIG.optimizer, 10)
+    state = new_state(optimizer, start, mesh)
+    update = make_update(MODEL, optimizer, CONFIG, SPECIAL, state)
+    update(state, {}, setup()[2], jax.random.key(0))
+    assert np.isfinite(jnp.sum(start["params"]["wte"]))
