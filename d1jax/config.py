@@ -116,7 +116,11 @@ class SftConfig:
     batch_size: int = setting(128, "rows of an update")
     micro_batches: int = setting(1, "gradient accumulation: parts of a batch")
     eps: float = setting(1e-3, "mask probability is (1 - eps) t + eps")
-    normalizer: Literal["per_row", "batch_token"] = setting("per_row", "per_row: LLaDA; batch_token: d1")
+    score_padding: bool = setting(True, "end tokens behind the text are targets too (LLaDA, d1), or only the first one")
+    normalizer: Literal["per_row", "batch_token"] = setting(
+        "per_row",
+        "per_row: mean of row means (LLaDA); batch_token: mean over tokens (d1); equal when padding is scored",
+    )
     optimizer: OptimizerConfig = section(
         lambda: OptimizerConfig(learning_rate=3e-3, schedule="cosine", warmup_steps=10)
     )

@@ -42,7 +42,7 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 
 def to_yaml(config: Config) -> str:
-    return draccus.dump(config)
+    return draccus.dump(config, sort_keys=False)  # the first evaluation set is the headline: order means something
 
 
 def from_yaml(path: str | Path) -> Config:
@@ -54,9 +54,16 @@ def from_yaml(path: str | Path) -> Config:
 
 def differences(old: Config, new: Config) -> list[str]:
     """`rl.steps: 40 -> 50`, one line a field."""
-    flat_old, flat_new = _flatten(to_dict(old)), _flatten(to_dict(new))
-    keys = sorted(flat_old.keys() | flat_new.keys())
-    return [f"{k}: {flat_old.get(k)!r} -> {flat_new.get(k)!r}" for k in keys if flat_old.get(k) != flat_new.get(k)]
+    leaves = [name for name, hint in _keys(Config) if not dataclasses.is_dataclass(hint)]
+    pairs = [(name, _value(to_dict(old), name), _value(to_dict(new), name)) for name in leaves]
+    # repr, because mappings of another order are another configuration.
+    return [f"{name}: {a!r} -> {b!r}" for name, a, b in pairs if repr(a) != repr(b)]
+
+
+def _value(tree: Any, name: str) -> Any:
+    for key in name.split("."):
+        tree = tree[key]
+    return tree
 
 
 def help_text(program: str) -> str:
@@ -158,7 +165,7 @@ def _merge(base: dict[str, Any], extra: Mapping[str, Any], cls: type, source: st
 
 def _meant(key: str, path: str, hints: Mapping[str, Any]) -> str | None:
     """The full name of the key that was meant: the same name in another section, or else a similar one here or there."""
-    every = list(_keys(Config))
+    every = [name for name, _ in _keys(Config)]
     same = [name for name in every if name.rpartition(".")[2] == key]
     if same:
         return difflib.get_close_matches(path + key, same, n=1, cutoff=0)[0]
@@ -169,19 +176,9 @@ def _meant(key: str, path: str, hints: Mapping[str, Any]) -> str | None:
     return next((last[match] for match in difflib.get_close_matches(key, last, n=1, cutoff=0.8)), None)
 
 
-def _keys(cls: type, prefix: str = "") -> Iterator[str]:
-    """The full name of every section and key."""
+def _keys(cls: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The full name of every section and key, and its type."""
     for key, hint in get_type_hints(cls).items():
-        yield prefix + key
+        yield prefix + key, hint
         if dataclasses.is_dataclass(hint):
             yield from _keys(hint, f"{prefix}{key}.")
-
-
-def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            flat |= _flatten(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = value
-    return flat

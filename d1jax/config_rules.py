@@ -30,9 +30,11 @@ def _rules(config: Config) -> list[tuple[bool, str]]:
         "rl.prompts_per_step": rl.prompts_per_step, "rl.inner_updates": rl.inner_updates, "rl.micro_batches": rl.micro_batches,
         "evaluation.batch_size": config.evaluation.batch_size, "checkpoint_every": config.checkpoint_every,
         "max_bad_updates": config.max_bad_updates, "sft.optimizer.learning_rate": sft.optimizer.learning_rate,
-        "rl.optimizer.learning_rate": rl.optimizer.learning_rate,
+        "rl.optimizer.learning_rate": rl.optimizer.learning_rate, "model.rope_theta": model.rope_theta,
+        "lora.alpha": config.lora.alpha,
     }  # fmt: skip
     not_negative = {
+        "seed": config.seed, "task.seed": config.task.seed,
         "lora.rank": config.lora.rank, "task.train_rows": config.task.train_rows, "task.eval_rows": config.task.eval_rows,
         "evaluation.every": config.evaluation.every, "evaluation.samples": config.evaluation.samples,
         "evaluation.temperature": config.evaluation.temperature, "rl.kl_coefficient": rl.kl_coefficient,
@@ -73,8 +75,8 @@ def _rules(config: Config) -> list[tuple[bool, str]]:
             f"stages = {list(config.stages)} names a stage twice; use two runs and init_from",
         ),
         (
-            config.stages == ("rl",) and not config.init_from,
-            "stages = ['rl'] starts from random weights; set init_from to a run, or add 'sft'",
+            config.stages[:1] == ("rl",) and not config.init_from,
+            "stages begins with 'rl', from random weights; set init_from to a run, or put 'sft' first",
         ),
         (not config.task.eval_sets, "task.eval_sets is empty; write e.g. {held_out: generated}"),
         (
@@ -88,10 +90,6 @@ def _rules(config: Config) -> list[tuple[bool, str]]:
         (
             not set(config.task.held_out_by_solution) <= set(config.task.eval_sets),
             f"task.held_out_by_solution = {list(config.task.held_out_by_solution)} names sets that are not in task.eval_sets",
-        ),
-        (
-            not config.task.numbers or not set(config.task.numbers) <= {3, 4},
-            f"task.numbers = {list(config.task.numbers)} must be 3, 4 or both",
         ),
         (model.width % model.heads != 0, f"model.heads = {model.heads} does not divide model.width = {model.width}"),
         (
@@ -126,6 +124,10 @@ def _rules(config: Config) -> list[tuple[bool, str]]:
             rl.reference_sync_every > 0 and config.lora.rank > 0,
             "rl.reference_sync_every > 0 with LoRA: the reference is the model without its adapter and never moves; set it to 0",
         ),
+        (
+            rl.reference_sync_every > 0 and rl.kl_coefficient == 0,
+            "rl.reference_sync_every > 0 without a KL term: there is no reference; set rl.kl_coefficient too",
+        ),
         (config.lora.rank > 0 and not config.lora.targets, "lora.targets is empty"),
         ([config.mesh.data, config.mesh.fsdp, config.mesh.tensor].count(-1) > 1, "mesh: at most one axis may be -1"),
     ]
@@ -143,6 +145,8 @@ def _floats(section: Any, prefix: str = "") -> Iterator[tuple[str, float]]:
             yield from _floats(value, f"{prefix}{field.name}.")
         elif isinstance(value, float):
             yield prefix + field.name, value
+        elif isinstance(value, dict):
+            yield from ((f"{prefix}{field.name}.{key}", x) for key, x in value.items() if isinstance(x, float))
 
 
 def _divisor(length: int, wanted: int) -> int:

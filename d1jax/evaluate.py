@@ -19,7 +19,7 @@ import jax
 from d1jax.analysis import accuracy, summary
 from d1jax.config import ConfigError
 from d1jax.config_file import parse
-from d1jax.experiment import build, variables_at
+from d1jax.experiment import build, check_same_model, variables_at
 from d1jax.runtime.run_directory import open_run, write_json
 from d1jax.tasks.task import DataError
 
@@ -52,11 +52,12 @@ def evaluate(own: dict[str, str], overrides: Sequence[str]) -> dict[str, Any]:
         raise ConfigError("name a run with --run DIR, or a checkpoint with --checkpoint DIR/checkpoints/STAGE/STEP")
     if step is not None and (stage is None or not step.isdigit()):
         raise ConfigError(f"--step {step} needs --stage, and must be a number")
-    run, _ = open_run(path)
+    run, trained = open_run(path)
     config = parse(["--config", str(run.config), *overrides])
     experiment = build(config, training=False)
+    check_same_model(experiment, run, trained)
     with jax.set_mesh(experiment.mesh):
-        wanted = [stage] if stage else [name for name in config.stages if run.checkpoints(name).is_dir()]
+        wanted = [stage] if stage else [name for name, saved in run.saved_steps(config.stages).items() if saved]
         if not wanted:
             raise ConfigError(f"run {str(path)!r} has no checkpoint yet")
         stages = []
@@ -76,7 +77,7 @@ def _arguments(argv: Sequence[str]) -> tuple[dict[str, str], list[str]]:
     while queue:
         flag = queue.pop(0)
         name, equals, value = flag[2:].partition("=")
-        if name in ("run", "stage", "step", "checkpoint", "out"):
+        if flag.startswith("--") and name in ("run", "stage", "step", "checkpoint", "out"):
             if not equals and not queue:
                 raise ConfigError(f"command line: {flag} has no value")
             own[name] = value if equals else queue.pop(0)

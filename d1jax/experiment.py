@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -11,19 +12,19 @@ import numpy as np
 from jax import Array
 from jax.sharding import Mesh
 
-from d1jax.config import Config, ConfigError, TaskConfig
+from d1jax.config import Config, ConfigError, ModelConfig, TaskConfig
 from d1jax.data.tokenizers import CharacterTokenizer, load_tokenizer, pad_rows
 from d1jax.models import lora
 from d1jax.models.transformer import Transformer, Variables, initialize
 from d1jax.runtime import mesh as mesh_rules
 from d1jax.runtime.checkpoint import Checkpoints
-from d1jax.runtime.run_directory import RunDirectory, open_run
+from d1jax.runtime.run_directory import RunDirectory, open_run, write_json
 from d1jax.tasks import TASKS
 from d1jax.tasks.jsonl import read_rows
 from d1jax.tasks.task import Row, Task
 
 PRINTABLE = "".join(map(chr, range(32, 127))) + "\n"
-STAGE_KEYS = {"weights": 0, "sft": 1, "rl": 2, "evaluation": 3}
+KEYS = {"weights": 0, "sft": 1, "rl": 2, "evaluation": 3, "sft adapter": 4, "rl adapter": 5}
 
 
 @dataclass(frozen=True)
@@ -51,13 +52,16 @@ class Experiment:
     eval_sets: dict[str, Problems]
 
     def key(self, purpose: str) -> Array:
-        """The root key of a stage: a function of the seed and the stage's name only."""
-        return jax.random.fold_in(jax.random.key(self.config.seed), STAGE_KEYS[purpose])
+        """The root key of a purpose: a function of the seed and the purpose's name only."""
+        return jax.random.fold_in(jax.random.key(self.config.seed), KEYS[purpose])
 
 
 def make_task(config: TaskConfig) -> Task:
     options = {"numbers": config.numbers} if config.name == "countdown" else {}
-    return TASKS[config.name](style=config.style, split_seed=config.seed, **options)
+    try:
+        return TASKS[config.name](style=config.style, split_seed=config.seed, **options)
+    except ValueError as error:
+        raise ConfigError(f"config: task: {error}") from None
 
 
 def build(config: Config, log: Callable[[str], None] = print, training: bool = True) -> Experiment:
@@ -66,7 +70,7 @@ def build(config: Config, log: Callable[[str], None] = print, training: bool = T
     Raises ConfigError and DataError before anything is compiled.
     """
     mesh = mesh_rules.make_mesh(config.mesh)
-    _check_rows_divide(config, mesh)
+    _check_rows_divide(config, mesh, training)
     task = make_task(config.task)
     tokenizer = CharacterTokenizer(task.alphabet if config.task.style == "bare" else PRINTABLE)
     eval_rows = {
@@ -99,24 +103,27 @@ def build(config: Config, log: Callable[[str], None] = print, training: bool = T
     return Experiment(config, mesh, task, tokenizer, model, train, eval_sets)
 
 
-def _check_rows_divide(config: Config, mesh: Mesh) -> None:
+def _check_rows_divide(config: Config, mesh: Mesh, training: bool) -> None:
     shards = mesh_rules.row_shards(mesh)
     rollout_rows = config.rl.prompts_per_step * config.rl.group_size
-    sizes = {
-        "sft.batch_size": config.sft.batch_size // config.sft.micro_batches,
-        "evaluation.batch_size": config.evaluation.batch_size,
-    }
-    sizes["rl.prompts_per_step x rl.group_size"] = rollout_rows // config.rl.micro_batches
+    sizes = {"evaluation.batch_size": config.evaluation.batch_size}
+    if training and "sft" in config.stages:
+        sizes["sft.batch_size"] = config.sft.batch_size // config.sft.micro_batches
+    if training and "rl" in config.stages:
+        sizes["rl.prompts_per_step x rl.group_size"] = rollout_rows // config.rl.micro_batches
     for name, size in sizes.items():
         if size % shards:
             raise ConfigError(
-                f"config: {name} (a micro-batch of it: {size} rows) does not divide over {shards} devices of data x fsdp"
+                f"config: {name} (a micro-batch: {size} rows) does not divide over {shards} devices of data x fsdp"
             )
 
 
 def _rows(task: Task, config: Config, source: str, split: str, count: int) -> list[Row]:
     if source == "generated":
-        return task.generate(split, count, config.task.seed)
+        try:
+            return task.generate(split, count, config.task.seed)
+        except ValueError as error:
+            raise ConfigError(f"config: task: {error}") from None
     rows = read_rows(source, task)
     return rows[:count] if count else rows
 
@@ -161,29 +168,44 @@ def _problems(
 # -- weights ------------------------------------------------------------------------------------------------------------
 
 
-def start_variables(experiment: Experiment) -> Variables:
-    """The weights before the first stage: random, or the last ones of the run that `init_from` names."""
+def start_variables(experiment: Experiment, run: RunDirectory) -> Variables:
+    """The weights before the first stage: random, or the last ones of the run that `init_from` names.
+
+    Which step those were is written down the first time, so that a source that goes on training moves nothing here.
+    """
     config = experiment.config
-    if not config.init_from:
-        variables = initialize(experiment.model, experiment.key("weights"), experiment.mesh)
-    else:
-        run, source = open_run(config.init_from)
-        if _architecture(source) != _architecture(config):
-            raise ConfigError(
-                f"init_from {config.init_from!r} has another model: {source.model} (here: {config.model})"
-            )
-        if run.tokenizer.is_file() and load_tokenizer(run.tokenizer) != experiment.tokenizer:
-            raise ConfigError(
-                f"init_from {config.init_from!r} has another tokenizer than task {config.task.name!r} needs"
-            )
-        model = Transformer(experiment.model.config, source.lora)
-        variables, _ = variables_at(dataclasses.replace(experiment, config=source, model=model), run, source.stages[-1])
     if config.lora.rank:
-        lora.check_targets(variables["params"], config.lora)
-    return variables
+        initial = jax.eval_shape(lambda: initialize(experiment.model, experiment.key("weights"), experiment.mesh))
+        lora.check_targets(initial["params"], config.lora)
+    if not config.init_from:
+        return initialize(experiment.model, experiment.key("weights"), experiment.mesh)
+    source_run, source = open_run(config.init_from)
+    check_same_model(experiment, source_run, source)
+    if run.origin.exists():
+        origin = json.loads(run.origin.read_text(encoding="utf-8"))
+    else:
+        saved = [(stage, step) for stage, step in source_run.saved_steps(source.stages).items() if step]
+        if not saved:
+            raise ConfigError(f"init_from {config.init_from!r} has no checkpoint yet")
+        origin = dict(zip(("stage", "step"), saved[-1], strict=True))
+        write_json(run.origin, origin)
+    theirs = dataclasses.replace(experiment, config=source, model=Transformer(experiment.model.config, source.lora))
+    return variables_at(theirs, source_run, origin["stage"], origin["step"])[0]
 
 
-def _architecture(config: Config) -> object:
+def check_same_model(experiment: Experiment, run: RunDirectory, source: Config) -> None:
+    """Raises ConfigError where the weights of a run do not fit the model and tokenizer of this experiment."""
+    here, there = (dataclasses.asdict(_architecture(config)) for config in (experiment.config, source))
+    other = [f"model.{name} = {there[name]} (here: {here[name]})" for name in here if here[name] != there[name]]
+    if other:
+        raise ConfigError(f"run {str(run.path)!r} has another model: {', '.join(other)}")
+    if run.tokenizer.is_file() and load_tokenizer(run.tokenizer) != experiment.tokenizer:
+        raise ConfigError(
+            f"run {str(run.path)!r} has another tokenizer than task {experiment.config.task.name!r} needs in this style"
+        )
+
+
+def _architecture(config: Config) -> ModelConfig:
     """The model's configuration without what may change between runs on the same weights."""
     return dataclasses.replace(config.model, remat=False, dtype="float32", param_dtype="float32")
 
@@ -192,7 +214,7 @@ def with_adapter(experiment: Experiment, variables: Variables, stage: str) -> Va
     """The variables of a stage: under LoRA with a fresh adapter, which changes nothing until it is trained."""
     if experiment.config.lora.rank == 0:
         return variables
-    return {**variables, **initialize(experiment.model, experiment.key(stage), experiment.mesh, ("lora",))}
+    return {**variables, **initialize(experiment.model, experiment.key(f"{stage} adapter"), experiment.mesh, ("lora",))}
 
 
 def split(variables: Variables) -> tuple[Variables, Variables]:
@@ -213,13 +235,15 @@ def variables_at(
     checkpoints = Checkpoints(run.checkpoints(stage))
     try:
         saved = checkpoints.steps()
-        if not saved or (step is not None and step not in saved):
+        if not saved:
+            raise ConfigError(f"run {str(run.path)!r} has no checkpoint of stage {stage!r} yet")
+        if step is not None and step not in saved:
             raise ConfigError(f"run {str(run.path)!r}: stage {stage!r} has checkpoints of steps {saved}, not of {step}")
         index = stages.index(stage)
         if experiment.config.lora.rank and index:
             before, _ = variables_at(experiment, run, stages[index - 1])
         elif experiment.config.lora.rank:
-            before = start_variables(experiment)
+            before = start_variables(experiment, run)
         else:
             before = initialize(
                 experiment.model, experiment.key("weights"), experiment.mesh

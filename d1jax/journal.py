@@ -10,6 +10,7 @@ for step in range(first, steps):
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any
@@ -17,20 +18,9 @@ from typing import Any
 from d1jax.config import Config
 from d1jax.runtime.checkpoint import Checkpoints
 from d1jax.runtime.run_directory import RunDirectory
-from d1jax.runtime.stopping import Diverged, Stopped, StopRequest
+from d1jax.runtime.stopping import Diverged, StopRequest
 from d1jax.telemetry.metrics import MetricsLog
 from d1jax.telemetry.progress import Progress
-
-
-def kept_steps(run: RunDirectory, stages: Sequence[str]) -> dict[str, int]:
-    """How far each stage that has begun is saved; metrics of later steps will be written again."""
-    kept = {}
-    for stage in stages:
-        if run.checkpoints(stage).is_dir():
-            checkpoints = Checkpoints(run.checkpoints(stage))
-            kept[stage] = checkpoints.latest() or 0
-            checkpoints.close()
-    return kept
 
 
 class Journal:
@@ -39,8 +29,9 @@ class Journal:
     ) -> None:
         self.stage, self.steps = stage, steps
         self._config, self._metrics, self._stop = config, metrics, stop
-        self._checkpoints = Checkpoints(run.checkpoints(stage))
+        self._checkpoints = Checkpoints(run.checkpoints(stage), owner=True)
         self._progress: Progress | None = None
+        self._began = time.perf_counter()
 
     def resume(self, items: dict[str, Any]) -> tuple[dict[str, Any], int]:
         """(items, first step to do): as given, or as the last checkpoint has them."""
@@ -56,25 +47,29 @@ class Journal:
         return items, first
 
     def record(self, step: int, values: Mapping[str, float], watch: Sequence[str]) -> None:
-        """Writes the metrics of a step. Raises Diverged when too many updates in a row were skipped."""
+        """Writes the metrics of a step. Raises Diverged when too many updates in a row were skipped.
+
+        time/step_s is all that has passed since the step before: compilation, evaluation and saving too.
+        """
+        now = time.perf_counter()
+        values, self._began = {**values, "time/step_s": now - self._began}, now
         self._metrics.write(self.stage, step, values)
         self._progress.update({name: values[name] for name in watch if name in values})
         in_a_row = int(values["nonfinite/in_a_row"])
         if in_a_row >= self._config.max_bad_updates:
+            good = self._checkpoints.latest()
+            advice = f"start a new run_dir with a lower {self.stage}.optimizer.learning_rate"
             raise Diverged(
-                f"{self.stage} step {step}: the last {in_a_row} updates were NaN or infinite and were skipped; the last good "
-                f"checkpoint is step {self._checkpoints.latest() or 'none'}. Lower {self.stage}.optimizer.learning_rate"
+                f"{self.stage} step {step}: the last {in_a_row} updates were NaN or infinite and were skipped; "
+                + (f"the last good checkpoint is step {good}; {advice} and init_from this one" if good else advice)
             )
 
     def keep(self, step: int, items: dict[str, Any]) -> None:
         """Saves a checkpoint when one is due or a signal has come; then, after a signal, raises Stopped."""
-        asked = self._stop.signum
-        if asked is not None or step % self._config.checkpoint_every == 0 or step == self.steps:
+        asked = self._stop.signum is not None
+        if asked or step % self._config.checkpoint_every == 0 or step == self.steps:
             self._checkpoints.save(step, items)
-        if asked is not None and step < self.steps:
-            raise Stopped(
-                asked, f"{self.stage}: stopped after step {step}, everything saved; the same command continues"
-            )
+        self._stop.check(f"{self.stage} step {step}")
 
     def __enter__(self) -> Journal:
         return self

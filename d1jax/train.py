@@ -15,7 +15,7 @@ from d1jax.analysis import accuracy, summary
 from d1jax.config import Config, ConfigError
 from d1jax.config_file import help_text, parse
 from d1jax.experiment import build, start_variables
-from d1jax.journal import Journal, kept_steps
+from d1jax.journal import Journal
 from d1jax.rl import loop as rl
 from d1jax.runtime.run_directory import claim, write_json, write_jsonl
 from d1jax.runtime.stopping import Diverged, Stopped, StopRequest
@@ -52,14 +52,18 @@ def run(config: Config) -> dict[str, Any]:
     with StopRequest() as stop:
         experiment = build(config)
         directory, lock = claim(config)
-        experiment.tokenizer.save(directory.tokenizer)
+        write_json(directory.tokenizer, experiment.tokenizer.to_dict())
         with lock, MetricsLog(directory.path) as metrics, jax.set_mesh(experiment.mesh):
-            metrics.rewind(kept_steps(directory, config.stages))
-            variables = start_variables(experiment)
+            metrics.rewind(directory.saved_steps(config.stages))
+            variables = start_variables(experiment, directory)
             for stage in config.stages:
+                stop.check(f"before {stage}")
                 train, steps = STAGES[stage]
                 with Journal(directory, metrics, stop, stage, steps(config), config) as journal:
-                    variables = train(experiment, variables, journal)
+                    try:
+                        variables = train(experiment, variables, journal)
+                    finally:
+                        write_report(directory.path)  # of what there is, also where the stage was stopped or diverged
                 if not directory.evaluation(stage).exists():
                     scores, samples = accuracy.evaluate(experiment, variables)
                     write_jsonl(directory.evaluation_samples(stage), [{"stage": stage, **sample} for sample in samples])

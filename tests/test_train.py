@@ -117,7 +117,8 @@ def test_a_run_leaves_everything_it_promises(finished):
     assert "<html" in (finished / "report.html").read_text()
     samples = [json.loads(line) for line in (finished / "samples.jsonl").read_text().splitlines()]
     assert {sample["stage"] for sample in samples} == {"sft", "rl"} and len(samples) == 16
-    assert all(len(sample["pieces"]) == len(sample["reveal_step"]) == 20 for sample in samples)
+    assert all(sample["columns"] == 4 and "\n" not in sample["pieces"] for sample in samples)
+    assert all(len(sample["pieces"]) == len(sample["reveal_step"]) <= 20 for sample in samples)
     lines = read_metrics(finished / "metrics.jsonl")
     assert [(line["stage"], line["step"]) for line in lines] == [(s, i) for s in ("sft", "rl") for i in range(1, 7)]
     wanted = {
@@ -218,7 +219,18 @@ def test_a_run_goes_on_from_another(finished, tmp_path):
     done = train(run_dir, stages="[rl]", init_from=finished, **{"rl.steps": 2})
     assert done.returncode == 0, done.stderr
     other = train(tmp_path / "wider", stages="[rl]", init_from=finished, **{"model.width": 32})
-    assert other.returncode == 2 and "another model" in other.stderr
+    assert other.returncode == 2 and "model.width = 16 (here: 32)" in other.stderr
+    assert json.loads((run_dir / "init_from.json").read_text()) == {"stage": "rl", "step": 6}
+    flags = [
+        f"--run={finished}",
+        "--task.style=instruct",
+        "--sampler.completion_length=60",
+        "--sampler.block_length=60",
+    ]
+    wrong = subprocess.run(
+        [sys.executable, "-m", "d1jax.evaluate", *flags], env=environment(), capture_output=True, text=True, timeout=300
+    )
+    assert wrong.returncode == 2 and "another tokenizer" in wrong.stderr, wrong.stderr
 
 
 @pytest.mark.parametrize("control", ["zero_advantages", "shuffled_rewards"])
@@ -255,6 +267,12 @@ def test_mistakes_are_told_before_anything_starts(tmp_path, settings, message):
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 
+def test_a_mistake_that_is_found_late_does_not_block_the_directory(tmp_path):
+    wrong = train(tmp_path / "run", **{"lora.rank": 2, "lora.targets": "[lm_head]"})
+    assert wrong.returncode == 2 and "lm_head" in wrong.stderr and "choices" in wrong.stderr
+    assert train(tmp_path / "run", stages="[sft]").returncode == 0
+
+
 def test_another_configuration_in_the_same_directory_is_refused(finished):
     done = train(finished, **{"rl.steps": 50})
     assert done.returncode == 2 and "rl.steps: 6 -> 50" in done.stderr
@@ -274,6 +292,7 @@ def test_run_that_diverges_stops_and_keeps_its_last_good_checkpoint(tmp_path):
     )
     assert done.returncode == 1 and "NaN or infinite" in done.stderr and "sft step" in done.stderr
     assert sorted(p.name for p in (run_dir / "checkpoints" / "sft").iterdir())[0] == "2"
+    assert "were not finite and were skipped" in (run_dir / "report.html").read_text()
 
 
 def test_help_is_readable():

@@ -88,18 +88,24 @@ def headline(experiment: Experiment, variables: Variables) -> dict[str, float]:
 def _sample(
     experiment: Experiment, problems: Problems, rollout: Rollout, texts: list[str], name: str, index: int
 ) -> dict[str, Any]:
-    task, row = experiment.task, problems.rows[index]
+    task, row, columns = experiment.task, problems.rows[index], experiment.task.columns
+    pieces = experiment.tokenizer.pieces(rollout.tokens_BC[index].tolist())
+    # A grid is shown by its cells: the line breaks that lay it out as text are left out.
+    shown = [i for i, piece in enumerate(pieces) if columns is None or piece != "\n"]
+    prompt, reference = task.prompt(row), task.target(row)
+    if columns is not None:
+        prompt, reference = prompt.replace("\n", ""), reference and reference.replace("\n", "")
     return {
         "set": name,
         "index": index,
-        "prompt": task.prompt(row),
+        "prompt": prompt,
         "text": texts[index],
-        "reference": task.target(row),
+        "reference": reference,
         "grade": task.grade(row, texts[index]),
-        "pieces": experiment.tokenizer.pieces(rollout.tokens_BC[index].tolist()),
-        "reveal_step": rollout.reveal_step_BC[index].tolist(),
-        "confidence": [round(float(p), 4) for p in rollout.confidence_BC[index]],
-        "columns": getattr(task, "columns", None),
+        "pieces": [pieces[i] for i in shown],
+        "reveal_step": rollout.reveal_step_BC[index][shown].tolist(),
+        "confidence": [round(float(p), 4) for p in rollout.confidence_BC[index][shown]],
+        "columns": columns,
     }
 
 

@@ -35,10 +35,10 @@ def write(experiment: Experiment, run: RunDirectory) -> dict[str, Any]:
         "wall_seconds": _wall_seconds(run),
         "environment": environment(),
     }
-    lines = [line for stage in done for line in run.evaluation_samples(stage).read_text(encoding="utf-8").splitlines()]
+    lines = [line for stage in done for line in run.evaluation_samples(stage).read_text(encoding="utf-8").split("\n")]
     order = list(experiment.eval_sets)
     samples = sorted(
-        map(json.loads, lines), key=lambda sample: (order.index(sample["set"]), sample["index"])
+        map(json.loads, filter(None, lines)), key=lambda sample: (order.index(sample["set"]), sample["index"])
     )  # stages side by side
     write_jsonl(run.samples, samples)
     write_json(run.summary, summary)

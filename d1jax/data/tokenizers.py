@@ -18,6 +18,7 @@ class SpecialTokens:
     mask: int
     end: int
     turn_end: int = -1
+    vocab_size: int = 2**31 - 1  # ids from here on only pad the embedding and are never sampled
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class CharacterTokenizer:
 
     @property
     def special(self) -> SpecialTokens:
-        return SpecialTokens(mask=len(self.alphabet) + 1, end=len(self.alphabet))
+        return SpecialTokens(len(self.alphabet) + 1, len(self.alphabet), vocab_size=self.vocab_size)
 
     @property
     def vocab_size(self) -> int:
@@ -62,10 +63,9 @@ class CharacterTokenizer:
         names = [*self.alphabet, "<end>", "<mask>"]
         return [names[token] if token < len(names) else f"<{token}>" for token in ids]
 
-    def save(self, path: Path) -> None:
-        path.write_text(
-            json.dumps({"kind": "characters", **dataclasses.asdict(self)}, ensure_ascii=False) + "\n", encoding="utf-8"
-        )
+    def to_dict(self) -> dict[str, str]:
+        """What tokenizer.json holds; `load_tokenizer` reads it back."""
+        return {"kind": "characters", **dataclasses.asdict(self)}
 
 
 def load_tokenizer(path: Path) -> CharacterTokenizer:

@@ -37,9 +37,9 @@ def propose(
 ) -> Proposal:
     """Candidates argmax(logits / temperature + Gumbel), temperature 0: argmax(logits); confidence softmax(logits)[candidate].
 
-    remasking: low_confidence gives priority to the confidence, random to `uniform_BS`. The mask token is never a candidate,
-    but stays in the softmax. end_token: "forbidden" takes the end token out of the distribution; "last" lets end tokens be
-    candidates of priority 0 and takes them out of everyone's confidence.
+    remasking: low_confidence gives priority to the confidence, random to `uniform_BS`. The mask token and ids beyond the
+    tokenizer's are never candidates, but stay in the softmax. end_token: "forbidden" takes the end token out of the
+    distribution; "last" lets end tokens be candidates of priority 0 and takes them out of everyone's confidence.
 
     Source: LLaDA's generate, with its options logits_eos_inf ("forbidden") and confidence_eos_eot_inf ("last").
     Differs: fp32 throughout (LLaDA: float64 noise and bf16 confidence); ties go to the lowest index; "last" works at every
@@ -49,7 +49,7 @@ def propose(
     ends_V = (vocabulary_V == special.end) | (vocabulary_V == special.turn_end)
     if config.end_token == "forbidden":
         logits_BSV = _without(logits_BSV, vocabulary_V == special.end)
-    candidates_BSV = _without(logits_BSV, vocabulary_V == special.mask)
+    candidates_BSV = _without(logits_BSV, (vocabulary_V == special.mask) | (vocabulary_V >= special.vocab_size))
     if temperature > 0:
         candidates_BSV = candidates_BSV / temperature + gumbel_BSV
     token_BS = jnp.argmax(candidates_BSV, axis=-1).astype(jnp.int32)
@@ -57,7 +57,10 @@ def propose(
         logits_BSV = _without(logits_BSV, ends_V)
     chosen_BS = jnp.take_along_axis(logits_BSV, token_BS[:, :, None], axis=-1)[:, :, 0]
     confidence_BS = jnp.exp(chosen_BS - jax.nn.logsumexp(logits_BSV, axis=-1))
-    return Proposal(token_BS, confidence_BS, confidence_BS if config.remasking == "low_confidence" else uniform_BS)
+    if config.remasking == "low_confidence":
+        return Proposal(token_BS, confidence_BS, confidence_BS)
+    last_BS = ends_V[token_BS] if config.end_token == "last" else jnp.zeros_like(token_BS, bool)
+    return Proposal(token_BS, confidence_BS, jnp.where(last_BS, 0.0, uniform_BS))
 
 
 def choose(priority_BS: Array, open_BS: Array, count: Array) -> Array:

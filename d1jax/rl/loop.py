@@ -89,14 +89,13 @@ def train(experiment: Experiment, start: Variables, journal: Journal) -> Variabl
         # -- what is left behind
         values = {
             **_reward_metrics(parts_B, reward_QG, failures),
-            **_completion_metrics(rollout, texts, config.group_size),
+            **_completion_metrics(rollout, texts, config.group_size, special.end),
             **_update_metrics(inner, with_kl=config.kl_coefficient > 0),
             "learning_rate": float(schedule(step * config.inner_updates)),
             **dict(zip(("time/rollout_s", "time/reward_s", "time/update_s"), np.diff(clock).tolist(), strict=True)),
-            "time/step_s": clock[-1] - clock[0],
         }
         every = experiment.config.evaluation.every
-        if every and (step + 1) % every == 0 and step + 1 < config.steps:
+        if every and (step + 1) % every == 0:
             values |= accuracy.headline(experiment, lora.merge({**frozen, **state.trainable}, experiment.config.lora))
         journal.record(step + 1, values, watch=("reward", "rewards/solved/mean", "kl", "entropy"))
         journal.keep(step + 1, _items(config, state, reference))
@@ -135,13 +134,11 @@ def _reward_metrics(parts_B: dict[str, np.ndarray], reward_QG: np.ndarray, failu
     return {name: float(value) for name, value in values.items()}
 
 
-def _completion_metrics(rollout: Rollout, texts: list[str], group: int) -> dict[str, float]:
-    length = rollout.tokens_BC.shape[1]
-    ended_B = rollout.reveal_step_BC.min(axis=1) < 0
+def _completion_metrics(rollout: Rollout, texts: list[str], group: int, end_id: int) -> dict[str, float]:
     distinct = [len(set(texts[i : i + group])) for i in range(0, len(texts), group)]
     return {
         "completions/mean_length": float(rollout.length_B.mean()),
-        "completions/clipped_ratio": float(((rollout.length_B == length) & ~ended_B).mean()),
+        "completions/clipped_ratio": float((rollout.tokens_BC != end_id).all(axis=1).mean()),
         "completions/distinct_per_group": float(np.mean(distinct)),
         "sampler/nfe": float(rollout.nfe_B.mean()),
     }

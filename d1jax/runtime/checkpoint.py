@@ -16,9 +16,10 @@ class Checkpoints:
     Orbax writes a folder beside its final name and renames it, so a step is either whole or not there. Nothing is deleted.
     """
 
-    def __init__(self, directory: Path) -> None:
-        # A save that was killed leaves a temporary folder; it is no checkpoint and may go.
-        self._checkpointer = ocp.training.Checkpointer(directory.resolve(), cleanup_tmp_directories=True)
+    def __init__(self, directory: Path, owner: bool = False) -> None:
+        # A save that was killed leaves a temporary folder; it is no checkpoint and may go. Only the process that holds the
+        # run's lock may say so: to a reader it could be a save that is under way.
+        self._checkpointer = ocp.training.Checkpointer(directory.resolve(), cleanup_tmp_directories=owner)
 
     def latest(self) -> int | None:
         """The last saved step, or None."""

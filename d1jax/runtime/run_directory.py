@@ -10,13 +10,15 @@ import dataclasses
 import fcntl
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
 from d1jax.config import Config, ConfigError
 from d1jax.config_file import differences, from_yaml, to_yaml
+
+OURS = (".lock", "config.yaml.tmp")  # what a claim that was killed may leave
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,10 @@ class RunDirectory:
         return self.path / "tokenizer.json"
 
     @property
+    def origin(self) -> Path:
+        return self.path / "init_from.json"
+
+    @property
     def summary(self) -> Path:
         return self.path / "summary.json"
 
@@ -41,6 +47,12 @@ class RunDirectory:
 
     def checkpoints(self, stage: str) -> Path:
         return self.path / "checkpoints" / stage
+
+    def saved_steps(self, stages: Sequence[str]) -> dict[str, int]:
+        """How far each stage that has begun is saved (0: not yet)."""
+        begun = [stage for stage in stages if self.checkpoints(stage).is_dir()]
+        names = {stage: [path.name for path in self.checkpoints(stage).iterdir()] for stage in begun}
+        return {stage: max((int(n) for n in found if n.isdigit()), default=0) for stage, found in names.items()}
 
     def evaluation(self, stage: str) -> Path:
         return self.path / "evaluations" / f"{stage}.json"
@@ -57,7 +69,7 @@ def claim(config: Config) -> tuple[RunDirectory, IO[str]]:
     run = RunDirectory(Path(config.run_dir))
     if run.path.exists() and not run.path.is_dir():
         raise ConfigError(f"run_dir {config.run_dir!r} is a file; choose another run_dir")
-    if run.path.is_dir() and not run.config.exists() and any(p.name != ".lock" for p in run.path.iterdir()):
+    if run.path.is_dir() and not run.config.exists() and any(p.name not in OURS for p in run.path.iterdir()):
         raise ConfigError(
             f"run_dir {config.run_dir!r} holds files but no config.yaml, so it is not a run; choose another run_dir"
         )
@@ -69,7 +81,8 @@ def claim(config: Config) -> tuple[RunDirectory, IO[str]]:
         raise ConfigError(
             f"run_dir {config.run_dir!r} is in use by another process; wait for it or choose another run_dir"
         ) from None
-    if run.config.exists():
+    # Before the first checkpoint nothing has been learnt, and a corrected configuration may take the directory over.
+    if run.config.exists() and any(run.path.glob("checkpoints/*/[0-9]*")):
         # Where the directory lies is no part of what it holds: a moved run may be continued.
         changed = differences(
             dataclasses.replace(from_yaml(run.config), run_dir=""), dataclasses.replace(config, run_dir="")

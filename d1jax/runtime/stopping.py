@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from types import FrameType, TracebackType
 
@@ -39,6 +40,13 @@ class StopRequest:
     def _receive(self, signum: int, frame: FrameType | None) -> None:
         self.signum = signum
         self._restore()
+        # os.write, because a signal may come in the middle of a print.
+        os.write(2, b"\nstopping after this step; once more to quit at once\n")
+
+    def check(self, where: str) -> None:
+        """Raises Stopped if a signal has come; for places where everything is saved."""
+        if self.signum is not None:
+            raise Stopped(self.signum, f"{where}: stopped, everything saved; the same command continues")
 
     def _restore(self) -> None:
         for number, handler in self._previous.items():

@@ -5,7 +5,6 @@ B rows, C completion columns.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -19,7 +18,7 @@ from d1jax.analysis import accuracy
 from d1jax.config import ConfigError, SftConfig
 from d1jax.data.pipeline import RowOrder
 from d1jax.data.tokenizers import SpecialTokens
-from d1jax.diffusion.canvas import Canvas
+from d1jax.diffusion.canvas import Canvas, through_first_end
 from d1jax.diffusion.corruption import corrupt
 from d1jax.experiment import Experiment, split, with_adapter
 from d1jax.journal import Journal
@@ -42,6 +41,7 @@ from d1jax.sft.loss import NORMALIZERS, masked_loss
 class Rows(NamedTuple):
     clean: Canvas
     row_ids_B: Array
+    eligible_BC: Array  # the targets
     weight_B: Array
 
 
@@ -64,7 +64,6 @@ def train(experiment: Experiment, start: Variables, journal: Journal) -> Variabl
 
     order = RowOrder(len(targets), experiment.config.seed)
     for step in range(first, config.steps):
-        began = time.perf_counter()
         # -- the batch: a function of the step
         rows_B = targets[order.take(step * config.batch_size, config.batch_size)]
         clean = Canvas(problems.target_RC[rows_B], problems.prompt_RP[rows_B], problems.prompt_length_R[rows_B])
@@ -76,9 +75,9 @@ def train(experiment: Experiment, start: Variables, journal: Journal) -> Variabl
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
 
         # -- what is left behind
-        values |= {"learning_rate": float(schedule(step)), "time/step_s": time.perf_counter() - began}
+        values["learning_rate"] = float(schedule(step))
         every = experiment.config.evaluation.every
-        if every and (step + 1) % every == 0 and step + 1 < config.steps:
+        if every and (step + 1) % every == 0:
             values |= accuracy.headline(experiment, lora.merge({**frozen, **state.trainable}, experiment.config.lora))
         journal.record(step + 1, values, watch=("loss", "grad_norm"))
         journal.keep(step + 1, {"trainable": state.trainable, "optimizer": state.optimizer})
@@ -96,13 +95,14 @@ def make_update(
 
     def loss(trainable: Any, rows: Rows, frozen: Variables, key: Array) -> tuple[Array, dict[str, Array]]:
         corruption = corrupt(key, rows.clean, rows.row_ids_B, mask_id=special.mask, eps=config.eps)
-        value = masked_loss(model, {**frozen, **trainable}, rows.clean, corruption, rows.weight_B)
+        value = masked_loss(model, {**frozen, **trainable}, rows.clean, corruption, rows.eligible_BC, rows.weight_B)
         return value, {"masked": jnp.sum(corruption.masked_BC, dtype=jnp.float32)}
 
     @partial(jax.jit, donate_argnums=0, out_shardings=(placement(state), None))
     def update(state: TrainState, frozen: Variables, clean: Canvas, key: Array) -> tuple[TrainState, dict[str, Array]]:
-        eligible_BC = jnp.ones(clean.completion_BC.shape, bool)
-        rows = Rows(clean, jnp.arange(eligible_BC.shape[0]), NORMALIZERS[config.normalizer](eligible_BC))
+        text_BC = through_first_end(clean.completion_BC, special.end)
+        eligible_BC = jnp.ones_like(text_BC) if config.score_padding else text_BC
+        rows = Rows(clean, jnp.arange(eligible_BC.shape[0]), eligible_BC, NORMALIZERS[config.normalizer](eligible_BC))
         value, sums, gradient = gradients(
             lambda t, r: loss(t, r, frozen, key), state.trainable, rows, config.micro_batches
         )

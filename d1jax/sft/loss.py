@@ -30,11 +30,12 @@ NORMALIZERS = {"per_row": per_row, "batch_token": batch_token}
 
 
 def masked_loss(
-    model: Transformer, variables: Variables, clean: Canvas, corruption: Corruption, weight_B: Array
+    model: Transformer, variables: Variables, clean: Canvas, corruption: Corruption, eligible_BC: Array, weight_B: Array
 ) -> Array:
-    """sum_i weight_i sum_k 1[k hidden] CE_ik / p_i, with the weights of a normaliser over the whole batch.
+    """sum_i weight_i sum_k 1[k hidden and eligible] CE_ik / p_i, with the weights of a normaliser over the whole batch.
 
-    Every completion column is a target, the end tokens behind the text included: that is how the model learns to stop.
+    Where every completion column is eligible, the end tokens behind the text included, a row has as many targets as every
+    other, and the two normalisers are the same number; they differ where only the text through its first end token is.
 
     Source: LLaDA, arXiv 2502.09992, algorithm 2 (per_row); d1, arXiv 2504.12216, released code (batch_token).
     Differs from d1's code: 1 / p, not 1 / t, as in the paper (the same up to eps).
@@ -43,5 +44,5 @@ def masked_loss(
     hidden_BTD = hidden_states(model, variables, seen.tokens_BT, seen.positions_BT, seen.length_B)
     hidden_BCD = completion_hidden(hidden_BTD, seen, model.config.alignment)
     logp_BC = token_logprobs(hidden_BCD, head_matrix(variables), clean.completion_BC).logp
-    row_B = -jnp.sum(jnp.where(corruption.masked_BC, logp_BC, 0.0), axis=1) / corruption.probability_B
+    row_B = -jnp.sum(jnp.where(corruption.masked_BC & eligible_BC, logp_BC, 0.0), axis=1) / corruption.probability_B
     return jnp.sum(weight_B * row_B)

@@ -101,7 +101,6 @@ class Sudoku:
 
     name: ClassVar[str] = "sudoku"
     alphabet: ClassVar[str] = "01234\n"
-    columns: ClassVar[int] = 5  # four cells and a line break: how a bare answer is laid out as a grid
     headline: ClassVar[tuple[str, ...]] = ("cell_accuracy", "solved")
 
     style: str = "bare"
@@ -191,6 +190,11 @@ class Sudoku:
                 f"(one is {fits[0]}); correct it or leave it out"
             )
         return {"puzzle": puzzle, "solution": solution}
+
+    @property
+    def columns(self) -> int | None:
+        """A bare answer is a grid of four columns."""
+        return 4 if self.style == "bare" else None
 
     def prompt(self, row: Row) -> str:
         return as_lines(row["puzzle"]) if self.style == "bare" else INSTRUCTIONS.format(puzzle=row["puzzle"])

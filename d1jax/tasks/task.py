@@ -27,6 +27,11 @@ class Task(Protocol):
     headline: ClassVar[tuple[str, ...]]
     """Grade keys in the order of display, e.g. `("cell_accuracy", "solved")`."""
 
+    @property
+    def columns(self) -> int | None:
+        """How many cells wide an answer is shown, or None for text."""
+        ...
+
     def generate(self, split: str, count: int, seed: int) -> list[Row]:
         """`count` rows of `"train"` or `"test"`. The splits are disjoint for all seeds; a longer list begins with the
         shorter one.

@@ -249,7 +249,8 @@ def _time(run: RunData) -> str:
     phases: dict[str, dict[str, list[float]]] = {stage: {} for stage in wall}
     for row in run.metrics:
         for key, value in row.items():
-            if (match := re.fullmatch(r"time/(.+)_s", key)) and finite(value) is not None:
+            match = re.fullmatch(r"time/(.+)_s", key)
+            if match and match.group(1) != "step" and finite(value) is not None:  # a step is all of its phases
                 phases.setdefault(str(row.get("stage")), {}).setdefault(match.group(1), []).append(float(value))
     rows = []
     for stage, found in phases.items():

@@ -65,9 +65,11 @@ def read_run(run_dir: Path) -> RunData:
     samples, torn = _json_lines(text("samples.jsonl", "no samples are shown"))
     if torn:
         notices.append(f"samples.jsonl: {torn} unreadable line(s) left out.")
-    diverged = sum(finite(row.get("nonfinite_updates")) or 0 for row in metrics)
+    # A running total of each stage.
+    totals = {row.get("stage"): finite(row.get("nonfinite/total")) or 0 for row in metrics}
+    diverged = sum(totals.values())
     if diverged:
-        notices.append(f"{diverged:,.0f} update(s) were not finite and were skipped (nonfinite_updates).")
+        notices.append(f"{diverged:,.0f} update(s) were not finite and were skipped (nonfinite/total).")
     return RunData(
         name=run_dir.resolve().name,
         config=config,

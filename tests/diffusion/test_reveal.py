@@ -1,5 +1,7 @@
 """Schedules, candidates and choices against plain Python."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -100,7 +102,10 @@ def test_candidates_and_confidence_equal_a_plain_loop(end_token, temperature, re
             token, confidence = plain_proposal(logits_BSV[b, s], gumbel_BSV[b, s], temperature, end_token)
             assert found.token_BS[b, s] == token
             np.testing.assert_allclose(found.confidence_BS[b, s], confidence, atol=1e-5)
-    np.testing.assert_array_equal(found.priority_BS, uniform_BS if remasking == "random" else found.confidence_BS)
+    expected_BS = uniform_BS if remasking == "random" else found.confidence_BS
+    if end_token == "last":
+        expected_BS = np.where(np.isin(found.token_BS, [SPECIAL.end, SPECIAL.turn_end]), 0.0, expected_BS)
+    np.testing.assert_array_equal(found.priority_BS, expected_BS)
     tokens = np.asarray(found.token_BS)
     assert found.token_BS.dtype == jnp.int32 and not (tokens == SPECIAL.mask).any()
     assert (tokens == SPECIAL.end).any() == (end_token != "forbidden")
@@ -124,3 +129,11 @@ def test_without_a_second_closing_token_no_ordinary_token_is_put_last():
     logits[0, 0, 6] = 3.0
     found = propose(jnp.asarray(logits), None, None, 0.0, SpecialTokens(mask=5, end=4), SamplerConfig(end_token="last"))
     assert found.token_BS[0, 0] == 6 and found.confidence_BS[0, 0] > 0.5
+
+
+def test_ids_beyond_the_tokenizer_are_never_candidates():
+    special = dataclasses.replace(SPECIAL, vocab_size=7)
+    logits_BSV = np.zeros((1, 3, 9), np.float32)
+    logits_BSV[:, :, 7:] = 9.0
+    found = propose(jnp.asarray(logits_BSV), None, None, 0.0, special, SamplerConfig())
+    assert (np.asarray(found.token_BS) < 7).all()

@@ -53,4 +53,5 @@ def test_a_torn_checkpoint_is_none(tmp_path, state):
     torn = tmp_path / "2.orbax-checkpoint-tmp"
     torn.mkdir()
     (torn / "half").write_text("x")
-    assert Checkpoints(tmp_path).latest() == 1
+    assert Checkpoints(tmp_path).latest() == 1 and torn.exists()  # a reader deletes nothing: the save may be under way
+    assert Checkpoints(tmp_path, owner=True).latest() == 1 and not torn.exists()

@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from d1jax.config import Config, ConfigError, RlConfig
+from d1jax.config import Config, ConfigError, RlConfig, TaskConfig
 from d1jax.runtime.run_directory import claim, open_run, write_beside
 
 
@@ -19,11 +19,41 @@ def test_new_directory_keeps_its_configuration(tmp_path):
 
 def test_another_configuration_is_refused_and_named(tmp_path):
     config = Config(run_dir=str(tmp_path / "run"))
-    claim(config)[1].close()
+    run, lock = claim(config)
+    lock.close()
+    (run.checkpoints("sft") / "20").mkdir(parents=True)
     changed = dataclasses.replace(config, seed=7, rl=RlConfig(steps=99))
     with pytest.raises(ConfigError) as error:
         claim(changed)
     assert "seed: 0 -> 7" in str(error.value) and "rl.steps: 40 -> 99" in str(error.value)
+
+
+def test_before_the_first_checkpoint_the_configuration_may_be_corrected(tmp_path):
+    claim(Config(run_dir=str(tmp_path / "run")))[1].close()
+    corrected = Config(run_dir=str(tmp_path / "run"), seed=7)
+    run, lock = claim(corrected)
+    lock.close()
+    assert open_run(run.path)[1] == corrected
+
+
+def test_order_of_evaluation_sets_is_kept_and_counts(tmp_path):
+    sets = {"zebra": "generated", "ant": "generated"}
+    config = Config(run_dir=str(tmp_path / "run"), task=TaskConfig(eval_sets=sets))
+    run, lock = claim(config)
+    lock.close()
+    assert list(open_run(run.path)[1].task.eval_sets) == ["zebra", "ant"]
+    (run.checkpoints("sft") / "20").mkdir(parents=True)
+    other = dataclasses.replace(config, task=TaskConfig(eval_sets=dict(reversed(sets.items()))))
+    with pytest.raises(ConfigError, match="task.eval_sets"):
+        claim(other)
+
+
+def test_saved_steps(tmp_path):
+    run, lock = claim(Config(run_dir=str(tmp_path / "run")))
+    lock.close()
+    for name in ("sft/20", "sft/100", "sft/40.orbax-checkpoint-tmp", "rl"):
+        (run.path / "checkpoints" / name).mkdir(parents=True)
+    assert run.saved_steps(("sft", "rl", "other")) == {"sft": 100, "rl": 0}
 
 
 def test_moved_run_may_continue(tmp_path):

@@ -30,14 +30,14 @@ def batch(golden):
 @pytest.mark.parametrize(("normalizer", "expected"), [("per_row", "loss_llada"), ("batch_token", "loss_d1")])
 def test_golden_losses(golden, batch, normalizer, expected):
     io, clean, corruption, eligible = batch
-    value = masked_loss(golden.model, golden.variables, clean, corruption, NORMALIZERS[normalizer](eligible))
+    value = masked_loss(golden.model, golden.variables, clean, corruption, eligible, NORMALIZERS[normalizer](eligible))
     np.testing.assert_allclose(value, io[expected], atol=1e-4)
 
 
 def test_golden_gradients(golden, batch):
     io, clean, corruption, eligible = batch
     weight = NORMALIZERS["per_row"](eligible)
-    gradient = jax.grad(lambda v: masked_loss(golden.model, v, clean, corruption, weight))(golden.variables)
+    gradient = jax.grad(lambda v: masked_loss(golden.model, v, clean, corruption, eligible, weight))(golden.variables)
     np.testing.assert_allclose(optax.tree.norm(gradient), io["grad_global_norm"], rtol=1e-4)
     tensors = to_llada(gradient, golden.config)
     checked = [name for name in io if name.startswith("grad/")]
@@ -58,5 +58,15 @@ def test_only_hidden_tokens_count(golden, batch):
     io, clean, corruption, eligible = batch
     weight = NORMALIZERS["per_row"](eligible)
     other = clean._replace(completion_BC=jnp.where(corruption.masked_BC, clean.completion_BC, 7))
-    losses = [masked_loss(golden.model, golden.variables, c, corruption, weight) for c in (clean, other)]
+    losses = [masked_loss(golden.model, golden.variables, c, corruption, eligible, weight) for c in (clean, other)]
     assert float(losses[0]) == float(losses[1])
+
+
+def test_only_eligible_tokens_count(golden, batch):
+    io, clean, corruption, eligible = batch
+    everywhere = corruption._replace(masked_BC=jnp.ones_like(corruption.masked_BC))
+    weight = NORMALIZERS["per_row"](eligible)
+    value = masked_loss(golden.model, golden.variables, clean, everywhere, eligible, weight)
+    eligible_only = everywhere._replace(masked_BC=jnp.asarray(eligible))
+    only = masked_loss(golden.model, golden.variables, clean, eligible_only, np.ones_like(eligible), weight)
+    assert float(value) == float(only)
