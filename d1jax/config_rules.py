@@ -119,6 +119,10 @@ def _rules(config: Config) -> list[tuple[bool, str]]:
             rl.temperature <= 0,
             f"rl.temperature = {rl.temperature}: a group of greedy completions is all the same; use e.g. 1.0",
         ),
+        (
+            not all(map(math.isfinite, rl.reward_weights.values())),
+            f"rl.reward_weights = {rl.reward_weights} must be finite numbers",
+        ),
         (not rl.reward_weights, "rl.reward_weights is empty; write e.g. {solved: 1.0}"),
         (
             rl.reference_sync_every > 0 and config.lora.rank > 0,
@@ -145,8 +149,6 @@ def _floats(section: Any, prefix: str = "") -> Iterator[tuple[str, float]]:
             yield from _floats(value, f"{prefix}{field.name}.")
         elif isinstance(value, float):
             yield prefix + field.name, value
-        elif isinstance(value, dict):
-            yield from ((f"{prefix}{field.name}.{key}", x) for key, x in value.items() if isinstance(x, float))
 
 
 def _divisor(length: int, wanted: int) -> int:

@@ -255,6 +255,8 @@ POSITIVE = (
     "max_bad_updates",
     "sft.optimizer.learning_rate",
     "rl.optimizer.learning_rate",
+    "model.rope_theta",
+    "lora.alpha",
 )
 FLOATS = (
     "model.rope_theta", "model.norm_eps", "lora.alpha", "sft.eps", "rl.temperature", "rl.prompt_mask", "rl.clip_low", "rl.clip_high",
@@ -307,7 +309,7 @@ IMPOSSIBLE = [
     ({"rl.reward_weights": "{}"}, "rl.reward_weights is empty"),
     ({"rl.reference_sync_every": "2", "lora.rank": "4"}, "rl.reference_sync_every > 0 with LoRA"),
     ({"rl.reference_sync_every": "2"}, "rl.reference_sync_every > 0 without a KL term"),
-    ({"rl.reward_weights": "{solved: .nan}"}, "rl.reward_weights.solved = nan must be a finite number"),
+    ({"rl.reward_weights": "{solved: .nan}"}, "rl.reward_weights = {'solved': nan} must be finite numbers"),
     ({"lora.rank": "4", "lora.targets": "[]"}, "lora.targets is empty"),
     ({"mesh.fsdp": "-1"}, "mesh: at most one axis may be -1"),
 ]
