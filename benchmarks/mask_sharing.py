@@ -20,9 +20,10 @@ from d1jax.diffusion.canvas import Canvas
 from d1jax.diffusion.likelihood import one_step_views, score
 from d1jax.diffusion.sampler import sample
 from d1jax.experiment import build, variables_at
+from d1jax.files import write_json
 from d1jax.rl.advantages import group_advantages
 from d1jax.rl.rewards import reward_rows, total_rewards
-from d1jax.runtime.run_directory import open_run, write_json
+from d1jax.runtime.run_directory import open_run
 
 ROWS = 512
 

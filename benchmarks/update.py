@@ -21,9 +21,9 @@ from d1jax.config_file import parse
 from d1jax.diffusion.canvas import Canvas
 from d1jax.diffusion.sampler import sample
 from d1jax.experiment import build, start_variables
+from d1jax.files import write_json
 from d1jax.rl.update import Batch, make_update
 from d1jax.runtime.optimizer import make_optimizer, new_state
-from d1jax.runtime.run_directory import write_json
 
 
 def main() -> None:

@@ -1,3 +1,25 @@
-"""d1jax: the JAX post-training stack for masked diffusion language models."""
+"""The JAX post-training stack for masked diffusion language models."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from d1jax.config import LoraConfig, MeshConfig, ModelConfig, SamplerConfig
+    from d1jax.policy import Completions, Policy, load_pretrained, sample, save_pretrained, watch
 
 __version__ = "0.1.0"
+
+_HOME = {
+    **dict.fromkeys(("LoraConfig", "MeshConfig", "ModelConfig", "SamplerConfig"), "d1jax.config"),
+    **dict.fromkeys(("Completions", "Policy", "load_pretrained", "sample", "save_pretrained", "watch"), "d1jax.policy"),
+}
+__all__ = [*_HOME, "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    # Lazily: `d1jax.train --help` needs no JAX, and a script may set JAX's flags after `import d1jax`.
+    if name not in _HOME:
+        raise AttributeError(f"module 'd1jax' has no attribute {name!r}; it has {', '.join(_HOME)}")
+    return getattr(importlib.import_module(_HOME[name]), name)

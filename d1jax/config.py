@@ -9,6 +9,8 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any, Literal
 
+Alignment = Literal["same_position", "shifted"]
+
 
 class ConfigError(ValueError):
     """The user's configuration is wrong; the message says where and what to write instead."""
@@ -28,18 +30,22 @@ def section(factory: Any) -> Any:
 class TaskConfig:
     """What is learnt: the rows, the prompts, the rewards."""
 
-    name: Literal["sudoku", "countdown"] = setting("sudoku", "one of d1jax/tasks")
+    name: Literal["sudoku", "countdown", "traces"] = setting("sudoku", "one of d1jax/tasks")
     style: Literal["bare", "instruct"] = setting(
         "bare", "bare: puzzle in, answer out; instruct: instructions and <answer> tags"
     )
-    train: str = setting("generated", "'generated', or a JSONL file (.jsonl, .jsonl.gz)")
+    train: str = setting("generated", "'generated', a JSONL file (.jsonl, .jsonl.gz), or hub:NAME of a dataset")
     train_rows: int = setting(20000, "rows to generate, or to keep of the file (0 = all)")
     eval_sets: dict[str, str] = setting(
-        lambda: {"held_out": "generated"}, "name -> 'generated' or a JSONL file; the first is the headline"
+        lambda: {"held_out": "generated"},
+        "name -> such a source, or 'share:0.01' of task.train; the first is the headline",
     )
     eval_rows: int = setting(1024, "rows of each evaluation set (0 = all of a file)")
     held_out_by_solution: tuple[str, ...] = setting(
         (), "evaluation sets whose solutions may not occur in training (all: no problem may)"
+    )
+    too_long: Literal["fail", "drop"] = setting(
+        "fail", "a training row whose prompt or target has too many tokens: an error, or left out and counted"
     )
     seed: int = setting(0, "seeds the generator and the train/test split")
     numbers: tuple[int, ...] = setting((3,), "countdown: how many numbers a problem may have")
@@ -55,15 +61,15 @@ class ModelConfig:
     kv_heads: int = setting(4, "key and value heads (grouped-query attention where fewer than heads)")
     mlp_width: int = setting(160, "hidden units of the SwiGLU")
     vocab_size: int = setting(0, "rows of the embedding (0 = as many as the tokenizer has)")
+    max_positions: int = setting(0, "longest prompt and completion together (0 = no limit)")
     rope_theta: float = setting(5e5, "base of the rotary angles")
     norm_eps: float = setting(1e-5, "epsilon of RMSNorm")
     qkv_bias: bool = setting(False, "biases on q, k, v (Dream)")
     tied_head: bool = setting(False, "the head is the transposed embedding")
-    alignment: Literal["same_position", "shifted"] = setting(
-        "same_position", "row p of the output scores token p (LLaDA) or p + 1 (Dream)"
-    )
+    rope_full_precision: bool = setting(True, "rotate in fp32 (LLaDA), or in the dtype of the activations (Dream)")
+    alignment: Alignment = setting("same_position", "row p of the output scores token p (LLaDA) or p + 1 (Dream)")
     dtype: Literal["float32", "bfloat16"] = setting("float32", "activations")
-    param_dtype: Literal["float32", "bfloat16"] = setting("float32", "stored weights")
+    param_dtype: Literal["float32", "bfloat16", "float16"] = setting("float32", "stored weights")
     remat: bool = setting(False, "recompute each block in the backward pass")
 
 
@@ -113,6 +119,7 @@ class SftConfig:
     """Masked supervised fine-tuning (LLaDA's law)."""
 
     steps: int = setting(100, "optimizer updates")
+    completion_length: int = setting(0, "columns of a target (0 = sampler.completion_length)")
     batch_size: int = setting(128, "rows of an update")
     micro_batches: int = setting(1, "gradient accumulation: parts of a batch")
     eps: float = setting(1e-3, "mask probability is (1 - eps) t + eps")
@@ -188,7 +195,12 @@ class Config:
     run_dir: str = setting("runs/run", "where everything goes")
     stages: tuple[Literal["sft", "rl"], ...] = setting(("sft", "rl"), "in this order")
     seed: int = setting(0, "of weights, masks, rollouts and row order")
-    init_from: str = setting("", "start from the last weights of another run directory ('' = random weights)")
+    init_from: str = setting(
+        "", "start from a checkpoint (Hugging Face or d1jax) or from the last weights of a run ('' = random weights)"
+    )
+    tokenizer: Literal["characters", "bytes"] = setting(
+        "characters", "of random weights: the task's characters, or UTF-8 bytes; a checkpoint brings its own"
+    )
     checkpoint_every: int = setting(20, "steps between checkpoints (the last step always has one)")
     max_bad_updates: int = setting(10, "stop after so many skipped (NaN or infinite) updates in a row")
     task: TaskConfig = section(TaskConfig)

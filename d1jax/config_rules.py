@@ -34,6 +34,7 @@ def _rules(config: Config) -> list[tuple[bool, str]]:
         "lora.alpha": config.lora.alpha,
     }  # fmt: skip
     not_negative = {
+        "model.max_positions": model.max_positions, "sft.completion_length": sft.completion_length,
         "seed": config.seed, "task.seed": config.task.seed,
         "lora.rank": config.lora.rank, "task.train_rows": config.task.train_rows, "task.eval_rows": config.task.eval_rows,
         "evaluation.every": config.evaluation.every, "evaluation.samples": config.evaluation.samples,

@@ -19,8 +19,10 @@ import jax
 from d1jax.analysis import accuracy, summary
 from d1jax.config import ConfigError
 from d1jax.config_file import parse
-from d1jax.experiment import build, check_same_model, variables_at
-from d1jax.runtime.run_directory import open_run, write_json
+from d1jax.experiment import build
+from d1jax.files import write_json
+from d1jax.runtime.run_directory import open_run
+from d1jax.setup import check_same_model, variables_at
 from d1jax.tasks.task import DataError
 
 USER_MISTAKE = 2
@@ -54,7 +56,7 @@ def evaluate(own: dict[str, str], overrides: Sequence[str]) -> dict[str, Any]:
         raise ConfigError(f"--step {step} needs --stage, and must be a number")
     run, trained = open_run(path)
     config = parse(["--config", str(run.config), *overrides])
-    experiment = build(config, training=False)
+    experiment = build(config, training=False, saved=run.source)
     check_same_model(experiment, run, trained)
     with jax.set_mesh(experiment.mesh):
         wanted = [stage] if stage else [name for name, saved in run.saved_steps(config.stages).items() if saved]

@@ -1,30 +1,22 @@
-"""Everything a stage works with, built once from the configuration: mesh, task, rows as arrays, tokenizer, model, weights."""
+"""Everything a stage works with, built once from the configuration: the setup, the task, and its rows as arrays."""
 
 from __future__ import annotations
 
-import dataclasses
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
-import jax
 import numpy as np
-from jax import Array
 from jax.sharding import Mesh
 
-from d1jax.config import Config, ConfigError, ModelConfig, TaskConfig
-from d1jax.data.tokenizers import CharacterTokenizer, load_tokenizer, pad_rows
-from d1jax.models import lora
-from d1jax.models.transformer import Transformer, Variables, initialize
+from d1jax.config import Config, ConfigError, TaskConfig
+from d1jax.data.tokenizers import Tokenizer, pad_rows
 from d1jax.runtime import mesh as mesh_rules
-from d1jax.runtime.checkpoint import Checkpoints
-from d1jax.runtime.run_directory import RunDirectory, open_run, write_json
-from d1jax.tasks import TASKS
-from d1jax.tasks.jsonl import read_rows
+from d1jax.setup import Setup, make_task, set_up
+from d1jax.tasks import read_source
 from d1jax.tasks.task import Row, Task
 
-PRINTABLE = "".join(map(chr, range(32, 127))) + "\n"
-KEYS = {"weights": 0, "sft": 1, "rl": 2, "evaluation": 3, "sft adapter": 4, "rl adapter": 5}
+SHARE = "share:"
 
 
 @dataclass(frozen=True)
@@ -42,65 +34,61 @@ class Problems:
 
 
 @dataclass(frozen=True)
-class Experiment:
-    config: Config
-    mesh: Mesh
+class Experiment(Setup):
     task: Task
-    tokenizer: CharacterTokenizer
-    model: Transformer
     train: Problems
     eval_sets: dict[str, Problems]
 
-    def key(self, purpose: str) -> Array:
-        """The root key of a purpose: a function of the seed and the purpose's name only."""
-        return jax.random.fold_in(jax.random.key(self.config.seed), KEYS[purpose])
 
-
-def make_task(config: TaskConfig) -> Task:
-    options = {"numbers": config.numbers} if config.name == "countdown" else {}
-    try:
-        return TASKS[config.name](style=config.style, split_seed=config.seed, **options)
-    except ValueError as error:
-        raise ConfigError(f"config: task: {error}") from None
-
-
-def build(config: Config, log: Callable[[str], None] = print, training: bool = True) -> Experiment:
+def build(
+    config: Config, log: Callable[[str], None] = print, training: bool = True, saved: Path | None = None
+) -> Experiment:
     """Reads or generates the rows and describes the model; no weights yet. Without `training` the training rows are left out.
 
+    `saved` is the source directory of the existing run that the weights will come from.
     Raises ConfigError and DataError before anything is compiled.
     """
-    mesh = mesh_rules.make_mesh(config.mesh)
-    _check_rows_divide(config, mesh, training)
+    setup = set_up(config, saved)
+    config, tokenizer = setup.config, setup.tokenizer
+    _check_rows_divide(config, setup.mesh, training)
     task = make_task(config.task)
-    tokenizer = CharacterTokenizer(task.alphabet if config.task.style == "bare" else PRINTABLE)
+    shared = any(source.startswith(SHARE) for source in config.task.eval_sets.values())
+    train_rows = _rows(task, config, config.task.train, "train", config.task.train_rows) if training or shared else []
     eval_rows = {
-        name: _rows(task, config, source, "test", config.task.eval_rows)
+        name: _share(task, train_rows, source, config.task)
+        if source.startswith(SHARE)
+        else _rows(task, config, source, "test", config.task.eval_rows)
         for name, source in config.task.eval_sets.items()
     }
-    train_rows: list[Row] = []
     if training:
-        unknown = sorted(set(config.rl.reward_weights) - set(task.rewards(eval_rows[next(iter(eval_rows))][0], "")))
-        if unknown:
-            choices = ", ".join(task.rewards(eval_rows[next(iter(eval_rows))][0], ""))
+        offered = task.rewards(eval_rows[next(iter(eval_rows))][0], "")
+        unknown = sorted(set(config.rl.reward_weights) - set(offered))
+        if unknown and "rl" in config.stages:
             raise ConfigError(
-                f"config: rl.reward_weights names {unknown}, which {task.name} does not have; choices: {choices}"
+                f"config: rl.reward_weights names {unknown}, which {task.name} does not have; choices: {', '.join(offered)}"
             )
-        train_rows = _rows(task, config, config.task.train, "train", config.task.train_rows)
         train_rows = _without_overlap(task, config.task, train_rows, eval_rows, log)
-    prompt_columns = max(
-        len(tokenizer.encode(task.prompt(row))) for rows in (train_rows, *eval_rows.values()) for row in rows
-    )
-    columns = (prompt_columns, config.sampler.completion_length)
-    train = _problems(task, tokenizer, train_rows, columns, "the training rows")
-    eval_sets = {name: _problems(task, tokenizer, rows, columns, name) for name, rows in eval_rows.items()}
-    # A multiple of 8 divides over any small mesh.
-    vocab_size = config.model.vocab_size or -(-tokenizer.vocab_size // 8) * 8
-    if vocab_size < tokenizer.vocab_size:
+    else:
+        train_rows = []
+    lengths = (config.sampler.completion_length, config.sft.completion_length or config.sampler.completion_length)
+    if config.task.too_long == "drop":
+        train_rows = _that_fit(task, tokenizer, train_rows, lengths[1], config, log)
+    prompts = [row for rows in (train_rows, *eval_rows.values()) for row in rows]
+    prompt_columns = max(len(tokenizer.prompt(task.prompt(row))) for row in prompts)
+    _check_positions(config, prompt_columns, max(lengths))
+    train = _problems(task, tokenizer, train_rows, (prompt_columns, lengths[1]), "the training rows")
+    # What an evaluation row stores as its target is shown, not scored: it may be longer than what is sampled.
+    eval_sets = {name: _problems(task, tokenizer, rows, (prompt_columns, 0), name) for name, rows in eval_rows.items()}
+    return Experiment(**vars(setup), task=task, train=train, eval_sets=eval_sets)
+
+
+def _check_positions(config: Config, prompt_columns: int, completion: int) -> None:
+    limit = config.model.max_positions
+    if limit and prompt_columns + completion > limit:
         raise ConfigError(
-            f"config: model.vocab_size = {vocab_size} is smaller than the tokenizer's {tokenizer.vocab_size}; use 0"
+            f"config: the longest prompt has {prompt_columns} tokens; with {completion} new ones that is more than the "
+            f"{limit} positions of the model; lower sampler.completion_length or sft.completion_length, or shorten the prompts"
         )
-    model = Transformer(dataclasses.replace(config.model, vocab_size=vocab_size), config.lora)
-    return Experiment(config, mesh, task, tokenizer, model, train, eval_sets)
 
 
 def _check_rows_divide(config: Config, mesh: Mesh, training: bool) -> None:
@@ -124,8 +112,41 @@ def _rows(task: Task, config: Config, source: str, split: str, count: int) -> li
             return task.generate(split, count, config.task.seed)
         except ValueError as error:
             raise ConfigError(f"config: task: {error}") from None
-    rows = read_rows(source, task)
+    rows = read_source(source, task)
     return rows[:count] if count else rows
+
+
+def _share(task: Task, rows: list[Row], source: str, config: TaskConfig) -> list[Row]:
+    """A part of the training rows, always the same one; the overlap rule then takes them out of training."""
+    try:
+        fraction = float(source.removeprefix(SHARE))
+    except ValueError:
+        fraction = -1.0
+    if not 0 < fraction < 1:
+        raise ConfigError(f"config: task.eval_sets: {source!r} is not of the form share:0.01, between 0 and 1")
+    order = np.random.default_rng(config.seed).permutation(len(rows))
+    picked = [rows[index] for index in order[: max(round(len(rows) * fraction), 1)]]
+    return picked[: config.eval_rows] if config.eval_rows else picked
+
+
+def _that_fit(
+    task: Task, tokenizer: Tokenizer, rows: list[Row], completion: int, config: Config, log: Callable[[str], None]
+) -> list[Row]:
+    """The training rows whose target fits the completion, and with its prompt the model; the others are counted, never cut."""
+    limit = config.model.max_positions or 2**31 - 1
+
+    def fits(row: Row) -> bool:
+        target = tokenizer.answer(task.target(row) or "")
+        return len(target) <= completion and len(tokenizer.prompt(task.prompt(row))) + completion <= limit
+
+    kept = [row for row in rows if fits(row)]
+    if len(kept) < len(rows):
+        log(
+            f"data: left out {len(rows) - len(kept)} of {len(rows)} training rows that are too long (task.too_long: drop)"
+        )
+    if rows and not kept:
+        raise ConfigError("config: every training row is too long; raise sft.completion_length")
+    return kept
 
 
 def _without_overlap(
@@ -149,108 +170,17 @@ def _without_overlap(
     return train
 
 
-def _problems(
-    task: Task, tokenizer: CharacterTokenizer, rows: list[Row], columns: tuple[int, int], name: str
-) -> Problems:
+def _problems(task: Task, tokenizer: Tokenizer, rows: list[Row], columns: tuple[int, int], name: str) -> Problems:
+    """The rows as arrays of `columns` = (prompt, target) columns; without target columns targets are left out."""
     end = tokenizer.special.end
-    prompt_RP, prompt_length_R = pad_rows([tokenizer.encode(task.prompt(row)) for row in rows], columns[0], end)
-    targets = [task.target(row) for row in rows]
-    encoded = [tokenizer.encode(text or "") for text in targets]
+    prompt_RP, prompt_length_R = pad_rows([tokenizer.prompt(task.prompt(row)) for row in rows], columns[0], end)
+    targets = [task.target(row) if columns[1] else None for row in rows]
+    encoded = [[] if text is None else tokenizer.answer(text) for text in targets]
     longest = max(map(len, encoded), default=0)
     if longest > columns[1]:
         raise ConfigError(
-            f"config: a target of {name} has {longest} tokens, more than sampler.completion_length = {columns[1]}; raise it"
+            f"config: a target of {name} has {longest} tokens, more than the {columns[1]} of sampler.completion_length "
+            "(or sft.completion_length); raise it, or set task.too_long: drop"
         )
     target_RC, _ = pad_rows(encoded, columns[1], end)
     return Problems(rows, prompt_RP, prompt_length_R, target_RC, np.array([text is not None for text in targets]))
-
-
-# -- weights ------------------------------------------------------------------------------------------------------------
-
-
-def start_variables(experiment: Experiment, run: RunDirectory) -> Variables:
-    """The weights before the first stage: random, or the last ones of the run that `init_from` names.
-
-    Which step those were is written down the first time, so that a source that goes on training moves nothing here.
-    """
-    config = experiment.config
-    if config.lora.rank:
-        initial = jax.eval_shape(lambda: initialize(experiment.model, experiment.key("weights"), experiment.mesh))
-        lora.check_targets(initial["params"], config.lora)
-    if not config.init_from:
-        return initialize(experiment.model, experiment.key("weights"), experiment.mesh)
-    source_run, source = open_run(config.init_from)
-    check_same_model(experiment, source_run, source)
-    if run.origin.exists():
-        origin = json.loads(run.origin.read_text(encoding="utf-8"))
-    else:
-        saved = [(stage, step) for stage, step in source_run.saved_steps(source.stages).items() if step]
-        if not saved:
-            raise ConfigError(f"init_from {config.init_from!r} has no checkpoint yet")
-        origin = dict(zip(("stage", "step"), saved[-1], strict=True))
-        write_json(run.origin, origin)
-    theirs = dataclasses.replace(experiment, config=source, model=Transformer(experiment.model.config, source.lora))
-    return variables_at(theirs, source_run, origin["stage"], origin["step"])[0]
-
-
-def check_same_model(experiment: Experiment, run: RunDirectory, source: Config) -> None:
-    """Raises ConfigError where the weights of a run do not fit the model and tokenizer of this experiment."""
-    here, there = (dataclasses.asdict(_architecture(config)) for config in (experiment.config, source))
-    other = [f"model.{name} = {there[name]} (here: {here[name]})" for name in here if here[name] != there[name]]
-    if other:
-        raise ConfigError(f"run {str(run.path)!r} has another model: {', '.join(other)}")
-    if run.tokenizer.is_file() and load_tokenizer(run.tokenizer) != experiment.tokenizer:
-        raise ConfigError(
-            f"run {str(run.path)!r} has another tokenizer than task {experiment.config.task.name!r} needs in this style"
-        )
-
-
-def _architecture(config: Config) -> ModelConfig:
-    """The model's configuration without what may change between runs on the same weights."""
-    return dataclasses.replace(config.model, remat=False, dtype="float32", param_dtype="float32")
-
-
-def with_adapter(experiment: Experiment, variables: Variables, stage: str) -> Variables:
-    """The variables of a stage: under LoRA with a fresh adapter, which changes nothing until it is trained."""
-    if experiment.config.lora.rank == 0:
-        return variables
-    return {**variables, **initialize(experiment.model, experiment.key(f"{stage} adapter"), experiment.mesh, ("lora",))}
-
-
-def split(variables: Variables) -> tuple[Variables, Variables]:
-    """(trainable, frozen): the adapter and the rest, or everything and nothing."""
-    name = "lora" if "lora" in variables else "params"
-    return {name: variables[name]}, {other: value for other, value in variables.items() if other != name}
-
-
-def variables_at(
-    experiment: Experiment, run: RunDirectory, stage: str, step: int | None = None
-) -> tuple[Variables, int]:
-    """(weights, step) of a stage of a run at `step` (None: its last checkpoint), adapters merged. ConfigError if there are none."""
-    stages = experiment.config.stages
-    if stage not in stages:
-        raise ConfigError(f"run {str(run.path)!r} has no stage {stage!r}; choices: {', '.join(stages)}")
-    if not run.checkpoints(stage).is_dir():
-        raise ConfigError(f"run {str(run.path)!r} has no checkpoint of stage {stage!r} yet")
-    checkpoints = Checkpoints(run.checkpoints(stage))
-    try:
-        saved = checkpoints.steps()
-        if not saved:
-            raise ConfigError(f"run {str(run.path)!r} has no checkpoint of stage {stage!r} yet")
-        if step is not None and step not in saved:
-            raise ConfigError(f"run {str(run.path)!r}: stage {stage!r} has checkpoints of steps {saved}, not of {step}")
-        index = stages.index(stage)
-        if experiment.config.lora.rank and index:
-            before, _ = variables_at(experiment, run, stages[index - 1])
-        elif experiment.config.lora.rank:
-            before = start_variables(experiment, run)
-        else:
-            before = initialize(
-                experiment.model, experiment.key("weights"), experiment.mesh
-            )  # an example of shapes and placement
-        trainable, frozen = split(with_adapter(experiment, before, stage))
-        step = saved[-1] if step is None else step
-        loaded = checkpoints.load(step, {"trainable": trainable})
-    finally:
-        checkpoints.close()
-    return lora.merge({**frozen, **loaded["trainable"]}, experiment.config.lora), step

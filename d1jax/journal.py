@@ -10,6 +10,7 @@ for step in range(first, steps):
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from types import TracebackType
@@ -32,6 +33,10 @@ class Journal:
         self._checkpoints = Checkpoints(run.checkpoints(stage), owner=True)
         self._progress: Progress | None = None
         self._began = time.perf_counter()
+
+    def note(self, line: str) -> None:
+        """A line for the log of a stage that has yet to begin."""
+        print(f"{self.stage}: {line}", file=sys.stderr)
 
     def resume(self, items: dict[str, Any]) -> tuple[dict[str, Any], int]:
         """(items, first step to do): as given, or as the last checkpoint has them."""

@@ -14,11 +14,13 @@ import jax
 from d1jax.analysis import accuracy, summary
 from d1jax.config import Config, ConfigError
 from d1jax.config_file import help_text, parse
-from d1jax.experiment import build, start_variables
+from d1jax.experiment import build
+from d1jax.files import write_json, write_jsonl
 from d1jax.journal import Journal
 from d1jax.rl import loop as rl
-from d1jax.runtime.run_directory import claim, write_json, write_jsonl
+from d1jax.runtime.run_directory import claim
 from d1jax.runtime.stopping import Diverged, Stopped, StopRequest
+from d1jax.setup import save_source, start_variables
 from d1jax.sft import loop as sft
 from d1jax.tasks.task import DataError
 from d1jax.telemetry.metrics import MetricsLog
@@ -51,8 +53,9 @@ def run(config: Config) -> dict[str, Any]:
     """All stages of a configuration, each followed by its evaluation; returns the summary."""
     with StopRequest() as stop:
         experiment = build(config)
+        config = experiment.config  # with the architecture of what it starts from
         directory, lock = claim(config)
-        write_json(directory.tokenizer, experiment.tokenizer.to_dict())
+        save_source(experiment, directory)
         with lock, MetricsLog(directory.path) as metrics, jax.set_mesh(experiment.mesh):
             metrics.rewind(directory.saved_steps(config.stages))
             variables = start_variables(experiment, directory)

@@ -25,10 +25,13 @@ from hypothesis import HealthCheck, settings  # noqa: E402
 from safetensors.numpy import load_file  # noqa: E402
 
 from d1jax.config import LoraConfig, MeshConfig, ModelConfig  # noqa: E402
-from d1jax.data.tokenizers import SpecialTokens  # noqa: E402
+from d1jax.data.tokenizers import CharacterTokenizer, SpecialTokens  # noqa: E402
+from d1jax.models.families import FAMILIES, family_for, read_config  # noqa: E402
 from d1jax.models.transformer import Transformer, initialize  # noqa: E402
 from d1jax.runtime.mesh import make_mesh  # noqa: E402
-from d1jax.weights.convert import from_llada  # noqa: E402
+from d1jax.weights.convert import from_published  # noqa: E402
+from d1jax.weights.huggingface import save_weights  # noqa: E402
+from d1jax.weights.tokenizer_files import write_new_companions  # noqa: E402
 
 settings.register_profile(
     "d1jax",
@@ -44,7 +47,7 @@ settings.load_profile("d1jax")
 
 
 class Golden(NamedTuple):
-    """A tiny LLaDA with what PyTorch computed from it (tests/golden/llada-mha)."""
+    """A tiny model with what the reference PyTorch code computed from it (tests/golden)."""
 
     config: ModelConfig
     model: Transformer
@@ -57,24 +60,26 @@ class Golden(NamedTuple):
 
 @pytest.fixture(scope="session")
 def golden() -> Golden:
-    folder = Path(__file__).parent / "golden" / "llada-mha"
+    return _golden("llada-mha", "llada", SpecialTokens(mask=490, end=491, turn_end=492))
+
+
+@pytest.fixture(scope="session")
+def golden_dream() -> Golden:
+    return _golden("dream-gqa", "dream", SpecialTokens(mask=500, end=501))
+
+
+def _golden(name: str, family: str, special: SpecialTokens) -> Golden:
+    folder = Path(__file__).parent / "golden" / name
     published = json.loads((folder / "config.json").read_text())
-    config = ModelConfig(
-        width=published["d_model"],
-        layers=published["n_layers"],
-        heads=published["n_heads"],
-        kv_heads=published["n_kv_heads"],
-        mlp_width=published["mlp_hidden_size"],
-        vocab_size=published["vocab_size"],
-        rope_theta=published["rope_theta"],
-        norm_eps=published["rms_norm_eps"],
-    )
+    config = read_config(published, "config.json")
     tensors = load_file(folder / "model.safetensors")
     cases = json.loads((folder / "cases.json").read_text())
     with np.load(folder / "io.npz") as arrays:
         io = dict(arrays)
     special = SpecialTokens(mask=490, end=491, turn_end=492)
-    return Golden(config, Transformer(config), special, tensors, from_llada(tensors, config), io, cases)
+    return Golden(
+        config, Transformer(config), special, tensors, from_published(tensors, config, FAMILIES["llada"]), io, cases
+    )
 
 
 # -- small random models -----------------------------------------------------------------------------------------------
@@ -108,6 +113,27 @@ def tiny() -> Callable[..., tuple[Transformer, dict[str, Any]]]:
         return model, jax.tree_util.tree_map_with_path(draw, shapes, is_leaf=boxed)
 
     return make
+
+
+@pytest.fixture
+def write_checkpoint(tmp_path, tiny) -> Callable[..., tuple[Path, Transformer, dict[str, Any]]]:
+    """`write_checkpoint("name", shard_bytes=..., qkv_bias=True, ...)` -> (Hugging Face directory, model, its variables).
+
+    The tokenizer has the characters a-k, then <end> (11) and <mask> (12). alignment="shifted" makes it a Dream.
+    """
+
+    def write(
+        name: str = "checkpoint", shard_bytes: int = 10**9, **changes: Any
+    ) -> tuple[Path, Transformer, dict[str, Any]]:
+        if changes.get("alignment") == "shifted":
+            changes = {"qkv_bias": True, "rope_full_precision": False, **changes}
+        model, variables = tiny(**changes)
+        out, tokenizer = tmp_path / name, CharacterTokenizer("abcdefghijk")
+        companions = lambda beside: write_new_companions(model.config, tokenizer, beside, published=True)  # noqa: E731
+        save_weights(variables, model.config, family_for(model.config), out, companions, shard_bytes)
+        return out, model, variables
+
+    return write
 
 
 @pytest.fixture(scope="session")

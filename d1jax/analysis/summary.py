@@ -12,7 +12,8 @@ import jax
 import d1jax
 from d1jax.analysis.accuracy import baseline_scores
 from d1jax.experiment import Experiment
-from d1jax.runtime.run_directory import RunDirectory, write_json, write_jsonl
+from d1jax.files import write_json, write_jsonl
+from d1jax.runtime.run_directory import RunDirectory
 from d1jax.telemetry.metrics import read_metrics
 
 

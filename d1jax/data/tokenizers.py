@@ -1,14 +1,22 @@
-"""A character tokenizer for small models, and the special tokens that every part of d1jax agrees on."""
+"""What a tokenizer is, the special tokens that every part of d1jax agrees on, and two tokenizers for small models.
+
+Published checkpoints bring their own: pretrained_tokenizer.py.
+"""
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
+
+from d1jax.files import write_json
+
+FILE = "tokenizer.json"
+Chat = Sequence[dict[str, str]]  # [{"role": "user", "content": ...}, ...]
 
 
 @dataclass(frozen=True)
@@ -21,9 +29,80 @@ class SpecialTokens:
     vocab_size: int = 2**31 - 1  # ids from here on only pad the embedding and are never sampled
 
 
+class Tokenizer(Protocol):
+    """Text <-> ids. Two tokenizers are equal when they give the same ids."""
+
+    @property
+    def special(self) -> SpecialTokens: ...
+
+    @property
+    def vocab_size(self) -> int:
+        """Ids in use: 0 .. vocab_size - 1."""
+        ...
+
+    @property
+    def chats(self) -> bool:
+        """Whether a prompt is rendered as a chat."""
+        ...
+
+    def encode(self, text: str) -> list[int]:
+        """Raises ValueError where the text cannot be written."""
+        ...
+
+    def prompt(self, prompt: str | Chat) -> list[int]:
+        """What the model is given: the text itself, or a chat up to where the assistant answers."""
+        ...
+
+    def answer(self, text: str) -> list[int]:
+        """What SFT teaches after such a prompt: the text, and what closes the turn."""
+        ...
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text before the first token that ends it, without special tokens."""
+        ...
+
+    def pieces(self, ids: Sequence[int]) -> list[str]:
+        """Each token by itself, special ones too, for display."""
+        ...
+
+    def save(self, directory: Path) -> None: ...
+
+
+class _SmallTokenizer:
+    """What character and byte tokenizers share: ids 0 .. symbols - 1 are text, then <end>, then <mask>."""
+
+    symbols: int
+    chats: ClassVar[bool] = False
+
+    @property
+    def special(self) -> SpecialTokens:
+        return SpecialTokens(self.symbols + 1, self.symbols, vocab_size=self.vocab_size)
+
+    @property
+    def vocab_size(self) -> int:
+        return self.symbols + 2
+
+    def encode(self, text: str) -> list[int]:
+        raise NotImplementedError
+
+    def prompt(self, prompt: str | Chat) -> list[int]:
+        if not isinstance(prompt, str):
+            raise ValueError("tokenizer: a chat needs a checkpoint with a chat template; give a text instead")
+        return self.encode(prompt)
+
+    def answer(self, text: str) -> list[int]:
+        return self.encode(text)
+
+    def _text_ids(self, ids: Sequence[int]) -> list[int]:
+        """The ids of text before the first <end>."""
+        ids = list(ids)
+        before = ids[: ids.index(self.symbols)] if self.symbols in ids else ids
+        return [token for token in before if token < self.symbols]
+
+
 @dataclass(frozen=True)
-class CharacterTokenizer:
-    """One id a character of `alphabet`, then <end> and <mask>."""
+class CharacterTokenizer(_SmallTokenizer):
+    """One id a character of `alphabet`."""
 
     alphabet: str
 
@@ -32,12 +111,8 @@ class CharacterTokenizer:
             raise ValueError(f"tokenizer: alphabet {self.alphabet!r} must be distinct characters, at least one")
 
     @property
-    def special(self) -> SpecialTokens:
-        return SpecialTokens(len(self.alphabet) + 1, len(self.alphabet), vocab_size=self.vocab_size)
-
-    @property
-    def vocab_size(self) -> int:
-        return len(self.alphabet) + 2
+    def symbols(self) -> int:
+        return len(self.alphabet)
 
     def encode(self, text: str) -> list[int]:
         """Raises ValueError naming the first character that is not in the alphabet."""
@@ -49,30 +124,83 @@ class CharacterTokenizer:
         return [self.alphabet.index(character) for character in text]
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text before the first <end>; mask ids are dropped."""
-        characters = []
-        for token in ids:
-            if token == self.special.end:
-                break
-            if token < len(self.alphabet):
-                characters.append(self.alphabet[token])
-        return "".join(characters)
+        return "".join(self.alphabet[token] for token in self._text_ids(ids))
 
     def pieces(self, ids: Sequence[int]) -> list[str]:
-        """Each token by itself, for display; an id that only pads the vocabulary shows as <id>."""
         names = [*self.alphabet, "<end>", "<mask>"]
         return [names[token] if token < len(names) else f"<{token}>" for token in ids]
 
-    def to_dict(self) -> dict[str, str]:
-        """What tokenizer.json holds; `load_tokenizer` reads it back."""
-        return {"kind": "characters", **dataclasses.asdict(self)}
+    def save(self, directory: Path) -> None:
+        write_json(directory / FILE, {"kind": "characters", "alphabet": self.alphabet})
 
 
-def load_tokenizer(path: Path) -> CharacterTokenizer:
-    stored = json.loads(path.read_text(encoding="utf-8"))
-    if stored.get("kind") != "characters":
-        raise ValueError(f"{path}: tokenizer kind {stored.get('kind')!r} is not one of characters")
-    return CharacterTokenizer(stored["alphabet"])
+@dataclass(frozen=True)
+class ByteTokenizer(_SmallTokenizer):
+    """One id a byte of UTF-8: every text can be written."""
+
+    symbols: ClassVar[int] = 256
+
+    def encode(self, text: str) -> list[int]:
+        return list(text.encode("utf-8", errors="replace"))
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return bytes(self._text_ids(ids)).decode("utf-8", errors="replace")
+
+    def pieces(self, ids: Sequence[int]) -> list[str]:
+        named = {256: "<end>", 257: "<mask>"}
+        # A byte of a longer character has no text of its own.
+        return [chr(token) if token < 128 else named.get(token, f"<{token:02x}>") for token in ids]
+
+    def save(self, directory: Path) -> None:
+        write_json(directory / FILE, {"kind": "bytes"})
+
+
+def load_small_tokenizer(directory: Path) -> CharacterTokenizer | ByteTokenizer | None:
+    """The character or byte tokenizer saved in a directory; None where it holds another one, or none."""
+    path = directory / FILE
+    stored: Any = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    if stored.get("kind") == "characters":
+        return CharacterTokenizer(stored["alphabet"])
+    return ByteTokenizer() if stored.get("kind") == "bytes" else None
+
+
+def export_tokenizer(tokenizer: CharacterTokenizer | ByteTokenizer, directory: Path) -> None:
+    """Writes a small tokenizer as transformers reads it: tokenizer.json and tokenizer_config.json with the same ids."""
+    import tokenizers as hf
+
+    special = tokenizer.special
+    if isinstance(tokenizer, ByteTokenizer):
+        # The byte-level scheme writes byte b as a printable character; a model without merges leaves them apart.
+        byte_names = _byte_names()
+        made = hf.Tokenizer(hf.models.BPE(vocab={name: b for b, name in enumerate(byte_names)}, merges=[]))
+        made.pre_tokenizer = hf.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+        made.decoder = hf.decoders.ByteLevel()
+    else:
+        vocabulary = {character: token for token, character in enumerate(tokenizer.alphabet)}
+        made = hf.Tokenizer(hf.models.WordLevel(vocab=vocabulary, unk_token=None))
+        made.pre_tokenizer = hf.pre_tokenizers.Split(hf.Regex(r"[\s\S]"), "isolated")
+        made.decoder = hf.decoders.Fuse()
+    made.add_special_tokens(["<end>", "<mask>"])
+    assert (made.token_to_id("<end>"), made.token_to_id("<mask>")) == (special.end, special.mask)
+    made.save(str(directory / FILE))
+    write_json(
+        directory / "tokenizer_config.json",
+        {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "eos_token": "<end>",
+            "pad_token": "<end>",
+            "mask_token": "<mask>",
+            "clean_up_tokenization_spaces": False,
+            "model_max_length": 2**31 - 1,
+        },
+    )
+
+
+def _byte_names() -> list[str]:
+    """GPT-2's printable character of each byte: itself where it is printable, else the next free one from 256 on."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = iter(range(256, 512))
+    return [chr(b) if b in printable else chr(next(others)) for b in range(256)]
 
 
 def pad_rows(rows: Sequence[Sequence[int]], width: int, fill: int) -> tuple[np.ndarray, np.ndarray]:

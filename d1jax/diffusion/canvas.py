@@ -13,13 +13,13 @@ B rows, C completion columns, P prompt columns, T = C + P, D width.
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-Alignment = Literal["same_position", "shifted"]
+from d1jax.config import Alignment
 
 
 class Canvas(NamedTuple):

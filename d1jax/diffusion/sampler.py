@@ -5,9 +5,9 @@ B rows, C completion columns, P prompt columns, S columns of a block, V vocabula
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +20,7 @@ from d1jax.diffusion.reveal import choose, propose, tokens_per_step
 from d1jax.models.transformer import Transformer, Variables, head_matrix, hidden_states, project
 
 NEVER_DECODED = -1
+STATIC = ("model", "config", "special", "temperature")
 
 
 class Rollout(NamedTuple):
@@ -64,7 +65,16 @@ def keyed_noise(key: Array, row_ids_B: Array) -> Noise:
     )
 
 
-def denoise(
+class Loop(NamedTuple):
+    """One denoising run, as the functions that the compiled loop and the step-by-step one share."""
+
+    start: Decoding
+    running: Callable[[Decoding], Array]
+    step: Callable[[Decoding], Decoding]
+    finish: Callable[[Decoding], Rollout]
+
+
+def denoising(
     model: Transformer,
     variables: Variables,
     prompt_BP: Array,
@@ -74,7 +84,7 @@ def denoise(
     config: SamplerConfig,
     special: SpecialTokens,
     temperature: float,
-) -> Rollout:
+) -> Loop:
     """Denoises completions for right-padded prompts. The head runs on the active block only.
 
     Every step runs one forward pass over the canvas, proposes a token for each masked position of the active block and commits
@@ -85,28 +95,36 @@ def denoise(
     steps_per_block = config.steps * block // length
     schedule = jnp.array(tokens_per_step(block, steps_per_block))
     head_DV = head_matrix(variables)
+    start = Decoding(
+        step=jnp.int32(0),
+        tokens_BC=jnp.full((rows, length), special.mask, jnp.int32),
+        reveal_step_BC=jnp.full((rows, length), NEVER_DECODED, jnp.int32),
+        confidence_BC=jnp.zeros((rows, length), jnp.float32),
+        finished_B=jnp.zeros(rows, bool),
+        nfe_B=jnp.zeros(rows, jnp.int32),
+    )
 
     def running(state: Decoding) -> Array:
         return (state.step < config.steps) & ~jnp.all(state.finished_B)
 
     def step(state: Decoding) -> Decoding:
-        start = (state.step // steps_per_block) * block
+        first = (state.step // steps_per_block) * block
         canvas = Canvas(state.tokens_BC, prompt_BP, prompt_length_B)
         hidden_BTD = hidden_states(model, variables, canvas.tokens_BT, canvas.positions_BT, canvas.length_B)
-        logits_BSV = project(completion_hidden(hidden_BTD, canvas, model.config.alignment, start, block), head_DV)
+        logits_BSV = project(completion_hidden(hidden_BTD, canvas, model.config.alignment, first, block), head_DV)
         gumbel_BSV = noise.gumbel(state.step, logits_BSV.shape) if temperature > 0 else None
         uniform_BS = noise.uniform(state.step, logits_BSV.shape[:2]) if config.remasking == "random" else None
         proposal = propose(logits_BSV, gumbel_BSV, uniform_BS, temperature, special, config)
 
         tokens_BS, revealed_BS, confidence_BS = (
-            jax.lax.dynamic_slice_in_dim(x, start, block, axis=1)
+            jax.lax.dynamic_slice_in_dim(x, first, block, axis=1)
             for x in (state.tokens_BC, state.reveal_step_BC, state.confidence_BC)
         )
         open_BS = (tokens_BS == special.mask) & ~state.finished_B[:, None]
         commit_BS = choose(proposal.priority_BS, open_BS, schedule[state.step % steps_per_block])
 
         def write(whole_BC: Array, old_BS: Array, new_BS: Array | int) -> Array:
-            return jax.lax.dynamic_update_slice_in_dim(whole_BC, jnp.where(commit_BS, new_BS, old_BS), start, axis=1)
+            return jax.lax.dynamic_update_slice_in_dim(whole_BC, jnp.where(commit_BS, new_BS, old_BS), first, axis=1)
 
         tokens_BC = write(state.tokens_BC, tokens_BS, proposal.token_BS)
         return Decoding(
@@ -118,21 +136,18 @@ def denoise(
             nfe_B=state.nfe_B + ~state.finished_B,
         )
 
-    state = jax.lax.while_loop(
-        running,
-        step,
-        Decoding(
-            step=jnp.int32(0),
-            tokens_BC=jnp.full((rows, length), special.mask, jnp.int32),
-            reveal_step_BC=jnp.full((rows, length), NEVER_DECODED, jnp.int32),
-            confidence_BC=jnp.zeros((rows, length), jnp.float32),
-            finished_B=jnp.zeros(rows, bool),
-            nfe_B=jnp.zeros(rows, jnp.int32),
-        ),
-    )
-    tokens_BC = jnp.where(state.tokens_BC == special.mask, special.end, state.tokens_BC)
-    length_B = jnp.sum(through_first_end(tokens_BC, special.end), axis=1)
-    return Rollout(tokens_BC, state.reveal_step_BC, state.confidence_BC, length_B, state.nfe_B)
+    def finish(state: Decoding) -> Rollout:
+        tokens_BC = jnp.where(state.tokens_BC == special.mask, special.end, state.tokens_BC)
+        length_B = jnp.sum(through_first_end(tokens_BC, special.end), axis=1)
+        return Rollout(tokens_BC, state.reveal_step_BC, state.confidence_BC, length_B, state.nfe_B)
+
+    return Loop(start, running, step, finish)
+
+
+def denoise(*args: Any, **settings: Any) -> Rollout:
+    """All of `denoising` in one loop, without a way out to the host."""
+    loop = denoising(*args, **settings)
+    return loop.finish(jax.lax.while_loop(loop.running, loop.step, loop.start))
 
 
 def text_is_decided(tokens_BC: Array, special: SpecialTokens) -> Array:
@@ -141,7 +156,7 @@ def text_is_decided(tokens_BC: Array, special: SpecialTokens) -> Array:
     return jnp.any(tokens_BC == special.end, axis=1) & ~jnp.any(text_BC & (tokens_BC == special.mask), axis=1)
 
 
-@partial(jax.jit, static_argnames=("model", "config", "special", "temperature"))
+@partial(jax.jit, static_argnames=STATIC)
 def sample(
     model: Transformer,
     variables: Variables,
@@ -159,3 +174,42 @@ def sample(
     return denoise(
         model, variables, prompt_BP, prompt_length_B, noise, config=config, special=special, temperature=temperature
     )
+
+
+def sample_stepwise(
+    model: Transformer,
+    variables: Variables,
+    prompt_BP: Array,
+    prompt_length_B: Array,
+    key: Array,
+    row_ids_B: Array,
+    *,
+    config: SamplerConfig,
+    special: SpecialTokens,
+    temperature: float,
+) -> Iterator[Decoding | Rollout]:
+    """What `sample` does, one step at a time: every state on the way, then the same rollout. For showing it to people."""
+    settings = {"config": config, "special": special, "temperature": temperature}
+    state, running = None, True
+    while running:
+        state, running, rollout = _one_step(
+            model, variables, prompt_BP, prompt_length_B, key, row_ids_B, state, **settings
+        )
+        yield state
+    yield rollout
+
+
+@partial(jax.jit, static_argnames=STATIC)
+def _one_step(
+    model: Transformer,
+    variables: Variables,
+    prompt_BP: Array,
+    prompt_length_B: Array,
+    key: Array,
+    row_ids_B: Array,
+    state: Decoding | None,
+    **settings: Any,
+) -> tuple[Decoding, Array, Rollout]:
+    loop = denoising(model, variables, prompt_BP, prompt_length_B, keyed_noise(key, row_ids_B), **settings)
+    state = loop.step(loop.start if state is None else state)
+    return state, loop.running(state), loop.finish(state)

@@ -13,6 +13,7 @@ The parameter tree maps one to one to the LLaDA checkpoint (weights/convert.py):
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -104,8 +105,8 @@ class Block(nn.Module):
 
         self.sow("intermediates", "block_in", x_BTD)
         h_BTD = norm("attn_norm", x_BTD)
-        q_BTHh = rotate(heads("q_proj", h_BTD, cfg.heads), cos_BTh, sin_BTh)
-        k_BTKh = rotate(heads("k_proj", h_BTD, cfg.kv_heads), cos_BTh, sin_BTh)
+        q_BTHh = rotate(heads("q_proj", h_BTD, cfg.heads), cos_BTh, sin_BTh, cfg.rope_full_precision)
+        k_BTKh = rotate(heads("k_proj", h_BTD, cfg.kv_heads), cos_BTh, sin_BTh, cfg.rope_full_precision)
         v_BTKh = heads("v_proj", h_BTD, cfg.kv_heads)
         mixed_BTHh = attend(q_BTHh, k_BTKh, v_BTKh, length_B)
         x_BTD = x_BTD + dense("attn_out", mixed_BTHh.reshape(x_BTD.shape), cfg.width, ("heads", "embed"))
@@ -163,16 +164,24 @@ def project(hidden: Array, head_DV: Array) -> Array:
 
 def initialize(model: Transformer, key: Array, mesh: Mesh, collections: tuple[str, ...] = ("params",)) -> Variables:
     """Random variables of the named collections, each created where the rule table wants it."""
-
-    def init(key: Array) -> Variables:
-        params_key, lora_key = jax.random.split(key)
-        tokens_BT, length_B = jnp.zeros((1, 1), jnp.int32), jnp.ones((1,), jnp.int32)
-        made = model.init({"params": params_key, "lora": lora_key}, tokens_BT, tokens_BT, length_B)
-        return {name: made[name] for name in collections}
-
-    boxed = jax.eval_shape(init, key)
-    is_box = lambda x: isinstance(x, nn.LogicallyPartitioned)  # noqa: E731
-    shardings = jax.tree.map(
-        lambda box: NamedSharding(mesh, mesh_rules.spec(box.value.shape, box.names, mesh)), boxed, is_leaf=is_box
-    )
+    init = partial(_init, model, collections)
+    shardings = jax.tree.map(lambda x: x.sharding, abstract_variables(model, mesh, collections))
     return jax.jit(lambda key: nn.unbox(init(key)), out_shardings=shardings)(key)
+
+
+def abstract_variables(model: Transformer, mesh: Mesh, collections: tuple[str, ...] = ("params",)) -> Variables:
+    """The shape, dtype and placement of every variable, without making any."""
+    boxed = jax.eval_shape(partial(_init, model, collections), jax.random.key(0))
+
+    def place(box: nn.LogicallyPartitioned) -> jax.ShapeDtypeStruct:
+        sharding = NamedSharding(mesh, mesh_rules.spec(box.value.shape, box.names, mesh))
+        return jax.ShapeDtypeStruct(box.value.shape, box.value.dtype, sharding=sharding)
+
+    return jax.tree.map(place, boxed, is_leaf=lambda x: isinstance(x, nn.LogicallyPartitioned))
+
+
+def _init(model: Transformer, collections: tuple[str, ...], key: Array) -> Variables:
+    params_key, lora_key = jax.random.split(key)
+    tokens_BT, length_B = jnp.zeros((1, 1), jnp.int32), jnp.ones((1,), jnp.int32)
+    made = model.init({"params": params_key, "lora": lora_key}, tokens_BT, tokens_BT, length_B)
+    return {name: made[name] for name in collections}

@@ -22,7 +22,7 @@ from d1jax.config import RlConfig
 from d1jax.data.pipeline import RowOrder
 from d1jax.diffusion.canvas import Canvas
 from d1jax.diffusion.sampler import Rollout, sample
-from d1jax.experiment import Experiment, split, with_adapter
+from d1jax.experiment import Experiment
 from d1jax.journal import Journal
 from d1jax.models import lora
 from d1jax.models.transformer import Variables
@@ -31,6 +31,7 @@ from d1jax.rl.rewards import reward_rows, total_rewards
 from d1jax.rl.update import Batch, make_update
 from d1jax.runtime import mesh as mesh_rules
 from d1jax.runtime.optimizer import TrainState, make_optimizer, make_schedule, new_state
+from d1jax.setup import split, trained_table, with_adapter
 
 
 def train(experiment: Experiment, start: Variables, journal: Journal) -> Variables:
@@ -44,6 +45,7 @@ def train(experiment: Experiment, start: Variables, journal: Journal) -> Variabl
     mask_ids_B = row_ids_B // config.group_size if config.mask_sharing == "group" else row_ids_B
 
     trainable, frozen = split(with_adapter(experiment, start, "rl"))
+    trained_table(trainable, frozen, journal.note)
     optimizer = make_optimizer(config.optimizer, config.steps * config.inner_updates)
     schedule = make_schedule(config.optimizer, config.steps * config.inner_updates)
     state = new_state(optimizer, trainable, mesh)

@@ -1,4 +1,4 @@
-"""Checkpoints of one stage: every call to Orbax is here."""
+"""Every call to Orbax is here: the checkpoints of a stage, single trees, and safetensors files."""
 
 from __future__ import annotations
 
@@ -47,3 +47,27 @@ class Checkpoints:
 
 def _abstract(x: jax.Array) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
+
+
+def save_tree(directory: Path, tree: Any) -> None:
+    """Writes a tree of arrays into a new directory; returns when it is on disk."""
+    ocp.save(directory.resolve(), tree)
+
+
+def load_tree(directory: Path, like: Any) -> Any:
+    """A saved tree, each array with the dtype and placement of its example (arrays or ShapeDtypeStructs)."""
+    return ocp.load(directory.resolve(), like)
+
+
+def stored_arrays(directory: Path) -> dict[tuple[str, ...], tuple[tuple[int, ...], str]]:
+    """{path in the saved tree: (shape, dtype)}, without reading an array."""
+    leaves = jax.tree_util.tree_flatten_with_path(ocp.metadata(directory.resolve()).metadata)[0]
+    return {tuple(key.key for key in path): (tuple(leaf.shape), str(leaf.dtype)) for path, leaf in leaves}
+
+
+def load_safetensors(file: Path, like: dict[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
+    """The tensors named in `like`; each process reads only the bytes that its devices need."""
+    context = ocp.Context()
+    context.checkpoint_layout = ocp.options.CheckpointLayout.SAFETENSORS
+    with context:
+        return ocp.load(file.resolve(), like)

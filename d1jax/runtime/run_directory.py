@@ -1,6 +1,6 @@
 """The directory of one run: its paths, its lock, and the configuration that it belongs to.
 
-config.yaml  tokenizer.json  metrics.jsonl  checkpoints/<stage>/<step>/  evaluations/<stage>.json
+config.yaml  source/  metrics.jsonl  checkpoints/<stage>/<step>/  evaluations/<stage>.json
 samples.jsonl  summary.json  report.html
 """
 
@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 import fcntl
-import json
-import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 from d1jax.config import Config, ConfigError
 from d1jax.config_file import differences, from_yaml, to_yaml
+from d1jax.files import write_beside
 
 OURS = (".lock", "config.yaml.tmp")  # what a claim that was killed may leave
 
@@ -30,8 +29,9 @@ class RunDirectory:
         return self.path / "config.yaml"
 
     @property
-    def tokenizer(self) -> Path:
-        return self.path / "tokenizer.json"
+    def source(self) -> Path:
+        """What is not weights: tokenizer, config.json, remote code. Exporting copies it."""
+        return self.path / "source"
 
     @property
     def origin(self) -> Path:
@@ -98,28 +98,13 @@ def claim(config: Config) -> tuple[RunDirectory, IO[str]]:
     return run, lock
 
 
+def is_run(path: Path) -> bool:
+    return RunDirectory(path).config.is_file()
+
+
 def open_run(path: str | Path) -> tuple[RunDirectory, Config]:
     """An existing run and its resolved configuration. Raises ConfigError where there is none."""
     run = RunDirectory(Path(path))
-    if not run.config.is_file():
+    if not is_run(run.path):
         raise ConfigError(f"{str(path)!r} is no run directory: it has no config.yaml")
     return run, from_yaml(run.config)
-
-
-def write_beside(path: Path, text: str) -> None:
-    """Writes a file so that a crash leaves the old one or the new one, never half of one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(path.name + ".tmp")
-    with open(beside, "w", encoding="utf-8") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(beside, path)
-
-
-def write_json(path: Path, value: Any) -> None:
-    write_beside(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
-
-
-def write_jsonl(path: Path, rows: Iterable[Any]) -> None:
-    write_beside(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))

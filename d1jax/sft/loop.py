@@ -20,7 +20,7 @@ from d1jax.data.pipeline import RowOrder
 from d1jax.data.tokenizers import SpecialTokens
 from d1jax.diffusion.canvas import Canvas, through_first_end
 from d1jax.diffusion.corruption import corrupt
-from d1jax.experiment import Experiment, split, with_adapter
+from d1jax.experiment import Experiment
 from d1jax.journal import Journal
 from d1jax.models import lora
 from d1jax.models.transformer import Transformer, Variables
@@ -35,6 +35,7 @@ from d1jax.runtime.optimizer import (
     new_state,
     placement,
 )
+from d1jax.setup import split, trained_table, with_adapter
 from d1jax.sft.loss import NORMALIZERS, masked_loss
 
 
@@ -55,6 +56,7 @@ def train(experiment: Experiment, start: Variables, journal: Journal) -> Variabl
         )
 
     trainable, frozen = split(with_adapter(experiment, start, "sft"))
+    trained_table(trainable, frozen, journal.note)
     optimizer = make_optimizer(config.optimizer, config.steps)
     schedule = make_schedule(config.optimizer, config.steps)
     state = new_state(optimizer, trainable, experiment.mesh)

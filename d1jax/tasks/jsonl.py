@@ -5,8 +5,9 @@ it.
 import gzip
 import json
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 from d1jax.tasks.task import DataError, Row, Task
 
@@ -35,14 +36,7 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
         ) from None
 
 
-def read_rows(path: str | Path, task: Task) -> list[Row]:
-    """All rows of a `.jsonl` or `.jsonl.gz` file, as `task.parse` understands them. Blank lines are skipped.
-
-    Raises DataError with the file, the line and the cure: the file is missing, unreadable or empty, a line is not a
-    JSON object, the task rejects a record, or it leaves all of them out.
-    """
-    path = Path(path)
-    rows, left_out = [], 0
+def _records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     for number, line in _lines(path):
         if not line.strip():
             continue
@@ -57,13 +51,29 @@ def read_rows(path: str | Path, task: Task) -> list[Row]:
             raise DataError(
                 f'{where}: a JSON object was expected, not a {kind}; write lines such as {{"key": "value"}}'
             )
-        row = task.parse(record, where)
-        if row is None:
-            left_out += 1
-        else:
-            rows.append(row)
-    if left_out and not rows:
-        raise DataError(f"{path}: all {left_out} rows are outside of what the task is configured for ({task})")
+        yield where, record
+
+
+def parse_records(records: Iterable[tuple[str, dict[str, Any]]], task: Task, source: str, empty: str) -> list[Row]:
+    """The rows that `task.parse` makes of (where, record) pairs.
+
+    Raises DataError: the task rejects a record or leaves all of them out, or there are none (the message is `empty`).
+    """
+    parsed = [task.parse(record, where) for where, record in records]
+    rows = [row for row in parsed if row is not None]
+    if parsed and not rows:
+        raise DataError(f"{source}: all {len(parsed)} rows are outside of what the task is configured for ({task})")
     if not rows:
-        raise DataError(f"{path}:1: the file holds no rows; write one JSON object per line")
+        raise DataError(empty)
     return rows
+
+
+def read_rows(path: str | Path, task: Task) -> list[Row]:
+    """All rows of a `.jsonl` or `.jsonl.gz` file, as `task.parse` understands them. Blank lines are skipped.
+
+    Raises DataError with the file, the line and the cure: the file is missing, unreadable or empty, a line is not a
+    JSON object, the task rejects a record, or it leaves all of them out.
+    """
+    path = Path(path)
+    empty = f"{path}:1: the file holds no rows; write one JSON object per line"
+    return parse_records(_records(path), task, str(path), empty)

@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
+from d1jax.files import write_beside
+
 FILE_NAME = "metrics.jsonl"
 _RESERVED = ("stage", "step")
 # JSON has no NaN or infinity, and a diverged run is exactly when the log must stay readable.
@@ -29,7 +31,7 @@ class MetricsLog:
         self.path = Path(run_dir) / FILE_NAME
         self.path.parent.mkdir(parents=True, exist_ok=True)
         if _ends_torn(self.path):
-            _rewrite(self.path, read_metrics(self.path))
+            write_beside(self.path, "".join(map(_line, read_metrics(self.path))))
         self._file = self._open()
         self._board = _summary_writer(self.path.parent / "tensorboard") if tensorboard else None
 
@@ -54,7 +56,8 @@ class MetricsLog:
         """
         self._file.close()
         lines = read_metrics(self.path)
-        _rewrite(self.path, [x for x in lines if x.get("stage") in kept and x.get("step", 0) <= kept[x["stage"]]])
+        left = [x for x in lines if x.get("stage") in kept and x.get("step", 0) <= kept[x["stage"]]]
+        write_beside(self.path, "".join(map(_line, left)))
         self._file = self._open()
 
     def close(self) -> None:
@@ -138,15 +141,6 @@ def _ends_torn(path: Path) -> bool:
     with open(path, "rb") as file:
         file.seek(-1, os.SEEK_END)
         return file.read(1) != b"\n"
-
-
-def _rewrite(path: Path, rows: list[dict[str, Any]]) -> None:
-    beside = path.with_name(path.name + ".tmp")
-    with open(beside, "w", encoding="utf-8") as file:
-        file.writelines(_line(row) for row in rows)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(beside, path)
 
 
 def _summary_writer(directory: Path):

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from d1jax.files import write_beside
 from d1jax.telemetry.charts import Chart, Series, interval_axis, interval_plot, line_chart
 from d1jax.telemetry.markup import compact, esc, finite, percent
 from d1jax.telemetry.page_assets import SCRIPT, STYLE
@@ -71,10 +72,7 @@ def write_report(run_dir: str | os.PathLike) -> Path:
     """Write `run_dir/report.html` (beside, then renamed) from the files that exist, and return its path."""
     run_dir = Path(run_dir)
     path = run_dir / "report.html"
-    beside = path.with_name(path.name + ".tmp")
-    # "replace": model output may hold lone surrogates, which UTF-8 cannot write
-    beside.write_text(report_html(read_run(run_dir)), encoding="utf-8", errors="replace")
-    os.replace(beside, path)
+    write_beside(path, report_html(read_run(run_dir)))
     return path
 
 

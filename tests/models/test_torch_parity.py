@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from d1jax.config import ModelConfig
+from d1jax.models.families import FAMILIES
 from d1jax.models.transformer import head_matrix, hidden_states, project
-from d1jax.weights.convert import to_llada
+from d1jax.weights.convert import to_published
 
 torch = pytest.importorskip("torch", reason="PyTorch is an extra: pip install 'd1jax[torch]'")
 pytestmark = pytest.mark.torch
@@ -82,13 +83,14 @@ def test_logits_and_gradients_equal_pytorch(tiny, variant):
     (_, logits), gradient = jax.value_and_grad(loss, has_aux=True)(variables)
 
     tensors = {
-        name: torch.tensor(np.array(value)).requires_grad_() for name, value in to_llada(variables, config).items()
+        name: torch.tensor(np.array(value)).requires_grad_()
+        for name, value in to_published(variables, config, FAMILIES["llada"]).items()
     }
     expected = torch_logits(tensors, config, torch.tensor(tokens))
     (torch.tensor(weight) * torch.tanh(expected)).sum().backward()
 
     np.testing.assert_allclose(logits, expected.detach().numpy(), atol=1e-4)
-    got = to_llada(gradient, config)
+    got = to_published(gradient, config, FAMILIES["llada"])
     assert got.keys() == tensors.keys()
     for name, tensor in tensors.items():
         expected_gradient = tensor.grad.numpy()

@@ -8,8 +8,9 @@ import pytest
 
 from d1jax.diffusion.canvas import Canvas
 from d1jax.diffusion.likelihood import all_masked_view, score
+from d1jax.models.families import FAMILIES
 from d1jax.rl.objective import POOLINGS, k3, token_terms
-from d1jax.weights.convert import to_llada
+from d1jax.weights.convert import to_published
 
 
 def numpy_loss(new, old, reference, advantage, low, high, beta):
@@ -97,7 +98,7 @@ def test_golden_diffu_grpo_step(golden):
     np.testing.assert_allclose(terms.loss_BC, io["per_token_loss"], atol=1e-4)
     np.testing.assert_allclose(value, io["loss"], atol=1e-4)
     np.testing.assert_allclose(optax.tree.norm(gradient), io["grad_global_norm"], rtol=1e-4)
-    tensors = to_llada(gradient, golden.model.config)
+    tensors = to_published(gradient, golden.model.config, FAMILIES["llada"])
     checked = [name for name in io if name.startswith("grad/")]
     assert len(checked) == 4
     for name in checked:

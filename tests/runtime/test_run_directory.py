@@ -6,7 +6,8 @@ import os
 import pytest
 
 from d1jax.config import Config, ConfigError, RlConfig, TaskConfig
-from d1jax.runtime.run_directory import claim, open_run, write_beside
+from d1jax.files import write_beside
+from d1jax.runtime.run_directory import claim, open_run
 
 
 def test_new_directory_keeps_its_configuration(tmp_path):

@@ -8,8 +8,9 @@ import pytest
 
 from d1jax.diffusion.canvas import Canvas
 from d1jax.diffusion.corruption import apply_mask
+from d1jax.models.families import FAMILIES
 from d1jax.sft.loss import NORMALIZERS, masked_loss
-from d1jax.weights.convert import to_llada
+from d1jax.weights.convert import to_published
 
 
 @pytest.fixture
@@ -39,7 +40,7 @@ def test_golden_gradients(golden, batch):
     weight = NORMALIZERS["per_row"](eligible)
     gradient = jax.grad(lambda v: masked_loss(golden.model, v, clean, corruption, eligible, weight))(golden.variables)
     np.testing.assert_allclose(optax.tree.norm(gradient), io["grad_global_norm"], rtol=1e-4)
-    tensors = to_llada(gradient, golden.config)
+    tensors = to_published(gradient, golden.config, FAMILIES["llada"])
     checked = [name for name in io if name.startswith("grad/")]
     assert len(checked) == 3
     for name in checked:

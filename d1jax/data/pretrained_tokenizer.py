@@ -1,0 +1,122 @@
+"""Tokenizers of published checkpoints, through transformers and from their own files. No remote code is executed."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from d1jax.data.tokenizers import Chat, SpecialTokens
+
+FILES = (
+    "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "special_tokens_map.json", "added_tokens.json",
+    "chat_template.jinja",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class PretrainedTokenizer:
+    """A tokenizer of transformers, with the special tokens of its checkpoint."""
+
+    special: SpecialTokens
+    closing: tuple[int, ...]  # tokens that end a text
+    assistant_header: str
+    fingerprint: str  # of vocabulary, merges and template: what equality means
+    directory: Path = field(compare=False)
+    wrapped: Any = field(compare=False, repr=False)
+
+    @property
+    def vocab_size(self) -> int:
+        return self.special.vocab_size
+
+    @property
+    def chats(self) -> bool:
+        return bool(self.wrapped.chat_template)
+
+    def encode(self, text: str) -> list[int]:
+        return self.wrapped(text, add_special_tokens=False)["input_ids"]
+
+    def render(self, prompt: str | Chat) -> str:
+        """The prompt as text. A chat ends with exactly one assistant header, whatever the template does about it."""
+        if not self.chats:
+            if not isinstance(prompt, str):
+                raise ValueError(
+                    f"tokenizer {str(self.directory)!r}: has no chat template; give a text instead of a chat"
+                )
+            return (self.wrapped.bos_token or "") + prompt
+        chat = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+        text = self.wrapped.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+        header = self.assistant_header
+        return text if text.rstrip().endswith(header.rstrip()) else text + header
+
+    def prompt(self, prompt: str | Chat) -> list[int]:
+        return self.encode(self.render(prompt))
+
+    def answer(self, text: str) -> list[int]:
+        """The text and the token that closes the turn. It is not rendered: LLaDA's template would add one more header."""
+        closed = self.chats and self.special.turn_end >= 0
+        return self.encode(text) + ([self.special.turn_end] if closed else [])
+
+    def decode(self, ids: Sequence[int]) -> str:
+        end = next((column for column, token in enumerate(ids) if token in self.closing), len(ids))
+        known = [token for token in ids[:end] if token < self.vocab_size]
+        return self.wrapped.decode(known, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+    def pieces(self, ids: Sequence[int]) -> list[str]:
+        known = [token if token < self.vocab_size else None for token in ids]
+        return [f"<{ids[i]}>" if token is None else self.wrapped.decode([token]) for i, token in enumerate(known)]
+
+    def save(self, directory: Path) -> None:
+        for name in FILES:
+            if (self.directory / name).is_file():
+                shutil.copyfile(self.directory / name, directory / name)
+
+
+def load_pretrained_tokenizer(
+    directory: Path, *, mask: int | None, end: int | None, turn_end: str, assistant_header: str
+) -> PretrainedTokenizer:
+    """The tokenizer in a checkpoint directory. `mask` and `end` are the ids that config.json gives, where it does.
+
+    The end token is the one that pads texts: the tokenizer's pad token, or else config.json's. DiffuCoder has a pad token of
+    its own; LLaDA and Dream pad with their end-of-text token.
+
+    Raises ValueError where there are no tokenizer files, or no mask or end token, or one outside the vocabulary.
+    """
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # "PyTorch was not found"
+    import transformers
+
+    if (directory / "tokenizer.json").is_file():
+        kind = transformers.PreTrainedTokenizerFast
+    elif (directory / "vocab.json").is_file() and (directory / "merges.txt").is_file():
+        kind = transformers.Qwen2Tokenizer  # Dream's own class is remote code for the same byte-level BPE
+    else:
+        raise ValueError(
+            f"tokenizer {str(directory)!r}: has neither tokenizer.json nor vocab.json and merges.txt; "
+            "copy the tokenizer files of the checkpoint there"
+        )
+    try:
+        wrapped = kind.from_pretrained(str(directory), local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # broken JSON, broken merges: the library has no class of its own for them
+        raise ValueError(f"tokenizer {str(directory)!r}: cannot be read ({error})") from None
+    size = len(wrapped)
+    ids = {
+        "mask": mask if mask is not None else wrapped.mask_token_id,
+        "end": wrapped.pad_token_id if wrapped.pad_token_id is not None else end,
+    }
+    for name, token in ids.items():
+        if token is None:
+            raise ValueError(f"tokenizer {str(directory)!r}: no {name} token; set {name}_token_id in config.json")
+        if not 0 <= token < size:
+            raise ValueError(f"tokenizer {str(directory)!r}: {name} token {token} is outside its {size} ids")
+    turn = wrapped.convert_tokens_to_ids(turn_end)
+    turn = turn if turn is not None and wrapped.convert_ids_to_tokens(turn) == turn_end else -1
+    special = SpecialTokens(mask=ids["mask"], end=ids["end"], turn_end=turn, vocab_size=size)
+    closing = {ids["end"], turn, wrapped.eos_token_id, end} - {None, -1}
+    text = wrapped.backend_tokenizer.to_str() + str(wrapped.chat_template)
+    return PretrainedTokenizer(
+        special, tuple(sorted(closing)), assistant_header, hashlib.sha256(text.encode()).hexdigest(), directory, wrapped
+    )

@@ -1,0 +1,249 @@
+"""What a run stands on before any data: mesh, tokenizer, architecture; and where its weights come from.
+
+Weights are random, or those of a checkpoint directory, or the last ones of another run.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+from jax import Array
+from jax.sharding import Mesh
+
+from d1jax.config import Config, ConfigError, ModelConfig, TaskConfig
+from d1jax.data.tokenizers import ByteTokenizer, CharacterTokenizer, Tokenizer
+from d1jax.files import write_json
+from d1jax.models import lora
+from d1jax.models.transformer import Transformer, Variables, abstract_variables, initialize
+from d1jax.runtime import mesh as mesh_rules
+from d1jax.runtime.checkpoint import Checkpoints
+from d1jax.runtime.run_directory import RunDirectory, is_run, open_run
+from d1jax.tasks import TASKS
+from d1jax.tasks.task import Task
+from d1jax.weights.checkpoint_directory import Checkpoint, copy_companions, is_checkpoint, open_checkpoint
+from d1jax.weights.huggingface import load_weights
+from d1jax.weights.tokenizer_files import load_tokenizer, write_new_companions
+
+PRINTABLE = "".join(map(chr, range(32, 127))) + "\n"
+KEYS = {"weights": 0, "sft": 1, "rl": 2, "evaluation": 3, "sft adapter": 4, "rl adapter": 5}
+FREE = ("dtype", "param_dtype", "remat")  # may differ between runs on the same weights
+
+
+@dataclass(frozen=True)
+class Setup:
+    config: Config  # with the architecture of what it starts from
+    mesh: Mesh
+    tokenizer: Tokenizer
+    model: Transformer
+
+    def key(self, purpose: str) -> Array:
+        """The root key of a purpose: a function of the seed and the purpose's name only."""
+        return jax.random.fold_in(jax.random.key(self.config.seed), KEYS[purpose])
+
+
+def set_up(config: Config, saved: Path | None = None, mesh: Mesh | None = None) -> Setup:
+    """Mesh, tokenizer and model of a configuration. Raises ConfigError before anything is read or compiled.
+
+    A model that starts from a checkpoint or a run takes its architecture and, where that is a published one, its tokenizer.
+    `saved` is the source directory of an existing run: then nothing else is looked up.
+    """
+    mesh = mesh_rules.make_mesh(config.mesh) if mesh is None else mesh
+    origin = saved
+    if saved is None and config.init_from:
+        checkpoint = _origin_checkpoint(config)
+        theirs, origin = (
+            (checkpoint.config, checkpoint.path) if checkpoint is not None else _model_of_run(config.init_from)
+        )
+        config = dataclasses.replace(config, model=_adopt(config.model, theirs, config.init_from))
+    tokenizer = _tokenizer(config, origin)
+    # A multiple of 8 divides over any small mesh.
+    rows = config.model.vocab_size or -(-tokenizer.vocab_size // 8) * 8
+    if rows < tokenizer.vocab_size:
+        raise ConfigError(
+            f"config: model.vocab_size = {rows} is smaller than the tokenizer's {tokenizer.vocab_size}; use 0"
+        )
+    model = Transformer(dataclasses.replace(config.model, vocab_size=rows), config.lora)
+    if config.lora.rank:
+        lora.check_targets(abstract_variables(model, mesh)["params"], config.lora)
+    return Setup(config, mesh, tokenizer, model)
+
+
+def make_task(config: TaskConfig) -> Task:
+    options = {"numbers": config.numbers} if config.name == "countdown" else {}
+    try:
+        return TASKS[config.name](style=config.style, split_seed=config.seed, **options)
+    except ValueError as error:
+        raise ConfigError(f"config: task: {error}") from None
+
+
+def _tokenizer(config: Config, origin: Path | None) -> Tokenizer:
+    found = load_tokenizer(origin) if origin is not None else None
+    if found is not None and not isinstance(found, CharacterTokenizer | ByteTokenizer):
+        return found
+    if config.tokenizer == "bytes":
+        return ByteTokenizer()
+    return CharacterTokenizer(make_task(config.task).alphabet if config.task.style == "bare" else PRINTABLE)
+
+
+def _origin_checkpoint(config: Config) -> Checkpoint | None:
+    """The checkpoint that `init_from` names; None where it names a run."""
+    path = Path(config.init_from)
+    if is_run(path):
+        return None
+    if not is_checkpoint(path):
+        raise ConfigError(
+            f"init_from {config.init_from!r} is no run directory (config.yaml) and no checkpoint directory (config.json)"
+        )
+    return open_checkpoint(path)
+
+
+def _model_of_run(path: str) -> tuple[ModelConfig, Path | None]:
+    run, config = open_run(path)
+    return config.model, run.source if run.source.is_dir() else None
+
+
+def _adopt(mine: ModelConfig, theirs: ModelConfig, origin: str) -> ModelConfig:
+    """The architecture of what the run starts from. What the configuration says otherwise than by default must agree."""
+    default, adopted, other = ModelConfig(), {}, []
+    for field in dataclasses.fields(ModelConfig):
+        name = field.name
+        here, there = getattr(mine, name), getattr(theirs, name)
+        if name in FREE:
+            continue
+        if here not in (there, getattr(default, name)):
+            other.append(f"model.{name} = {there} (here: {here})")
+        adopted[name] = there
+    if other:
+        raise ConfigError(f"init_from {origin!r} has another model: {', '.join(other)}; leave these settings out")
+    return dataclasses.replace(mine, **adopted)
+
+
+# -- weights ------------------------------------------------------------------------------------------------------------
+
+
+def start_variables(setup: Setup, run: RunDirectory) -> Variables:
+    """The weights before the first stage: random, of a checkpoint, or the last ones of the run that `init_from` names.
+
+    Which ones those were is written down the first time, so that a source that changes moves nothing here.
+    """
+    config = setup.config
+    if not config.init_from:
+        return initialize(setup.model, setup.key("weights"), setup.mesh)
+    recorded = json.loads(run.origin.read_text(encoding="utf-8")) if run.origin.exists() else None
+    checkpoint = _origin_checkpoint(config)
+    if checkpoint is not None:
+        origin = {"files": {file.name: file.stat().st_size for file in checkpoint.files}}
+        if recorded not in (None, origin):
+            raise ConfigError(
+                f"init_from {config.init_from!r} has other files than when this run began; give that checkpoint, or a new run_dir"
+            )
+        if recorded is None:
+            write_json(run.origin, origin)
+        return load_weights(checkpoint, setup.model.config, setup.mesh)
+    source_run, source = open_run(config.init_from)
+    check_same_model(setup, source_run, source)
+    if recorded is None:
+        saved = [(stage, step) for stage, step in source_run.saved_steps(source.stages).items() if step]
+        if not saved:
+            raise ConfigError(f"init_from {config.init_from!r} has no checkpoint yet")
+        recorded = dict(zip(("stage", "step"), saved[-1], strict=True))
+        write_json(run.origin, recorded)
+    theirs = dataclasses.replace(setup, config=source, model=Transformer(setup.model.config, source.lora))
+    return variables_at(theirs, source_run, recorded["stage"], recorded["step"])[0]
+
+
+def save_source(setup: Setup, run: RunDirectory) -> None:
+    """Puts what is not weights into the run: tokenizer, config.json and the remote code of what it was made from."""
+    if run.source.is_dir():
+        return
+    origin = Path(setup.config.init_from) if setup.config.init_from else None
+    if origin is not None and is_run(origin):
+        origin = RunDirectory(origin).source
+    run.source.mkdir(parents=True, exist_ok=True)
+    if origin is not None and is_checkpoint(origin):
+        copy_companions(origin, run.source)
+    else:
+        write_new_companions(setup.model.config, setup.tokenizer, run.source, published=False)
+
+
+def check_same_model(setup: Setup, run: RunDirectory, source: Config) -> None:
+    """Raises ConfigError where the weights of a run do not fit the model and tokenizer of this setup."""
+    here, there = (dataclasses.asdict(_architecture(config)) for config in (setup.config, source))
+    other = [f"model.{name} = {there[name]} (here: {here[name]})" for name in here if here[name] != there[name]]
+    if other:
+        raise ConfigError(f"run {str(run.path)!r} has another model: {', '.join(other)}")
+    if run.source.is_dir() and load_tokenizer(run.source) != setup.tokenizer:
+        raise ConfigError(
+            f"run {str(run.path)!r} has another tokenizer than task {setup.config.task.name!r} needs in this style"
+        )
+
+
+def _architecture(config: Config) -> ModelConfig:
+    """The model's configuration without what may change between runs on the same weights."""
+    return dataclasses.replace(config.model, **{name: getattr(ModelConfig(), name) for name in FREE})
+
+
+def with_adapter(setup: Setup, variables: Variables, stage: str) -> Variables:
+    """The variables of a stage: under LoRA with a fresh adapter, which changes nothing until it is trained."""
+    if setup.config.lora.rank == 0:
+        return variables
+    return {**variables, **initialize(setup.model, setup.key(f"{stage} adapter"), setup.mesh, ("lora",))}
+
+
+def split(variables: Variables) -> tuple[Variables, Variables]:
+    """(trainable, frozen): the adapter and the rest, or everything and nothing."""
+    name = "lora" if "lora" in variables else "params"
+    return {name: variables[name]}, {other: value for other, value in variables.items() if other != name}
+
+
+def variables_at(setup: Setup, run: RunDirectory, stage: str, step: int | None = None) -> tuple[Variables, int]:
+    """(weights, step) of a stage of a run at `step` (None: its last checkpoint), adapters merged. ConfigError if there are none."""
+    variables, step = trained_at(setup, run, stage, step)
+    return lora.merge(variables, setup.config.lora), step
+
+
+def trained_at(setup: Setup, run: RunDirectory, stage: str, step: int | None = None) -> tuple[Variables, int]:
+    """The same with the adapter beside the weights that it was trained on."""
+    stages = setup.config.stages
+    if stage not in stages:
+        raise ConfigError(f"run {str(run.path)!r} has no stage {stage!r}; choices: {', '.join(stages)}")
+    if not run.checkpoints(stage).is_dir():
+        raise ConfigError(f"run {str(run.path)!r} has no checkpoint of stage {stage!r} yet")
+    checkpoints = Checkpoints(run.checkpoints(stage))
+    try:
+        saved = checkpoints.steps()
+        if not saved:
+            raise ConfigError(f"run {str(run.path)!r} has no checkpoint of stage {stage!r} yet")
+        if step is not None and step not in saved:
+            raise ConfigError(f"run {str(run.path)!r}: stage {stage!r} has checkpoints of steps {saved}, not of {step}")
+        index = stages.index(stage)
+        if setup.config.lora.rank and index:
+            before, _ = variables_at(setup, run, stages[index - 1])
+        elif setup.config.lora.rank:
+            before = start_variables(setup, run)
+        else:
+            before = abstract_variables(setup.model, setup.mesh)
+        trainable, frozen = split(with_adapter(setup, before, stage))
+        step = saved[-1] if step is None else step
+        loaded = checkpoints.load(step, {"trainable": trainable})
+    finally:
+        checkpoints.close()
+    return {**frozen, **loaded["trainable"]}, step
+
+
+def trained_table(trainable: Variables, frozen: Variables, log: Callable[[str], None]) -> None:
+    """Logs every array that is trained, and how many of all parameters they are."""
+    rows = lora.parameter_table(trainable)
+    count, total = (
+        sum(size for *_, size in rows),
+        sum(size for *_, size in lora.parameter_table({**trainable, **frozen})),
+    )
+    width = max(len(path) for path, *_ in rows)
+    for path, shape, size in rows:
+        log(f"trained: {path:<{width}}  {'x'.join(map(str, shape)):>18}  {size:>14,}")
+    log(f"trained: {count:,} of {total:,} parameters ({count / total:.2%})")

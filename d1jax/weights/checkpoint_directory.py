@@ -1,0 +1,192 @@
+"""A checkpoint directory: config.json, tokenizer files, and weights in one of two forms.
+
+*.safetensors   as Hugging Face writes them, in one file or in shards with an index
+params/         d1jax's own tree, written by Orbax
+
+Everything is checked here from the headers alone, before a tensor is read. Nothing in a directory is executed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from safetensors import SafetensorError, safe_open
+
+from d1jax.config import ConfigError, ModelConfig
+from d1jax.models.families import Family, family_of, read_config
+from d1jax.runtime.checkpoint import stored_arrays
+from d1jax.weights.convert import check_tensors, entries, our_shape
+
+INDEX, SINGLE, NATIVE = "model.safetensors.index.json", "model.safetensors", "params"
+DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".gguf")
+COMPANIONS = (".json", ".py", ".txt", ".jinja", ".model", ".tiktoken")  # configuration, remote code, tokenizer
+
+
+class Tensor(NamedTuple):
+    """What a safetensors header says of a tensor."""
+
+    file: Path
+    shape: tuple[int, ...]
+    dtype: str
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    path: Path
+    published: Mapping[str, Any]  # config.json
+    family: Family
+    config: ModelConfig  # param_dtype is the stored dtype
+    tensors: Mapping[str, Tensor]  # empty in the native form
+
+    @property
+    def native(self) -> bool:
+        return not self.tensors
+
+    @property
+    def files(self) -> list[Path]:
+        """The files that hold the weights."""
+        if self.native:
+            return sorted(file for file in (self.path / NATIVE).rglob("*") if file.is_file())
+        return sorted({tensor.file for tensor in self.tensors.values()})
+
+
+def is_checkpoint(path: Path) -> bool:
+    return (path / "config.json").is_file()
+
+
+def open_checkpoint(path: str | Path) -> Checkpoint:
+    """What a directory holds, checked against the architecture that its config.json describes. No tensor is read.
+
+    Raises ConfigError: no such directory, no config.json, an unknown architecture, a missing or broken file, tensors that are
+    missing, unexpected, twice there, of a wrong shape or of mixed dtypes.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        raise ConfigError(f"checkpoint {str(path)!r}: no such directory")
+    if not is_checkpoint(path):
+        raise ConfigError(f"checkpoint {str(path)!r}: has no config.json; name the directory that holds it")
+    where = str(path / "config.json")
+    published = read_json(path / "config.json")
+    family, config = family_of(published, where), read_config(published, where)
+    if (path / NATIVE).is_dir():
+        stored = _native_tensors(path / NATIVE, config, family)
+        return Checkpoint(path, published, family, _with_dtype(config, _one_dtype(stored)), {})
+    tensors = _tensors(path)
+    check_tensors({name: tensor.shape for name, tensor in tensors.items()}, config, family, f"checkpoint {str(path)!r}")
+    return Checkpoint(path, published, family, _with_dtype(config, _one_dtype(tensors)), tensors)
+
+
+def copy_companions(source: Path, out: Path, dtype: str | None = None) -> None:
+    """Copies what is not weights: configuration, tokenizer, remote code, licence. `dtype` is put into config.json where given.
+
+    Model cards stay behind, because they describe other weights.
+    """
+    for file in sorted(source.iterdir()):
+        wanted = file.suffix in COMPANIONS or file.stem.upper() in ("LICENSE", "NOTICE")
+        if file.is_file() and wanted and not file.name.endswith(".index.json"):
+            shutil.copyfile(file, out / file.name)  # the contents: the hub's cache holds links
+    if dtype is not None:
+        published = read_json(source / "config.json")
+        changed = [name for name in ("torch_dtype", "dtype") if published.get(name, dtype) != dtype]
+        if changed:  # an unchanged file stays the same to the byte
+            text = json.dumps({**published, **dict.fromkeys(changed, dtype)}, indent=2, ensure_ascii=False)
+            (out / "config.json").write_text(text + "\n", encoding="utf-8")
+
+
+# -- reading headers ----------------------------------------------------------------------------------------------------
+
+
+def headers(file: Path) -> dict[str, Tensor]:
+    """Every tensor of a safetensors file. Raises ConfigError where it is truncated or not one."""
+    try:
+        with safe_open(file, framework="numpy") as opened:
+            slices = {name: opened.get_slice(name) for name in opened.keys()}
+            read = {name: (tuple(s.get_shape()), s.get_dtype()) for name, s in slices.items()}
+            return {name: Tensor(file, shape, DTYPES.get(dtype, dtype)) for name, (shape, dtype) in read.items()}
+    except (SafetensorError, OSError) as error:
+        raise ConfigError(
+            f"{file}: not a whole safetensors file ({error}); it was cut off or changed, so download it again"
+        ) from None
+
+
+def _tensors(path: Path) -> dict[str, Tensor]:
+    if not (path / INDEX).is_file():
+        if (path / SINGLE).is_file():
+            return headers(path / SINGLE)
+        others = sorted(file.name for file in path.iterdir() if file.suffix in WEIGHTS)
+        found = f"; it has {', '.join(others[:4])}" if others else ""
+        raise ConfigError(f"checkpoint {str(path)!r}: has neither {SINGLE} nor {INDEX} nor {NATIVE}/{found}")
+    weight_map = read_json(path / INDEX).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise ConfigError(f"{path / INDEX}: has no weight_map")
+    tensors: dict[str, Tensor] = {}
+    for name in sorted(set(weight_map.values())):
+        if Path(name).name != name or not (path / name).is_file():
+            owner = next(tensor for tensor, file in weight_map.items() if file == name)
+            raise ConfigError(f"{path / INDEX}: names shard {name!r} (of tensor {owner}), which is not there")
+        shard = headers(path / name)
+        twice = sorted(shard.keys() & tensors.keys())
+        if twice:
+            first = tensors[twice[0]].file.name
+            raise ConfigError(f"checkpoint {str(path)!r}: tensor {twice[0]} is both in {first} and in {name}")
+        tensors |= shard
+    for name, file in weight_map.items():
+        if name not in tensors or tensors[name].file.name != file:
+            raise ConfigError(f"{path / INDEX}: says that tensor {name} is in {file}, which does not hold it")
+    return tensors
+
+
+def _native_tensors(path: Path, config: ModelConfig, family: Family) -> dict[str, Tensor]:
+    """What Orbax has stored, under the names of our tree."""
+    try:
+        stored = stored_arrays(path)
+    except Exception as error:  # Orbax has no error class of its own
+        raise ConfigError(f"{path}: not readable by Orbax ({error}); convert the checkpoint again") from None
+    wanted = {entry.path: our_shape(entry) for entry in entries(config, family)}
+    for name in sorted(wanted.keys() | stored.keys()):
+        found, expected = stored.get(name, (None, None))[0], wanted.get(name)
+        if found != expected:
+            raise ConfigError(f"{path}: {'/'.join(name)} has shape {found}, config.json says {expected}")
+    return {"/".join(name): Tensor(path, shape, dtype) for name, (shape, dtype) in stored.items()}
+
+
+def _one_dtype(tensors: Mapping[str, Tensor]) -> str:
+    first: dict[str, str] = {}
+    for name, tensor in tensors.items():
+        first.setdefault(tensor.dtype, name)
+    where = next(iter(tensors.values())).file.parent
+    if len(first) > 1:
+        named = ", ".join(f"{name} is {dtype}" for dtype, name in first.items())
+        raise ConfigError(f"{where}: mixed dtypes: {named}; store all in one dtype")
+    (stored,) = first
+    if stored not in DTYPES.values():
+        raise ConfigError(f"{where}: weights are stored as {stored}; d1jax reads {', '.join(DTYPES.values())}")
+    return stored
+
+
+def _with_dtype(config: ModelConfig, stored: str) -> ModelConfig:
+    return dataclasses.replace(config, param_dtype=stored)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    def distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        names = [name for name, _ in pairs]
+        twice = next((name for name in names if names.count(name) > 1), None) if len(set(names)) < len(names) else None
+        if twice is not None:
+            raise ConfigError(f"{path}: key {twice!r} stands there twice")
+        return dict(pairs)
+
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=distinct)
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise ConfigError(f"{path}: not readable as JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise ConfigError(f"{path}: expected an object, found {type(value).__name__}")
+    return value

@@ -1,0 +1,153 @@
+"""Weights in and out: published safetensors <-> arrays on a mesh, one array of the tree at a time.
+
+In: Orbax reads just the bytes that each device needs; a compiled pure function (convert.py) stacks and transposes on the devices.
+Out: shards are planned by huggingface_hub, filled tensor by tensor, written beside and renamed.
+Peak host memory is the model's own size on CPU devices plus one array of the tree (in), or one shard (out).
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from huggingface_hub import split_state_dict_into_shards_factory
+from jax import Array
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from safetensors.numpy import save_file
+from tqdm import tqdm
+
+from d1jax.config import ModelConfig
+from d1jax.files import new_directory, write_json
+from d1jax.models.families import Family
+from d1jax.models.transformer import Transformer, Variables, abstract_variables
+from d1jax.runtime.checkpoint import load_safetensors, load_tree, save_tree
+from d1jax.weights.checkpoint_directory import INDEX, NATIVE, Checkpoint, copy_companions
+from d1jax.weights.convert import Entry, as_tree, entries, leaf, to_ours, to_theirs
+
+SHARD_BYTES = 3_000_000_000
+
+
+def load_weights(checkpoint: Checkpoint, config: ModelConfig, mesh: Mesh) -> Variables:
+    """{"params": ...} of a checkpoint, each array placed by the rule table and stored as `config.param_dtype`."""
+    like = abstract_variables(Transformer(config), mesh)
+    if checkpoint.native:
+        return {"params": load_tree(checkpoint.path / NATIVE, like["params"])}
+    return as_tree(_read_entries(checkpoint, config, like))
+
+
+def _read_entries(
+    checkpoint: Checkpoint, config: ModelConfig, like: Variables
+) -> Iterator[tuple[tuple[str, ...], Array]]:
+    plan = entries(config, checkpoint.family)
+    with _progress("reading", plan, config.param_dtype) as bar:
+        for entry in plan:
+            target = leaf(like, entry.path)
+            tensors = _read(checkpoint, entry, _published_sharding(entry, target.sharding))
+            convert = jax.jit(partial(_convert, _kind(entry), target.dtype), out_shardings=target.sharding)
+            array = jax.block_until_ready(convert(tensors))
+            for tensor in tensors:
+                tensor.delete()  # before the next ones are read
+            bar.update(array.nbytes)
+            yield entry.path, array
+
+
+def _convert(entry: Entry, dtype: Any, tensors: list[Array]) -> Array:
+    return to_ours(entry, tensors).astype(dtype)
+
+
+def _read(checkpoint: Checkpoint, entry: Entry, sharding: NamedSharding) -> list[Array]:
+    """The published tensors of an entry, read with the placement that `to_ours` turns into the final one."""
+    wanted: dict[Path, dict[str, Any]] = defaultdict(dict)
+    for name in entry.names:
+        tensor = checkpoint.tensors[name]
+        stored = jnp.dtype(checkpoint.config.param_dtype)
+        wanted[tensor.file][name] = jax.ShapeDtypeStruct(tensor.shape, stored, sharding=sharding)
+    read = {name: array for file, like in wanted.items() for name, array in load_safetensors(file, like).items()}
+    return [read[name] for name in entry.names]
+
+
+def _published_sharding(entry: Entry, target: NamedSharding) -> NamedSharding:
+    axes = tuple(target.spec)[1 if entry.stacked else 0 :]
+    return NamedSharding(target.mesh, PartitionSpec(*(axes[::-1] if entry.transposed else axes)))
+
+
+def save_weights(
+    variables: Variables,
+    config: ModelConfig,
+    family: Family,
+    out: Path,
+    companions: Callable[[Path], None],
+    shard_bytes: int = SHARD_BYTES,
+) -> None:
+    """Writes a Hugging Face directory: the shards, their index, and what `companions` puts beside them.
+
+    The tensors have the dtype of the variables. Raises FileExistsError where `out` is not new; nothing is deleted.
+    """
+    plan = entries(config, family)
+    place = {name: (entry, index) for entry in plan for index, name in enumerate(entry.names)}
+    itemsize = {entry.path: leaf(variables, entry.path).dtype.itemsize for entry in plan}
+    split = split_state_dict_into_shards_factory(
+        {name: place[name] for name in sorted(place)},
+        get_storage_size=lambda at: int(np.prod(at[0].shape)) * itemsize[at[0].path],
+        filename_pattern="model{suffix}.safetensors",
+        max_shard_size=shard_bytes,
+    )
+    with new_directory(out) as beside, _progress("writing", plan, config.param_dtype) as bar:
+        companions(beside)
+        for file, names in split.filename_to_tensors.items():
+            shard = {}
+            for name in names:
+                entry, index = place[name]
+                # The layer is an argument, not a constant: one program serves all layers.
+                tensor = _to_theirs(_kind(entry), leaf(variables, entry.path), index)
+                shard[name] = np.ascontiguousarray(jax.device_get(tensor))
+                bar.update(tensor.nbytes)
+            save_file(shard, beside / file, metadata={"format": "pt"})
+        if split.is_sharded:
+            write_json(beside / INDEX, {"metadata": split.metadata, "weight_map": split.tensor_to_filename})
+
+
+def save_native(variables: Variables, out: Path, companions: Callable[[Path], None]) -> None:
+    """Writes a directory in d1jax's own form: `params/` by Orbax instead of safetensors, which loads faster onto a mesh."""
+    with new_directory(out) as beside:
+        companions(beside)
+        save_tree(beside / NATIVE, variables["params"])
+
+
+_to_theirs = jax.jit(to_theirs, static_argnums=0)
+
+
+def _kind(entry: Entry) -> Entry:
+    """The entry without its names, so that entries of one kind share a program."""
+    return entry._replace(names=(), path=entry.path[:1])
+
+
+def companions_of(checkpoint: Checkpoint, dtype: str) -> Callable[[Path], None]:
+    """What stands beside the weights in `checkpoint`, with the dtype that is written."""
+    return lambda beside: copy_companions(checkpoint.path, beside, dtype)
+
+
+def _progress(label: str, plan: list[Entry], dtype: str) -> tqdm:
+    size = sum(len(entry.names) * int(np.prod(entry.shape)) for entry in plan) * jnp.dtype(dtype).itemsize
+    return tqdm(total=size, desc=label, unit="B", unit_scale=True, disable=None, leave=False)
+
+
+def compare(ours: Variables, theirs: Mapping[str, Any], config: ModelConfig, family: Family) -> list[str]:
+    """The paths of the arrays that differ in any bit."""
+    return [
+        "/".join(entry.path)
+        for entry in entries(config, family)
+        if not bool(_equal(leaf(ours, entry.path), leaf(theirs, entry.path)))
+    ]
+
+
+@jax.jit
+def _equal(a: Array, b: Array) -> Array:
+    unsigned = {2: jnp.uint16, 4: jnp.uint32}[a.dtype.itemsize]  # bits, because NaN differs from itself
+    return jnp.all(jax.lax.bitcast_convert_type(a, unsigned) == jax.lax.bitcast_convert_type(b, unsigned))

@@ -1,0 +1,51 @@
+"""The tokenizer of a checkpoint directory, with the facts that its family and its config.json add."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from d1jax.config import ConfigError, ModelConfig
+from d1jax.data.pretrained_tokenizer import load_pretrained_tokenizer
+from d1jax.data.tokenizers import SpecialTokens, Tokenizer, export_tokenizer, load_small_tokenizer
+from d1jax.files import write_json
+from d1jax.models.families import family_of, write_config
+from d1jax.weights.checkpoint_directory import read_json
+
+
+def load_tokenizer(directory: Path) -> Tokenizer:
+    """The tokenizer saved in a directory, d1jax's own or a published one. Raises ConfigError where there is none."""
+    small = load_small_tokenizer(directory)
+    if small is not None:
+        return small
+    if not (directory / "config.json").is_file():
+        raise ConfigError(f"tokenizer {str(directory)!r}: no tokenizer is there, and no config.json")
+    published = read_json(directory / "config.json")
+    family = family_of(published, str(directory / "config.json"))
+    try:
+        return load_pretrained_tokenizer(
+            directory,
+            mask=published.get("mask_token_id"),
+            end=published.get("pad_token_id", published.get("eos_token_id")),
+            turn_end=family.turn_end,
+            assistant_header=family.assistant_header,
+        )
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+
+
+def write_new_companions(config: ModelConfig, tokenizer: Tokenizer, out: Path, published: bool) -> None:
+    """config.json and tokenizer files of a model that was not made from a published one.
+
+    `published`: in transformers' format, for a Hugging Face directory; otherwise in d1jax's own.
+    """
+    write_json(out / "config.json", write_config(config, _token_ids(tokenizer.special)))
+    if published:
+        export_tokenizer(tokenizer, out)
+    else:
+        tokenizer.save(out)
+
+
+def _token_ids(special: SpecialTokens) -> Mapping[str, Any]:
+    return {"mask_token_id": special.mask, "eos_token_id": special.end, "pad_token_id": special.end}
