@@ -6,8 +6,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from d1jax.config import LoraConfig, MeshConfig, ModelConfig, SamplerConfig
-    from d1jax.policy import Completions, Policy, load_pretrained, sample, save_pretrained, watch
+    from d1jax.config import LoraConfig, MeshConfig, ModelConfig, SamplerConfig  # noqa: F401
+    from d1jax.policy import Completions, Policy, load_pretrained, sample, save_pretrained, watch  # noqa: F401
 
 __version__ = "0.1.0"
 

@@ -25,8 +25,17 @@ def parse(argv: Sequence[str]) -> Config:
     """`--config file.yaml` and `--a.b value` (or `--a.b=value`) -> a checked Config. Raises ConfigError."""
     raw = to_dict(Config())
     for key, value, source in _command_line(argv):
-        _merge(raw, _read_yaml(value) if key == "config" else _nested(key, value), Config, source)
+        _merge(raw, _given(key, value), Config, source)
     return check(decode(raw))
+
+
+def _given(key: str, value: str) -> dict[str, Any]:
+    """What a flag says: a whole file, a section from a file (--model configs/models/dream_7b.yaml), or a value."""
+    if key == "config":
+        return _read_yaml(value)
+    if key in get_type_hints(Config) and dataclasses.is_dataclass(get_type_hints(Config)[key]) and value.endswith(".yaml"):
+        return {key: _read_yaml(value)}
+    return _nested(key, value)
 
 
 def decode(raw: Mapping[str, Any]) -> Config:

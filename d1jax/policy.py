@@ -39,6 +39,7 @@ from d1jax.weights.huggingface import load_weights, save_native, save_weights
 from d1jax.weights.peft_adapter import read_adapter
 from d1jax.weights.tokenizer_files import load_tokenizer, write_new_companions
 
+Prompt = str | Chat | Sequence[int]
 PROMPT_BUCKET = 32  # prompts are padded to multiples of it, so that few lengths are compiled
 
 
@@ -210,17 +211,20 @@ class Completions:
 
 def sample(
     policy: Policy,
-    prompts: Sequence[str | Chat],
+    prompts: Sequence[Prompt],
     config: SamplerConfig = SamplerConfig(),  # noqa: B008 (frozen)
     *,
     seed: int = 0,
     temperature: float = 0.0,
+    first_row: int = 0,
 ) -> Completions:
-    """A completion of each prompt. A text is a user's turn where the checkpoint has a chat template, else what is continued.
+    """A completion of each prompt.
 
-    Row i draws from (seed, i) only. Raises ConfigError for impossible settings, an empty prompt, a prompt that is too long.
+    A prompt is a text (a user's turn where the checkpoint has a chat template, else what is continued), a chat, or token ids.
+    Row i draws from (seed, first_row + i) only. Raises ConfigError for impossible settings, an empty prompt, one that is too
+    long.
     """
-    arguments = _arguments(policy, prompts, config, seed, temperature)
+    arguments = _arguments(policy, prompts, config, seed, temperature, first_row)
     with jax.set_mesh(policy.mesh):
         rollout = sample_rows(*arguments, **_settings(policy, config, temperature))
     return _completions(policy, rollout)
@@ -228,21 +232,22 @@ def sample(
 
 def watch(
     policy: Policy,
-    prompts: Sequence[str | Chat],
+    prompts: Sequence[Prompt],
     config: SamplerConfig = SamplerConfig(),  # noqa: B008 (frozen)
     *,
     seed: int = 0,
     temperature: float = 0.0,
+    first_row: int = 0,
 ) -> Iterator[Decoding | Completions]:
     """The same, step by step: every state of the denoising as it happens, then the completions. For showing it to people."""
-    arguments = _arguments(policy, prompts, config, seed, temperature)
+    arguments = _arguments(policy, prompts, config, seed, temperature, first_row)
     with jax.set_mesh(policy.mesh):
         for state in sample_stepwise(*arguments, **_settings(policy, config, temperature)):
             yield _completions(policy, state) if isinstance(state, Rollout) else jax.device_get(state)
 
 
 def _arguments(
-    policy: Policy, prompts: Sequence[str | Chat], config: SamplerConfig, seed: int, temperature: float
+    policy: Policy, prompts: Sequence[Prompt], config: SamplerConfig, seed: int, temperature: float, first_row: int
 ) -> tuple[Any, ...]:
     check(Config(sampler=config))
     if isinstance(prompts, str):
@@ -254,7 +259,7 @@ def _arguments(
     if seed < 0:
         raise ConfigError(f"sample: seed = {seed} must not be negative")
     try:
-        rows = [policy.tokenizer.prompt(prompt) for prompt in prompts]
+        rows = [_prompt_ids(policy.tokenizer, prompt) for prompt in prompts]
     except ValueError as error:
         raise ConfigError(f"sample: {error}") from None
     empty = next((index for index, row in enumerate(rows) if not row or not prompts[index]), None)
@@ -265,8 +270,14 @@ def _arguments(
     prompt_RP, length_R = pad_rows(rows, -(-longest // PROMPT_BUCKET) * PROMPT_BUCKET, policy.tokenizer.special.end)
     _check_ids(prompt_RP, policy.config, "sample")
     placed = mesh_rules.place_rows(policy.mesh, (prompt_RP, length_R))
-    ids = mesh_rules.place_rows(policy.mesh, np.arange(len(rows), dtype=np.int32))
+    ids = mesh_rules.place_rows(policy.mesh, np.arange(first_row, first_row + len(rows), dtype=np.int32))
     return policy.model, policy.variables, *placed, jax.random.key(seed), ids
+
+
+def _prompt_ids(tokenizer: Tokenizer, prompt: Prompt) -> list[int]:
+    if not isinstance(prompt, str) and len(prompt) and isinstance(prompt[0], int | np.integer):
+        return [int(token) for token in prompt]
+    return tokenizer.prompt(prompt)
 
 
 def _settings(policy: Policy, config: SamplerConfig, temperature: float) -> dict[str, Any]:

@@ -57,7 +57,11 @@ def test_there_are_configurations():
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT / "configs")))
 def test_every_shipped_file_parses(path):
-    config = parse(["--config", str(path)])
+    if path.parent.name == "models":
+        config = parse(["--model", str(path)])
+    else:
+        start = ["--init_from", "a/checkpoint"] if path.stem.endswith("_8b") else []
+        config = parse(["--config", str(path), *start])
     for part in (config.model, config.lora, config.sampler):
         hash(part)  # they are static arguments of compiled functions
 
@@ -169,7 +173,7 @@ def test_an_unknown_key_like_nothing_lists_the_choices(write):
     [
         ("model.dtype", "bfloat", "model.dtype = 'bfloat' is not one of float32, bfloat16 (did you mean 'bfloat16'?)"),
         ("rl.pooling", "dr-grpo", "rl.pooling = 'dr-grpo' is not one of bnpo, grpo, dr_grpo (did you mean 'dr_grpo'?)"),
-        ("task.name", "soduku", "task.name = 'soduku' is not one of sudoku, countdown (did you mean 'sudoku'?)"),
+        ("task.name", "soduku", "task.name = 'soduku' is not one of sudoku, countdown, traces (did you mean 'sudoku'?)"),
         ("model.dtype", "16", "model.dtype = 16 is not one of float32, bfloat16"),
         ("sampler.remasking", "null", "sampler.remasking = None is not one of low_confidence, random"),
     ],
@@ -265,7 +269,7 @@ FLOATS = (
 )  # fmt: skip
 NOT_NEGATIVE = (
     "seed", "task.seed",
-    "lora.rank", "task.train_rows", "task.eval_rows", "evaluation.every", "evaluation.samples",
+    "model.max_positions", "sft.completion_length", "lora.rank", "task.train_rows", "task.eval_rows", "evaluation.every", "evaluation.samples",
     "evaluation.temperature", "rl.kl_coefficient", "rl.reference_sync_every", "rl.clip_low", "rl.clip_high",
     *(f"{stage}.optimizer.{key}" for stage in ("sft", "rl") for key in ("warmup_steps", "weight_decay", "clip_norm")),
 )  # fmt: skip

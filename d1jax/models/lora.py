@@ -30,18 +30,18 @@ def merge(variables: Variables, lora: LoraConfig) -> Variables:
     """{"params": W + A B alpha / r} without the adapter collection; the sum is made in fp32 and stored as W was."""
     if "lora" not in variables:
         return dict(variables)
-    adapters = variables["lora"]["blocks"]
-
-    def add(name: str, layer: Mapping[str, jax.Array]) -> Mapping[str, jax.Array]:
-        if name not in adapters:
-            return layer
-        kernel = layer["kernel"]
-        delta = jnp.einsum("Lir,Lro->Lio", adapters[name]["a"], adapters[name]["b"]) * (lora.alpha / lora.rank)
-        return {**layer, "kernel": (kernel.astype(jnp.float32) + delta).astype(kernel.dtype)}
-
-    params = variables["params"]
-    blocks = {name: add(name, layer) for name, layer in params["blocks"].items()}
+    params, adapters = variables["params"], variables["lora"]["blocks"]
+    blocks = {
+        name: {**layer, "kernel": merged(layer["kernel"], adapters[name], lora)} if name in adapters else layer
+        for name, layer in params["blocks"].items()
+    }
     return {"params": {**params, "blocks": blocks}}
+
+
+def merged(kernel_Lio: jax.Array, adapter: Mapping[str, jax.Array], lora: LoraConfig) -> jax.Array:
+    """W + A B alpha / r of all layers."""
+    delta_Lio = jnp.einsum("Lir,Lro->Lio", adapter["a"], adapter["b"]) * (lora.alpha / lora.rank)
+    return (kernel_Lio.astype(jnp.float32) + delta_Lio).astype(kernel_Lio.dtype)
 
 
 def parameter_table(variables: Variables) -> list[tuple[str, tuple[int, ...], int]]:

@@ -9,6 +9,8 @@ from typing import Any
 import jax
 from orbax.checkpoint import v1 as ocp
 
+BUFFER_BYTES = 2**30
+
 
 class Checkpoints:
     """Numbered checkpoints in one directory, one folder a step.
@@ -50,13 +52,26 @@ def _abstract(x: jax.Array) -> jax.ShapeDtypeStruct:
 
 
 def save_tree(directory: Path, tree: Any) -> None:
-    """Writes a tree of arrays into a new directory; returns when it is on disk."""
-    ocp.save(directory.resolve(), tree)
+    """Writes a tree of arrays into a new directory; returns when it is on disk. Host memory beside the arrays stays bounded."""
+    context = ocp.Context()
+    context.memory.transfer_concurrent_bytes = context.memory.write_concurrent_bytes = BUFFER_BYTES
+    context.array.saving.storage_options.chunk_byte_size = BUFFER_BYTES // 4
+    context.array.saving.use_compression = False  # weights hardly shrink, and it takes longer than writing them
+    with context:
+        ocp.save(directory.resolve(), tree)
 
 
-def load_tree(directory: Path, like: Any) -> Any:
-    """A saved tree, each array with the dtype and placement of its example (arrays or ShapeDtypeStructs)."""
-    return ocp.load(directory.resolve(), like)
+def load_array(directory: Path, path: tuple[str, ...], like: jax.ShapeDtypeStruct) -> jax.Array:
+    """One array of a saved tree, with the dtype and placement of its example. Nothing else is read."""
+    tree: Any = jax.tree.map(lambda _: ocp.PLACEHOLDER, ocp.metadata(directory.resolve()).metadata)
+    node = tree
+    for key in path[:-1]:
+        node = node[key]
+    node[path[-1]] = like
+    loaded: Any = ocp.load(directory.resolve(), tree)
+    for key in path:
+        loaded = loaded[key]
+    return loaded
 
 
 def stored_arrays(directory: Path) -> dict[tuple[str, ...], tuple[tuple[int, ...], str]]:

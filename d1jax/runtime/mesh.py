@@ -26,7 +26,7 @@ RULES: dict[str, str | tuple[str, ...] | None] = {
     "mlp": "tensor",
     "vocab": "tensor",
     "layers": None,
-    "rank": None,
+    "rank": "fsdp",  # of adapters, whose other axis is not always cut by fsdp
 }
 
 
@@ -50,14 +50,16 @@ def row_shards(mesh: Mesh) -> int:
 
 
 def spec(shape: Sequence[int], logical: Sequence[str | None], mesh: Mesh | jax.sharding.AbstractMesh) -> Spec:
-    """The PartitionSpec of an array whose axes have these logical names."""
-
-    def place(size: int, name: str | None) -> str | tuple[str, ...] | None:
+    """The PartitionSpec of an array whose axes have these logical names. A mesh axis cuts an array once: the first name has it."""
+    placed: list[str | tuple[str, ...] | None] = []
+    used: set[str] = set()
+    for size, name in zip(shape, logical, strict=True):
         axes = RULES[name] if name is not None else None
         names = (axes,) if isinstance(axes, str) else axes or ()
-        return axes if names and size % math.prod(mesh.shape[axis] for axis in names) == 0 else None
-
-    return Spec(*map(place, shape, logical))
+        fits = size % math.prod(mesh.shape[axis] for axis in names) == 0 and not used & set(names)
+        placed.append(axes if names and fits else None)
+        used |= set(names) if names and fits else set()
+    return Spec(*placed)
 
 
 def constrain(x: jax.Array, *logical: str | None) -> jax.Array:

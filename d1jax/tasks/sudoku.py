@@ -214,12 +214,17 @@ class Sudoku:
         """From the puzzle and the rules alone; the stored solution is never read, and any valid completion counts.
 
         `solved`: a valid grid that keeps the given cells. `units`: share of the 12 rows, columns and boxes that hold
-        1-4 once each in the grid as answered. `clues`: share of the given cells that are kept. A missing cell is wrong.
+        1-4 once each in the grid as answered. `clues`: share of the given cells that are kept. `cells`: share of the
+        blank cells that agree with the valid completion nearest to the answer. A missing cell is wrong.
+
+        Differs from the paper: d1's only reward is `cells` against the one stored solution, which marks a correct answer
+        wrong where a puzzle has more than one.
         """
         cells, complete = self._read(text)
         units = _share([{cells[cell] for cell in unit} == set("1234") for unit in UNITS])
         clues = _share([answer == given for answer, given in zip(cells, row["puzzle"], strict=True) if given != "0"])
-        return {"solved": float(complete and units == 1.0 and clues == 1.0), "units": units, "clues": clues}
+        solved = float(complete and units == 1.0 and clues == 1.0)
+        return {"solved": solved, "units": units, "clues": clues, "cells": _nearest(row["puzzle"], cells)}
 
     def grade(self, row: Row, text: str) -> dict[str, float]:
         """`solved`: any valid completion counts. `cell_accuracy`: share of the blank cells that agree with the valid
@@ -230,18 +235,12 @@ class Sudoku:
         stored solution it equals `cell_accuracy`. d1's evaluation also looks for a grid outside the answer tags, which
         is not done here.
         """
-        cells, _ = self._read(text)
-        blanks = [cell for cell, given in enumerate(row["puzzle"]) if given == "0"]
-
-        def accuracy(solution: str) -> float:
-            return _share([cells[cell] == solution[cell] for cell in blanks])
-
-        nearest = max(map(accuracy, completions(row["puzzle"])), default=0.0)
-        stored = row.get("solution")
+        rewards, stored = self.rewards(row, text), row.get("solution")
+        nearest = rewards["cells"]
         return {
-            "solved": self.rewards(row, text)["solved"],
+            "solved": rewards["solved"],
             "cell_accuracy": nearest,
-            "stored_cell_accuracy": nearest if stored is None else accuracy(stored),
+            "stored_cell_accuracy": nearest if stored is None else _agreement(row["puzzle"], self._read(text)[0], stored),
         }
 
     def problem_key(self, row: Row) -> str:
@@ -265,6 +264,16 @@ class Sudoku:
             "greedy_fill": _fill(row["puzzle"], look_back=True),
         }
         return {name: as_answer(answer, self.style) for name, answer in answers.items()}
+
+
+def _agreement(puzzle: str, cells: str, solution: str) -> float:
+    """The share of the blank cells that agree with a solution."""
+    return _share([cells[cell] == solution[cell] for cell, given in enumerate(puzzle) if given == "0"])
+
+
+def _nearest(puzzle: str, cells: str) -> float:
+    """The same with the valid completion that agrees most; 0 where there is none."""
+    return max((_agreement(puzzle, cells, solution) for solution in completions(puzzle)), default=0.0)
 
 
 def _fill(puzzle: str, look_back: bool) -> str:

@@ -7,8 +7,9 @@ Peak host memory is the model's own size on CPU devices plus one array of the tr
 
 from __future__ import annotations
 
+import gc
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from d1jax.config import ModelConfig
 from d1jax.files import new_directory, write_json
 from d1jax.models.families import Family
 from d1jax.models.transformer import Transformer, Variables, abstract_variables
-from d1jax.runtime.checkpoint import load_safetensors, load_tree, save_tree
+from d1jax.runtime.checkpoint import load_array, load_safetensors, save_tree
 from d1jax.weights.checkpoint_directory import INDEX, NATIVE, Checkpoint, copy_companions
 from d1jax.weights.convert import Entry, as_tree, entries, leaf, to_ours, to_theirs
 
@@ -35,26 +36,35 @@ SHARD_BYTES = 3_000_000_000
 
 def load_weights(checkpoint: Checkpoint, config: ModelConfig, mesh: Mesh) -> Variables:
     """{"params": ...} of a checkpoint, each array placed by the rule table and stored as `config.param_dtype`."""
-    like = abstract_variables(Transformer(config), mesh)
-    if checkpoint.native:
-        return {"params": load_tree(checkpoint.path / NATIVE, like["params"])}
-    return as_tree(_read_entries(checkpoint, config, like))
-
-
-def _read_entries(
-    checkpoint: Checkpoint, config: ModelConfig, like: Variables
-) -> Iterator[tuple[tuple[str, ...], Array]]:
     plan = entries(config, checkpoint.family)
     with _progress("reading", plan, config.param_dtype) as bar:
-        for entry in plan:
-            target = leaf(like, entry.path)
-            tensors = _read(checkpoint, entry, _published_sharding(entry, target.sharding))
-            convert = jax.jit(partial(_convert, _kind(entry), target.dtype), out_shardings=target.sharding)
-            array = jax.block_until_ready(convert(tensors))
-            for tensor in tensors:
-                tensor.delete()  # before the next ones are read
-            bar.update(array.nbytes)
-            yield entry.path, array
+        return as_tree(_counted(arrays_of(checkpoint, config, mesh, plan), bar))
+
+
+def arrays_of(
+    checkpoint: Checkpoint, config: ModelConfig, mesh: Mesh, plan: Sequence[Entry]
+) -> Iterator[tuple[tuple[str, ...], Array]]:
+    """(path, array) of the entries of `plan`, one after the other, so that their consumer decides what is in memory."""
+    like = abstract_variables(Transformer(config), mesh)
+    for entry in plan:
+        target = leaf(like, entry.path)
+        if checkpoint.native:
+            yield entry.path, load_array(checkpoint.path / NATIVE, entry.path, target)
+            continue
+        tensors = _read(checkpoint, entry, _published_sharding(entry, target.sharding))
+        convert = jax.jit(partial(_convert, _kind(entry), target.dtype), out_shardings=target.sharding)
+        array = jax.block_until_ready(convert(tensors))
+        for tensor in tensors:
+            tensor.delete()
+        del tensors, tensor
+        gc.collect()  # the reader leaves buffers in reference cycles; they must go before the next ones come
+        yield entry.path, array
+
+
+def _counted(arrays: Iterable[tuple[tuple[str, ...], Array]], bar: tqdm) -> Iterator[tuple[tuple[str, ...], Array]]:
+    for path, array in arrays:
+        bar.update(array.nbytes)
+        yield path, array
 
 
 def _convert(entry: Entry, dtype: Any, tensors: list[Array]) -> Array:
@@ -138,16 +148,23 @@ def _progress(label: str, plan: list[Entry], dtype: str) -> tqdm:
     return tqdm(total=size, desc=label, unit="B", unit_scale=True, disable=None, leave=False)
 
 
-def compare(ours: Variables, theirs: Mapping[str, Any], config: ModelConfig, family: Family) -> list[str]:
-    """The paths of the arrays that differ in any bit."""
-    return [
-        "/".join(entry.path)
-        for entry in entries(config, family)
-        if not bool(_equal(leaf(ours, entry.path), leaf(theirs, entry.path)))
-    ]
+def compare(one: Checkpoint, two: Checkpoint, mesh: Mesh) -> list[Entry]:
+    """The arrays in which two checkpoints of one architecture differ in any bit; one array of each is in memory at a time."""
+    plan = entries(one.config, one.family)
+    sides = (arrays_of(side, side.config, mesh, plan) for side in (one, two))
+    different = []
+    with _progress("comparing", plan, one.config.param_dtype) as bar:
+        for entry, (_, ours), (_, theirs) in zip(plan, *sides, strict=True):
+            # As integers: NaN differs from itself, and -0 equals 0.
+            if not bool(_same_bits(ours, theirs)):
+                different.append(entry)
+            bar.update(ours.nbytes)
+            ours.delete()
+            theirs.delete()
+    return different
 
 
 @jax.jit
-def _equal(a: Array, b: Array) -> Array:
-    unsigned = {2: jnp.uint16, 4: jnp.uint32}[a.dtype.itemsize]  # bits, because NaN differs from itself
+def _same_bits(a: Array, b: Array) -> Array:
+    unsigned = {2: jnp.uint16, 4: jnp.uint32}[a.dtype.itemsize]
     return jnp.all(jax.lax.bitcast_convert_type(a, unsigned) == jax.lax.bitcast_convert_type(b, unsigned))

@@ -1,98 +1,112 @@
-"""Logits and gradients of every parameter against the same architecture written in PyTorch, on random small configurations."""
+"""Logits and gradients of every parameter against transformers' Llama and Qwen2, made bidirectional by an additive 4-D mask."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
-from d1jax.config import ModelConfig
 from d1jax.models.families import FAMILIES
 from d1jax.models.transformer import head_matrix, hidden_states, project
 from d1jax.weights.convert import to_published
+from d1jax.weights.huggingface import save_weights
 
 torch = pytest.importorskip("torch", reason="PyTorch is an extra: pip install 'd1jax[torch]'")
+transformers = pytest.importorskip("transformers")
 pytestmark = pytest.mark.torch
 
+QWEN = {"qkv_bias": True, "rope_full_precision": False, "norm_eps": 1e-6}
 VARIANTS = {
-    "multi-head": {},
-    "grouped-query": {"heads": 4, "kv_heads": 2},
-    "biases": {"qkv_bias": True},
-    "tied head": {"tied_head": True},
-    "all of it": {
-        "width": 32,
-        "layers": 3,
-        "heads": 4,
-        "kv_heads": 1,
-        "qkv_bias": True,
-        "tied_head": True,
-        "rope_theta": 1e4,
-    },
+    "llama": ("Llama", {}),
+    "llama, grouped queries": ("Llama", {"heads": 4, "kv_heads": 2}),
+    "llama, tied head": ("Llama", {"tied_head": True, "rope_theta": 1e4}),
+    "qwen2": ("Qwen2", QWEN),
+    "qwen2, grouped queries": ("Qwen2", {**QWEN, "heads": 4, "kv_heads": 1, "rope_theta": 1e6}),
+    "qwen2, all of it": ("Qwen2", {**QWEN, "width": 32, "layers": 3, "heads": 4, "kv_heads": 2, "tied_head": True}),
 }
+NAMES = FAMILIES["dream"]  # Dream is a Qwen2, and Llama's tensors have the same names
 
 
-def torch_logits(tensors, config, tokens):
-    """LLaDA's forward pass for unpadded rows, from a state dict with its names."""
-    rows, columns = tokens.shape
-    size = config.width // config.heads
-
-    def norm(x, name):
-        return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + config.norm_eps) * tensors[f"{name}.weight"]
-
-    def linear(x, name):
-        return torch.nn.functional.linear(x, tensors[f"{name}.weight"], tensors.get(f"{name}.bias"))
-
-    frequency = 1.0 / config.rope_theta ** (torch.arange(0, size, 2).float() / size)
-    angle = torch.outer(torch.arange(columns).float(), frequency)
-    cos, sin = torch.cat([angle, angle], -1).cos(), torch.cat([angle, angle], -1).sin()
-
-    def rope(x):
-        first, second = x.chunk(2, -1)
-        return x * cos + torch.cat([-second, first], -1) * sin
-
-    x = tensors["model.transformer.wte.weight"][tokens]
-    for layer in range(config.layers):
-        block = f"model.transformer.blocks.{layer}."
-        h = norm(x, block + "attn_norm")
-        q, k, v = (
-            linear(h, block + f"{name}_proj").view(rows, columns, heads, size).transpose(1, 2)
-            for name, heads in (("q", config.heads), ("k", config.kv_heads), ("v", config.kv_heads))
-        )
-        k, v = (t.repeat_interleave(config.heads // config.kv_heads, dim=1) for t in (k, v))
-        mixed = torch.nn.functional.scaled_dot_product_attention(rope(q), rope(k), v)
-        x = x + linear(mixed.transpose(1, 2).reshape(rows, columns, -1), block + "attn_out")
-        h = norm(x, block + "ff_norm")
-        gated = torch.nn.functional.silu(linear(h, block + "ff_proj")) * linear(h, block + "up_proj")
-        x = x + linear(gated, block + "ff_out")
-    head = "model.transformer.wte.weight" if config.tied_head else "model.transformer.ff_out.weight"
-    return norm(x, "model.transformer.ln_f") @ tensors[head].T
+def reference(kind, config):
+    """The random PyTorch model of this architecture."""
+    settings = getattr(transformers, f"{kind}Config")(
+        hidden_size=config.width, num_hidden_layers=config.layers, num_attention_heads=config.heads,
+        num_key_value_heads=config.kv_heads, intermediate_size=config.mlp_width, vocab_size=config.vocab_size,
+        rms_norm_eps=config.norm_eps, tie_word_embeddings=config.tied_head, max_position_embeddings=64,
+        rope_parameters={"rope_type": "default", "rope_theta": config.rope_theta}, attn_implementation="eager",
+    )  # fmt: skip
+    return getattr(transformers, f"{kind}ForCausalLM")(settings).eval()
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_logits_and_gradients_equal_pytorch(tiny, variant):
-    model, variables = tiny(**VARIANTS[variant])
-    config: ModelConfig = model.config
-    tokens = np.random.default_rng(0).integers(0, config.vocab_size, (2, 7))
-    weight = np.random.default_rng(1).standard_normal((2, 7, config.vocab_size)).astype(np.float32)
+@pytest.fixture(params=VARIANTS.values(), ids=VARIANTS)
+def both(request, tiny):
+    kind, changes = request.param
+    model, variables = tiny(**changes)
+    torch_model = reference(kind, model.config)
+    tensors = {name: torch.tensor(np.array(x)) for name, x in to_published(variables, model.config, NAMES).items()}
+    expected = {name for name in torch_model.state_dict() if not (model.config.tied_head and name == "lm_head.weight")}
+    assert set(tensors) == expected
+    torch_model.load_state_dict(tensors, strict=not model.config.tied_head)  # a tied head is no tensor of its own
+    return model, variables, torch_model
 
-    def loss(variables):
-        positions = jnp.broadcast_to(jnp.arange(7)[None], tokens.shape)
-        hidden = hidden_states(model, variables, jnp.asarray(tokens), positions, jnp.full(2, 7))
-        logits = project(hidden, head_matrix(variables))
-        return jnp.sum(weight * jnp.tanh(logits)), logits
 
-    (_, logits), gradient = jax.value_and_grad(loss, has_aux=True)(variables)
+def inputs(config, lengths=(9, 9)):
+    rng = np.random.default_rng(0)
+    tokens = rng.integers(0, config.vocab_size, (len(lengths), max(lengths)))
+    real = np.arange(max(lengths))[None, :] < np.array(lengths)[:, None]
+    hidden = np.where(real, 0.0, np.finfo(np.float32).min)[:, None, None, :]
+    mask = torch.tensor(np.broadcast_to(hidden, (len(lengths), 1, max(lengths), max(lengths))).astype(np.float32))
+    return tokens, real, mask
 
-    tensors = {
-        name: torch.tensor(np.array(value)).requires_grad_()
-        for name, value in to_published(variables, config, FAMILIES["llada"]).items()
-    }
-    expected = torch_logits(tensors, config, torch.tensor(tokens))
-    (torch.tensor(weight) * torch.tanh(expected)).sum().backward()
 
-    np.testing.assert_allclose(logits, expected.detach().numpy(), atol=1e-4)
-    got = to_published(gradient, config, FAMILIES["llada"])
-    assert got.keys() == tensors.keys()
-    for name, tensor in tensors.items():
-        expected_gradient = tensor.grad.numpy()
-        scale = max(np.abs(expected_gradient).max(), 1.0)  # fp32 rounds relative to the largest entry
-        np.testing.assert_allclose(got[name] / scale, expected_gradient / scale, atol=2e-5, err_msg=name)
+def ours(model, variables, tokens, lengths):
+    positions = jnp.broadcast_to(jnp.arange(tokens.shape[1])[None, :], tokens.shape)
+    return project(hidden_states(model, variables, tokens, positions, jnp.array(lengths)), head_matrix(variables))
+
+
+@pytest.mark.parametrize("lengths", [(9, 9), (9, 5)], ids=["no padding", "padding"])
+def test_logits_agree(both, lengths):
+    model, variables, torch_model = both
+    tokens, real, mask = inputs(model.config, lengths)
+    with torch.no_grad():
+        theirs = torch_model(torch.tensor(tokens), attention_mask=mask).logits.numpy()
+    np.testing.assert_allclose(ours(model, variables, jnp.array(tokens), lengths)[real], theirs[real], atol=1e-4)
+
+
+def test_the_last_token_reaches_the_first_logits(both):
+    """The mask of the comparison really makes the reference bidirectional."""
+    model, _, torch_model = both
+    tokens, _, mask = inputs(model.config)
+    changed = tokens.copy()
+    changed[:, -1] = (changed[:, -1] + 1) % model.config.vocab_size
+    with torch.no_grad():
+        first, second = (torch_model(torch.tensor(x), attention_mask=mask).logits[:, 0] for x in (tokens, changed))
+    assert (first - second).abs().max() > 1e-3
+
+
+def test_gradients_of_every_parameter_agree(both):
+    model, variables, torch_model = both
+    tokens, _, mask = inputs(model.config)
+    weight = np.random.default_rng(1).standard_normal((*tokens.shape, model.config.vocab_size)).astype(np.float32)
+    torch_model.zero_grad()
+    (torch_model(torch.tensor(tokens), attention_mask=mask).logits * torch.tensor(weight)).sum().backward()
+    theirs = {name: parameter.grad.numpy() for name, parameter in torch_model.named_parameters()}
+    gradient = jax.grad(lambda v: jnp.sum(ours(model, v, jnp.array(tokens), (9, 9)) * weight))(variables)
+    found = to_published(gradient, model.config, NAMES)
+    assert set(found) == set(theirs)
+    for name, value in theirs.items():
+        np.testing.assert_allclose(found[name], value, atol=1e-4 * max(1.0, np.abs(value).max()), err_msg=name)
+
+
+def test_an_exported_directory_loads_strictly_and_gives_equal_logits(both, tmp_path):
+    model, variables, torch_model = both
+    save_weights(variables, model.config, NAMES, tmp_path / "out", lambda beside: None)
+    stored = {name: torch.tensor(x) for name, x in load_file(tmp_path / "out" / "model.safetensors").items()}
+    fresh = reference("Qwen2" if model.config.qkv_bias else "Llama", model.config)
+    if model.config.tied_head:
+        stored["lm_head.weight"] = stored["model.embed_tokens.weight"]
+    fresh.load_state_dict(stored, strict=True)
+    tokens, _, mask = inputs(model.config)
+    with torch.no_grad():
+        theirs = [m(torch.tensor(tokens), attention_mask=mask).logits for m in (torch_model, fresh)]
+    assert torch.equal(*theirs)

@@ -6,7 +6,6 @@ import os
 import pytest
 
 from d1jax.config import Config, ConfigError, RlConfig, TaskConfig
-from d1jax.files import write_beside
 from d1jax.runtime.run_directory import claim, open_run
 
 
@@ -78,19 +77,6 @@ def test_a_directory_that_is_no_run_is_left_alone(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["thesis.txt"]
     with pytest.raises(ConfigError, match="is a file"):
         claim(Config(run_dir=str(tmp_path / "thesis.txt")))
-
-
-def test_a_crash_while_writing_leaves_the_old_file(tmp_path, monkeypatch):
-    path = tmp_path / "summary.json"
-    write_beside(path, "old")
-
-    def crash(*_):
-        raise OSError("no space left on device")
-
-    monkeypatch.setattr(os, "fsync", crash)
-    with pytest.raises(OSError):
-        write_beside(path, "new")
-    assert path.read_text() == "old"
 
 
 def test_open_run_names_what_is_missing(tmp_path):

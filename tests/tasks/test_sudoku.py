@@ -190,12 +190,12 @@ def test_any_valid_completion_counts_and_the_stored_one_is_never_read_for_reward
 def test_partial_answers_by_hand():
     # The last cell becomes 1 instead of 4: a given cell is lost, and one row, one column and one box break.
     wrong = ROW["solution"][:15] + "1"
-    assert BARE.rewards(ROW, wrong) == {"solved": 0.0, "units": 9 / 12, "clues": 7 / 8}
+    assert BARE.rewards(ROW, wrong) == {"solved": 0.0, "units": 9 / 12, "clues": 7 / 8, "cells": 1.0}
     assert BARE.grade(ROW, wrong) == {"solved": 0.0, "cell_accuracy": 1.0, "stored_cell_accuracy": 1.0}
     # Eight cells only: two rows and two boxes hold, four of the given cells are kept, and half of the blanks are right.
     half = ROW["solution"][:8]
     kept = sum(digit != "0" for digit in ROW["puzzle"][:8]) / 8
-    assert BARE.rewards(ROW, half) == {"solved": 0.0, "units": 4 / 12, "clues": kept}
+    assert BARE.rewards(ROW, half) == {"solved": 0.0, "units": 4 / 12, "clues": kept, "cells": ROW["puzzle"][:8].count("0") / 8}
     assert BARE.grade(ROW, half)["stored_cell_accuracy"] == ROW["puzzle"][:8].count("0") / 8
 
 
@@ -228,7 +228,7 @@ def test_judging_never_raises(text, tagged):
     for task in (BARE, INSTRUCT):
         for row in (ROW, {"puzzle": ROW["puzzle"]}, {"puzzle": "0" * 16}):
             rewards, grade = task.rewards(row, text), task.grade(row, text)
-            assert list(rewards) == ["solved", "units", "clues"]
+            assert list(rewards) == ["solved", "units", "clues", "cells"]
             assert list(grade) == ["solved", "cell_accuracy", "stored_cell_accuracy"]
             assert all(0.0 <= value <= 1.0 for value in [*rewards.values(), *grade.values()])
             assert rewards["solved"] == grade["solved"] and rewards["solved"] in (0.0, 1.0)

@@ -1,0 +1,285 @@
+"""What a config.json means: sizes, alignment, biases; what is refused, and that what d1jax writes reads back the same."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from d1jax.config import ConfigError, ModelConfig
+from d1jax.models.families import FAMILIES, family_for, family_of, read_config, write_config
+from d1jax.weights.convert import parameter_count
+
+TESTS = Path(__file__).resolve().parents[1]
+PUBLISHED = TESTS.parents[1] / "shared" / "checkpoints"
+
+
+def golden_json(name):
+    return json.loads((TESTS / "golden" / name / "config.json").read_text())
+
+
+@pytest.fixture
+def llada():
+    return golden_json("llada-mha")
+
+
+@pytest.fixture
+def dream():
+    return golden_json("dream-gqa")
+
+
+def read(published):
+    return read_config(published, "config.json")
+
+
+# -- what published files say ---------------------------------------------------------------------------------------------
+
+SIZES = dict(width=64, layers=3, heads=4, mlp_width=160, vocab_size=512, max_positions=128)
+
+
+def test_golden_llada(llada):
+    assert read(llada) == ModelConfig(
+        **SIZES, kv_heads=4, rope_theta=5e5, norm_eps=1e-5, qkv_bias=False, tied_head=False, rope_full_precision=True,
+        alignment="same_position",
+    )  # fmt: skip
+
+
+def test_golden_dream(dream):
+    assert read(dream) == ModelConfig(
+        **SIZES, kv_heads=2, rope_theta=1e6, norm_eps=1e-6, qkv_bias=True, tied_head=False, rope_full_precision=False,
+        alignment="shifted",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "name, family, count, expected",
+    [
+        (
+            "LLaDA-8B-Instruct", "llada", 8_015_581_184,
+            ModelConfig(
+                width=4096, layers=32, heads=32, kv_heads=32, mlp_width=12288, vocab_size=126464, max_positions=4096,
+                rope_theta=5e5, norm_eps=1e-5, rope_full_precision=True, alignment="same_position",
+            ),
+        ),
+        (
+            "Dream-v0-Instruct-7B", "dream", 7_615_616_512,
+            ModelConfig(
+                width=3584, layers=28, heads=28, kv_heads=4, mlp_width=18944, vocab_size=152064, max_positions=131072,
+                rope_theta=1e6, norm_eps=1e-6, qkv_bias=True, rope_full_precision=False, alignment="shifted",
+            ),
+        ),
+    ],
+    ids=["LLaDA-8B", "Dream-7B"],
+)  # fmt: skip
+def test_published_model_is_read_and_has_the_published_number_of_weights(name, family, count, expected):
+    # The same numbers without the files, so that this holds on every machine.
+    assert parameter_count(expected, FAMILIES[family]) == count
+    file = PUBLISHED / name / "config.json"
+    if not file.is_file():
+        pytest.skip("the config of the published checkpoint is not on this machine")
+    published = json.loads(file.read_text())
+    assert family_of(published, "config.json") is FAMILIES[family]
+    assert read(published) == expected
+
+
+@pytest.mark.parametrize(
+    "changes, expected",
+    [
+        ({"embedding_size": 640}, {"vocab_size": 640}),
+        ({"vocab_size": 640}, {"vocab_size": 640}),
+        ({"embedding_size": None, "vocab_size": 500}, {"vocab_size": 500}),
+        ({"embedding_size": ...}, {"vocab_size": 512}),
+        ({"n_kv_heads": None}, {"kv_heads": 4}),
+        ({"n_kv_heads": ...}, {"kv_heads": 4}),
+        ({"n_kv_heads": None, "multi_query_attention": True}, {"kv_heads": 1}),
+        ({"n_kv_heads": 2, "multi_query_attention": True}, {"kv_heads": 2}),
+        ({"mlp_hidden_size": None}, {"mlp_width": 256}),
+        ({"mlp_hidden_size": ..., "mlp_ratio": 3}, {"mlp_width": 192}),
+        ({"include_qkv_bias": True}, {"qkv_bias": True}),
+        ({"include_qkv_bias": None, "weight_tying": ...}, {}),
+        ({"weight_tying": True}, {"tied_head": True}),
+        ({"rope_full_precision": False}, {"rope_full_precision": False}),
+        ({"rope_full_precision": ...}, {}),
+        ({"rope_theta": 500_000}, {}),
+        ({"bias_for_layer_norm": None, "alibi": ...}, {}),
+        ({"model_type": "mmada", "embedding_size": 512, "vocab_size": 700}, {"vocab_size": 700}),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_setting_of_a_llada_changes_just_what_it_means(llada, changes, expected):
+    assert read(changed(llada, changes)) == dataclasses.replace(read(llada), **expected)
+
+
+@pytest.mark.parametrize(
+    "changes, expected",
+    [
+        ({"num_key_value_heads": None}, {"kv_heads": 4}),
+        ({"tie_word_embeddings": True}, {"tied_head": True}),
+        ({"tie_word_embeddings": ...}, {}),
+        ({"rope_scaling": ..., "use_mrope": False}, {}),
+        ({"sliding_window": 4096}, {}),
+    ],
+    ids=str,
+)
+def test_setting_of_a_dream_changes_just_what_it_means(dream, changes, expected):
+    assert read(changed(dream, changes)) == dataclasses.replace(read(dream), **expected)
+
+
+def changed(published, changes):
+    """`...` removes a setting."""
+    merged = {**published, **changes}
+    return {name: value for name, value in merged.items() if value is not ...}
+
+
+def test_mmada_is_a_llada_that_breaks_one_line_after_a_header(llada):
+    family = family_of({**llada, "model_type": "mmada"}, "config.json")
+    assert family.name == "mmada" and family.alignment == "same_position"
+    assert family.names == FAMILIES["llada"].names
+    assert FAMILIES["llada"].assistant_header == family.assistant_header + "\n"
+
+
+# -- what is refused ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("model_type", ["llama", None, "dream", ["llada"]], ids=str)
+def test_an_unknown_model_type_is_named_with_the_known_ones(llada, model_type):
+    with pytest.raises(ConfigError) as caught:
+        read({**llada, "model_type": model_type})
+    message = str(caught.value)
+    assert f"config.json: model_type {model_type!r}" in message and "LLaDAModelLM" in message
+    assert all(repr(kind) in message for kind in ("llada", "mmada", "Dream"))
+
+
+@pytest.mark.parametrize(
+    "name, setting",
+    [
+        *(("llada-mha", name) for name in ("d_model", "n_layers", "n_heads", "max_sequence_length", "rope_theta", "rms_norm_eps")),
+        *(("dream-gqa", name) for name in ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size",
+                                           "vocab_size", "max_position_embeddings", "rope_theta", "rms_norm_eps")),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("gone", [None, ...], ids=["null", "absent"])
+def test_a_missing_size_is_named(name, setting, gone):
+    with pytest.raises(ConfigError, match=rf"config\.json: has no .*{setting}.*; it is needed to build a"):
+        read(changed(golden_json(name), {setting: gone}))
+
+
+@pytest.mark.parametrize("ratio", [None, ...], ids=["null", "absent"])
+def test_a_llada_needs_the_width_of_its_mlp_or_a_ratio(llada, ratio):
+    with pytest.raises(ConfigError, match="has no mlp_hidden_size"):
+        read(changed(llada, {"mlp_hidden_size": ..., "mlp_ratio": ratio}))
+
+
+def test_a_llada_needs_rows_of_the_embedding(llada):
+    with pytest.raises(ConfigError, match="has no embedding_size"):
+        read(changed(llada, {"embedding_size": None, "vocab_size": ...}))
+
+
+UNSUPPORTED = [
+    ("llada-mha", "alibi", True),
+    ("llada-mha", "rope", False),
+    ("llada-mha", "include_bias", True),
+    ("llada-mha", "bias_for_layer_norm", True),
+    ("llada-mha", "input_emb_norm", True),
+    ("llada-mha", "scale_logits", True),
+    ("llada-mha", "attention_layer_norm", True),
+    ("llada-mha", "layer_norm_with_affine", False),
+    ("llada-mha", "layer_norm_type", "default"),
+    ("llada-mha", "activation_type", "swiglu"),
+    ("llada-mha", "block_type", "sequential"),
+    ("llada-mha", "block_group_size", 2),
+    ("dream-gqa", "hidden_act", "gelu"),
+    ("dream-gqa", "rope_scaling", {"type": "yarn", "factor": 4.0}),
+    ("dream-gqa", "use_sliding_window", True),
+    ("dream-gqa", "use_mrope", True),
+]
+
+
+@pytest.mark.parametrize("name, setting, value", UNSUPPORTED, ids=[setting for _, setting, _ in UNSUPPORTED])
+def test_a_setting_that_would_change_the_forward_pass_is_refused_by_name(name, setting, value):
+    with pytest.raises(ConfigError) as caught:
+        read({**golden_json(name), setting: value})
+    assert f"config.json: {setting} = {value!r} is not supported; d1jax implements {setting} = " in str(caught.value)
+
+
+def test_every_fixed_setting_is_tried_above():
+    fixed = {setting for family in FAMILIES.values() for setting in family.fixed}
+    assert fixed == {setting for _, setting, _ in UNSUPPORTED}
+
+
+@pytest.mark.parametrize("name", ["llada-mha", "dream-gqa"])
+@pytest.mark.parametrize("value", ["64", 64.0, True, 0, -64, [64]], ids=repr)
+def test_a_size_of_the_wrong_type_or_sign_is_named(name, value):
+    setting = {"llada-mha": "d_model", "dream-gqa": "hidden_size"}[name]
+    with pytest.raises(ConfigError) as caught:
+        read({**golden_json(name), setting: value})
+    assert f"config.json: {setting} = {value!r} is not a valid size" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "setting, value",
+    [("rope_theta", "5e5"), ("rope_theta", True), ("rms_norm_eps", 0), ("weight_tying", 1), ("include_qkv_bias", "no")],
+)
+def test_a_number_or_switch_of_the_wrong_type_is_named(llada, setting, value):
+    with pytest.raises(ConfigError, match=rf"{setting} = {value!r} is not a valid"):
+        read({**llada, setting: value})
+
+
+@pytest.mark.parametrize("changes", [{"n_heads": 5, "n_kv_heads": 5}, {"n_kv_heads": 3}], ids=str)
+def test_heads_that_do_not_divide_are_refused(llada, changes):
+    with pytest.raises(ConfigError, match="must divide width = 64"):
+        read({**llada, **changes})
+
+
+# -- what d1jax writes ----------------------------------------------------------------------------------------------------
+
+POSITIVE = st.floats(1e-12, 1e12)
+
+
+@st.composite
+def architectures(draw):
+    heads = draw(st.sampled_from([1, 2, 4, 6, 28]))
+    dream = draw(st.booleans())
+    return ModelConfig(
+        width=heads * draw(st.integers(1, 64)) * 2,
+        layers=draw(st.integers(1, 40)),
+        heads=heads,
+        kv_heads=draw(st.sampled_from([k for k in range(1, heads + 1) if heads % k == 0])),
+        mlp_width=draw(st.integers(1, 20000)),
+        vocab_size=draw(st.integers(1, 200_000)),
+        max_positions=draw(st.integers(1, 200_000)),
+        rope_theta=draw(POSITIVE),
+        norm_eps=draw(POSITIVE),
+        qkv_bias=dream or draw(st.booleans()),
+        tied_head=draw(st.booleans()),
+        rope_full_precision=not dream and draw(st.booleans()),
+        alignment="shifted" if dream else "same_position",
+    )
+
+
+@given(architectures())
+def test_what_is_written_reads_back_the_same(config):
+    ids = {"mask_token_id": 3, "eos_token_id": 2, "pad_token_id": 2}
+    written = json.loads(json.dumps(write_config(config, ids)))
+    assert read(written) == config
+    assert written.items() >= ids.items() and written["torch_dtype"] == config.param_dtype
+    assert family_of(written, "config.json") is family_for(config)
+    assert parameter_count(config, family_for(config)) > 0
+
+
+@pytest.mark.parametrize("alignment", ["same_position", "shifted"])
+def test_a_model_without_a_limit_is_written_with_one(alignment):
+    shifted = alignment == "shifted"
+    config = ModelConfig(vocab_size=9, alignment=alignment, qkv_bias=shifted, rope_full_precision=not shifted)
+    assert read(write_config(config, {})) == dataclasses.replace(config, max_positions=4096)
+
+
+@pytest.mark.parametrize("changes", [{"qkv_bias": False}, {"rope_full_precision": True}], ids=str)
+def test_a_shifted_model_that_is_no_dream_cannot_be_published(changes):
+    dream = ModelConfig(vocab_size=9, alignment="shifted", qkv_bias=True, rope_full_precision=False)
+    assert family_for(dream) is FAMILIES["dream"]
+    ((setting, value),) = changes.items()
+    with pytest.raises(ConfigError, match=f"dream checkpoint, which needs model.{setting} = {not value}"):
+        family_for(dataclasses.replace(dream, **changes))

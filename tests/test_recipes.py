@@ -1,0 +1,104 @@
+"""The 8B recipes, traced and lowered at their real size on eight virtual devices: shapes and placements only, no weights."""
+
+import math
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from d1jax.config_file import parse
+from d1jax.data.tokenizers import SpecialTokens
+from d1jax.diffusion.canvas import Canvas
+from d1jax.diffusion.sampler import sample
+from d1jax.models.transformer import Transformer, abstract_variables
+from d1jax.rl import update as rl
+from d1jax.runtime.mesh import make_mesh, rows_sharding
+from d1jax.runtime.optimizer import TrainState, make_optimizer
+from d1jax.setup import split
+from d1jax.sft import loop as sft
+
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+LLADA = SpecialTokens(mask=126336, end=126081, turn_end=126348, vocab_size=126349)
+DREAM = SpecialTokens(mask=151666, end=151643, turn_end=151645, vocab_size=151667)
+PROMPT = 256
+
+RECIPES = [
+    ("d1_sft_8b", "llada_8b", LLADA),
+    ("d1_countdown_8b", "llada_8b", LLADA),
+    ("d1_sudoku_8b", "dream_7b", DREAM),
+    ("d1_sudoku_8b", "diffucoder_7b", DREAM),
+]
+
+
+@pytest.fixture(params=RECIPES, ids=lambda recipe: "-".join(recipe[:2]))
+def recipe(request):
+    run, model, special = request.param
+    files = ["--config", str(CONFIGS / "runs" / f"{run}.yaml"), "--model", str(CONFIGS / "models" / f"{model}.yaml")]
+    config = parse([*files, "--init_from", "a/checkpoint"])
+    mesh = make_mesh(config.mesh)
+    model = Transformer(config.model, config.lora)
+    variables = abstract_variables(model, mesh, ("params", "lora"))
+    with jax.set_mesh(mesh):
+        yield config, model, variables, special, mesh
+
+
+def abstract(mesh, dtype, *shape):
+    x = jax.ShapeDtypeStruct(shape, dtype)
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=rows_sharding(mesh, x))
+
+
+def abstract_state(optimizer, trainable):
+    """Moments where the adapters are, counters everywhere."""
+    moments = jax.eval_shape(optimizer.init, trainable)
+    placed = {x.shape: x.sharding for x in jax.tree.leaves(trainable)}
+    mesh = next(iter(placed.values())).mesh
+    everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    place = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=placed.get(x.shape, everywhere))  # noqa: E731
+    return TrainState(trainable, jax.tree.map(place, moments))
+
+
+def test_weights_are_sharded_over_all_devices(recipe):
+    leaves = jax.tree.leaves(recipe[2])
+    held = sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in leaves)
+    assert held < sum(x.size * x.dtype.itemsize for x in leaves) / 7.9
+
+
+def test_rollout_and_update_lower(recipe):
+    config, model, variables, special, mesh = recipe
+    key = jax.random.key(0)
+    trainable, frozen = split(variables)
+    if "sft" in config.stages:
+        rows, length = config.sft.batch_size, config.sft.completion_length
+        optimizer = make_optimizer(config.sft.optimizer, config.sft.steps)
+        state = abstract_state(optimizer, trainable)
+        update = sft.make_update(model, optimizer, config.sft, special, state)
+        clean = Canvas(
+            abstract(mesh, jnp.int32, rows, length),
+            abstract(mesh, jnp.int32, rows, PROMPT),
+            abstract(mesh, jnp.int32, rows),
+        )
+        lowered = update.lower(state, frozen, clean, key)
+    else:
+        rows, length = config.rl.prompts_per_step * config.rl.group_size, config.sampler.completion_length
+        prompts = abstract(mesh, jnp.int32, rows, PROMPT), abstract(mesh, jnp.int32, rows)
+        settings = {"config": config.sampler, "special": special, "temperature": config.rl.temperature}
+        ids = abstract(mesh, jnp.int32, rows)
+        assert "while" in sample.lower(model, variables, *prompts, key, ids, **settings).as_text()
+        optimizer = make_optimizer(config.rl.optimizer, config.rl.steps)
+        state = abstract_state(optimizer, trainable)
+        update = rl.make_update(model, optimizer, config.rl, special, state)
+        batch = rl.Batch(
+            Canvas(abstract(mesh, jnp.int32, rows, length), *prompts),
+            ids,
+            abstract(mesh, jnp.float32, rows),
+        )
+        lowered = update.lower(state, frozen, frozen, batch, key)
+    assert lowered.as_text()
+
+
+def test_only_adapters_of_blocks_are_trained(recipe):
+    config, _, variables, *_ = recipe
+    trainable, _ = split(variables)
+    assert set(trainable) == {"lora"} and set(trainable["lora"]["blocks"]) == set(config.lora.targets)
+    assert config.lora.rank == 128

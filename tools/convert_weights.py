@@ -1,0 +1,190 @@
+"""Checkpoints between formats, from the command line.
+
+    python tools/convert_weights.py to-orbax  CHECKPOINT OUT             Hugging Face -> d1jax's own form
+    python tools/convert_weights.py to-hf     CHECKPOINT_OR_RUN OUT      d1jax's form, or a run's weights -> Hugging Face
+    python tools/convert_weights.py to-hf     RUN OUT --adapter-only     the trained adapter alone, as PEFT loads it
+    python tools/convert_weights.py merge     CHECKPOINT ADAPTER OUT     a PEFT adapter into its weights
+    python tools/convert_weights.py inspect   PATH                       family, sizes, dtype, keys
+    python tools/convert_weights.py verify    A B                        every tensor equal, bit for bit?
+
+Weights keep the dtype in which they are stored unless --dtype says otherwise. OUT must not exist yet.
+Exit code: 0 done, 1 verify found a difference, 2 a mistake in the arguments.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+
+import d1jax
+from d1jax.config import ConfigError, MeshConfig, ModelConfig
+from d1jax.config_file import to_dict
+from d1jax.models.families import Family, family_for
+from d1jax.models.lora import merged as merged_kernel
+from d1jax.policy import adapter_of_run
+from d1jax.runtime.mesh import make_mesh
+from d1jax.runtime.run_directory import is_run, open_run
+from d1jax.weights.checkpoint_directory import headers, is_checkpoint, open_checkpoint
+from d1jax.weights.convert import as_tree, entries, expected_shapes, parameter_count
+from d1jax.weights.huggingface import arrays_of, companions_of, compare, load_weights, save_native, save_weights
+from d1jax.weights.peft_adapter import WEIGHTS, is_adapter, read_adapter, save_adapter
+
+USER_MISTAKE, DIFFERENT = 2, 1
+
+
+def main(argv: Sequence[str]) -> int:
+    arguments = _parser().parse_args(argv)
+    try:
+        return arguments.run(arguments)
+    except (ConfigError, FileExistsError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return USER_MISTAKE
+
+
+def to_orbax(arguments: argparse.Namespace) -> int:
+    return _write(arguments, native=True)
+
+
+def to_hf(arguments: argparse.Namespace) -> int:
+    if not arguments.adapter_only:
+        return _write(arguments, native=False)
+    _refuse(arguments.out)
+    mesh = make_mesh(MeshConfig())
+    with jax.set_mesh(mesh):
+        lora, adapters, config, base = adapter_of_run(arguments.source, mesh)
+        save_adapter(adapters, lora, config, open_checkpoint(base).family, arguments.out, base)
+    return _done(arguments.out)
+
+
+def merge(arguments: argparse.Namespace) -> int:
+    """Array by array, so that the base and the merged model are not both in memory."""
+    _refuse(arguments.out)
+    checkpoint, mesh = open_checkpoint(arguments.source), make_mesh(MeshConfig())
+    config = _stored_as(checkpoint.config, arguments.dtype)
+    lora, adapters = read_adapter(arguments.adapter, config, checkpoint.family, mesh)
+    blocks = adapters["lora"]["blocks"]
+
+    def merged(path: tuple[str, ...], array: jax.Array) -> tuple[tuple[str, ...], jax.Array]:
+        adapted = len(path) == 3 and path[2] == "kernel" and path[1] in blocks
+        return path, jax.jit(merged_kernel, static_argnums=2)(array, blocks[path[1]], lora) if adapted else array
+
+    plan = entries(config, checkpoint.family)
+    variables = as_tree(merged(path, array) for path, array in arrays_of(checkpoint, config, mesh, plan))
+    save_weights(variables, config, checkpoint.family, arguments.out, companions_of(checkpoint, config.param_dtype))
+    return _done(arguments.out)
+
+
+def _write(arguments: argparse.Namespace, native: bool) -> int:
+    """The weights of a checkpoint or a run, in the other form."""
+    _refuse(arguments.out)
+    if not is_checkpoint(arguments.source):
+        policy = d1jax.load_pretrained(arguments.source, dtype=arguments.dtype)
+        d1jax.save_pretrained(policy, arguments.out, native=native)
+        return _done(arguments.out)
+    checkpoint = open_checkpoint(arguments.source)
+    config = _stored_as(checkpoint.config, arguments.dtype)
+    variables = load_weights(checkpoint, config, make_mesh(MeshConfig()))
+    companions = companions_of(checkpoint, config.param_dtype)
+    if native:
+        save_native(variables, arguments.out, companions)
+    else:
+        save_weights(variables, config, checkpoint.family, arguments.out, companions)
+    return _done(arguments.out)
+
+
+def _stored_as(config: ModelConfig, dtype: str | None) -> ModelConfig:
+    return dataclasses.replace(config, param_dtype=dtype) if dtype else config
+
+
+def inspect(arguments: argparse.Namespace) -> int:
+    path = arguments.path
+    if is_adapter(path):
+        print(f"{path}: a PEFT adapter")
+        for name, tensor in sorted(headers(path / WEIGHTS).items()):
+            print(f"  {name:<76} {_sides(tensor.shape):>16}  {tensor.dtype}")
+        return 0
+    if is_run(path):
+        run, config = open_run(path)
+        saved = ", ".join(f"{stage} {step}" for stage, step in run.saved_steps(config.stages).items())
+        print(f"{path}: a run; last checkpoints: {saved or 'none'}")
+        _describe(family_for(config.model), config.model, "trained by d1jax")
+        return 0
+    checkpoint = open_checkpoint(path)
+    form = "d1jax (Orbax)" if checkpoint.native else f"Hugging Face, {len(checkpoint.files)} safetensors file(s)"
+    print(f"{path}: {form}, {sum(file.stat().st_size for file in checkpoint.files) / 1e9:.2f} GB")
+    _describe(
+        checkpoint.family, checkpoint.config, f"{len(expected_shapes(checkpoint.config, checkpoint.family))} tensors"
+    )
+    for entry in entries(checkpoint.config, checkpoint.family):
+        count = f"{len(entry.names)} x " if len(entry.names) > 1 else ""
+        print(f"  {entry.names[0]:<56} {count + _sides(entry.shape):>20}  -> {'/'.join(entry.path)}")
+    return 0
+
+
+def verify(arguments: argparse.Namespace) -> int:
+    one, two = open_checkpoint(arguments.a), open_checkpoint(arguments.b)
+    if one.family.names != two.family.names or one.config != two.config:
+        pairs = {**to_dict(one.config)}, {**to_dict(two.config)}
+        other = [f"{name} {a} and {pairs[1][name]}" for name, a in pairs[0].items() if a != pairs[1][name]]
+        print(f"different models: {', '.join(other) or 'other families'}")
+        return DIFFERENT
+    different = compare(one, two, make_mesh(MeshConfig()))
+    for entry in different:
+        print(f"different: {'/'.join(entry.path)} ({entry.names[0]}{' ...' if len(entry.names) > 1 else ''})")
+    tensors, count = len(expected_shapes(one.config, one.family)), parameter_count(one.config, one.family)
+    print(f"{tensors} tensors, {count:,} parameters: " + ("they differ" if different else "equal bit for bit"))
+    return DIFFERENT if different else 0
+
+
+def _describe(family: Family, config: ModelConfig, note: str) -> None:
+    print(f"family {family.name} ({family.alignment}), {parameter_count(config, family):,} parameters, {note}")
+    print("model:")
+    for name, value in to_dict(config).items():
+        print(f"  {name}: {str(value).lower() if isinstance(value, bool) else value}")
+
+
+def _sides(shape: Sequence[int]) -> str:
+    return "x".join(map(str, shape))
+
+
+def _refuse(out: Path) -> None:
+    """Before an hour of reading, not after it."""
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise FileExistsError(f"{out} exists already; choose another directory, or move that one away")
+
+
+def _done(out: Path) -> int:
+    size = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
+    print(f"{out}: {size / 1e9:.2f} GB written")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(name: str, run: object, help: str, *paths: str, dtype: bool = True) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=help)
+        for path in paths:
+            sub.add_argument(path, type=Path)
+        if dtype:
+            sub.add_argument("--dtype", choices=("float32", "bfloat16"), help="write in this dtype")
+        sub.set_defaults(run=run)
+        return sub
+
+    command("to-orbax", to_orbax, "Hugging Face -> d1jax's own form", "source", "out")
+    hf = command("to-hf", to_hf, "d1jax's form or a run -> Hugging Face", "source", "out")
+    hf.add_argument("--adapter-only", action="store_true", help="write a run's adapter in PEFT's format")
+    command("merge", merge, "a PEFT adapter into its weights", "source", "adapter", "out")
+    command("inspect", inspect, "family, sizes, dtype, keys", "path", dtype=False)
+    command("verify", verify, "compare two checkpoints bit for bit", "a", "b", dtype=False)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
