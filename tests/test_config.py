@@ -173,7 +173,11 @@ def test_an_unknown_key_like_nothing_lists_the_choices(write):
     [
         ("model.dtype", "bfloat", "model.dtype = 'bfloat' is not one of float32, bfloat16 (did you mean 'bfloat16'?)"),
         ("rl.pooling", "dr-grpo", "rl.pooling = 'dr-grpo' is not one of bnpo, grpo, dr_grpo (did you mean 'dr_grpo'?)"),
-        ("task.name", "soduku", "task.name = 'soduku' is not one of sudoku, countdown, traces (did you mean 'sudoku'?)"),
+        (
+            "task.name",
+            "soduku",
+            "task.name = 'soduku' is not one of sudoku, countdown, traces (did you mean 'sudoku'?)",
+        ),
         ("model.dtype", "16", "model.dtype = 16 is not one of float32, bfloat16"),
         ("sampler.remasking", "null", "sampler.remasking = None is not one of low_confidence, random"),
     ],
@@ -269,7 +273,8 @@ FLOATS = (
 )  # fmt: skip
 NOT_NEGATIVE = (
     "seed", "task.seed",
-    "model.max_positions", "sft.completion_length", "lora.rank", "task.train_rows", "task.eval_rows", "evaluation.every", "evaluation.samples",
+    "model.max_positions", "sft.completion_length",
+    "lora.rank", "task.train_rows", "task.eval_rows", "evaluation.every", "evaluation.samples",
     "evaluation.temperature", "rl.kl_coefficient", "rl.reference_sync_every", "rl.clip_low", "rl.clip_high",
     *(f"{stage}.optimizer.{key}" for stage in ("sft", "rl") for key in ("warmup_steps", "weight_decay", "clip_norm")),
 )  # fmt: skip

@@ -38,7 +38,10 @@ class PretrainedTokenizer:
         return bool(self.wrapped.chat_template)
 
     def encode(self, text: str) -> list[int]:
-        return self.wrapped(text, add_special_tokens=False)["input_ids"]
+        try:
+            return self.wrapped(text, add_special_tokens=False)["input_ids"]
+        except Exception as error:  # of the Rust library, which has no class of its own
+            raise ValueError(f"tokenizer {str(self.directory)!r}: cannot write {text[:60]!r} ({error})") from None
 
     def render(self, prompt: str | Chat) -> str:
         """The prompt as text. A chat ends with exactly one assistant header, whatever the template does about it."""

@@ -61,6 +61,11 @@ def save_tree(directory: Path, tree: Any) -> None:
         ocp.save(directory.resolve(), tree)
 
 
+def load_tree(directory: Path, like: Any) -> Any:
+    """A saved tree, each array with the dtype and placement of its example (arrays or ShapeDtypeStructs)."""
+    return ocp.load(directory.resolve(), like)
+
+
 def load_array(directory: Path, path: tuple[str, ...], like: jax.ShapeDtypeStruct) -> jax.Array:
     """One array of a saved tree, with the dtype and placement of its example. Nothing else is read."""
     tree: Any = jax.tree.map(lambda _: ocp.PLACEHOLDER, ocp.metadata(directory.resolve()).metadata)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import gc
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import partial
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from d1jax.config import ModelConfig
 from d1jax.files import new_directory, write_json
 from d1jax.models.families import Family
 from d1jax.models.transformer import Transformer, Variables, abstract_variables
-from d1jax.runtime.checkpoint import load_array, load_safetensors, save_tree
+from d1jax.runtime.checkpoint import load_array, load_safetensors, load_tree, save_tree
 from d1jax.weights.checkpoint_directory import INDEX, NATIVE, Checkpoint, copy_companions
 from d1jax.weights.convert import Entry, as_tree, entries, leaf, to_ours, to_theirs
 
@@ -36,6 +36,8 @@ SHARD_BYTES = 3_000_000_000
 
 def load_weights(checkpoint: Checkpoint, config: ModelConfig, mesh: Mesh) -> Variables:
     """{"params": ...} of a checkpoint, each array placed by the rule table and stored as `config.param_dtype`."""
+    if checkpoint.native:
+        return {"params": load_tree(checkpoint.path / NATIVE, abstract_variables(Transformer(config), mesh)["params"])}
     plan = entries(config, checkpoint.family)
     with _progress("reading", plan, config.param_dtype) as bar:
         return as_tree(_counted(arrays_of(checkpoint, config, mesh, plan), bar))
@@ -52,8 +54,7 @@ def arrays_of(
             yield entry.path, load_array(checkpoint.path / NATIVE, entry.path, target)
             continue
         tensors = _read(checkpoint, entry, _published_sharding(entry, target.sharding))
-        convert = jax.jit(partial(_convert, _kind(entry), target.dtype), out_shardings=target.sharding)
-        array = jax.block_until_ready(convert(tensors))
+        array = jax.block_until_ready(_converter(_kind(entry), target.dtype, target.sharding)(tensors))
         for tensor in tensors:
             tensor.delete()
         del tensors, tensor
@@ -67,8 +68,10 @@ def _counted(arrays: Iterable[tuple[tuple[str, ...], Array]], bar: tqdm) -> Iter
         yield path, array
 
 
-def _convert(entry: Entry, dtype: Any, tensors: list[Array]) -> Array:
-    return to_ours(entry, tensors).astype(dtype)
+@cache
+def _converter(kind: Entry, dtype: Any, sharding: NamedSharding) -> Callable[[list[Array]], Array]:
+    """The compiled `to_ours`; entries of one kind and later calls share it."""
+    return jax.jit(lambda tensors: to_ours(kind, tensors).astype(dtype), out_shardings=sharding)
 
 
 def _read(checkpoint: Checkpoint, entry: Entry, sharding: NamedSharding) -> list[Array]:

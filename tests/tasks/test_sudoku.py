@@ -195,7 +195,12 @@ def test_partial_answers_by_hand():
     # Eight cells only: two rows and two boxes hold, four of the given cells are kept, and half of the blanks are right.
     half = ROW["solution"][:8]
     kept = sum(digit != "0" for digit in ROW["puzzle"][:8]) / 8
-    assert BARE.rewards(ROW, half) == {"solved": 0.0, "units": 4 / 12, "clues": kept, "cells": ROW["puzzle"][:8].count("0") / 8}
+    assert BARE.rewards(ROW, half) == {
+        "solved": 0.0,
+        "units": 4 / 12,
+        "clues": kept,
+        "cells": ROW["puzzle"][:8].count("0") / 8,
+    }
     assert BARE.grade(ROW, half)["stored_cell_accuracy"] == ROW["puzzle"][:8].count("0") / 8
 
 

@@ -1,0 +1,115 @@
+"""python -m d1jax.generate: prompts from everywhere, the denoising shown, mistakes told."""
+
+import io
+import json
+
+import numpy as np
+import pytest
+
+from d1jax import generate, load_pretrained
+
+SHORT = ["--length", "8", "--steps", "4"]
+
+
+@pytest.fixture
+def model(write_checkpoint):
+    return str(write_checkpoint()[0])
+
+
+@pytest.fixture
+def run(capsys, monkeypatch):
+    """`run(arguments, typed="")` -> (exit code, standard output, standard error)."""
+
+    def call(*arguments, typed=""):
+        monkeypatch.setattr("sys.stdin", io.StringIO(typed))
+        try:
+            code = generate.main([*map(str, arguments)])
+        except SystemExit as stopped:
+            code = stopped.code
+        said = capsys.readouterr()
+        return code, said.out, said.err
+
+    return call
+
+
+def records(out):
+    return [json.loads(line) for line in out.splitlines()]
+
+
+def test_one_line_a_prompt(run, model):
+    code, out, _ = run("--model", model, "--prompt", "abc", "--prompt", "kj", *SHORT)
+    assert code == 0 and len(out.splitlines()) == 2
+
+
+def test_json_has_tokens_steps_and_confidence_and_the_text_is_their_decoding(run, model):
+    code, out, _ = run("--model", model, "--prompt", "abc", "--json", *SHORT)
+    (record,) = records(out)
+    assert code == 0 and record["prompt"] == "abc"
+    assert len(record["tokens"]) == len(record["reveal_step"]) == len(record["confidence"]) == 8
+    assert record["text"] == load_pretrained(model).tokenizer.decode(record["tokens"])
+    assert record["nfe"] == max(record["reveal_step"]) + 1
+
+
+def test_batches_files_and_standard_input_give_the_same_texts(run, model, tmp_path):
+    flags = ["--model", model, "--json", "--temperature", "0.8", "--seed", "3", *SHORT]
+    prompts = ["abc", "a", "hgfedcba"]
+    (tmp_path / "prompts.txt").write_text("abc\n\na\nhgfedcba\n")
+    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps({"prompt": text}) + "\n" for text in prompts))
+    _, together, _ = run(*flags, *(word for text in prompts for word in ("--prompt", text)))
+    for other in (["--file", tmp_path / "prompts.txt"], ["--file", tmp_path / "prompts.jsonl", "--batch", "1"]):
+        assert run(*flags, *other)[1] == together
+    assert records(run(*flags, typed="abc\n")[1])[0] == records(together)[0]
+
+
+def test_the_denoising_is_shown_step_by_step_and_ends_in_the_same_text(run, model):
+    flags = ["--model", model, "--prompt", "abc", "--steps", "8", "--length", "8"]
+    _, quiet, _ = run(*flags)
+    _, shown, _ = run(*flags, "--show", "always")
+    frames = shown.split("\x1b[J")
+    assert frames[-1] == quiet
+    masked = [part.count("░") for part in frames[:-1]]
+    assert masked[0] == 7 and masked == sorted(masked, reverse=True) and "step 1 of 8" in frames[0]
+
+
+def test_a_conversation_ends_at_an_empty_line(run, model):
+    code, out, err = run("--model", model, "--chat", *SHORT, typed="abc\nkj\n\nnot asked\n")
+    assert code == 0 and len(out.splitlines()) == 2 and "empty line" in err
+
+
+@pytest.mark.parametrize(
+    ("flags", "typed", "message"),
+    [
+        (["--model", "no/such", "--prompt", "a"], "", "no such directory"),
+        (["--prompt", "a", "--length", "10", "--block", "4"], "", "does not divide"),
+        (["--prompt", "a", "--length", "4", "--steps", "9"], "", "more than the 4 tokens"),
+        (["--prompt", ""], "", "prompt 0 is empty"),
+        ([], "", "is empty"),
+        (["--prompt", "xyz"], "", "cannot write 'xyz'"),
+        (["--file", "nowhere.txt"], "", "not readable"),
+        (["--prompt", "a", "--mesh", "8"], "", "data,fsdp,tensor"),
+        (["--prompt", "a", "--mesh", "3,1,1"], "", "does not cover"),
+        (["--prompt", "a", "--temperature", "-1"], "", "temperature = -1"),
+        (["--prompt", "a", "--system", "be brief"], "", "chat template"),
+        (["--prompt", "a", "--chat"], "", "leave --prompt"),
+        (["--prompt", "a", "--adapter", "nowhere"], "", "adapter"),
+    ],
+)
+def test_mistakes_are_told(run, model, flags, typed, message):
+    flags = flags if "--model" in flags else ["--model", model, *flags]
+    code, out, err = run(*flags, *([] if "--length" in flags else SHORT), typed=typed)
+    assert code == 2 and out == "" and message in err, err
+
+
+def test_a_bad_line_of_a_jsonl_file_is_named(run, model, tmp_path):
+    path = tmp_path / "bad.jsonl"
+    path.write_text('{"prompt": "a"}\n{"text": "b"}\n')
+    code, _, err = run("--model", model, "--file", path, *SHORT)
+    assert code == 2 and "bad.jsonl:2" in err
+
+
+def test_eight_devices_write_what_one_writes(run, model):
+    flags = ["--model", model, "--json", *(w for text in ("ab", "c", "de", "f") for w in ("--prompt", text)), *SHORT]
+    one, eight = (records(run(*flags, "--mesh", mesh)[1]) for mesh in ("8,1,1", "2,2,2"))
+    for a, b in zip(one, eight, strict=True):
+        assert a["tokens"] == b["tokens"] and a["reveal_step"] == b["reveal_step"]
+        np.testing.assert_allclose(a["confidence"], b["confidence"], atol=2e-4)
