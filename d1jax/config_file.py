@@ -33,7 +33,11 @@ def _given(key: str, value: str) -> dict[str, Any]:
     """What a flag says: a whole file, a section from a file (--model configs/models/dream_7b.yaml), or a value."""
     if key == "config":
         return _read_yaml(value)
-    if key in get_type_hints(Config) and dataclasses.is_dataclass(get_type_hints(Config)[key]) and value.endswith(".yaml"):
+    if (
+        key in get_type_hints(Config)
+        and dataclasses.is_dataclass(get_type_hints(Config)[key])
+        and value.endswith(".yaml")
+    ):
         return {key: _read_yaml(value)}
     return _nested(key, value)
 

@@ -32,14 +32,21 @@ def write_jsonl(path: Path, rows: Iterable[Any]) -> None:
     write_beside(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
+def check_new(path: Path) -> None:
+    """Raises FileExistsError where `path` exists and is not an empty directory."""
+    empty = path.is_dir() and not any(path.iterdir())
+    if path.is_symlink() or (path.exists() and not empty):
+        raise FileExistsError(f"{path} exists already; choose another directory, or move that one away")
+
+
 @contextmanager
 def new_directory(path: Path) -> Iterator[Path]:
     """`with new_directory(out) as beside:` fill `beside`; it becomes `out` at the end, and is gone if anything went wrong.
 
     Raises FileExistsError, before anything is written, where `path` exists and is not an empty directory.
     """
-    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
-        raise FileExistsError(f"{path} exists already; choose another directory, or move that one away")
+    check_new(path)
+    path = path.resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = Path(tempfile.mkdtemp(prefix=f".{path.name}.unfinished-", dir=path.parent))
     try:

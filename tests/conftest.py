@@ -76,9 +76,8 @@ def _golden(name: str, family: str, special: SpecialTokens) -> Golden:
     cases = json.loads((folder / "cases.json").read_text())
     with np.load(folder / "io.npz") as arrays:
         io = dict(arrays)
-    special = SpecialTokens(mask=490, end=491, turn_end=492)
     return Golden(
-        config, Transformer(config), special, tensors, from_published(tensors, config, FAMILIES["llada"]), io, cases
+        config, Transformer(config), special, tensors, from_published(tensors, config, FAMILIES[family]), io, cases
     )
 
 

@@ -24,6 +24,7 @@ import jax
 import d1jax
 from d1jax.config import ConfigError, MeshConfig, ModelConfig
 from d1jax.config_file import to_dict
+from d1jax.files import check_new
 from d1jax.models.families import Family, family_for
 from d1jax.models.lora import merged as merged_kernel
 from d1jax.policy import adapter_of_run
@@ -53,7 +54,7 @@ def to_orbax(arguments: argparse.Namespace) -> int:
 def to_hf(arguments: argparse.Namespace) -> int:
     if not arguments.adapter_only:
         return _write(arguments, native=False)
-    _refuse(arguments.out)
+    check_new(arguments.out)  # before an hour of reading, not after it
     mesh = make_mesh(MeshConfig())
     with jax.set_mesh(mesh):
         lora, adapters, config, base = adapter_of_run(arguments.source, mesh)
@@ -63,7 +64,7 @@ def to_hf(arguments: argparse.Namespace) -> int:
 
 def merge(arguments: argparse.Namespace) -> int:
     """Array by array, so that the base and the merged model are not both in memory."""
-    _refuse(arguments.out)
+    check_new(arguments.out)  # before an hour of reading, not after it
     checkpoint, mesh = open_checkpoint(arguments.source), make_mesh(MeshConfig())
     config = _stored_as(checkpoint.config, arguments.dtype)
     lora, adapters = read_adapter(arguments.adapter, config, checkpoint.family, mesh)
@@ -81,7 +82,7 @@ def merge(arguments: argparse.Namespace) -> int:
 
 def _write(arguments: argparse.Namespace, native: bool) -> int:
     """The weights of a checkpoint or a run, in the other form."""
-    _refuse(arguments.out)
+    check_new(arguments.out)  # before an hour of reading, not after it
     if not is_checkpoint(arguments.source):
         policy = d1jax.load_pretrained(arguments.source, dtype=arguments.dtype)
         d1jax.save_pretrained(policy, arguments.out, native=native)
@@ -150,12 +151,6 @@ def _describe(family: Family, config: ModelConfig, note: str) -> None:
 
 def _sides(shape: Sequence[int]) -> str:
     return "x".join(map(str, shape))
-
-
-def _refuse(out: Path) -> None:
-    """Before an hour of reading, not after it."""
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise FileExistsError(f"{out} exists already; choose another directory, or move that one away")
 
 
 def _done(out: Path) -> int:

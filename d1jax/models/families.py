@@ -201,8 +201,8 @@ def read_config(published: Mapping[str, Any], where: str) -> ModelConfig:
     values["vocab_size"] = max(rows, default=None)
     if values["kv_heads"] is None:
         values["kv_heads"] = 1 if published.get("multi_query_attention") else values["heads"]
-    if values["mlp_width"] is None and "mlp_ratio" in published:
-        values["mlp_width"] = published["mlp_ratio"] * (values["width"] or 0)
+    if values["mlp_width"] is None and isinstance(published.get("mlp_ratio"), int) and isinstance(values["width"], int):
+        values["mlp_width"] = published["mlp_ratio"] * values["width"]
     defaults = {"qkv_bias": False, "tied_head": False, "rope_full_precision": True}
     values = {name: defaults.get(name) if value is None else value for name, value in values.items()}
     missing = [family.fields[name] for name, value in values.items() if value is None]
@@ -211,7 +211,9 @@ def read_config(published: Mapping[str, Any], where: str) -> ModelConfig:
     for name, value in values.items():
         kinds = (int, float) if name in ("rope_theta", "norm_eps") else (bool,) if name in defaults else (int,)
         number_wanted = kinds != (bool,)
-        if not isinstance(value, kinds) or (number_wanted and (isinstance(value, bool) or value <= 0)):
+        if not isinstance(value, kinds) or (
+            number_wanted and (isinstance(value, bool) or not 0 < value < float("inf"))
+        ):
             raise ConfigError(f"{where}: {family.fields[name]} = {value!r} is not a valid size or switch")
     config = ModelConfig(**{**values, **family.implied}, alignment=family.alignment)
     if config.width % config.heads or config.heads % config.kv_heads:

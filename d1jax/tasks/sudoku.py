@@ -240,7 +240,9 @@ class Sudoku:
         return {
             "solved": rewards["solved"],
             "cell_accuracy": nearest,
-            "stored_cell_accuracy": nearest if stored is None else _agreement(row["puzzle"], self._read(text)[0], stored),
+            "stored_cell_accuracy": nearest
+            if stored is None
+            else _agreement(row["puzzle"], self._read(text)[0], stored),
         }
 
     def problem_key(self, row: Row) -> str:

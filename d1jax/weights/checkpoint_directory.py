@@ -124,8 +124,8 @@ def _tensors(path: Path) -> dict[str, Tensor]:
         found = f"; it has {', '.join(others[:4])}" if others else ""
         raise ConfigError(f"checkpoint {str(path)!r}: has neither {SINGLE} nor {INDEX} nor {NATIVE}/{found}")
     weight_map = read_json(path / INDEX).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise ConfigError(f"{path / INDEX}: has no weight_map")
+    if not isinstance(weight_map, dict) or not weight_map or not all(isinstance(x, str) for x in weight_map.values()):
+        raise ConfigError(f"{path / INDEX}: has no weight_map from tensors to files")
     tensors: dict[str, Tensor] = {}
     for name in sorted(set(weight_map.values())):
         if Path(name).name != name or not (path / name).is_file():
@@ -185,7 +185,9 @@ def read_json(path: Path) -> dict[str, Any]:
 
     try:
         value = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=distinct)
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except ConfigError:
+        raise
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: not readable as JSON: {error}") from None
     if not isinstance(value, dict):
         raise ConfigError(f"{path}: expected an object, found {type(value).__name__}")

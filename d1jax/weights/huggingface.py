@@ -10,7 +10,7 @@ from __future__ import annotations
 import gc
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +58,8 @@ def arrays_of(
         for tensor in tensors:
             tensor.delete()
         del tensors, tensor
-        gc.collect()  # the reader leaves buffers in reference cycles; they must go before the next ones come
+        if array.nbytes > 2**26:
+            gc.collect()  # the reader leaves its buffers in reference cycles; large ones must go before the next come
         yield entry.path, array
 
 
@@ -71,7 +72,21 @@ def _counted(arrays: Iterable[tuple[tuple[str, ...], Array]], bar: tqdm) -> Iter
 @cache
 def _converter(kind: Entry, dtype: Any, sharding: NamedSharding) -> Callable[[list[Array]], Array]:
     """The compiled `to_ours`; entries of one kind and later calls share it."""
-    return jax.jit(lambda tensors: to_ours(kind, tensors).astype(dtype), out_shardings=sharding)
+
+    def convert(tensors: list[Array]) -> Array:
+        stored = tensors[0].dtype
+        return _floats(to_ours(kind, [_bits(tensor) for tensor in tensors]), stored).astype(dtype)
+
+    return jax.jit(convert, out_shardings=sharding)
+
+
+def _bits(x: Array) -> Array:
+    """The bits as integers. Moving floats about may not be exact: XLA changes the payload of some NaNs on its way."""
+    return jax.lax.bitcast_convert_type(x, {2: jnp.uint16, 4: jnp.uint32}[x.dtype.itemsize])
+
+
+def _floats(bits: Array, dtype: Any) -> Array:
+    return jax.lax.bitcast_convert_type(bits, dtype)
 
 
 def _read(checkpoint: Checkpoint, entry: Entry, sharding: NamedSharding) -> list[Array]:
@@ -133,7 +148,9 @@ def save_native(variables: Variables, out: Path, companions: Callable[[Path], No
         save_tree(beside / NATIVE, variables["params"])
 
 
-_to_theirs = jax.jit(to_theirs, static_argnums=0)
+@partial(jax.jit, static_argnums=0)
+def _to_theirs(kind: Entry, array: Array, index: Array | int) -> Array:
+    return _floats(to_theirs(kind, _bits(array), index), array.dtype)
 
 
 def _kind(entry: Entry) -> Entry:
@@ -169,5 +186,4 @@ def compare(one: Checkpoint, two: Checkpoint, mesh: Mesh) -> list[Entry]:
 
 @jax.jit
 def _same_bits(a: Array, b: Array) -> Array:
-    unsigned = {2: jnp.uint16, 4: jnp.uint32}[a.dtype.itemsize]
-    return jnp.all(jax.lax.bitcast_convert_type(a, unsigned) == jax.lax.bitcast_convert_type(b, unsigned))
+    return jnp.all(_bits(a) == _bits(b))

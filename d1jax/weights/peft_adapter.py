@@ -37,6 +37,10 @@ FIXED: dict[str, tuple[Any, ...]] = {
     "layers_to_transform": (None,),
     "fan_in_fan_out": (False,),
     "target_parameters": (None, []),
+    "layer_replication": (None,),
+    "alora_invocation_tokens": (None,),
+    # Others (pissa, olora, ...) change the base weights when PEFT loads the adapter.
+    "init_lora_weights": (True, False, None, "gaussian", "orthogonal", "eva"),
 }
 
 
@@ -98,7 +102,7 @@ def save_adapter(
         "peft_type": "LORA",
         "base_model_name_or_path": base or None,
         "r": lora.rank,
-        "lora_alpha": int(lora.alpha) if lora.alpha.is_integer() else lora.alpha,
+        "lora_alpha": int(lora.alpha) if float(lora.alpha).is_integer() else lora.alpha,
         "lora_dropout": 0.0,
         "bias": "none",
         "target_modules": rf"(.*\.)?{block}\.({modules})",
@@ -132,6 +136,8 @@ def _targets(path: Path, shapes: Mapping[str, tuple[int, ...]], config: ModelCon
                 f"adapter {str(path)!r}: tensor {name} belongs to no linear layer of a {family.name} model"
             )
         found.add(ours[match["module"]])
+    if not found:
+        raise ConfigError(f"adapter {str(path)!r}: {WEIGHTS} holds no tensors")
     return tuple(name for name in LoraConfig().targets if name in found)
 
 
