@@ -57,9 +57,9 @@ def write_random(config: ModelConfig, out: Path) -> None:
     write_json(out / "model.safetensors.index.json", {"metadata": {}, "weight_map": weight_map})
 
 
-def measured(label: str, *arguments: object) -> dict[str, object]:
-    """Runs the conversion tool; seconds, and the peak resident memory of its process."""
-    command = [sys.executable, str(TOOL), *map(str, arguments)]
+def measured(label: str, program: Path, *arguments: object) -> dict[str, object]:
+    """Runs a program; seconds, and the peak resident memory of its process."""
+    command = [sys.executable, str(program), *map(str, arguments)]
     began = time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     said = process.stdout.read() if process.stdout else ""
@@ -82,19 +82,22 @@ def main() -> None:
     )
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/convert_8b.json"))
     parser.add_argument("--layers", type=int, default=LLADA_8B.layers, help="fewer for a trial")
+    parser.add_argument("--write-only", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     config = ModelConfig(**{**vars(LLADA_8B), "layers": arguments.layers})
+    if arguments.write_only:
+        return write_random(config, arguments.folder)
     scratch = arguments.folder / "d1jax-convert-8b"
     source, native, back = scratch / "source", scratch / "native", scratch / "back"
     scratch.mkdir(parents=True)
     try:
-        began = time.perf_counter()
-        write_random(config, source)
-        rows = [{"step": "write the random checkpoint", "seconds": round(time.perf_counter() - began, 1)}]
+        # In a process of its own: a child's peak begins with what its parent holds.
+        writer = (Path(__file__), "--write-only", "--layers", config.layers, "--folder", source)
+        rows = [measured("write the random checkpoint", *writer)]
         largest = max(file.stat().st_size for file in source.glob("*.safetensors")) / 1e9
-        rows.append(measured("to-orbax", "to-orbax", source, native))
-        rows.append(measured("to-hf", "to-hf", native, back))
-        rows.append(measured("verify", "verify", source, back))
+        rows.append(measured("to-orbax", TOOL, "to-orbax", source, native))
+        rows.append(measured("to-hf", TOOL, "to-hf", native, back))
+        rows.append(measured("verify", TOOL, "verify", source, back))
     finally:
         shutil.rmtree(scratch)
     size = parameter_count(config, FAMILIES["llada"]) * 2 / 1e9

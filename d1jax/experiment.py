@@ -72,9 +72,9 @@ def build(
         train_rows = []
     lengths = (config.sampler.completion_length, config.sft.completion_length or config.sampler.completion_length)
     if config.task.too_long == "drop":
-        train_rows = _that_fit(task, tokenizer, train_rows, lengths[1], config, log)
+        train_rows = _that_fit(task, tokenizer, train_rows, lengths, config, log)
     prompts = [row for rows in (train_rows, *eval_rows.values()) for row in rows]
-    prompt_columns = max(len(tokenizer.prompt(task.prompt(row))) for row in prompts)
+    prompt_columns = max(len(_prompt_ids(task, tokenizer, row)) for row in prompts)
     _check_positions(config, prompt_columns, max(lengths))
     train = _problems(task, tokenizer, train_rows, (prompt_columns, lengths[1]), "the training rows")
     # What an evaluation row stores as its target is shown, not scored: it may be longer than what is sampled.
@@ -130,14 +130,22 @@ def _share(task: Task, rows: list[Row], source: str, config: TaskConfig) -> list
 
 
 def _that_fit(
-    task: Task, tokenizer: Tokenizer, rows: list[Row], completion: int, config: Config, log: Callable[[str], None]
+    task: Task,
+    tokenizer: Tokenizer,
+    rows: list[Row],
+    lengths: tuple[int, int],
+    config: Config,
+    log: Callable[[str], None],
 ) -> list[Row]:
-    """The training rows whose target fits the completion, and with its prompt the model; the others are counted, never cut."""
+    """The training rows whose target fits, and whose prompt leaves room for the `lengths` that are sampled and taught.
+
+    The others are counted, never cut.
+    """
     limit = config.model.max_positions or 2**31 - 1
 
     def fits(row: Row) -> bool:
-        target = tokenizer.answer(task.target(row) or "")
-        return len(target) <= completion and len(tokenizer.prompt(task.prompt(row))) + completion <= limit
+        prompt, target = _prompt_ids(task, tokenizer, row), _target_ids(task, tokenizer, row) or []
+        return len(target) <= lengths[1] and len(prompt) + max(lengths) <= limit
 
     kept = [row for row in rows if fits(row)]
     if len(kept) < len(rows):
@@ -173,14 +181,29 @@ def _without_overlap(
 def _problems(task: Task, tokenizer: Tokenizer, rows: list[Row], columns: tuple[int, int], name: str) -> Problems:
     """The rows as arrays of `columns` = (prompt, target) columns; without target columns targets are left out."""
     end = tokenizer.special.end
-    prompt_RP, prompt_length_R = pad_rows([tokenizer.prompt(task.prompt(row)) for row in rows], columns[0], end)
-    targets = [task.target(row) if columns[1] else None for row in rows]
-    encoded = [[] if text is None else tokenizer.answer(text) for text in targets]
-    longest = max(map(len, encoded), default=0)
+    prompt_RP, prompt_length_R = pad_rows([_prompt_ids(task, tokenizer, row) for row in rows], columns[0], end)
+    targets = [_target_ids(task, tokenizer, row) if columns[1] else None for row in rows]
+    longest = max((len(ids) for ids in targets if ids), default=0)
     if longest > columns[1]:
         raise ConfigError(
             f"config: a target of {name} has {longest} tokens, more than the {columns[1]} of sampler.completion_length "
             "(or sft.completion_length); raise it, or set task.too_long: drop"
         )
-    target_RC, _ = pad_rows(encoded, columns[1], end)
-    return Problems(rows, prompt_RP, prompt_length_R, target_RC, np.array([text is not None for text in targets]))
+    target_RC, _ = pad_rows([ids or [] for ids in targets], columns[1], end)
+    return Problems(rows, prompt_RP, prompt_length_R, target_RC, np.array([ids is not None for ids in targets]))
+
+
+def _prompt_ids(task: Task, tokenizer: Tokenizer, row: Row) -> list[int]:
+    try:
+        return tokenizer.prompt(task.prompt(row))
+    except ValueError as error:
+        raise ConfigError(f"config: a prompt of task {task.name!r} cannot be written: {error}") from None
+
+
+def _target_ids(task: Task, tokenizer: Tokenizer, row: Row) -> list[int] | None:
+    """The SFT completion; None where the row has none."""
+    target = task.target(row)
+    try:
+        return None if target is None else tokenizer.answer(target)
+    except ValueError as error:
+        raise ConfigError(f"config: a target of task {task.name!r} cannot be written: {error}") from None

@@ -51,14 +51,16 @@ def new_directory(path: Path) -> Iterator[Path]:
     beside = Path(tempfile.mkdtemp(prefix=f".{path.name}.unfinished-", dir=path.parent))
     try:
         yield beside
-        beside.chmod(0o777 & ~_umask())
+        _open_to_others(beside)
         os.replace(beside, path)
     except BaseException:
         shutil.rmtree(beside, ignore_errors=True)
         raise
 
 
-def _umask() -> int:
+def _open_to_others(directory: Path) -> None:
+    """The permissions that files have by default here: temporary directories and safetensors files are private."""
     mask = os.umask(0)
     os.umask(mask)
-    return mask
+    for path in (directory, *directory.rglob("*")):
+        path.chmod((0o777 if path.is_dir() else 0o666) & ~mask)

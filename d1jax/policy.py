@@ -74,6 +74,8 @@ class Policy:
         mask_BT = np.ones_like(tokens_BT) if mask is None else np.asarray(mask)
         if tokens_BT.ndim != 2 or mask_BT.shape != tokens_BT.shape:
             raise ValueError(f"logits: tokens {tokens_BT.shape} and mask {mask_BT.shape} must have one shape [B, T]")
+        if not np.issubdtype(tokens_BT.dtype, np.integer):
+            raise ValueError(f"logits: tokens are {tokens_BT.dtype}; give integer ids")
         _check_ids(tokens_BT, self.config, "logits")
         _check_length(int(mask_BT.astype(bool).sum(axis=1).max(initial=0)), self.config, "logits")
         placed = mesh_rules.place_rows(self.mesh, (tokens_BT.astype(np.int32), mask_BT.astype(bool)))
@@ -171,7 +173,7 @@ def _in_dtype(config: ModelConfig, dtype: str | None) -> ModelConfig:
 def save_pretrained(policy: Policy, out: str | Path, *, native: bool = False) -> None:
     """Writes a directory that PyTorch users load like the original, adapters merged, in the dtype of the policy's weights.
 
-    native: d1jax's own form of the weights instead of safetensors. Raises FileExistsError where `out` exists.
+    native: d1jax's own form of the weights instead of safetensors. Raises FileExistsError where `out` holds anything.
     """
     out = Path(out)
     variables = lora.merge(policy.variables, policy.model.lora)
@@ -256,8 +258,8 @@ def _arguments(
         raise ConfigError("sample: no prompts")
     if not 0 <= temperature < float("inf"):
         raise ConfigError(f"sample: temperature = {temperature} must be 0 or above")
-    if seed < 0:
-        raise ConfigError(f"sample: seed = {seed} must not be negative")
+    if not 0 <= seed < 2**32:
+        raise ConfigError(f"sample: seed = {seed} must be between 0 and 2**32 - 1")
     try:
         rows = [_prompt_ids(policy.tokenizer, prompt) for prompt in prompts]
     except ValueError as error:

@@ -25,7 +25,13 @@ from d1jax.runtime.checkpoint import Checkpoints
 from d1jax.runtime.run_directory import RunDirectory, is_run, open_run
 from d1jax.tasks import TASKS
 from d1jax.tasks.task import Task
-from d1jax.weights.checkpoint_directory import Checkpoint, copy_companions, is_checkpoint, open_checkpoint
+from d1jax.weights.checkpoint_directory import (
+    Checkpoint,
+    copy_companions,
+    fingerprint,
+    is_checkpoint,
+    open_checkpoint,
+)
 from d1jax.weights.huggingface import load_weights
 from d1jax.weights.tokenizer_files import load_tokenizer, write_new_companions
 
@@ -82,12 +88,18 @@ def make_task(config: TaskConfig) -> Task:
 
 
 def _tokenizer(config: Config, origin: Path | None) -> Tokenizer:
+    """A published one where the weights come with it; else the one that the configuration asks for, which must fit the weights."""
     found = load_tokenizer(origin) if origin is not None else None
     if found is not None and not isinstance(found, CharacterTokenizer | ByteTokenizer):
         return found
-    if config.tokenizer == "bytes":
-        return ByteTokenizer()
-    return CharacterTokenizer(make_task(config.task).alphabet if config.task.style == "bare" else PRINTABLE)
+    alphabet = make_task(config.task).alphabet if config.task.style == "bare" else PRINTABLE
+    made = ByteTokenizer() if config.tokenizer == "bytes" else CharacterTokenizer(alphabet)
+    if found not in (None, made):
+        raise ConfigError(
+            f"{str(origin)!r} has another tokenizer than task {config.task.name!r} needs in this style "
+            f"(tokenizer: {config.tokenizer}): {found} and {made}"
+        )
+    return made
 
 
 def _origin_checkpoint(config: Config) -> Checkpoint | None:
@@ -137,7 +149,7 @@ def start_variables(setup: Setup, run: RunDirectory) -> Variables:
     recorded = json.loads(run.origin.read_text(encoding="utf-8")) if run.origin.exists() else None
     checkpoint = _origin_checkpoint(config)
     if checkpoint is not None:
-        origin = {"files": {file.name: file.stat().st_size for file in checkpoint.files}}
+        origin = {"files": fingerprint(checkpoint)}
         if recorded not in (None, origin):
             raise ConfigError(
                 f"init_from {config.init_from!r} has other files than when this run began; give that checkpoint, or a new run_dir"
@@ -172,15 +184,11 @@ def save_source(setup: Setup, run: RunDirectory) -> None:
 
 
 def check_same_model(setup: Setup, run: RunDirectory, source: Config) -> None:
-    """Raises ConfigError where the weights of a run do not fit the model and tokenizer of this setup."""
+    """Raises ConfigError where the weights of a run do not fit the model of this setup."""
     here, there = (dataclasses.asdict(_architecture(config)) for config in (setup.config, source))
     other = [f"model.{name} = {there[name]} (here: {here[name]})" for name in here if here[name] != there[name]]
     if other:
         raise ConfigError(f"run {str(run.path)!r} has another model: {', '.join(other)}")
-    if run.source.is_dir() and load_tokenizer(run.source) != setup.tokenizer:
-        raise ConfigError(
-            f"run {str(run.path)!r} has another tokenizer than task {setup.config.task.name!r} needs in this style"
-        )
 
 
 def _architecture(config: Config) -> ModelConfig:

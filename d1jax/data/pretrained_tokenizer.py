@@ -10,12 +10,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import jinja2
+
 from d1jax.data.tokenizers import Chat, SpecialTokens
 
 FILES = (
     "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "special_tokens_map.json", "added_tokens.json",
     "chat_template.jinja",
 )  # fmt: skip
+SETTING = {"mask": "mask_token_id", "end": "pad_token_id"}
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,15 @@ class PretrainedTokenizer:
                 )
             return (self.wrapped.bos_token or "") + prompt
         chat = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
-        text = self.wrapped.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+        for index, turn in enumerate(chat):
+            if not all(isinstance(turn.get(name), str) for name in ("role", "content")):
+                raise ValueError(f"tokenizer: turn {index} of the chat, {turn!r}, needs a text as role and as content")
+        try:
+            text = self.wrapped.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+        except jinja2.TemplateError as error:
+            raise ValueError(
+                f"tokenizer {str(self.directory)!r}: the chat template cannot render this chat ({error})"
+            ) from None
         header = self.assistant_header
         return text if text.rstrip().endswith(header.rstrip()) else text + header
 
@@ -104,7 +115,9 @@ def load_pretrained_tokenizer(
     try:
         wrapped = kind.from_pretrained(str(directory), local_files_only=True, trust_remote_code=False)
     except Exception as error:  # broken JSON, broken merges: the library has no class of its own for them
-        raise ValueError(f"tokenizer {str(directory)!r}: cannot be read ({error})") from None
+        raise ValueError(
+            f"tokenizer {str(directory)!r}: cannot be read ({error}); copy or download the tokenizer files again"
+        ) from None
     size = len(wrapped)
     ids = {
         "mask": mask if mask is not None else wrapped.mask_token_id,
@@ -112,9 +125,11 @@ def load_pretrained_tokenizer(
     }
     for name, token in ids.items():
         if token is None:
-            raise ValueError(f"tokenizer {str(directory)!r}: no {name} token; set {name}_token_id in config.json")
+            raise ValueError(f"tokenizer {str(directory)!r}: no {name} token; set {SETTING[name]} in config.json")
         if not 0 <= token < size:
-            raise ValueError(f"tokenizer {str(directory)!r}: {name} token {token} is outside its {size} ids")
+            raise ValueError(
+                f"tokenizer {str(directory)!r}: {name} token {token} is outside its {size} ids; correct {SETTING[name]} in config.json"
+            )
     turn = wrapped.convert_tokens_to_ids(turn_end)
     turn = turn if turn is not None and wrapped.convert_ids_to_tokens(turn) == turn_end else -1
     special = SpecialTokens(mask=ids["mask"], end=ids["end"], turn_end=turn, vocab_size=size)

@@ -149,7 +149,10 @@ class ByteTokenizer(_SmallTokenizer):
     def pieces(self, ids: Sequence[int]) -> list[str]:
         named = {256: "<end>", 257: "<mask>"}
         # A byte of a longer character has no text of its own.
-        return [chr(token) if token < 128 else named.get(token, f"<{token:02x}>") for token in ids]
+        return [
+            chr(token) if token < 128 else named.get(token, f"<{token:02x}>" if token < 256 else f"<{token}>")
+            for token in ids
+        ]
 
     def save(self, directory: Path) -> None:
         write_json(directory / FILE, {"kind": "bytes"})
@@ -158,7 +161,12 @@ class ByteTokenizer(_SmallTokenizer):
 def load_small_tokenizer(directory: Path) -> CharacterTokenizer | ByteTokenizer | None:
     """The character or byte tokenizer saved in a directory; None where it holds another one, or none."""
     path = directory / FILE
-    stored: Any = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    try:
+        stored: Any = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except (ValueError, RecursionError):
+        return None  # whatever it is, it is not ours
+    if not isinstance(stored, dict):
+        return None
     if stored.get("kind") == "characters":
         return CharacterTokenizer(stored["alphabet"])
     return ByteTokenizer() if stored.get("kind") == "bytes" else None

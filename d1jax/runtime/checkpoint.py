@@ -9,8 +9,6 @@ from typing import Any
 import jax
 from orbax.checkpoint import v1 as ocp
 
-BUFFER_BYTES = 2**30
-
 
 class Checkpoints:
     """Numbered checkpoints in one directory, one folder a step.
@@ -54,8 +52,9 @@ def _abstract(x: jax.Array) -> jax.ShapeDtypeStruct:
 def save_tree(directory: Path, tree: Any) -> None:
     """Writes a tree of arrays into a new directory; returns when it is on disk. Host memory beside the arrays stays bounded."""
     context = ocp.Context()
-    context.memory.transfer_concurrent_bytes = context.memory.write_concurrent_bytes = BUFFER_BYTES
-    context.array.saving.storage_options.chunk_byte_size = BUFFER_BYTES // 4
+    largest = max(x.nbytes for x in jax.tree.leaves(tree))  # Orbax refuses an array that is larger than its buffer
+    context.memory.transfer_concurrent_bytes = context.memory.write_concurrent_bytes = max(2**30, largest + 1)
+    context.array.saving.storage_options.chunk_byte_size = 2**28
     context.array.saving.use_compression = False  # weights hardly shrink, and it takes longer than writing them
     with context:
         ocp.save(directory.resolve(), tree)

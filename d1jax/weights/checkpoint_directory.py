@@ -9,6 +9,7 @@ Everything is checked here from the headers alone, before a tensor is read. Noth
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import shutil
 from collections.abc import Mapping
@@ -26,6 +27,7 @@ from d1jax.weights.convert import check_tensors, entries, our_shape
 INDEX, SINGLE, NATIVE = "model.safetensors.index.json", "model.safetensors", "params"
 DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".gguf")
+PROBE = 2**20
 COMPANIONS = (".json", ".py", ".txt", ".jinja", ".model", ".tiktoken")  # configuration, remote code, tokenizer
 
 
@@ -81,6 +83,20 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     tensors = _tensors(path)
     check_tensors({name: tensor.shape for name, tensor in tensors.items()}, config, family, f"checkpoint {str(path)!r}")
     return Checkpoint(path, published, family, _with_dtype(config, _one_dtype(tensors)), tensors)
+
+
+def fingerprint(checkpoint: Checkpoint) -> dict[str, str]:
+    """{file: hash of its size, its first and its last megabyte}: tells weights apart without reading all of them."""
+
+    def of(file: Path) -> str:
+        size = file.stat().st_size
+        with open(file, "rb") as stream:
+            parts = [stream.read(PROBE)]
+            stream.seek(max(size - PROBE, 0))
+            parts.append(stream.read(PROBE))
+        return hashlib.sha256(str(size).encode() + b"".join(parts)).hexdigest()
+
+    return {str(file.relative_to(checkpoint.path)): of(file) for file in checkpoint.files}
 
 
 def copy_companions(source: Path, out: Path, dtype: str | None = None) -> None:
