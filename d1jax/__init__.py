@@ -7,13 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from d1jax.config import LoraConfig, MeshConfig, ModelConfig, SamplerConfig  # noqa: F401
-    from d1jax.policy import Completions, Policy, load_pretrained, sample, save_pretrained, watch  # noqa: F401
+    from d1jax.policy import Policy, load_pretrained, save_pretrained  # noqa: F401
+    from d1jax.sampling import Completions, sample, watch  # noqa: F401
 
 __version__ = "0.1.0"
 
 _HOME = {
     **dict.fromkeys(("LoraConfig", "MeshConfig", "ModelConfig", "SamplerConfig"), "d1jax.config"),
-    **dict.fromkeys(("Completions", "Policy", "load_pretrained", "sample", "save_pretrained", "watch"), "d1jax.policy"),
+    **dict.fromkeys(("Policy", "load_pretrained", "save_pretrained"), "d1jax.policy"),
+    **dict.fromkeys(("Completions", "sample", "watch"), "d1jax.sampling"),
 }
 __all__ = [*_HOME, "__version__"]
 

@@ -18,7 +18,8 @@ import numpy as np
 
 from d1jax.config import Config, ConfigError, MeshConfig, SamplerConfig
 from d1jax.config_rules import check
-from d1jax.policy import Completions, Policy, Prompt, load_pretrained, sample, watch
+from d1jax.policy import Policy, load_pretrained
+from d1jax.sampling import Completions, Prompt, sample, watch
 from d1jax.telemetry.terminal import DenoisingView, printable
 
 USER_MISTAKE = 2
@@ -120,7 +121,7 @@ def _as_prompt(request: Request, text: str) -> Prompt:
             raise ConfigError("--system needs a checkpoint with a chat template, and no --raw")
         return request.policy.tokenizer.encode(text) if request.raw else text
     system = [{"role": "system", "content": request.system}] if request.system else []
-    return [*system, {"role": "user", "content": text}]
+    return [*system, {"role": "user", "content": text.strip()}]  # what is piped in ends with a line break
 
 
 def _record(prompt: str, completions: Completions, row: int) -> dict[str, Any]:
@@ -153,7 +154,7 @@ def _prompts(arguments: argparse.Namespace) -> list[str] | None:
     if not prompts:
         if sys.stdin.isatty():
             return None
-        prompts = [sys.stdin.read().strip()]
+        prompts = [sys.stdin.read()]
     blank = next((index for index, prompt in enumerate(prompts) if not prompt.strip()), None)
     if blank is not None:
         raise ConfigError(f"prompt {blank} is empty; write --prompt TEXT, --file FILE, or pipe a text in")

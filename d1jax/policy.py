@@ -11,7 +11,6 @@ B rows, T columns, P prompt columns, C completion columns, D width, V vocabulary
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,11 +22,8 @@ import numpy as np
 from jax import Array
 from jax.sharding import Mesh
 
-from d1jax.config import Config, ConfigError, LoraConfig, MeshConfig, ModelConfig, SamplerConfig
-from d1jax.config_rules import check
-from d1jax.data.tokenizers import Chat, Tokenizer, load_small_tokenizer, pad_rows
-from d1jax.diffusion.sampler import Decoding, Rollout, sample_stepwise
-from d1jax.diffusion.sampler import sample as sample_rows
+from d1jax.config import ConfigError, LoraConfig, MeshConfig, ModelConfig
+from d1jax.data.tokenizers import Tokenizer, load_small_tokenizer
 from d1jax.models import lora
 from d1jax.models.families import Family, family_for, family_of
 from d1jax.models.transformer import Transformer, Variables, head_matrix, hidden_states, project
@@ -35,12 +31,9 @@ from d1jax.runtime import mesh as mesh_rules
 from d1jax.runtime.run_directory import RunDirectory, is_run, open_run
 from d1jax.setup import set_up, trained_at
 from d1jax.weights.checkpoint_directory import copy_companions, is_checkpoint, open_checkpoint, read_json
-from d1jax.weights.huggingface import load_weights, save_native, save_weights
+from d1jax.weights.huggingface import in_memory, load_weights, save_native, save_weights
 from d1jax.weights.peft_adapter import read_adapter
 from d1jax.weights.tokenizer_files import load_tokenizer, write_new_companions
-
-Prompt = str | Chat | Sequence[int]
-PROMPT_BUCKET = 32  # prompts are padded to multiples of it, so that few lengths are compiled
 
 
 @dataclass(frozen=True)
@@ -76,8 +69,8 @@ class Policy:
             raise ValueError(f"logits: tokens {tokens_BT.shape} and mask {mask_BT.shape} must have one shape [B, T]")
         if not np.issubdtype(tokens_BT.dtype, np.integer):
             raise ValueError(f"logits: tokens are {tokens_BT.dtype}; give integer ids")
-        _check_ids(tokens_BT, self.config, "logits")
-        _check_length(int(mask_BT.astype(bool).sum(axis=1).max(initial=0)), self.config, "logits")
+        check_ids(tokens_BT, self.config, "logits")
+        check_length(int(mask_BT.astype(bool).sum(axis=1).max(initial=0)), self.config, "logits")
         placed = mesh_rules.place_rows(self.mesh, (tokens_BT.astype(np.int32), mask_BT.astype(bool)))
         with jax.set_mesh(self.mesh):
             return _logits(self.model, self.variables, *placed)
@@ -175,8 +168,7 @@ def save_pretrained(policy: Policy, out: str | Path, *, native: bool = False) ->
 
     native: d1jax's own form of the weights instead of safetensors. Raises FileExistsError where `out` holds anything.
     """
-    out = Path(out)
-    variables = lora.merge(policy.variables, policy.model.lora)
+    out, family = Path(out), policy.family
 
     def companions(beside: Path) -> None:
         if policy.source is not None and is_checkpoint(policy.source) and _is_published(policy.source):
@@ -184,127 +176,16 @@ def save_pretrained(policy: Policy, out: str | Path, *, native: bool = False) ->
         else:
             write_new_companions(policy.config, policy.tokenizer, beside, published=not native)
 
+    arrays = in_memory(policy.variables, policy.config, family)
+    if "lora" in policy.variables:
+        arrays = lora.merge_each(arrays, policy.variables["lora"], policy.model.lora)
     with jax.set_mesh(policy.mesh):
-        if native:
-            save_native(variables, out, companions)
-        else:
-            save_weights(variables, policy.config, policy.family, out, companions)
+        (save_native if native else save_weights)(arrays, policy.config, family, out, companions)
 
 
 def _is_published(source: Path) -> bool:
     """Whether the files there are those of a published checkpoint, and not d1jax's own for a small model."""
     return load_small_tokenizer(source) is None
-
-
-# -- sampling -------------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Completions:
-    """What `sample` returns. Arrays are on the host; R rows."""
-
-    text: list[str]
-    tokens: np.ndarray  # [R, C]
-    reveal_step: np.ndarray  # [R, C] the step that committed the token; -1: never, behind the end of the text
-    confidence: np.ndarray  # [R, C] its probability then
-    length: np.ndarray  # [R] tokens through the first end token
-    nfe: np.ndarray  # [R] forward passes
-
-
-def sample(
-    policy: Policy,
-    prompts: Sequence[Prompt],
-    config: SamplerConfig = SamplerConfig(),  # noqa: B008 (frozen)
-    *,
-    seed: int = 0,
-    temperature: float = 0.0,
-    first_row: int = 0,
-) -> Completions:
-    """A completion of each prompt.
-
-    A prompt is a text (a user's turn where the checkpoint has a chat template, else what is continued), a chat, or token ids.
-    Row i draws from (seed, first_row + i) only. Raises ConfigError for impossible settings, an empty prompt, one that is too
-    long.
-    """
-    arguments = _arguments(policy, prompts, config, seed, temperature, first_row)
-    with jax.set_mesh(policy.mesh):
-        rollout = sample_rows(*arguments, **_settings(policy, config, temperature))
-    return _completions(policy, rollout)
-
-
-def watch(
-    policy: Policy,
-    prompts: Sequence[Prompt],
-    config: SamplerConfig = SamplerConfig(),  # noqa: B008 (frozen)
-    *,
-    seed: int = 0,
-    temperature: float = 0.0,
-    first_row: int = 0,
-) -> Iterator[Decoding | Completions]:
-    """The same, step by step: every state of the denoising as it happens, then the completions. For showing it to people."""
-    arguments = _arguments(policy, prompts, config, seed, temperature, first_row)
-    with jax.set_mesh(policy.mesh):
-        for state in sample_stepwise(*arguments, **_settings(policy, config, temperature)):
-            yield _completions(policy, state) if isinstance(state, Rollout) else jax.device_get(state)
-
-
-def _arguments(
-    policy: Policy, prompts: Sequence[Prompt], config: SamplerConfig, seed: int, temperature: float, first_row: int
-) -> tuple[Any, ...]:
-    check(Config(sampler=config))
-    if isinstance(prompts, str):
-        raise ConfigError("sample: prompts is one text; write a list, [text]")
-    if not len(prompts):
-        raise ConfigError("sample: no prompts")
-    if not 0 <= temperature < float("inf"):
-        raise ConfigError(f"sample: temperature = {temperature} must be 0 or above")
-    if not 0 <= seed < 2**32:
-        raise ConfigError(f"sample: seed = {seed} must be between 0 and 2**32 - 1")
-    try:
-        rows = [_prompt_ids(policy.tokenizer, prompt) for prompt in prompts]
-    except ValueError as error:
-        raise ConfigError(f"sample: {error}") from None
-    empty = next((index for index, row in enumerate(rows) if not row or not prompts[index]), None)
-    if empty is not None:
-        raise ConfigError(f"sample: prompt {empty} is empty")
-    longest = max(map(len, rows))
-    _check_length(longest + config.completion_length, policy.config, f"sample: {config.completion_length} new tokens")
-    prompt_RP, length_R = pad_rows(rows, -(-longest // PROMPT_BUCKET) * PROMPT_BUCKET, policy.tokenizer.special.end)
-    _check_ids(prompt_RP, policy.config, "sample")
-    placed = mesh_rules.place_rows(policy.mesh, (prompt_RP, length_R))
-    ids = mesh_rules.place_rows(policy.mesh, np.arange(first_row, first_row + len(rows), dtype=np.int32))
-    return policy.model, policy.variables, *placed, jax.random.key(seed), ids
-
-
-def _prompt_ids(tokenizer: Tokenizer, prompt: Prompt) -> list[int]:
-    if not isinstance(prompt, str) and len(prompt) and isinstance(prompt[0], int | np.integer):
-        return [int(token) for token in prompt]
-    return tokenizer.prompt(prompt)
-
-
-def _settings(policy: Policy, config: SamplerConfig, temperature: float) -> dict[str, Any]:
-    return {"config": config, "special": policy.tokenizer.special, "temperature": temperature}
-
-
-def _completions(policy: Policy, rollout: Rollout) -> Completions:
-    tokens, reveal_step, confidence, length, nfe = (np.asarray(x) for x in jax.device_get(rollout))
-    texts = [policy.tokenizer.decode(row) for row in tokens.tolist()]
-    return Completions(texts, tokens, reveal_step, confidence, length, nfe)
-
-
-def _check_ids(tokens: np.ndarray, config: ModelConfig, where: str) -> None:
-    wrong = np.argwhere((tokens < 0) | (tokens >= config.vocab_size))
-    if len(wrong):
-        row, column = wrong[0]
-        # A gather would clamp it silently.
-        raise ConfigError(
-            f"{where}: id {tokens[row, column]} at row {row}, column {column} is outside the vocabulary of {config.vocab_size}"
-        )
-
-
-def _check_length(length: int, config: ModelConfig, where: str) -> None:
-    if config.max_positions and length > config.max_positions:
-        raise ConfigError(f"{where}: {length} tokens in all are more than the model's {config.max_positions} positions")
 
 
 def adapter_of_run(path: Path, mesh: Mesh) -> tuple[LoraConfig, Variables, ModelConfig, str]:
@@ -322,3 +203,18 @@ def adapter_of_run(path: Path, mesh: Mesh) -> tuple[LoraConfig, Variables, Model
     setup = set_up(config, RunDirectory(path).source, mesh)
     variables, _ = trained_at(setup, run, config.stages[0])
     return config.lora, variables["lora"], setup.model.config, base
+
+
+def check_ids(tokens: np.ndarray, config: ModelConfig, where: str) -> None:
+    wrong = np.argwhere((tokens < 0) | (tokens >= config.vocab_size))
+    if len(wrong):
+        row, column = wrong[0]
+        # A gather would clamp it silently.
+        raise ConfigError(
+            f"{where}: id {tokens[row, column]} at row {row}, column {column} is outside the vocabulary of {config.vocab_size}"
+        )
+
+
+def check_length(length: int, config: ModelConfig, where: str) -> None:
+    if config.max_positions and length > config.max_positions:
+        raise ConfigError(f"{where}: {length} tokens in all are more than the model's {config.max_positions} positions")

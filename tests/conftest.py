@@ -30,7 +30,7 @@ from d1jax.models.families import FAMILIES, family_for, read_config  # noqa: E40
 from d1jax.models.transformer import Transformer, initialize  # noqa: E402
 from d1jax.runtime.mesh import make_mesh  # noqa: E402
 from d1jax.weights.convert import from_published  # noqa: E402
-from d1jax.weights.huggingface import save_weights  # noqa: E402
+from d1jax.weights.huggingface import in_memory, save_weights  # noqa: E402
 from d1jax.weights.tokenizer_files import write_new_companions  # noqa: E402
 
 settings.register_profile(
@@ -129,7 +129,9 @@ def write_checkpoint(tmp_path, tiny) -> Callable[..., tuple[Path, Transformer, d
         model, variables = tiny(**changes)
         out, tokenizer = tmp_path / name, CharacterTokenizer("abcdefghijk")
         companions = lambda beside: write_new_companions(model.config, tokenizer, beside, published=True)  # noqa: E731
-        save_weights(variables, model.config, family_for(model.config), out, companions, shard_bytes)
+        family = family_for(model.config)
+        arrays = in_memory(variables, model.config, family)
+        save_weights(arrays, model.config, family, out, companions, shard_bytes)
         return out, model, variables
 
     return write

@@ -16,9 +16,10 @@ from d1jax.config import ConfigError, LoraConfig, MeshConfig, SamplerConfig
 from d1jax.data.tokenizers import ByteTokenizer, CharacterTokenizer
 from d1jax.diffusion.sampler import Decoding
 from d1jax.models.families import family_for
-from d1jax.policy import Completions, Policy, load_pretrained, sample, save_pretrained, watch
+from d1jax.policy import Policy, load_pretrained, save_pretrained
 from d1jax.runtime.mesh import AXES
-from d1jax.weights.huggingface import save_weights
+from d1jax.sampling import Completions, sample, watch
+from d1jax.weights.huggingface import in_memory, save_weights
 from d1jax.weights.peft_adapter import save_adapter
 from d1jax.weights.tokenizer_files import write_new_companions
 
@@ -49,7 +50,8 @@ def written(directory: Path, tiny, **changes) -> Policy:
     model, variables = tiny(**changes)
     tokenizer = CharacterTokenizer("abcdefghijk")
     companions = lambda beside: write_new_companions(model.config, tokenizer, beside, published=True)  # noqa: E731
-    save_weights(variables, model.config, family_for(model.config), directory, companions)
+    family = family_for(model.config)
+    save_weights(in_memory(variables, model.config, family), model.config, family, directory, companions)
     return load_pretrained(directory, mesh=one_device())
 
 
@@ -368,7 +370,8 @@ def chatting(tmp_path, tiny) -> Policy:
         write_new_companions(model.config, ByteTokenizer(), beside, published=True)
         (beside / "chat_template.jinja").write_text(CHAT)
 
-    save_weights(variables, model.config, family_for(model.config), tmp_path / "chatting", companions)
+    family = family_for(model.config)
+    save_weights(in_memory(variables, model.config, family), model.config, family, tmp_path / "chatting", companions)
     return load_pretrained(tmp_path / "chatting", mesh=one_device())
 
 

@@ -22,7 +22,7 @@ from d1jax.policy import load_pretrained, save_pretrained
 from d1jax.runtime.run_directory import RunDirectory
 from d1jax.setup import save_source, set_up, start_variables
 from d1jax.telemetry.metrics import read_metrics
-from d1jax.weights.huggingface import save_native, save_weights
+from d1jax.weights.huggingface import in_memory, save_native, save_weights
 from d1jax.weights.tokenizer_files import load_tokenizer, write_new_companions
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -38,10 +38,11 @@ def write(tmp_path, tiny):
         model, variables = tiny(**{"vocab_size": 16, **changes})
         tokenizer, out = CharacterTokenizer(alphabet), tmp_path / name
         companions = lambda beside: write_new_companions(model.config, tokenizer, beside, published=not native)  # noqa: E731
+        family = family_for(model.config)
         if native:
-            save_native(variables, out, companions)
+            save_native(in_memory(variables, model.config, family), model.config, family, out, companions)
         else:
-            save_weights(variables, model.config, family_for(model.config), out, companions)
+            save_weights(in_memory(variables, model.config, family), model.config, family, out, companions)
         return out, model, variables
 
     return write
@@ -360,7 +361,8 @@ def trained(tmp_path_factory, tiny):
     companions = lambda beside: write_new_companions(  # noqa: E731
         model.config, CharacterTokenizer(DIGITS), beside, published=True
     )
-    save_weights(variables, model.config, family_for(model.config), root / "base", companions)
+    family = family_for(model.config)
+    save_weights(in_memory(variables, model.config, family), model.config, family, root / "base", companions)
     return root / "base", root / "whole", finish(start(root / "whole", root / "base"))
 
 

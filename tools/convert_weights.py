@@ -16,7 +16,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import jax
@@ -26,13 +26,13 @@ from d1jax.config import ConfigError, MeshConfig, ModelConfig
 from d1jax.config_file import to_dict
 from d1jax.files import check_new
 from d1jax.models.families import Family, family_for
-from d1jax.models.lora import merged as merged_kernel
+from d1jax.models.lora import merge_each
 from d1jax.policy import adapter_of_run
 from d1jax.runtime.mesh import make_mesh
 from d1jax.runtime.run_directory import is_run, open_run
-from d1jax.weights.checkpoint_directory import headers, is_checkpoint, open_checkpoint
-from d1jax.weights.convert import as_tree, entries, expected_shapes, parameter_count
-from d1jax.weights.huggingface import arrays_of, companions_of, compare, load_weights, save_native, save_weights
+from d1jax.weights.checkpoint_directory import Checkpoint, headers, is_checkpoint, open_checkpoint
+from d1jax.weights.convert import entries, expected_shapes, parameter_count
+from d1jax.weights.huggingface import PathAndArray, arrays_of, companions_of, compare, save_native, save_weights
 from d1jax.weights.peft_adapter import WEIGHTS, is_adapter, read_adapter, save_adapter
 
 USER_MISTAKE, DIFFERENT = 2, 1
@@ -54,7 +54,7 @@ def to_orbax(arguments: argparse.Namespace) -> int:
 def to_hf(arguments: argparse.Namespace) -> int:
     if not arguments.adapter_only:
         return _write(arguments, native=False)
-    check_new(arguments.out)  # before an hour of reading, not after it
+    check_new(arguments.out)
     mesh = make_mesh(MeshConfig())
     with jax.set_mesh(mesh):
         lora, adapters, config, base = adapter_of_run(arguments.source, mesh)
@@ -63,20 +63,12 @@ def to_hf(arguments: argparse.Namespace) -> int:
 
 
 def merge(arguments: argparse.Namespace) -> int:
-    """Array by array, so that the base and the merged model are not both in memory."""
-    check_new(arguments.out)  # before an hour of reading, not after it
+    check_new(arguments.out)
     checkpoint, mesh = open_checkpoint(arguments.source), make_mesh(MeshConfig())
     config = _stored_as(checkpoint.config, arguments.dtype)
     lora, adapters = read_adapter(arguments.adapter, config, checkpoint.family, mesh)
-    blocks = adapters["lora"]["blocks"]
-
-    def merged(path: tuple[str, ...], array: jax.Array) -> tuple[tuple[str, ...], jax.Array]:
-        adapted = len(path) == 3 and path[2] == "kernel" and path[1] in blocks
-        return path, jax.jit(merged_kernel, static_argnums=2)(array, blocks[path[1]], lora) if adapted else array
-
-    plan = entries(config, checkpoint.family)
-    variables = as_tree(merged(path, array) for path, array in arrays_of(checkpoint, config, mesh, plan))
-    save_weights(variables, config, checkpoint.family, arguments.out, companions_of(checkpoint, config.param_dtype))
+    arrays = merge_each(_arrays(checkpoint, config), adapters["lora"], lora)
+    save_weights(arrays, config, checkpoint.family, arguments.out, companions_of(checkpoint, config.param_dtype))
     return _done(arguments.out)
 
 
@@ -88,14 +80,15 @@ def _write(arguments: argparse.Namespace, native: bool) -> int:
         d1jax.save_pretrained(policy, arguments.out, native=native)
         return _done(arguments.out)
     checkpoint = open_checkpoint(arguments.source)
-    config = _stored_as(checkpoint.config, arguments.dtype)
-    variables = load_weights(checkpoint, config, make_mesh(MeshConfig()))
+    config, save = _stored_as(checkpoint.config, arguments.dtype), save_native if native else save_weights
     companions = companions_of(checkpoint, config.param_dtype)
-    if native:
-        save_native(variables, arguments.out, companions)
-    else:
-        save_weights(variables, config, checkpoint.family, arguments.out, companions)
+    save(_arrays(checkpoint, config), config, checkpoint.family, arguments.out, companions)
     return _done(arguments.out)
+
+
+def _arrays(checkpoint: Checkpoint, config: ModelConfig) -> Iterator[PathAndArray]:
+    """The arrays of a checkpoint one by one: what is converted need not fit into memory."""
+    return arrays_of(checkpoint, config, make_mesh(MeshConfig()), entries(config, checkpoint.family))
 
 
 def _stored_as(config: ModelConfig, dtype: str | None) -> ModelConfig:

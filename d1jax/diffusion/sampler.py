@@ -176,25 +176,11 @@ def sample(
     )
 
 
-def sample_stepwise(
-    model: Transformer,
-    variables: Variables,
-    prompt_BP: Array,
-    prompt_length_B: Array,
-    key: Array,
-    row_ids_B: Array,
-    *,
-    config: SamplerConfig,
-    special: SpecialTokens,
-    temperature: float,
-) -> Iterator[Decoding | Rollout]:
-    """What `sample` does, one step at a time: every state on the way, then the same rollout. For showing it to people."""
-    settings = {"config": config, "special": special, "temperature": temperature}
+def sample_stepwise(*arguments: Any, **settings: Any) -> Iterator[Decoding | Rollout]:
+    """What `sample` does with the same arguments, one step at a time: every state on the way, then the same rollout."""
     state, running = None, True
     while running:
-        state, running, rollout = _one_step(
-            model, variables, prompt_BP, prompt_length_B, key, row_ids_B, state, **settings
-        )
+        state, running, rollout = _one_step(*arguments, state, **settings)
         yield state
     yield rollout
 

@@ -6,14 +6,18 @@ would make the ratio of the first inner update differ from 1 (d1 trains with 0.0
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import Array
 
 from d1jax.config import ConfigError, LoraConfig
 from d1jax.models.transformer import Variables
+
+Path = tuple[str, ...]
 
 
 def check_targets(params: Mapping[str, Any], lora: LoraConfig) -> None:
@@ -32,14 +36,24 @@ def merge(variables: Variables, lora: LoraConfig) -> Variables:
         return dict(variables)
     params, adapters = variables["params"], variables["lora"]["blocks"]
     blocks = {
-        name: {**layer, "kernel": merged(layer["kernel"], adapters[name], lora)} if name in adapters else layer
+        name: {**layer, "kernel": _merged(layer["kernel"], adapters[name], lora)} if name in adapters else layer
         for name, layer in params["blocks"].items()
     }
     return {"params": {**params, "blocks": blocks}}
 
 
-def merged(kernel_Lio: jax.Array, adapter: Mapping[str, jax.Array], lora: LoraConfig) -> jax.Array:
-    """W + A B alpha / r of all layers."""
+def merge_each(
+    arrays: Iterable[tuple[Path, Array]], adapters: Mapping[str, Any], lora: LoraConfig
+) -> Iterator[tuple[Path, Array]]:
+    """The same for (path in the parameter tree, array) pairs, one after the other, so that not all of them need be in memory."""
+    blocks = adapters["blocks"]
+    for path, array in arrays:
+        adapted = path[0] == "blocks" and path[1] in blocks and path[2] == "kernel"
+        yield path, _merged(array, blocks[path[1]], lora) if adapted else array
+
+
+@partial(jax.jit, static_argnums=2)
+def _merged(kernel_Lio: Array, adapter: Mapping[str, Array], lora: LoraConfig) -> Array:
     delta_Lio = jnp.einsum("Lir,Lro->Lio", adapter["a"], adapter["b"]) * (lora.alpha / lora.rank)
     return (kernel_Lio.astype(jnp.float32) + delta_Lio).astype(kernel_Lio.dtype)
 

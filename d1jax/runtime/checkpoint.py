@@ -1,4 +1,4 @@
-"""Every call to Orbax is here: the checkpoints of a stage, single trees, and safetensors files."""
+"""Every call to Orbax is here: the checkpoints of a stage, single arrays, and safetensors files."""
 
 from __future__ import annotations
 
@@ -49,39 +49,26 @@ def _abstract(x: jax.Array) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
 
 
-def save_tree(directory: Path, tree: Any) -> None:
-    """Writes a tree of arrays into a new directory; returns when it is on disk. Host memory beside the arrays stays bounded."""
+def save_array(directory: Path, array: jax.Array) -> None:
+    """Writes one array into a new directory; returns when it is on disk. It can be read in parts, for any placement."""
     context = ocp.Context()
-    largest = max(x.nbytes for x in jax.tree.leaves(tree))  # Orbax refuses an array that is larger than its buffer
-    context.memory.transfer_concurrent_bytes = context.memory.write_concurrent_bytes = max(2**30, largest + 1)
-    context.array.saving.storage_options.chunk_byte_size = 2**28
+    # One array at a time, in pieces that are read for one device without the rest.
+    context.memory.transfer_concurrent_bytes = context.memory.write_concurrent_bytes = array.nbytes + 1
+    context.array.saving.storage_options.chunk_byte_size = 2**27
     context.array.saving.use_compression = False  # weights hardly shrink, and it takes longer than writing them
     with context:
-        ocp.save(directory.resolve(), tree)
+        ocp.save(directory.resolve(), {"array": array})
 
 
-def load_tree(directory: Path, like: Any) -> Any:
-    """A saved tree, each array with the dtype and placement of its example (arrays or ShapeDtypeStructs)."""
-    return ocp.load(directory.resolve(), like)
+def load_array(directory: Path, like: jax.ShapeDtypeStruct) -> jax.Array:
+    """A saved array, with the dtype and placement of its example."""
+    return ocp.load(directory.resolve(), {"array": like})["array"]
 
 
-def load_array(directory: Path, path: tuple[str, ...], like: jax.ShapeDtypeStruct) -> jax.Array:
-    """One array of a saved tree, with the dtype and placement of its example. Nothing else is read."""
-    tree: Any = jax.tree.map(lambda _: ocp.PLACEHOLDER, ocp.metadata(directory.resolve()).metadata)
-    node = tree
-    for key in path[:-1]:
-        node = node[key]
-    node[path[-1]] = like
-    loaded: Any = ocp.load(directory.resolve(), tree)
-    for key in path:
-        loaded = loaded[key]
-    return loaded
-
-
-def stored_arrays(directory: Path) -> dict[tuple[str, ...], tuple[tuple[int, ...], str]]:
-    """{path in the saved tree: (shape, dtype)}, without reading an array."""
-    leaves = jax.tree_util.tree_flatten_with_path(ocp.metadata(directory.resolve()).metadata)[0]
-    return {tuple(key.key for key in path): (tuple(leaf.shape), str(leaf.dtype)) for path, leaf in leaves}
+def stored_array(directory: Path) -> tuple[tuple[int, ...], str]:
+    """(shape, dtype) of a saved array, without reading it."""
+    stored = ocp.metadata(directory.resolve()).metadata["array"]
+    return tuple(stored.shape), str(stored.dtype)
 
 
 def load_safetensors(file: Path, like: dict[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:

@@ -21,8 +21,8 @@ from safetensors import SafetensorError, safe_open
 
 from d1jax.config import ConfigError, ModelConfig
 from d1jax.models.families import Family, family_of, read_config
-from d1jax.runtime.checkpoint import stored_arrays
-from d1jax.weights.convert import check_tensors, entries, our_shape
+from d1jax.runtime.checkpoint import stored_array
+from d1jax.weights.convert import Entry, check_tensors, entries, our_shape
 
 INDEX, SINGLE, NATIVE = "model.safetensors.index.json", "model.safetensors", "params"
 DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
@@ -78,7 +78,7 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     published = read_json(path / "config.json")
     family, config = family_of(published, where), read_config(published, where)
     if (path / NATIVE).is_dir():
-        stored = _native_tensors(path / NATIVE, config, family)
+        stored = _native_tensors(path, config, family)
         return Checkpoint(path, published, family, _with_dtype(config, _one_dtype(stored)), {})
     tensors = _tensors(path)
     check_tensors({name: tensor.shape for name, tensor in tensors.items()}, config, family, f"checkpoint {str(path)!r}")
@@ -159,18 +159,29 @@ def _tensors(path: Path) -> dict[str, Tensor]:
     return tensors
 
 
+def native_directory(path: Path, entry: Entry) -> Path:
+    """Where the native form keeps an array of the tree."""
+    return path / NATIVE / ".".join(entry.path)
+
+
 def _native_tensors(path: Path, config: ModelConfig, family: Family) -> dict[str, Tensor]:
     """What Orbax has stored, under the names of our tree."""
-    try:
-        stored = stored_arrays(path)
-    except Exception as error:  # Orbax has no error class of its own
-        raise ConfigError(f"{path}: not readable by Orbax ({error}); convert the checkpoint again") from None
-    wanted = {entry.path: our_shape(entry) for entry in entries(config, family)}
-    for name in sorted(wanted.keys() | stored.keys()):
-        found, expected = stored.get(name, (None, None))[0], wanted.get(name)
-        if found != expected:
-            raise ConfigError(f"{path}: {'/'.join(name)} has shape {found}, config.json says {expected}")
-    return {"/".join(name): Tensor(path, shape, dtype) for name, (shape, dtype) in stored.items()}
+    expected = {native_directory(path, entry): our_shape(entry) for entry in entries(config, family)}
+    found = {directory for directory in (path / NATIVE).iterdir() if not directory.name.startswith(".")}
+    for directory in sorted(expected.keys() ^ found):
+        what = "is missing" if directory in expected else "is not expected"
+        raise ConfigError(f"{directory}: {what} in a {family.name} checkpoint of this architecture; convert it again")
+    tensors = {}
+    for directory, shape in expected.items():
+        try:
+            stored, dtype = stored_array(directory)
+        except Exception as error:  # Orbax has no error class of its own
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise ConfigError(f"{directory}: not readable by Orbax ({reason}); convert the checkpoint again") from None
+        if stored != shape:
+            raise ConfigError(f"{directory}: has shape {stored}, config.json says {shape}")
+        tensors[directory.name] = Tensor(path / NATIVE, stored, dtype)
+    return tensors
 
 
 def _one_dtype(tensors: Mapping[str, Tensor]) -> str:

@@ -2,12 +2,13 @@
 
 In: Orbax reads just the bytes that each device needs; a compiled pure function (convert.py) stacks and transposes on the devices.
 Out: shards are planned by huggingface_hub, filled tensor by tensor, written beside and renamed.
-Peak host memory is the model's own size on CPU devices plus one array of the tree (in), or one shard (out).
+Arrays come and go one by one, so a conversion needs memory for an array of the tree and a shard, not for the model.
 """
 
 from __future__ import annotations
 
 import gc
+import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache, partial
@@ -27,31 +28,28 @@ from d1jax.config import ModelConfig
 from d1jax.files import new_directory, write_json
 from d1jax.models.families import Family
 from d1jax.models.transformer import Transformer, Variables, abstract_variables
-from d1jax.runtime.checkpoint import load_array, load_safetensors, load_tree, save_tree
-from d1jax.weights.checkpoint_directory import INDEX, NATIVE, Checkpoint, copy_companions
+from d1jax.runtime.checkpoint import load_array, load_safetensors, save_array
+from d1jax.weights.checkpoint_directory import INDEX, Checkpoint, copy_companions, native_directory
 from d1jax.weights.convert import Entry, as_tree, entries, leaf, to_ours, to_theirs
 
 SHARD_BYTES = 3_000_000_000
+PathAndArray = tuple[tuple[str, ...], Array]
 
 
 def load_weights(checkpoint: Checkpoint, config: ModelConfig, mesh: Mesh) -> Variables:
     """{"params": ...} of a checkpoint, each array placed by the rule table and stored as `config.param_dtype`."""
-    if checkpoint.native:
-        return {"params": load_tree(checkpoint.path / NATIVE, abstract_variables(Transformer(config), mesh)["params"])}
     plan = entries(config, checkpoint.family)
     with _progress("reading", plan, config.param_dtype) as bar:
         return as_tree(_counted(arrays_of(checkpoint, config, mesh, plan), bar))
 
 
-def arrays_of(
-    checkpoint: Checkpoint, config: ModelConfig, mesh: Mesh, plan: Sequence[Entry]
-) -> Iterator[tuple[tuple[str, ...], Array]]:
+def arrays_of(checkpoint: Checkpoint, config: ModelConfig, mesh: Mesh, plan: Sequence[Entry]) -> Iterator[PathAndArray]:
     """(path, array) of the entries of `plan`, one after the other, so that their consumer decides what is in memory."""
     like = abstract_variables(Transformer(config), mesh)
     for entry in plan:
         target = leaf(like, entry.path)
         if checkpoint.native:
-            yield entry.path, load_array(checkpoint.path / NATIVE, entry.path, target)
+            yield entry.path, load_array(native_directory(checkpoint.path, entry), target)
             continue
         tensors = _read(checkpoint, entry, _published_sharding(entry, target.sharding))
         array = jax.block_until_ready(_converter(_kind(entry), target.dtype, target.sharding)(tensors))
@@ -63,7 +61,7 @@ def arrays_of(
         yield entry.path, array
 
 
-def _counted(arrays: Iterable[tuple[tuple[str, ...], Array]], bar: tqdm) -> Iterator[tuple[tuple[str, ...], Array]]:
+def _counted(arrays: Iterable[PathAndArray], bar: tqdm) -> Iterator[PathAndArray]:
     for path, array in arrays:
         bar.update(array.nbytes)
         yield path, array
@@ -106,7 +104,7 @@ def _published_sharding(entry: Entry, target: NamedSharding) -> NamedSharding:
 
 
 def save_weights(
-    variables: Variables,
+    arrays: Iterable[PathAndArray],
     config: ModelConfig,
     family: Family,
     out: Path,
@@ -115,37 +113,55 @@ def save_weights(
 ) -> None:
     """Writes a Hugging Face directory: the shards, their index, and what `companions` puts beside them.
 
-    The tensors have the dtype of the variables. Raises FileExistsError where `out` is not new; nothing is deleted.
+    The arrays come in the order of `entries`, and one of them and one shard are in memory at a time; tensors are therefore not
+    sorted by layer in the shards. They are stored as `config.param_dtype`. Raises FileExistsError where `out` is not new;
+    nothing is deleted.
     """
-    plan = entries(config, family)
-    place = {name: (entry, index) for entry in plan for index, name in enumerate(entry.names)}
-    itemsize = {entry.path: leaf(variables, entry.path).dtype.itemsize for entry in plan}
+    plan, itemsize = entries(config, family), jnp.dtype(config.param_dtype).itemsize
     split = split_state_dict_into_shards_factory(
-        {name: place[name] for name in sorted(place)},
-        get_storage_size=lambda at: int(np.prod(at[0].shape)) * itemsize[at[0].path],
+        {name: entry for entry in plan for name in entry.names},
+        get_storage_size=lambda entry: math.prod(entry.shape) * itemsize,
         filename_pattern="model{suffix}.safetensors",
         max_shard_size=shard_bytes,
     )
+    missing = {file: set(names) for file, names in split.filename_to_tensors.items()}
+    shards: dict[str, dict[str, np.ndarray]] = {file: {} for file in missing}
     with new_directory(out) as beside, _progress("writing", plan, config.param_dtype) as bar:
         companions(beside)
-        for file, names in split.filename_to_tensors.items():
-            shard = {}
-            for name in names:
-                entry, index = place[name]
+        for entry, (_, array) in zip(plan, arrays, strict=True):
+            for index, name in enumerate(entry.names):
+                file = split.tensor_to_filename[name] if split.is_sharded else next(iter(missing))
                 # The layer is an argument, not a constant: one program serves all layers.
-                tensor = _to_theirs(_kind(entry), leaf(variables, entry.path), index)
-                shard[name] = np.ascontiguousarray(jax.device_get(tensor))
-                bar.update(tensor.nbytes)
-            save_file(shard, beside / file, metadata={"format": "pt"})
+                shards[file][name] = np.ascontiguousarray(jax.device_get(_to_theirs(_kind(entry), array, index)))
+                bar.update(shards[file][name].nbytes)
+                missing[file].discard(name)
+                if not missing[file]:
+                    save_file(shards.pop(file), beside / file, metadata={"format": "pt"})
+            del array
         if split.is_sharded:
             write_json(beside / INDEX, {"metadata": split.metadata, "weight_map": split.tensor_to_filename})
 
 
-def save_native(variables: Variables, out: Path, companions: Callable[[Path], None]) -> None:
-    """Writes a directory in d1jax's own form: `params/` by Orbax instead of safetensors, which loads faster onto a mesh."""
-    with new_directory(out) as beside:
+def save_native(
+    arrays: Iterable[PathAndArray],
+    config: ModelConfig,
+    family: Family,
+    out: Path,
+    companions: Callable[[Path], None],
+) -> None:
+    """The same in d1jax's own form: arrays of the tree by Orbax, which each device reads its part of as it is."""
+    plan = entries(config, family)
+    with new_directory(out) as beside, _progress("writing", plan, config.param_dtype) as bar:
         companions(beside)
-        save_tree(beside / NATIVE, variables["params"])
+        for entry, (_, array) in zip(plan, arrays, strict=True):
+            save_array(native_directory(beside, entry), array)
+            bar.update(array.nbytes)
+            del array
+
+
+def in_memory(variables: Variables, config: ModelConfig, family: Family) -> Iterator[PathAndArray]:
+    """The arrays of variables in the order in which they are saved."""
+    return ((entry.path, leaf(variables, entry.path)) for entry in entries(config, family))
 
 
 @partial(jax.jit, static_argnums=0)
@@ -164,7 +180,7 @@ def companions_of(checkpoint: Checkpoint, dtype: str) -> Callable[[Path], None]:
 
 
 def _progress(label: str, plan: list[Entry], dtype: str) -> tqdm:
-    size = sum(len(entry.names) * int(np.prod(entry.shape)) for entry in plan) * jnp.dtype(dtype).itemsize
+    size = sum(len(entry.names) * math.prod(entry.shape) for entry in plan) * jnp.dtype(dtype).itemsize
     return tqdm(total=size, desc=label, unit="B", unit_scale=True, disable=None, leave=False)
 
 

@@ -9,7 +9,7 @@ from safetensors.numpy import load_file
 from d1jax.models.families import FAMILIES
 from d1jax.models.transformer import head_matrix, hidden_states, project
 from d1jax.weights.convert import to_published
-from d1jax.weights.huggingface import save_weights
+from d1jax.weights.huggingface import in_memory, save_weights
 
 torch = pytest.importorskip("torch", reason="PyTorch is an extra: pip install 'd1jax[torch]'")
 transformers = pytest.importorskip("transformers")
@@ -100,7 +100,8 @@ def test_gradients_of_every_parameter_agree(both):
 
 def test_an_exported_directory_loads_strictly_and_gives_equal_logits(both, tmp_path):
     model, variables, torch_model = both
-    save_weights(variables, model.config, NAMES, tmp_path / "out", lambda beside: None)
+    arrays = in_memory(variables, model.config, NAMES)
+    save_weights(arrays, model.config, NAMES, tmp_path / "out", lambda beside: None)
     stored = {name: torch.tensor(x) for name, x in load_file(tmp_path / "out" / "model.safetensors").items()}
     fresh = reference("Qwen2" if model.config.qkv_bias else "Llama", model.config)
     if model.config.tied_head:

@@ -13,10 +13,12 @@ from safetensors.numpy import load_file, save_file
 from d1jax.config import ConfigError
 from d1jax.models.families import FAMILIES
 from d1jax.weights.checkpoint_directory import open_checkpoint, read_json
-from d1jax.weights.huggingface import save_native, save_weights
+from d1jax.weights.huggingface import in_memory, save_native, save_weights
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 UP, NORM = "model.transformer.blocks.1.up_proj.weight", "model.transformer.ln_f.weight"
+
+LLADA = FAMILIES["llada"]
 
 
 @pytest.fixture
@@ -308,9 +310,9 @@ def test_a_failing_save_leaves_nothing_behind(tiny, tmp_path, form, existed):
 
     with pytest.raises(OSError, match="no space left"):
         if form == "native":
-            save_native(variables, out, companions)
+            save_native(in_memory(variables, model.config, LLADA), model.config, LLADA, out, companions)
         else:
-            save_weights(variables, model.config, FAMILIES["llada"], out, companions)
+            save_weights(in_memory(variables, model.config, LLADA), model.config, LLADA, out, companions)
     assert sorted(tmp_path.rglob("*")) == [out] * existed
 
 
@@ -326,5 +328,7 @@ def test_a_save_that_fails_at_the_second_shard_leaves_nothing_behind(tiny, tmp_p
 
     monkeypatch.setattr("d1jax.weights.huggingface.save_file", save)
     with pytest.raises(OSError, match="no space left"):
-        save_weights(variables, model.config, FAMILIES["llada"], tmp_path / "out", lambda _: None, shard_bytes=2000)
+        save_weights(
+            in_memory(variables, model.config, LLADA), model.config, LLADA, tmp_path / "out", lambda _: None, 2000
+        )
     assert written and not list(tmp_path.iterdir())

@@ -20,7 +20,7 @@ from d1jax.models.transformer import Transformer, abstract_variables
 from d1jax.runtime.mesh import AXES, make_mesh
 from d1jax.weights.checkpoint_directory import open_checkpoint
 from d1jax.weights.convert import entries, expected_shapes, leaf
-from d1jax.weights.huggingface import companions_of, compare, load_weights, save_native, save_weights
+from d1jax.weights.huggingface import companions_of, compare, in_memory, load_weights, save_native, save_weights
 
 FAMILY = {
     "llada": {"heads": 4, "kv_heads": 4},
@@ -80,7 +80,8 @@ def copy(source, out, mesh, dtype=None, shard_bytes=10**9):
     config = dataclasses.replace(checkpoint.config, param_dtype=dtype or checkpoint.config.param_dtype)
     variables = load_weights(checkpoint, config, mesh)
     companions = companions_of(checkpoint, config.param_dtype)
-    save_weights(variables, config, checkpoint.family, out, companions, shard_bytes)
+    arrays = in_memory(variables, config, checkpoint.family)
+    save_weights(arrays, config, checkpoint.family, out, companions, shard_bytes)
     return variables
 
 
@@ -171,7 +172,12 @@ def test_an_existing_checkpoint_is_not_overwritten(published, tmp_path):
 def native(write_checkpoint, tmp_path):
     def write(**changes):
         out, _, variables = write_checkpoint(vocab_size=14, **changes)
-        save_native(variables, tmp_path / "native", companions_of(open_checkpoint(out), "float32"))
+        checkpoint = open_checkpoint(out)
+        arrays, companions = (
+            in_memory(variables, checkpoint.config, checkpoint.family),
+            companions_of(checkpoint, "float32"),
+        )
+        save_native(arrays, checkpoint.config, checkpoint.family, tmp_path / "native", companions)
         return tmp_path / "native", variables
 
     return write

@@ -1,0 +1,117 @@
+"""Completions of prompts by a policy, at once or step by step.
+
+R rows, P prompt columns, C completion columns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+
+from d1jax.config import Config, ConfigError, SamplerConfig
+from d1jax.config_rules import check
+from d1jax.data.tokenizers import Chat, Tokenizer, pad_rows
+from d1jax.diffusion.sampler import Decoding, Rollout, sample_stepwise
+from d1jax.diffusion.sampler import sample as sample_rows
+from d1jax.policy import Policy, check_ids, check_length
+from d1jax.runtime import mesh as mesh_rules
+
+Prompt = str | Chat | Sequence[int]
+PROMPT_BUCKET = 32  # prompts are padded to multiples of it, so that few lengths are compiled
+
+
+@dataclass(frozen=True)
+class Completions:
+    """What `sample` returns. Arrays are on the host; R rows."""
+
+    text: list[str]
+    tokens: np.ndarray  # [R, C]
+    reveal_step: np.ndarray  # [R, C] the step that committed the token; -1: never, behind the end of the text
+    confidence: np.ndarray  # [R, C] its probability then
+    length: np.ndarray  # [R] tokens through the first end token
+    nfe: np.ndarray  # [R] forward passes
+
+
+def sample(
+    policy: Policy,
+    prompts: Sequence[Prompt],
+    config: SamplerConfig = SamplerConfig(),  # noqa: B008 (frozen)
+    *,
+    seed: int = 0,
+    temperature: float = 0.0,
+    first_row: int = 0,
+) -> Completions:
+    """A completion of each prompt.
+
+    A prompt is a text (a user's turn where the checkpoint has a chat template, else what is continued), a chat, or token ids.
+    Row i draws from (seed, first_row + i) only. Raises ConfigError for impossible settings, an empty prompt, one that is too
+    long.
+    """
+    arguments = _arguments(policy, prompts, config, seed, temperature, first_row)
+    with jax.set_mesh(policy.mesh):
+        rollout = sample_rows(*arguments, **_settings(policy, config, temperature))
+    return _completions(policy, rollout)
+
+
+def watch(
+    policy: Policy,
+    prompts: Sequence[Prompt],
+    config: SamplerConfig = SamplerConfig(),  # noqa: B008 (frozen)
+    *,
+    seed: int = 0,
+    temperature: float = 0.0,
+    first_row: int = 0,
+) -> Iterator[Decoding | Completions]:
+    """The same, step by step: every state of the denoising as it happens, then the completions. For showing it to people."""
+    arguments = _arguments(policy, prompts, config, seed, temperature, first_row)
+    with jax.set_mesh(policy.mesh):
+        for state in sample_stepwise(*arguments, **_settings(policy, config, temperature)):
+            yield _completions(policy, state) if isinstance(state, Rollout) else jax.device_get(state)
+
+
+def _arguments(
+    policy: Policy, prompts: Sequence[Prompt], config: SamplerConfig, seed: int, temperature: float, first_row: int
+) -> tuple[Any, ...]:
+    check(Config(sampler=config))
+    if isinstance(prompts, str):
+        raise ConfigError("sample: prompts is one text; write a list, [text]")
+    if not len(prompts):
+        raise ConfigError("sample: no prompts")
+    if not 0 <= temperature < float("inf"):
+        raise ConfigError(f"sample: temperature = {temperature} must be 0 or above")
+    if not 0 <= seed < 2**32:
+        raise ConfigError(f"sample: seed = {seed} must be between 0 and 2**32 - 1")
+    try:
+        rows = [_prompt_ids(policy.tokenizer, prompt) for prompt in prompts]
+    except ValueError as error:
+        raise ConfigError(f"sample: {error}") from None
+    empty = next((index for index, row in enumerate(rows) if not row or not prompts[index]), None)
+    if empty is not None:
+        raise ConfigError(f"sample: prompt {empty} is empty")
+    longest = max(map(len, rows))
+    check_length(longest + config.completion_length, policy.config, f"sample: {config.completion_length} new tokens")
+    prompt_RP, length_R = pad_rows(rows, -(-longest // PROMPT_BUCKET) * PROMPT_BUCKET, policy.tokenizer.special.end)
+    check_ids(prompt_RP, policy.config, "sample")
+    placed = mesh_rules.place_rows(policy.mesh, (prompt_RP, length_R))
+    ids = mesh_rules.place_rows(policy.mesh, np.arange(first_row, first_row + len(rows), dtype=np.int32))
+    return policy.model, policy.variables, *placed, jax.random.key(seed), ids
+
+
+def _prompt_ids(tokenizer: Tokenizer, prompt: Prompt) -> list[int]:
+    if not isinstance(prompt, str) and len(prompt) and isinstance(prompt[0], int | np.integer):
+        return [int(token) for token in prompt]
+    return tokenizer.prompt(prompt)
+
+
+def _settings(policy: Policy, config: SamplerConfig, temperature: float) -> dict[str, Any]:
+    return {"config": config, "special": policy.tokenizer.special, "temperature": temperature}
+
+
+def _completions(policy: Policy, rollout: Rollout) -> Completions:
+    tokens, reveal_step, confidence, length, nfe = (np.asarray(x) for x in jax.device_get(rollout))
+    texts = [policy.tokenizer.decode(row) for row in tokens.tolist()]
+    return Completions(texts, tokens, reveal_step, confidence, length, nfe)
