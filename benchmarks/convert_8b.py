@@ -100,9 +100,9 @@ def main() -> None:
         rows.append(measured("verify", TOOL, "verify", source, back))
     finally:
         shutil.rmtree(scratch)
-    size = parameter_count(config, FAMILIES["llada"]) * 2 / 1e9
+    size = parameter_count(config) * 2 / 1e9
     result = {
-        "checkpoint": {"parameters": parameter_count(config, FAMILIES["llada"]), "GB": round(size, 2), "shards": SHARDS},
+        "checkpoint": {"parameters": parameter_count(config), "GB": round(size, 2), "shards": SHARDS},
         "memory_target_GB": round(size + 1.25 * largest, 2),  # the model on its device and 1.25 of the largest shard
         "environment": {
             "machine": platform.platform(), "cpus": os.cpu_count(), "python": platform.python_version(), "jax": jax.__version__
@@ -111,6 +111,7 @@ def main() -> None:
     }  # fmt: skip
     write_json(arguments.out, result)
     print(json.dumps(result, indent=2))
+    sys.exit(any(row["exit_code"] for row in rows))
 
 
 if __name__ == "__main__":

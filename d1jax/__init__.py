@@ -20,6 +20,10 @@ _HOME = {
 __all__ = [*_HOME, "__version__"]
 
 
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOME])
+
+
 def __getattr__(name: str) -> Any:
     # Lazily: `d1jax.train --help` needs no JAX, and a script may set JAX's flags after `import d1jax`.
     if name not in _HOME:

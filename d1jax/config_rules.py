@@ -92,6 +92,10 @@ def _rules(config: Config) -> list[tuple[bool, str]]:
             not set(config.task.held_out_by_solution) <= set(config.task.eval_sets),
             f"task.held_out_by_solution = {list(config.task.held_out_by_solution)} names sets that are not in task.eval_sets",
         ),
+        (
+            model.param_dtype == "float16",
+            "model.param_dtype = float16 is for reading checkpoints; train with bfloat16 or float32",
+        ),
         (model.width % model.heads != 0, f"model.heads = {model.heads} does not divide model.width = {model.width}"),
         (
             (model.width // model.heads) % 2 == 1,

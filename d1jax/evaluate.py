@@ -24,6 +24,7 @@ from d1jax.files import write_json
 from d1jax.runtime.run_directory import open_run
 from d1jax.setup import check_same_model, variables_at
 from d1jax.tasks.task import DataError
+from d1jax.telemetry.terminal import printable
 
 USER_MISTAKE = 2
 
@@ -37,7 +38,7 @@ def main(argv: Sequence[str]) -> int:
         own, overrides = _arguments(argv)
         result = evaluate(own, overrides)
     except (ConfigError, DataError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         return USER_MISTAKE
     print(accuracy.table(result["stages"], result["baselines"]))
     if "out" in own:

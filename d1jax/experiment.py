@@ -73,20 +73,25 @@ def build(
     lengths = (config.sampler.completion_length, config.sft.completion_length or config.sampler.completion_length)
     if config.task.too_long == "drop":
         train_rows = _that_fit(task, tokenizer, train_rows, lengths, config, log)
-    prompts = [row for rows in (train_rows, *eval_rows.values()) for row in rows]
-    prompt_columns = max(len(_prompt_ids(task, tokenizer, row)) for row in prompts)
-    _check_positions(config, prompt_columns, max(lengths))
-    train = _problems(task, tokenizer, train_rows, (prompt_columns, lengths[1]), "the training rows")
+    columns = _longest_prompt(task, tokenizer, train_rows)
+    _check_positions(config, columns, max(lengths), "training")
+    train = _problems(task, tokenizer, train_rows, (columns, lengths[1]), "the training rows")
+    columns = _longest_prompt(task, tokenizer, [row for rows in eval_rows.values() for row in rows])
+    _check_positions(config, columns, lengths[0], "evaluation")
     # What an evaluation row stores as its target is shown, not scored: it may be longer than what is sampled.
-    eval_sets = {name: _problems(task, tokenizer, rows, (prompt_columns, 0), name) for name, rows in eval_rows.items()}
+    eval_sets = {name: _problems(task, tokenizer, rows, (columns, 0), name) for name, rows in eval_rows.items()}
     return Experiment(**vars(setup), task=task, train=train, eval_sets=eval_sets)
 
 
-def _check_positions(config: Config, prompt_columns: int, completion: int) -> None:
+def _longest_prompt(task: Task, tokenizer: Tokenizer, rows: list[Row]) -> int:
+    return max((len(_prompt_ids(task, tokenizer, row)) for row in rows), default=0)
+
+
+def _check_positions(config: Config, prompt_columns: int, completion: int, rows: str) -> None:
     limit = config.model.max_positions
     if limit and prompt_columns + completion > limit:
         raise ConfigError(
-            f"config: the longest prompt has {prompt_columns} tokens; with {completion} new ones that is more than the "
+            f"config: the longest prompt of the {rows} rows has {prompt_columns} tokens; with {completion} new ones that is more than the "
             f"{limit} positions of the model; lower sampler.completion_length or sft.completion_length, or shorten the prompts"
         )
 

@@ -11,6 +11,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+UMASK = os.umask(0)  # it can only be read by setting it, so once, before there are threads
+os.umask(UMASK)
+
 
 def write_beside(path: Path, text: str) -> None:
     """Writes a text file as UTF-8, and makes its folder."""
@@ -33,10 +36,13 @@ def write_jsonl(path: Path, rows: Iterable[Any]) -> None:
 
 
 def check_new(path: Path) -> None:
-    """Raises FileExistsError where `path` exists and is not an empty directory."""
+    """Raises FileExistsError where `path` exists and is not an empty directory, PermissionError where it cannot be made."""
     empty = path.is_dir() and not any(path.iterdir())
     if path.is_symlink() or (path.exists() and not empty):
         raise FileExistsError(f"{path} exists already; choose another directory, or move that one away")
+    above = next(parent for parent in path.absolute().parents if parent.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        raise PermissionError(f"{path} cannot be made: {above} is not a directory that may be written to")
 
 
 @contextmanager
@@ -51,16 +57,21 @@ def new_directory(path: Path) -> Iterator[Path]:
     beside = Path(tempfile.mkdtemp(prefix=f".{path.name}.unfinished-", dir=path.parent))
     try:
         yield beside
-        _open_to_others(beside)
+        for written in (*beside.rglob("*"), beside):
+            # Temporary directories and safetensors files are private; the result has the usual permissions.
+            written.chmod((0o777 if written.is_dir() else 0o666) & ~UMASK)
+            _to_disk(written)
         os.replace(beside, path)
+        _to_disk(path.parent)
     except BaseException:
         shutil.rmtree(beside, ignore_errors=True)
         raise
 
 
-def _open_to_others(directory: Path) -> None:
-    """The permissions that files have by default here: temporary directories and safetensors files are private."""
-    mask = os.umask(0)
-    os.umask(mask)
-    for path in (directory, *directory.rglob("*")):
-        path.chmod((0o777 if path.is_dir() else 0o666) & ~mask)
+def _to_disk(path: Path) -> None:
+    """Before the rename: else a power cut could leave a final name with empty files."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

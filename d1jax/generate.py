@@ -7,6 +7,7 @@ The model is a checkpoint (Hugging Face or d1jax) or a run directory. Prompts co
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import sys
 import time
@@ -19,8 +20,10 @@ import numpy as np
 from d1jax.config import Config, ConfigError, MeshConfig, SamplerConfig
 from d1jax.config_rules import check
 from d1jax.policy import Policy, load_pretrained
-from d1jax.sampling import Completions, Prompt, sample, watch
+from d1jax.runtime.run_directory import is_run, open_run
+from d1jax.sampling import Completions, Prompt, check_draws, sample, watch
 from d1jax.telemetry.terminal import DenoisingView, printable
+from d1jax.weights.checkpoint_directory import is_checkpoint
 
 USER_MISTAKE = 2
 
@@ -42,20 +45,22 @@ def main(argv: Sequence[str]) -> int:
     arguments = _parser().parse_args(argv)
     try:
         prompts = _prompts(arguments)
-        steps = arguments.steps or max(arguments.length // 2, 1)
-        config = SamplerConfig(arguments.length, arguments.block or min(arguments.length, 32), steps)
-        check(Config(sampler=config))  # before a large model is read
+        config = _sampler(arguments)  # before a large model is read
+        check_draws(arguments.seed, arguments.temperature)
+        if arguments.batch < 1:
+            raise ConfigError(f"--batch {arguments.batch} must be above 0")
         policy = load_pretrained(
             arguments.model, dtype=arguments.dtype, mesh=_mesh(arguments.mesh), adapter=arguments.adapter
         )
-        show = sys.stdout.isatty() if arguments.show == "auto" else arguments.show == "always"
+        terminal = sys.stdout.isatty() and sys.stderr.isatty() and not arguments.json
+        show = terminal if arguments.show == "auto" else arguments.show == "always"
         request = Request(policy, config, arguments.seed, arguments.temperature, arguments.system, arguments.raw, show)
         if prompts is None:
             converse(request)
         else:
             answer(request, prompts, arguments.batch, arguments.json)
     except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         return USER_MISTAKE
     except KeyboardInterrupt:
         print(file=sys.stderr)
@@ -71,7 +76,7 @@ def answer(request: Request, prompts: list[str], batch: int, as_json: bool) -> N
         completions = _sample(request, [_as_prompt(request, text) for text in part], start)
         for row, prompt in enumerate(part):
             if as_json:
-                print(json.dumps(_record(prompt, completions, row), ensure_ascii=False), flush=True)
+                print(json.dumps(_record(prompt, completions, row)), flush=True)  # ASCII: nothing that a terminal obeys
             else:
                 print(printable(completions.text[row]), flush=True)
 
@@ -87,7 +92,12 @@ def converse(request: Request) -> None:
             said = list(opening)
             continue
         said.append({"role": "user", "content": text})
-        completions = _sample(request, [said if chats else _as_prompt(request, text)], turn)
+        try:
+            completions = _sample(request, [said if chats else _as_prompt(request, text)], turn)
+        except ConfigError as error:  # what cannot be written, or a conversation that has become too long
+            print(f"error: {printable(str(error))}", file=sys.stderr)
+            said.pop()
+            continue
         said.append({"role": "assistant", "content": completions.text[0]})
         print(printable(completions.text[0]), flush=True)
         turn += 1
@@ -97,7 +107,7 @@ def _sample(request: Request, prompts: list[Prompt], first_row: int) -> Completi
     settings: dict[str, Any] = {"seed": request.seed, "temperature": request.temperature, "first_row": first_row}
     if not request.show:
         return sample(request.policy, prompts, request.config, **settings)
-    view, began, result = DenoisingView(), time.perf_counter(), None
+    view, began, result = DenoisingView(sys.stderr), time.perf_counter(), None
     special, before = request.policy.tokenizer.special, np.full(request.config.completion_length, -1)
     for state in watch(request.policy, prompts, request.config, **settings):
         if isinstance(state, Completions):
@@ -163,7 +173,8 @@ def _prompts(arguments: argparse.Namespace) -> list[str] | None:
 
 def _read_file(path: Path) -> list[str]:
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        # Not splitlines, which also cuts at characters that a text may hold.
+        lines = path.read_text(encoding="utf-8-sig").replace("\r\n", "\n").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"--file {path}: not readable as text ({error})") from None
     numbered = [(number, line) for number, line in enumerate(lines, start=1) if line.strip()]
@@ -182,6 +193,22 @@ def _prompt_of(path: Path, number: int, line: str) -> str:
     if not isinstance(prompt, str):
         raise ConfigError(f'{path}:{number}: expected an object with a text "prompt"')
     return prompt
+
+
+def _sampler(arguments: argparse.Namespace) -> SamplerConfig:
+    """What the flags say; else what a run was trained with, or 128 tokens in blocks of 32, two a step."""
+    path = Path(arguments.model)
+    run = next((parent for parent in (path, *path.absolute().parents[:3]) if is_run(parent)), None)
+    base = open_run(run)[1].sampler if run is not None and not is_checkpoint(path) else SamplerConfig(128, 32, 64)
+    length = arguments.length or base.completion_length
+    widest = min(arguments.block or base.block_length, length) if length > 0 else 1
+    block = arguments.block or next((size for size in range(widest, 0, -1) if length % size == 0), 1)
+    blocks = max(length // block, 1)
+    per_token = base.steps / base.completion_length
+    steps = arguments.steps or max(round(length * per_token / blocks), 1) * blocks
+    config = dataclasses.replace(base, completion_length=length, block_length=block, steps=steps)
+    check(Config(sampler=config))
+    return config
 
 
 def _mesh(text: str) -> MeshConfig:
@@ -204,9 +231,14 @@ def _parser() -> argparse.ArgumentParser:
     add("--chat", action="store_true", help="a conversation")
     add("--system", default="", help="the system message of a chat")
     add("--raw", action="store_true", help="continue the prompt as it is, without the chat template")
-    add("--length", type=int, default=128, help="new tokens [128]")
-    add("--block", type=int, default=0, help="tokens of a block [32, or the length where it is less]")
-    add("--steps", type=int, default=0, help="denoising steps over all blocks [half the length]")
+    add("--length", type=int, default=0, help="new tokens [as the run was trained, or 128]")
+    add("--block", type=int, default=0, help="tokens of a block [as the run was trained, or 32]")
+    add(
+        "--steps",
+        type=int,
+        default=0,
+        help="denoising steps over all blocks [as many a token as in training, or one for two]",
+    )
     add("--temperature", type=float, default=0.0, help="0 is greedy [0]")
     add("--seed", type=int, default=0)
     add("--dtype", choices=("float32", "bfloat16"), help="of weights and activations [as stored]")

@@ -22,13 +22,13 @@ import numpy as np
 from jax import Array
 from jax.sharding import Mesh
 
-from d1jax.config import ConfigError, LoraConfig, MeshConfig, ModelConfig
+from d1jax.config import ConfigError, MeshConfig, ModelConfig
 from d1jax.data.tokenizers import Tokenizer, load_small_tokenizer
 from d1jax.models import lora
 from d1jax.models.families import Family, family_for, family_of
 from d1jax.models.transformer import Transformer, Variables, head_matrix, hidden_states, project
 from d1jax.runtime import mesh as mesh_rules
-from d1jax.runtime.run_directory import RunDirectory, is_run, open_run
+from d1jax.runtime.run_directory import is_run, open_run
 from d1jax.setup import set_up, trained_at
 from d1jax.weights.checkpoint_directory import copy_companions, is_checkpoint, open_checkpoint, read_json
 from d1jax.weights.huggingface import in_memory, load_weights, save_native, save_weights
@@ -109,15 +109,9 @@ def load_pretrained(
     if not isinstance(mesh, Mesh):
         mesh = mesh_rules.make_mesh(mesh or MeshConfig())
     with jax.set_mesh(mesh):
-        policy = (
-            _of_checkpoint(path, dtype, mesh)
-            if is_checkpoint(path) and not is_run(path)
-            else _of_run(path, dtype, mesh)
-        )
+        policy = _of_checkpoint(path, dtype, mesh) if is_checkpoint(path) else _of_run(path, dtype, mesh)
         if adapter is None:
             return policy
-        if "lora" in policy.variables:
-            raise ConfigError(f"{str(path)!r} has an adapter already; it cannot carry {str(adapter)!r} too")
         settings, adapters = read_adapter(adapter, policy.config, policy.family, mesh)
         model = Transformer(policy.config, settings)
         return dataclasses.replace(policy, model=model, variables={**policy.variables, **adapters})
@@ -150,11 +144,15 @@ def _of_run(path: Path, dtype: str | None, mesh: Mesh) -> Policy:
         if not saved:
             raise ConfigError(f"run {str(path)!r} has no checkpoint yet")
         stage = saved[-1]
-    variables, _ = trained_at(setup, run, stage, step)
-    variables = lora.merge(variables, config.lora)
+    try:
+        variables, _ = trained_at(setup, run, stage, step)
+    except ConfigError as error:  # about what that run started from, not about what was asked for here
+        raise ConfigError(f"run {str(path)!r}: {error}") from None
     model = _in_dtype(setup.model.config, dtype) if dtype else setup.model.config
+    # Cast first: bf16 weights would round most of a small adapter away.
     params = jax.tree.map(lambda x: x.astype(model.param_dtype), variables["params"])
-    return Policy(Transformer(model), {"params": params}, setup.tokenizer, mesh, run.source)
+    merged = lora.merge({**variables, "params": params}, config.lora)
+    return Policy(Transformer(model), merged, setup.tokenizer, mesh, run.source)
 
 
 def _in_dtype(config: ModelConfig, dtype: str | None) -> ModelConfig:
@@ -186,23 +184,6 @@ def save_pretrained(policy: Policy, out: str | Path, *, native: bool = False) ->
 def _is_published(source: Path) -> bool:
     """Whether the files there are those of a published checkpoint, and not d1jax's own for a small model."""
     return load_small_tokenizer(source) is None
-
-
-def adapter_of_run(path: Path, mesh: Mesh) -> tuple[LoraConfig, Variables, ModelConfig, str]:
-    """(LoRA settings, adapters, architecture, base checkpoint) of a run whose only stage trained an adapter of a checkpoint.
-
-    Raises ConfigError for other runs: an adapter of later stages belongs to weights that exist nowhere as a checkpoint.
-    """
-    run, config = open_run(path)
-    base = config.init_from
-    if not config.lora.rank or len(config.stages) != 1 or not base or is_run(Path(base)):
-        raise ConfigError(
-            f"run {str(path)!r}: an adapter can be exported from a run of one LoRA stage on a checkpoint; "
-            f"this one has stages {list(config.stages)}, lora.rank {config.lora.rank}, init_from {base!r}; export merged weights"
-        )
-    setup = set_up(config, RunDirectory(path).source, mesh)
-    variables, _ = trained_at(setup, run, config.stages[0])
-    return config.lora, variables["lora"], setup.model.config, base
 
 
 def check_ids(tokens: np.ndarray, config: ModelConfig, where: str) -> None:

@@ -48,8 +48,8 @@ def sample(
     """A completion of each prompt.
 
     A prompt is a text (a user's turn where the checkpoint has a chat template, else what is continued), a chat, or token ids.
-    Row i draws from (seed, first_row + i) only. Raises ConfigError for impossible settings, an empty prompt, one that is too
-    long.
+    All of them are one batch; row i draws from (seed, first_row + i) only. Raises ConfigError for impossible settings, an
+    empty prompt, one that is too long.
     """
     arguments = _arguments(policy, prompts, config, seed, temperature, first_row)
     with jax.set_mesh(policy.mesh):
@@ -81,15 +81,12 @@ def _arguments(
         raise ConfigError("sample: prompts is one text; write a list, [text]")
     if not len(prompts):
         raise ConfigError("sample: no prompts")
-    if not 0 <= temperature < float("inf"):
-        raise ConfigError(f"sample: temperature = {temperature} must be 0 or above")
-    if not 0 <= seed < 2**32:
-        raise ConfigError(f"sample: seed = {seed} must be between 0 and 2**32 - 1")
+    check_draws(seed, temperature)
     try:
         rows = [_prompt_ids(policy.tokenizer, prompt) for prompt in prompts]
     except ValueError as error:
         raise ConfigError(f"sample: {error}") from None
-    empty = next((index for index, row in enumerate(rows) if not row or not prompts[index]), None)
+    empty = next((index for index, row in enumerate(rows) if not row or not len(prompts[index])), None)
     if empty is not None:
         raise ConfigError(f"sample: prompt {empty} is empty")
     longest = max(map(len, rows))
@@ -99,6 +96,13 @@ def _arguments(
     placed = mesh_rules.place_rows(policy.mesh, (prompt_RP, length_R))
     ids = mesh_rules.place_rows(policy.mesh, np.arange(first_row, first_row + len(rows), dtype=np.int32))
     return policy.model, policy.variables, *placed, jax.random.key(seed), ids
+
+
+def check_draws(seed: int, temperature: float) -> None:
+    if not 0 <= temperature < float("inf"):
+        raise ConfigError(f"sample: temperature = {temperature} must be 0 or above")
+    if not 0 <= seed < 2**32:
+        raise ConfigError(f"sample: seed = {seed} must be between 0 and 2**32 - 1")
 
 
 def _prompt_ids(tokenizer: Tokenizer, prompt: Prompt) -> list[int]:

@@ -16,8 +16,8 @@ from jax import Array
 from jax.sharding import Mesh
 
 from d1jax.config import Config, ConfigError, ModelConfig, TaskConfig
-from d1jax.data.tokenizers import ByteTokenizer, CharacterTokenizer, Tokenizer
-from d1jax.files import write_json
+from d1jax.data.tokenizers import ByteTokenizer, CharacterTokenizer, SmallTokenizer, Tokenizer
+from d1jax.files import new_directory, write_json
 from d1jax.models import lora
 from d1jax.models.transformer import Transformer, Variables, abstract_variables, initialize
 from d1jax.runtime import mesh as mesh_rules
@@ -33,11 +33,11 @@ from d1jax.weights.checkpoint_directory import (
     open_checkpoint,
 )
 from d1jax.weights.huggingface import load_weights
-from d1jax.weights.tokenizer_files import load_tokenizer, write_new_companions
+from d1jax.weights.tokenizer_files import load_tokenizer
 
 PRINTABLE = "".join(map(chr, range(32, 127))) + "\n"
 KEYS = {"weights": 0, "sft": 1, "rl": 2, "evaluation": 3, "sft adapter": 4, "rl adapter": 5}
-FREE = ("dtype", "param_dtype", "remat")  # may differ between runs on the same weights
+FREE = ("dtype", "param_dtype", "remat", "max_positions")  # may differ between runs on the same weights
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,7 @@ def set_up(config: Config, saved: Path | None = None, mesh: Mesh | None = None) 
     mesh = mesh_rules.make_mesh(config.mesh) if mesh is None else mesh
     origin = saved
     if saved is None and config.init_from:
+        config = dataclasses.replace(config, init_from=str(Path(config.init_from).absolute()))
         checkpoint = _origin_checkpoint(config)
         theirs, origin = (
             (checkpoint.config, checkpoint.path) if checkpoint is not None else _model_of_run(config.init_from)
@@ -90,7 +91,7 @@ def make_task(config: TaskConfig) -> Task:
 def _tokenizer(config: Config, origin: Path | None) -> Tokenizer:
     """A published one where the weights come with it; else the one that the configuration asks for, which must fit the weights."""
     found = load_tokenizer(origin) if origin is not None else None
-    if found is not None and not isinstance(found, CharacterTokenizer | ByteTokenizer):
+    if found is not None and not isinstance(found, SmallTokenizer):
         return found
     alphabet = make_task(config.task).alphabet if config.task.style == "bare" else PRINTABLE
     made = ByteTokenizer() if config.tokenizer == "bytes" else CharacterTokenizer(alphabet)
@@ -105,13 +106,13 @@ def _tokenizer(config: Config, origin: Path | None) -> Tokenizer:
 def _origin_checkpoint(config: Config) -> Checkpoint | None:
     """The checkpoint that `init_from` names; None where it names a run."""
     path = Path(config.init_from)
+    if is_checkpoint(path):
+        return open_checkpoint(path)
     if is_run(path):
         return None
-    if not is_checkpoint(path):
-        raise ConfigError(
-            f"init_from {config.init_from!r} is no run directory (config.yaml) and no checkpoint directory (config.json)"
-        )
-    return open_checkpoint(path)
+    raise ConfigError(
+        f"init_from {config.init_from!r} is no run directory (config.yaml) and no checkpoint directory (config.json)"
+    )
 
 
 def _model_of_run(path: str) -> tuple[ModelConfig, Path | None]:
@@ -125,6 +126,8 @@ def _adopt(mine: ModelConfig, theirs: ModelConfig, origin: str) -> ModelConfig:
     for field in dataclasses.fields(ModelConfig):
         name = field.name
         here, there = getattr(mine, name), getattr(theirs, name)
+        if name == "max_positions":
+            adopted[name] = min(filter(None, (here, there)), default=0)
         if name in FREE:
             continue
         if here not in (there, getattr(default, name)):
@@ -170,17 +173,17 @@ def start_variables(setup: Setup, run: RunDirectory) -> Variables:
 
 
 def save_source(setup: Setup, run: RunDirectory) -> None:
-    """Puts what is not weights into the run: tokenizer, config.json and the remote code of what it was made from."""
+    """Puts what is not weights into the run: the tokenizer; of a checkpoint also config.json and remote code."""
     if run.source.is_dir():
         return
     origin = Path(setup.config.init_from) if setup.config.init_from else None
-    if origin is not None and is_run(origin):
+    if origin is not None and not is_checkpoint(origin):
         origin = RunDirectory(origin).source
-    run.source.mkdir(parents=True, exist_ok=True)
-    if origin is not None and is_checkpoint(origin):
-        copy_companions(origin, run.source)
-    else:
-        write_new_companions(setup.model.config, setup.tokenizer, run.source, published=False)
+    with new_directory(run.source) as beside:
+        if origin is not None and is_checkpoint(origin):
+            copy_companions(origin, beside)
+        elif isinstance(setup.tokenizer, SmallTokenizer):
+            setup.tokenizer.save(beside)
 
 
 def check_same_model(setup: Setup, run: RunDirectory, source: Config) -> None:
@@ -242,6 +245,34 @@ def trained_at(setup: Setup, run: RunDirectory, stage: str, step: int | None = N
     finally:
         checkpoints.close()
     return {**frozen, **loaded["trainable"]}, step
+
+
+def adapter_of(path: Path, mesh: Mesh) -> tuple[Setup, Variables]:
+    """(setup, {"lora": ...}) of a run whose only stage trained an adapter of a checkpoint. The base is not read.
+
+    Raises ConfigError for other runs: an adapter of later stages belongs to weights that exist nowhere as a checkpoint.
+    """
+    run, config = open_run(path)
+    if (
+        not config.lora.rank
+        or len(config.stages) != 1
+        or not config.init_from
+        or not is_checkpoint(Path(config.init_from))
+    ):
+        raise ConfigError(
+            f"run {str(path)!r}: an adapter can be exported from a run of one LoRA stage on a checkpoint; this one has stages "
+            f"{list(config.stages)}, lora.rank {config.lora.rank}, init_from {config.init_from!r}; export merged weights"
+        )
+    setup, (stage,) = set_up(config, run.source, mesh), config.stages
+    checkpoints = Checkpoints(run.checkpoints(stage))
+    try:
+        saved = checkpoints.latest()
+        if saved is None:
+            raise ConfigError(f"run {str(path)!r} has no checkpoint of stage {stage!r} yet")
+        like = abstract_variables(setup.model, mesh, ("lora",))
+        return setup, checkpoints.load(saved, {"trainable": like})["trainable"]
+    finally:
+        checkpoints.close()
 
 
 def trained_table(trainable: Variables, frozen: Variables, log: Callable[[str], None]) -> None:

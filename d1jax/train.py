@@ -25,6 +25,7 @@ from d1jax.sft import loop as sft
 from d1jax.tasks.task import DataError
 from d1jax.telemetry.metrics import MetricsLog
 from d1jax.telemetry.report import write_report
+from d1jax.telemetry.terminal import printable
 
 STAGES = {"sft": (sft.train, lambda config: config.sft.steps), "rl": (rl.train, lambda config: config.rl.steps)}
 USER_MISTAKE = 2
@@ -38,10 +39,10 @@ def main(argv: Sequence[str]) -> int:
     try:
         run(parse(argv))
     except (ConfigError, DataError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         return USER_MISTAKE
     except Diverged as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         return 1
     except Stopped as stopped:
         print(stopped, file=sys.stderr)

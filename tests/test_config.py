@@ -279,6 +279,7 @@ NOT_NEGATIVE = (
     *(f"{stage}.optimizer.{key}" for stage in ("sft", "rl") for key in ("warmup_steps", "weight_decay", "clip_norm")),
 )  # fmt: skip
 IMPOSSIBLE = [
+    ({"model.param_dtype": "float16"}, "model.param_dtype = float16 is for reading checkpoints"),
     *(({key: "0"}, f"{key} = 0") for key in POSITIVE),
     *(({key: "-1"}, f"{key} = -1") for key in NOT_NEGATIVE),
     *(({key: ".nan"}, f"{key} = nan must be a finite number") for key in FLOATS),

@@ -63,10 +63,10 @@ def test_batches_files_and_standard_input_give_the_same_texts(run, model, tmp_pa
 
 def test_the_denoising_is_shown_step_by_step_and_ends_in_the_same_text(run, model):
     flags = ["--model", model, "--prompt", "abc", "--steps", "8", "--length", "8"]
-    _, quiet, _ = run(*flags)
-    _, shown, _ = run(*flags, "--show", "always")
-    frames = shown.split("\x1b[J")
-    assert frames[-1] == quiet
+    _, quiet, silence = run(*flags)
+    _, text, drawn = run(*flags, "--show", "always")
+    assert text == quiet and "\x1b" not in text and silence == ""
+    frames = drawn.split("\x1b[J")
     masked = [part.count("░") for part in frames[:-1]]
     assert masked[0] == 7 and masked == sorted(masked, reverse=True) and "step 1 of 8" in frames[0]
 
@@ -89,6 +89,8 @@ def test_a_conversation_ends_at_an_empty_line(run, model):
         (["--prompt", "a", "--mesh", "8"], "", "data,fsdp,tensor"),
         (["--prompt", "a", "--mesh", "3,1,1"], "", "does not cover"),
         (["--prompt", "a", "--temperature", "-1"], "", "temperature = -1"),
+        (["--prompt", "a", "--seed", "-1"], "", "seed = -1"),
+        (["--prompt", "a", "--batch", "0"], "", "--batch 0"),
         (["--prompt", "a", "--system", "be brief"], "", "chat template"),
         (["--prompt", "a", "--chat"], "", "leave --prompt"),
         (["--prompt", "a", "--adapter", "nowhere"], "", "adapter"),
@@ -98,6 +100,33 @@ def test_mistakes_are_told(run, model, flags, typed, message):
     flags = flags if "--model" in flags else ["--model", model, *flags]
     code, out, err = run(*flags, *([] if "--length" in flags else SHORT), typed=typed)
     assert code == 2 and out == "" and message in err, err
+
+
+def test_an_unwritable_turn_does_not_end_a_conversation(run, model):
+    code, out, err = run("--model", model, "--chat", *SHORT, typed="abc\nxyz\nkj\n")
+    assert code == 0 and len(out.splitlines()) == 2 and "cannot write 'xyz'" in err
+
+
+def test_a_length_that_no_default_fits_finds_its_blocks_and_steps(run, model):
+    code, out, _ = run("--model", model, "--prompt", "a", "--length", "50", "--json")
+    assert code == 0 and len(records(out)[0]["tokens"]) == 50  # 2 blocks of 25
+
+
+def test_json_is_plain_ascii_whatever_the_model_writes(run, write_checkpoint):
+    directory, *_ = write_checkpoint()
+    tokenizer = json.loads((directory / "tokenizer.json").read_text())
+    vocabulary = tokenizer["model"]["vocab"]
+    tokenizer["model"]["vocab"] = {("\x9b" if name == "b" else name): token for name, token in vocabulary.items()}
+    (directory / "tokenizer.json").write_text(json.dumps(tokenizer))
+    code, out, _ = run("--model", directory, *(w for c in "acdefghijk" for w in ("--prompt", c)), "--json", *SHORT)
+    assert code == 0 and out.isascii()
+    assert "\x9b" not in run("--model", directory, *(w for c in "acdefghijk" for w in ("--prompt", c)), *SHORT)[1]
+
+
+def test_lines_of_a_file_may_hold_other_line_separators(run, model, tmp_path):
+    (tmp_path / "p.jsonl").write_text(json.dumps({"prompt": "a"}) + "\r\n" + '{"prompt": "b", "note": "x\u2028y"}\n')
+    code, out, _ = run("--model", model, "--file", tmp_path / "p.jsonl", "--json", *SHORT)
+    assert code == 0 and [record["prompt"] for record in records(out)] == ["a", "b"]
 
 
 def test_a_bad_line_of_a_jsonl_file_is_named(run, model, tmp_path):

@@ -334,7 +334,7 @@ NOT_A_TEXT = "a chat needs a checkpoint with a chat template|has no chat templat
         ([[{"role": "user", "content": "abc"}]], {}, NOT_A_TEXT),
         (["abc"], {"temperature": -0.5}, "temperature = -0.5 must be 0 or above"),
         (["abc"], {"temperature": float("nan")}, "temperature = nan"),
-        (["abc"], {"seed": -1}, "seed = -1 must not be negative"),
+        (["abc"], {"seed": -1}, r"seed = -1 must be between 0 and 2\*\*32 - 1"),
         (["abc"], {"block_length": 3}, "block_length = 3 does not divide sampler.completion_length = 8"),
         (["abc"], {"steps": 3}, "steps = 3 is not a multiple of the 2 blocks"),
         (["abc", "a" * 33], {}, "8 new tokens: 41 tokens in all are more than the model's 40 positions"),

@@ -8,7 +8,7 @@
     python tools/convert_weights.py verify    A B                        every tensor equal, bit for bit?
 
 Weights keep the dtype in which they are stored unless --dtype says otherwise. OUT must not exist yet.
-Exit code: 0 done, 1 verify found a difference, 2 a mistake in the arguments.
+Exit code: 0 done, 2 a mistake in the arguments or a broken file, 3 verify found a difference.
 """
 
 from __future__ import annotations
@@ -25,25 +25,34 @@ import d1jax
 from d1jax.config import ConfigError, MeshConfig, ModelConfig
 from d1jax.config_file import to_dict
 from d1jax.files import check_new
-from d1jax.models.families import Family, family_for
+from d1jax.models.families import family_of
 from d1jax.models.lora import merge_each
-from d1jax.policy import adapter_of_run
 from d1jax.runtime.mesh import make_mesh
 from d1jax.runtime.run_directory import is_run, open_run
-from d1jax.weights.checkpoint_directory import Checkpoint, headers, is_checkpoint, open_checkpoint
+from d1jax.setup import adapter_of, set_up
+from d1jax.telemetry.terminal import printable
+from d1jax.weights.checkpoint_directory import Checkpoint, headers, is_checkpoint, open_checkpoint, read_json
 from d1jax.weights.convert import entries, expected_shapes, parameter_count
-from d1jax.weights.huggingface import PathAndArray, arrays_of, companions_of, compare, save_native, save_weights
+from d1jax.weights.huggingface import (
+    PathAndArray,
+    arrays_of,
+    companions_of,
+    compare,
+    save_native,
+    save_weights,
+    streamed,
+)
 from d1jax.weights.peft_adapter import WEIGHTS, is_adapter, read_adapter, save_adapter
 
-USER_MISTAKE, DIFFERENT = 2, 1
+USER_MISTAKE, DIFFERENT = 2, 3
 
 
 def main(argv: Sequence[str]) -> int:
     arguments = _parser().parse_args(argv)
     try:
         return arguments.run(arguments)
-    except (ConfigError, FileExistsError) as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (ConfigError, OSError) as error:
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         return USER_MISTAKE
 
 
@@ -57,8 +66,10 @@ def to_hf(arguments: argparse.Namespace) -> int:
     check_new(arguments.out)
     mesh = make_mesh(MeshConfig())
     with jax.set_mesh(mesh):
-        lora, adapters, config, base = adapter_of_run(arguments.source, mesh)
-        save_adapter(adapters, lora, config, open_checkpoint(base).family, arguments.out, base)
+        setup, adapters = adapter_of(arguments.source, mesh)
+        base = setup.config.init_from
+        family = family_of(read_json(Path(base) / "config.json"), base)
+        save_adapter(adapters["lora"], setup.config.lora, setup.model.config, family, arguments.out, base)
     return _done(arguments.out)
 
 
@@ -88,7 +99,7 @@ def _write(arguments: argparse.Namespace, native: bool) -> int:
 
 def _arrays(checkpoint: Checkpoint, config: ModelConfig) -> Iterator[PathAndArray]:
     """The arrays of a checkpoint one by one: what is converted need not fit into memory."""
-    return arrays_of(checkpoint, config, make_mesh(MeshConfig()), entries(config, checkpoint.family))
+    return streamed(arrays_of(checkpoint, config, make_mesh(MeshConfig()), entries(config, checkpoint.family)))
 
 
 def _stored_as(config: ModelConfig, dtype: str | None) -> ModelConfig:
@@ -100,19 +111,23 @@ def inspect(arguments: argparse.Namespace) -> int:
     if is_adapter(path):
         print(f"{path}: a PEFT adapter")
         for name, tensor in sorted(headers(path / WEIGHTS).items()):
-            print(f"  {name:<76} {_sides(tensor.shape):>16}  {tensor.dtype}")
+            print(f"  {printable(name):<76} {_sides(tensor.shape):>16}  {tensor.dtype}")
         return 0
     if is_run(path):
         run, config = open_run(path)
         saved = ", ".join(f"{stage} {step}" for stage, step in run.saved_steps(config.stages).items())
         print(f"{path}: a run; last checkpoints: {saved or 'none'}")
-        _describe(family_for(config.model), config.model, "trained by d1jax")
+        source = run.source / "config.json"
+        family = family_of(read_json(source), str(source)).name if source.is_file() else "of its own"
+        _describe(family, set_up(config, run.source).model.config, "trained by d1jax")
         return 0
     checkpoint = open_checkpoint(path)
     form = "d1jax (Orbax)" if checkpoint.native else f"Hugging Face, {len(checkpoint.files)} safetensors file(s)"
     print(f"{path}: {form}, {sum(file.stat().st_size for file in checkpoint.files) / 1e9:.2f} GB")
     _describe(
-        checkpoint.family, checkpoint.config, f"{len(expected_shapes(checkpoint.config, checkpoint.family))} tensors"
+        checkpoint.family.name,
+        checkpoint.config,
+        f"{len(expected_shapes(checkpoint.config, checkpoint.family))} tensors",
     )
     for entry in entries(checkpoint.config, checkpoint.family):
         count = f"{len(entry.names)} x " if len(entry.names) > 1 else ""
@@ -130,13 +145,13 @@ def verify(arguments: argparse.Namespace) -> int:
     different = compare(one, two, make_mesh(MeshConfig()))
     for entry in different:
         print(f"different: {'/'.join(entry.path)} ({entry.names[0]}{' ...' if len(entry.names) > 1 else ''})")
-    tensors, count = len(expected_shapes(one.config, one.family)), parameter_count(one.config, one.family)
+    tensors, count = len(expected_shapes(one.config, one.family)), parameter_count(one.config)
     print(f"{tensors} tensors, {count:,} parameters: " + ("they differ" if different else "equal bit for bit"))
     return DIFFERENT if different else 0
 
 
-def _describe(family: Family, config: ModelConfig, note: str) -> None:
-    print(f"family {family.name} ({family.alignment}), {parameter_count(config, family):,} parameters, {note}")
+def _describe(family: str, config: ModelConfig, note: str) -> None:
+    print(f"family {family} ({config.alignment}), {parameter_count(config):,} parameters, {note}")
     print("model:")
     for name, value in to_dict(config).items():
         print(f"  {name}: {str(value).lower() if isinstance(value, bool) else value}")

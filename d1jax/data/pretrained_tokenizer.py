@@ -4,20 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import jinja2
-
 from d1jax.data.tokenizers import Chat, SpecialTokens
 
-FILES = (
-    "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "special_tokens_map.json", "added_tokens.json",
-    "chat_template.jinja",
-)  # fmt: skip
 SETTING = {"mask": "mask_token_id", "end": "pad_token_id"}
 
 
@@ -41,26 +34,24 @@ class PretrainedTokenizer:
         return bool(self.wrapped.chat_template)
 
     def encode(self, text: str) -> list[int]:
+        """The ids of plain text: one that spells a special token gets the ids of its letters."""
+        return self._ids(text, add_special_tokens=False, split_special_tokens=True)
+
+    def _ids(self, text: str, **settings: bool) -> list[int]:
         try:
-            return self.wrapped(text, add_special_tokens=False)["input_ids"]
+            return self.wrapped(text, **settings)["input_ids"]
         except Exception as error:  # of the Rust library, which has no class of its own
             raise ValueError(f"tokenizer {str(self.directory)!r}: cannot write {text[:60]!r} ({error})") from None
 
     def render(self, prompt: str | Chat) -> str:
-        """The prompt as text. A chat ends with exactly one assistant header, whatever the template does about it."""
-        if not self.chats:
-            if not isinstance(prompt, str):
-                raise ValueError(
-                    f"tokenizer {str(self.directory)!r}: has no chat template; give a text instead of a chat"
-                )
-            return (self.wrapped.bos_token or "") + prompt
+        """The chat as text, a text being a user's turn. It ends with exactly one assistant header, whatever the template does."""
         chat = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
         for index, turn in enumerate(chat):
             if not all(isinstance(turn.get(name), str) for name in ("role", "content")):
                 raise ValueError(f"tokenizer: turn {index} of the chat, {turn!r}, needs a text as role and as content")
         try:
             text = self.wrapped.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
-        except jinja2.TemplateError as error:
+        except Exception as error:  # a template may raise anything
             raise ValueError(
                 f"tokenizer {str(self.directory)!r}: the chat template cannot render this chat ({error})"
             ) from None
@@ -68,7 +59,13 @@ class PretrainedTokenizer:
         return text if text.rstrip().endswith(header.rstrip()) else text + header
 
     def prompt(self, prompt: str | Chat) -> list[int]:
-        return self.encode(self.render(prompt))
+        if self.chats:
+            return self._ids(self.render(prompt), add_special_tokens=False)
+        if not isinstance(prompt, str):
+            raise ValueError(f"tokenizer {str(self.directory)!r}: has no chat template; give a text instead of a chat")
+        return self._ids(
+            prompt, add_special_tokens=True, split_special_tokens=True
+        )  # a first token where the files say so
 
     def answer(self, text: str) -> list[int]:
         """The text and the token that closes the turn. It is not rendered: LLaDA's template would add one more header."""
@@ -83,11 +80,6 @@ class PretrainedTokenizer:
     def pieces(self, ids: Sequence[int]) -> list[str]:
         known = [token if token < self.vocab_size else None for token in ids]
         return [f"<{ids[i]}>" if token is None else self.wrapped.decode([token]) for i, token in enumerate(known)]
-
-    def save(self, directory: Path) -> None:
-        for name in FILES:
-            if (self.directory / name).is_file():
-                shutil.copyfile(self.directory / name, directory / name)
 
 
 def load_pretrained_tokenizer(
@@ -118,7 +110,7 @@ def load_pretrained_tokenizer(
         raise ValueError(
             f"tokenizer {str(directory)!r}: cannot be read ({error}); copy or download the tokenizer files again"
         ) from None
-    size = len(wrapped)
+    size = max(wrapped.get_vocab().values(), default=-1) + 1  # more than their number where ids are left out
     ids = {
         "mask": mask if mask is not None else wrapped.mask_token_id,
         "end": wrapped.pad_token_id if wrapped.pad_token_id is not None else end,

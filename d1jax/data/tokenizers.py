@@ -65,10 +65,8 @@ class Tokenizer(Protocol):
         """Each token by itself, special ones too, for display."""
         ...
 
-    def save(self, directory: Path) -> None: ...
 
-
-class _SmallTokenizer:
+class SmallTokenizer:
     """What character and byte tokenizers share: ids 0 .. symbols - 1 are text, then <end>, then <mask>."""
 
     symbols: int
@@ -83,6 +81,9 @@ class _SmallTokenizer:
         return self.symbols + 2
 
     def encode(self, text: str) -> list[int]:
+        raise NotImplementedError
+
+    def save(self, directory: Path) -> None:
         raise NotImplementedError
 
     def prompt(self, prompt: str | Chat) -> list[int]:
@@ -101,7 +102,7 @@ class _SmallTokenizer:
 
 
 @dataclass(frozen=True)
-class CharacterTokenizer(_SmallTokenizer):
+class CharacterTokenizer(SmallTokenizer):
     """One id a character of `alphabet`."""
 
     alphabet: str
@@ -135,7 +136,7 @@ class CharacterTokenizer(_SmallTokenizer):
 
 
 @dataclass(frozen=True)
-class ByteTokenizer(_SmallTokenizer):
+class ByteTokenizer(SmallTokenizer):
     """One id a byte of UTF-8: every text can be written."""
 
     symbols: ClassVar[int] = 256
@@ -158,7 +159,7 @@ class ByteTokenizer(_SmallTokenizer):
         write_json(directory / FILE, {"kind": "bytes"})
 
 
-def load_small_tokenizer(directory: Path) -> CharacterTokenizer | ByteTokenizer | None:
+def load_small_tokenizer(directory: Path) -> SmallTokenizer | None:
     """The character or byte tokenizer saved in a directory; None where it holds another one, or none."""
     path = directory / FILE
     try:
@@ -168,11 +169,11 @@ def load_small_tokenizer(directory: Path) -> CharacterTokenizer | ByteTokenizer 
     if not isinstance(stored, dict):
         return None
     if stored.get("kind") == "characters":
-        return CharacterTokenizer(stored["alphabet"])
+        return CharacterTokenizer(str(stored.get("alphabet", "")))
     return ByteTokenizer() if stored.get("kind") == "bytes" else None
 
 
-def export_tokenizer(tokenizer: CharacterTokenizer | ByteTokenizer, directory: Path) -> None:
+def export_tokenizer(tokenizer: SmallTokenizer, directory: Path) -> None:
     """Writes a small tokenizer as transformers reads it: tokenizer.json and tokenizer_config.json with the same ids."""
     import tokenizers as hf
 
@@ -184,6 +185,7 @@ def export_tokenizer(tokenizer: CharacterTokenizer | ByteTokenizer, directory: P
         made.pre_tokenizer = hf.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
         made.decoder = hf.decoders.ByteLevel()
     else:
+        assert isinstance(tokenizer, CharacterTokenizer)
         vocabulary = {character: token for token, character in enumerate(tokenizer.alphabet)}
         made = hf.Tokenizer(hf.models.WordLevel(vocab=vocabulary, unk_token=None))
         made.pre_tokenizer = hf.pre_tokenizers.Split(hf.Regex(r"[\s\S]"), "isolated")

@@ -54,8 +54,13 @@ def merge_each(
 
 @partial(jax.jit, static_argnums=2)
 def _merged(kernel_Lio: Array, adapter: Mapping[str, Array], lora: LoraConfig) -> Array:
-    delta_Lio = jnp.einsum("Lir,Lro->Lio", adapter["a"], adapter["b"]) * (lora.alpha / lora.rank)
-    return (kernel_Lio.astype(jnp.float32) + delta_Lio).astype(kernel_Lio.dtype)
+    def layer(inputs: tuple[Array, Array, Array]) -> Array:
+        kernel_io, a_ir, b_ro = inputs
+        delta_io = jnp.matmul(a_ir, b_ro, precision="highest") * (lora.alpha / lora.rank)
+        return (kernel_io.astype(jnp.float32) + delta_io).astype(kernel_io.dtype)
+
+    # Layer by layer: in fp32 all of them would take twice the room of the kernel itself.
+    return jax.lax.map(layer, (kernel_Lio, adapter["a"], adapter["b"]))
 
 
 def parameter_table(variables: Variables) -> list[tuple[str, tuple[int, ...], int]]:

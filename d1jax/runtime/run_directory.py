@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import fcntl
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,6 +95,9 @@ def claim(config: Config) -> tuple[RunDirectory, IO[str]]:
                 + "\nchoose another run_dir, or undo these"
             )
     else:
+        # What an earlier start of another configuration has put beside it goes with that configuration.
+        shutil.rmtree(run.source, ignore_errors=True)
+        run.origin.unlink(missing_ok=True)
         write_beside(run.config, to_yaml(config))
     return run, lock
 

@@ -27,7 +27,7 @@ from d1jax.weights.convert import Entry, check_tensors, entries, our_shape
 INDEX, SINGLE, NATIVE = "model.safetensors.index.json", "model.safetensors", "params"
 DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".gguf")
-PROBE = 2**20
+PROBE, PROBE_EVERY, PROBE_ALL = 2**12, 2**20, 2**26  # files up to PROBE_ALL are hashed whole
 COMPANIONS = (".json", ".py", ".txt", ".jinja", ".model", ".tiktoken")  # configuration, remote code, tokenizer
 
 
@@ -86,15 +86,16 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
 
 
 def fingerprint(checkpoint: Checkpoint) -> dict[str, str]:
-    """{file: hash of its size, its first and its last megabyte}: tells weights apart without reading all of them."""
+    """{file: hash of its size and of four kilobytes in every megabyte}: tells weights apart in a second, not in minutes."""
 
     def of(file: Path) -> str:
         size = file.stat().st_size
+        digest = hashlib.sha256(str(size).encode())
         with open(file, "rb") as stream:
-            parts = [stream.read(PROBE)]
-            stream.seek(max(size - PROBE, 0))
-            parts.append(stream.read(PROBE))
-        return hashlib.sha256(str(size).encode() + b"".join(parts)).hexdigest()
+            for start in range(0, size, PROBE_EVERY if size > PROBE_ALL else PROBE):
+                stream.seek(start)
+                digest.update(stream.read(PROBE))
+        return digest.hexdigest()
 
     return {str(file.relative_to(checkpoint.path)): of(file) for file in checkpoint.files}
 
@@ -176,12 +177,17 @@ def _native_tensors(path: Path, config: ModelConfig, family: Family) -> dict[str
         try:
             stored, dtype = stored_array(directory)
         except Exception as error:  # Orbax has no error class of its own
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise ConfigError(f"{directory}: not readable by Orbax ({reason}); convert the checkpoint again") from None
+            raise ConfigError(
+                f"{directory}: not readable by Orbax ({first_line(error)}); convert the checkpoint again"
+            ) from None
         if stored != shape:
             raise ConfigError(f"{directory}: has shape {stored}, config.json says {shape}")
         tensors[directory.name] = Tensor(path / NATIVE, stored, dtype)
     return tensors
+
+
+def first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:200]}"
 
 
 def _one_dtype(tensors: Mapping[str, Tensor]) -> str:

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from d1jax.config import ConfigError, ModelConfig
-from d1jax.models.families import Family
+from d1jax.models.families import FAMILIES, Family
 
 
 class Entry(NamedTuple):
@@ -139,6 +139,6 @@ def _some(names: list[str]) -> str:
     return ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
 
 
-def parameter_count(config: ModelConfig, family: Family) -> int:
-    """Weights of a model with this architecture."""
-    return sum(len(entry.names) * math.prod(entry.shape) for entry in entries(config, family))
+def parameter_count(config: ModelConfig) -> int:
+    """Weights of a model with this architecture, whatever its tensors are called."""
+    return sum(math.prod(our_shape(entry)) for entry in entries(config, FAMILIES["llada"]))

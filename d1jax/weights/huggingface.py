@@ -24,12 +24,12 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from safetensors.numpy import save_file
 from tqdm import tqdm
 
-from d1jax.config import ModelConfig
+from d1jax.config import ConfigError, ModelConfig
 from d1jax.files import new_directory, write_json
 from d1jax.models.families import Family
 from d1jax.models.transformer import Transformer, Variables, abstract_variables
 from d1jax.runtime.checkpoint import load_array, load_safetensors, save_array
-from d1jax.weights.checkpoint_directory import INDEX, Checkpoint, copy_companions, native_directory
+from d1jax.weights.checkpoint_directory import INDEX, Checkpoint, copy_companions, first_line, native_directory
 from d1jax.weights.convert import Entry, as_tree, entries, leaf, to_ours, to_theirs
 
 SHARD_BYTES = 3_000_000_000
@@ -49,16 +49,39 @@ def arrays_of(checkpoint: Checkpoint, config: ModelConfig, mesh: Mesh, plan: Seq
     for entry in plan:
         target = leaf(like, entry.path)
         if checkpoint.native:
-            yield entry.path, load_array(native_directory(checkpoint.path, entry), target)
+            yield entry.path, _read_native(native_directory(checkpoint.path, entry), target)
             continue
         tensors = _read(checkpoint, entry, _published_sharding(entry, target.sharding))
         array = jax.block_until_ready(_converter(_kind(entry), target.dtype, target.sharding)(tensors))
         for tensor in tensors:
             tensor.delete()
         del tensors, tensor
-        if array.nbytes > 2**26:
-            gc.collect()  # the reader leaves its buffers in reference cycles; large ones must go before the next come
+        _collect(array.nbytes)
         yield entry.path, array
+
+
+def streamed(arrays: Iterable[PathAndArray]) -> Iterator[PathAndArray]:
+    """The same arrays, each gone when the next one is asked for: for conversions, which need them once."""
+    for path, array in arrays:
+        yield path, array
+        size = array.nbytes
+        array.delete()
+        _collect(size)
+
+
+def _read_native(directory: Path, like: jax.ShapeDtypeStruct) -> Array:
+    try:
+        return load_array(directory, like)
+    except Exception as error:  # Orbax has no error class of its own
+        raise ConfigError(
+            f"{directory}: not readable by Orbax ({first_line(error)}); convert the checkpoint again"
+        ) from None
+
+
+def _collect(size: int) -> None:
+    """Orbax leaves its buffers in reference cycles; large ones must go before the next ones come."""
+    if size > 2**26:
+        gc.collect()
 
 
 def _counted(arrays: Iterable[PathAndArray], bar: tqdm) -> Iterator[PathAndArray]:
@@ -137,7 +160,6 @@ def save_weights(
                 missing[file].discard(name)
                 if not missing[file]:
                     save_file(shards.pop(file), beside / file, metadata={"format": "pt"})
-            del array
         if split.is_sharded:
             write_json(beside / INDEX, {"metadata": split.metadata, "weight_map": split.tensor_to_filename})
 
@@ -156,7 +178,6 @@ def save_native(
         for entry, (_, array) in zip(plan, arrays, strict=True):
             save_array(native_directory(beside, entry), array)
             bar.update(array.nbytes)
-            del array
 
 
 def in_memory(variables: Variables, config: ModelConfig, family: Family) -> Iterator[PathAndArray]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from d1jax.config import ConfigError, ModelConfig
 from d1jax.data.pretrained_tokenizer import load_pretrained_tokenizer
-from d1jax.data.tokenizers import SpecialTokens, Tokenizer, export_tokenizer, load_small_tokenizer
+from d1jax.data.tokenizers import SmallTokenizer, SpecialTokens, Tokenizer, export_tokenizer, load_small_tokenizer
 from d1jax.files import write_json
 from d1jax.models.families import family_of, write_config
 from d1jax.weights.checkpoint_directory import read_json
@@ -16,7 +16,10 @@ from d1jax.weights.checkpoint_directory import read_json
 
 def load_tokenizer(directory: Path) -> Tokenizer:
     """The tokenizer saved in a directory, d1jax's own or a published one. Raises ConfigError where there is none."""
-    small = load_small_tokenizer(directory)
+    try:
+        small = load_small_tokenizer(directory)
+    except ValueError as error:
+        raise ConfigError(f"tokenizer {str(directory)!r}: {error}") from None
     if small is not None:
         return small
     if not (directory / "config.json").is_file():
@@ -26,8 +29,8 @@ def load_tokenizer(directory: Path) -> Tokenizer:
     try:
         return load_pretrained_tokenizer(
             directory,
-            mask=published.get("mask_token_id"),
-            end=published.get("pad_token_id", published.get("eos_token_id")),
+            mask=_token_id(published, directory, "mask_token_id"),
+            end=_token_id(published, directory, "pad_token_id", "eos_token_id"),
             turn_end=family.turn_end,
             assistant_header=family.assistant_header,
         )
@@ -35,7 +38,20 @@ def load_tokenizer(directory: Path) -> Tokenizer:
         raise ConfigError(str(error)) from None
 
 
-def write_new_companions(config: ModelConfig, tokenizer: Tokenizer, out: Path, published: bool) -> None:
+def _token_id(published: Mapping[str, Any], directory: Path, *names: str) -> int | None:
+    """The first of these settings that is there; of a list of ids the first."""
+    for name in names:
+        value = published.get(name)
+        value = value[0] if isinstance(value, list) and value else value
+        if value is None:
+            continue
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise ConfigError(f"{directory / 'config.json'}: {name} = {published[name]!r} is not a token id")
+        return value
+    return None
+
+
+def write_new_companions(config: ModelConfig, tokenizer: SmallTokenizer, out: Path, published: bool) -> None:
     """config.json and tokenizer files of a model that was not made from a published one.
 
     `published`: in transformers' format, for a Hugging Face directory; otherwise in d1jax's own.

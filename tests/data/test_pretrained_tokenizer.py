@@ -48,6 +48,11 @@ def dream(dream_directory):
     return load_tokenizer(dream_directory)
 
 
+def special_ids(tokenizer, text):
+    """The ids of a text in which special tokens are spelt out, as a template does."""
+    return tokenizer.wrapped(text, add_special_tokens=False)["input_ids"]
+
+
 def test_dreams_prompt_is_rendered_to_the_letter(dream):
     rendered = (
         "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
@@ -55,7 +60,7 @@ def test_dreams_prompt_is_rendered_to_the_letter(dream):
     )
     assert dream.chats and dream.render(" Hi there ") == rendered
     ids = dream.prompt(" Hi there ")
-    assert ids == dream.encode(rendered) and "".join(dream.pieces(ids)) == rendered
+    assert ids == special_ids(dream, rendered) and "".join(dream.pieces(ids)) == rendered
     assert ids.count(151644) == 3 and ids.count(151645) == 2
 
 
@@ -63,7 +68,7 @@ def test_dreams_ids_are_the_published_ones(dream):
     special = dream.special
     assert (special.mask, special.end, special.turn_end, special.vocab_size) == (151666, 151643, 151645, 151667)
     assert dream.vocab_size == 151667
-    assert dream.encode("<|mask|><|im_end|><|endoftext|>") == [151666, 151645, 151643]
+    assert special_ids(dream, "<|mask|><|im_end|><|endoftext|>") == [151666, 151645, 151643]
 
 
 def test_dreams_answer_ends_with_the_end_of_the_turn(dream):
@@ -100,11 +105,10 @@ def test_nothing_in_the_directory_is_executed(dream, dream_directory):
     assert "auto_map" in config and not (dream_directory / "executed").exists()
 
 
-def test_a_saved_tokenizer_loads_equal(dream, dream_directory, tmp_path):
-    dream.save(tmp_path)
-    assert not list(tmp_path.glob("*.py"))
-    shutil.copyfile(dream_directory / "config.json", tmp_path / "config.json")
-    assert load_tokenizer(tmp_path) == dream
+def test_text_that_spells_a_special_token_is_text(dream):
+    text = "write <|mask|> and <|endoftext|>"
+    assert dream.decode(dream.encode(text)) == text
+    assert not {151643, 151666} & set(dream.answer(text))
 
 
 # -- LLaDA -------------------------------------------------------------------------------------------------------------
@@ -224,7 +228,7 @@ def test_a_prompt_ends_with_exactly_one_header_whatever_the_template_does(write,
     places = [rendered.index(f"\n\n{message['content'].strip()}<|eot_id|>") for message in messages]
     assert places == sorted(places)
     ids = tokenizer.prompt(prompt)
-    assert ids[0] == ID["<s>"] and ids.count(ID["<s>"]) == 1 and ids == tokenizer.encode(rendered)
+    assert ids[0] == ID["<s>"] and ids.count(ID["<s>"]) == 1 and ids == special_ids(tokenizer, rendered)
 
 
 @pytest.mark.parametrize("template", TEMPLATES.values(), ids=TEMPLATES)
@@ -244,7 +248,7 @@ def test_the_template_may_stand_in_a_file_of_its_own(write):
 def test_without_a_template_a_prompt_is_continued_and_a_chat_refused(write):
     tokenizer = load_tokenizer(write(None))
     assert not tokenizer.chats
-    assert tokenizer.prompt(" hello ") == [ID["<s>"], *tokenizer.encode(" hello ")]
+    assert tokenizer.prompt(" hello ") == tokenizer.encode(" hello ")  # its files ask for no first token
     assert tokenizer.answer("hello") == tokenizer.encode("hello")
     with pytest.raises(ValueError, match="has no chat template; give a text instead of a chat") as refused:
         tokenizer.prompt([turn("user", "hello")])

@@ -170,7 +170,7 @@ def test_names_are_those_of_the_published_checkpoint_key_for_key(checkpoint, fam
     config = read_config(json.loads((folder / "config.json").read_text()), "config.json")
     assert len(index["weight_map"]) == count
     assert sorted(expected_shapes(config, family)) == sorted(index["weight_map"]) == names(layers)
-    assert 2 * parameter_count(config, family) == index["metadata"]["total_size"]
+    assert 2 * parameter_count(config) == index["metadata"]["total_size"]
 
 
 def test_published_layout_is_out_by_in():
@@ -200,7 +200,7 @@ def test_entries_cover_exactly_the_variables_of_the_model_the_largest_first(chan
         assert our_shape(entry) == leaf(like, entry.path).shape, entry.path
     sizes = [leaf(like, entry.path).size for entry in plan]
     assert sizes == sorted(sizes, reverse=True)
-    assert parameter_count(config, family_for(config)) == sum(sizes)
+    assert parameter_count(config) == sum(sizes)
 
 
 # -- what is refused ------------------------------------------------------------------------------------------------------

@@ -212,10 +212,13 @@ def test_native_form_knows_its_dtype_and_casts(native):
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"mlp_hidden_size": 40}, r"blocks/ff_out/kernel has shape \(2, 24, 16\), config.json says \(2, 40, 16\)"),
-        ({"n_layers": 3}, r"blocks/attn_norm/scale has shape \(2, 16\), config.json says \(3, 16\)"),
-        ({"weight_tying": True}, r"ff_out has shape \(16, 14\), config.json says None"),
-        ({"include_qkv_bias": True}, r"blocks/k_proj/bias has shape None, config.json says \(2, 16\)"),
+        (
+            {"mlp_hidden_size": 40},
+            r"params/blocks\.ff_proj\.kernel: has shape \(2, 16, 24\), config.json says \(2, 16, 40\)",
+        ),
+        ({"n_layers": 3}, r"has shape \(2, .*\), config.json says \(3, "),
+        ({"weight_tying": True}, r"params/ff_out: is not expected"),
+        ({"include_qkv_bias": True}, r"params/blocks\.k_proj\.bias: is missing"),
     ],
     ids=str,
 )
@@ -232,7 +235,7 @@ def test_native_weights_that_orbax_cannot_read_are_named(native, kept):
     for file in [file for file in (folder / "params").rglob("*") if file.is_file()]:
         if kept == "nothing" or file.name == "_METADATA":
             file.unlink()
-    with pytest.raises(ConfigError, match="native/params: not readable by Orbax"):
+    with pytest.raises(ConfigError, match=r"native/params/[a-z_.]+: not readable by Orbax"):
         open_checkpoint(folder)
 
 
