@@ -19,11 +19,12 @@ from d1jax.analysis import accuracy, summary
 from d1jax.diffusion.canvas import Canvas
 from d1jax.diffusion.likelihood import one_step_views, score
 from d1jax.diffusion.sampler import sample
-from d1jax.experiment import build, variables_at
+from d1jax.experiment import build
 from d1jax.files import write_json
 from d1jax.rl.advantages import group_advantages
 from d1jax.rl.rewards import reward_rows, total_rewards
 from d1jax.runtime.run_directory import open_run
+from d1jax.setup import variables_at
 
 ROWS = 512
 
@@ -36,7 +37,7 @@ def main() -> None:
     parser.add_argument("--out", required=True)
     arguments = parser.parse_args()
     run, config = open_run(arguments.run)
-    experiment = build(config)
+    experiment = build(config, saved=run.source)
     variables, step = variables_at(experiment, run, arguments.stage)
     model, special, problems = experiment.model, experiment.tokenizer.special, experiment.train
 

@@ -20,8 +20,9 @@ from d1jax.analysis import summary
 from d1jax.config_file import parse
 from d1jax.diffusion.canvas import Canvas
 from d1jax.diffusion.sampler import sample
-from d1jax.experiment import build, start_variables
+from d1jax.experiment import build
 from d1jax.files import write_json
+from d1jax.models.transformer import initialize
 from d1jax.rl.update import Batch, make_update
 from d1jax.runtime.optimizer import make_optimizer, new_state
 
@@ -35,7 +36,8 @@ def main() -> None:
     arguments = parser.parse_args()
     config = parse(["--config", arguments.config])
     experiment = build(config)
-    variables, special = start_variables(experiment), experiment.tokenizer.special
+    variables = initialize(experiment.model, experiment.key("weights"), experiment.mesh)
+    special = experiment.tokenizer.special
     rows = config.rl.prompts_per_step * config.rl.group_size
     picked = np.repeat(np.arange(config.rl.prompts_per_step), config.rl.group_size)
     prompts = jnp.asarray(experiment.train.prompt_RP[picked]), jnp.asarray(experiment.train.prompt_length_R[picked])

@@ -22,6 +22,7 @@ from d1jax.policy import load_pretrained, save_pretrained
 from d1jax.runtime.run_directory import RunDirectory
 from d1jax.setup import save_source, set_up, start_variables
 from d1jax.telemetry.metrics import read_metrics
+from d1jax.weights.checkpoint_directory import fingerprint, open_checkpoint
 from d1jax.weights.huggingface import in_memory, save_native, save_weights
 from d1jax.weights.tokenizer_files import load_tokenizer, write_new_companions
 
@@ -168,6 +169,56 @@ def in_shards(directory: Path) -> None:
     names = load_file(directory / "model-00001-of-00001.safetensors")
     index = {"weight_map": dict.fromkeys(names, "model-00001-of-00001.safetensors")}
     (directory / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def test_a_source_that_cannot_be_written_whole_is_not_there(write, tmp_path, monkeypatch):
+    run = RunDirectory(tmp_path / "run")
+    setup = set_up(config(write()[0]))
+
+    def fail(*_):
+        raise OSError("no space left")
+
+    monkeypatch.setattr("d1jax.setup.copy_companions", fail)
+    with pytest.raises(OSError, match="no space left"):
+        save_source(setup, run)
+    assert not run.source.exists()
+    monkeypatch.undo()
+    save_source(setup, run)
+    assert load_tokenizer(run.source) == setup.tokenizer
+
+
+def test_a_model_that_no_family_can_express_may_still_be_trained(tmp_path):
+    run = RunDirectory(tmp_path / "run")
+    setup = set_up(config(model=ModelConfig(alignment="shifted")))
+    save_source(setup, run)
+    assert load_tokenizer(run.source) == setup.tokenizer
+
+
+def test_init_from_is_kept_as_an_absolute_path(write, monkeypatch):
+    directory, *_ = write()
+    monkeypatch.chdir(directory.parent)
+    assert set_up(config(directory.name)).config.init_from == str(directory)
+
+
+def test_the_shorter_limit_of_positions_counts(write):
+    directory, *_ = write(max_positions=100)
+    limits = [
+        set_up(config(directory, model=ModelConfig(max_positions=n))).model.config.max_positions for n in (0, 60, 500)
+    ]
+    assert limits == [100, 60, 100]
+
+
+def test_any_changed_matrix_changes_the_fingerprint(write):
+    """Also of a large file, of which only a part of every megabyte is read."""
+    directory, *_ = write(width=256, mlp_width=4096, vocab_size=4096, layers=8)
+    before, path = fingerprint(open_checkpoint(directory)), directory / "model.safetensors"
+    assert path.stat().st_size > 2**26
+    tensors = load_file(path)
+    name = "model.transformer.blocks.5.up_proj.weight"
+    save_file({**tensors, name: tensors[name] * 1.01}, path, metadata={"format": "pt"})
+    assert fingerprint(open_checkpoint(directory)) != before
+    save_file(tensors, path, metadata={"format": "pt"})
+    assert fingerprint(open_checkpoint(directory)) == before
 
 
 @pytest.mark.parametrize("change", [rewritten, in_shards])

@@ -208,7 +208,7 @@ def _progress(label: str, plan: list[Entry], dtype: str) -> tqdm:
 def compare(one: Checkpoint, two: Checkpoint, mesh: Mesh) -> list[Entry]:
     """The arrays in which two checkpoints of one architecture differ in any bit; one array of each is in memory at a time."""
     plan = entries(one.config, one.family)
-    sides = (arrays_of(side, side.config, mesh, plan) for side in (one, two))
+    sides = (streamed(arrays_of(side, side.config, mesh, plan)) for side in (one, two))
     different = []
     with _progress("comparing", plan, one.config.param_dtype) as bar:
         for entry, (_, ours), (_, theirs) in zip(plan, *sides, strict=True):
@@ -216,8 +216,6 @@ def compare(one: Checkpoint, two: Checkpoint, mesh: Mesh) -> list[Entry]:
             if not bool(_same_bits(ours, theirs)):
                 different.append(entry)
             bar.update(ours.nbytes)
-            ours.delete()
-            theirs.delete()
     return different
 
 

@@ -12,7 +12,7 @@ from d1jax.config import LoraConfig, MeshConfig, ModelConfig, OptimizerConfig, R
 from d1jax.data.tokenizers import SpecialTokens
 from d1jax.diffusion.canvas import Canvas, through_first_end
 from d1jax.diffusion.likelihood import one_step_views, score
-from d1jax.experiment import split
+from d1jax.setup import split
 from d1jax.models.transformer import Transformer, initialize
 from d1jax.rl.objective import POOLINGS, token_terms
 from d1jax.rl.update import Batch, make_update, view_keys

@@ -36,6 +36,17 @@ def test_before_the_first_checkpoint_the_configuration_may_be_corrected(tmp_path
     assert open_run(run.path)[1] == corrected
 
 
+def test_a_corrected_configuration_starts_without_what_the_old_one_left(tmp_path):
+    config = Config(run_dir=str(tmp_path / "run"))
+    run, lock = claim(config)
+    lock.close()
+    run.source.mkdir()
+    (run.source / "tokenizer.json").write_text("{}")
+    run.origin.write_text("{}")
+    claim(dataclasses.replace(config, seed=1))[1].close()
+    assert not run.source.exists() and not run.origin.exists()
+
+
 def test_order_of_evaluation_sets_is_kept_and_counts(tmp_path):
     sets = {"zebra": "generated", "ant": "generated"}
     config = Config(run_dir=str(tmp_path / "run"), task=TaskConfig(eval_sets=sets))

@@ -117,6 +117,31 @@ def test_inspect_of_an_adapter_lists_its_tensors(run, tiny, tmp_path):
     assert code == 0 and out.count("v_proj.lora_A.weight") == out.count("v_proj.lora_B.weight") == 2
 
 
+def test_names_of_tensors_cannot_speak_to_the_terminal(run, tmp_path):
+    (tmp_path / "adapter_config.json").write_text("{}")
+    save_file({"evil\x1b]0;pwn\x07": np.zeros(1, np.float32)}, tmp_path / "adapter_model.safetensors")
+    code, out, _ = run("inspect", tmp_path)
+    assert code == 0 and "evil" in out and "\x1b" not in out and "\x07" not in out
+
+
+def test_a_broken_native_array_is_a_mistake_and_not_a_difference(run, write_checkpoint, tmp_path):
+    source, native = write_checkpoint()[0], tmp_path / "native"
+    assert run("to-orbax", source, native)[0] == 0
+    for file in (native / "params" / "blocks.up_proj.kernel").rglob("*"):
+        if file.is_file() and file.parent.name == "d":
+            file.write_bytes(file.read_bytes()[:20])
+    for command in (("verify", source, native), ("to-hf", native, tmp_path / "back")):
+        code, _, err = run(*command)
+        assert code == 2 and "blocks.up_proj.kernel: not readable by Orbax" in err
+    assert not (tmp_path / "back").exists()
+
+
+def test_a_place_that_cannot_be_written_to_is_told_first(run, write_checkpoint, tmp_path):
+    (tmp_path / "file").write_text("")
+    code, _, err = run("to-hf", write_checkpoint()[0], tmp_path / "file" / "out")
+    assert code == 2 and "is not a directory that may be written to" in err
+
+
 @pytest.mark.parametrize("command", ["to-orbax", "to-hf"])
 def test_nothing_that_exists_is_written_over(run, write_checkpoint, tmp_path, command):
     source, out = write_checkpoint()[0], tmp_path / "out"
