@@ -11,7 +11,7 @@ quickstart: $(VENV)/.installed
 	$(BIN)/python -m d1jax.train --config configs/quickstart.yaml
 
 test: $(VENV)/.installed-dev lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
