@@ -134,7 +134,9 @@ def _adopt(mine: ModelConfig, theirs: ModelConfig, origin: str) -> ModelConfig:
             other.append(f"model.{name} = {there} (here: {here})")
         adopted[name] = there
     if other:
-        raise ConfigError(f"init_from {origin!r} has another model: {', '.join(other)}; leave these settings out")
+        raise ConfigError(
+            f"init_from {origin!r} has another model: {', '.join(other)}; leave them out, or give --model its own file"
+        )
     return dataclasses.replace(mine, **adopted)
 
 

@@ -82,7 +82,7 @@ def test_saying_what_the_checkpoint_says_is_no_contradiction(write_checkpoint):
 )
 def test_a_contradicting_setting_is_refused_by_name(write_checkpoint, name, value, theirs):
     directory, *_ = write_checkpoint()
-    with pytest.raises(ConfigError, match=rf"model\.{name} = {theirs} \(here: {value}\).*leave these settings out"):
+    with pytest.raises(ConfigError, match=rf"model\.{name} = {theirs} \(here: {value}\).*leave them out"):
         set_up(config(directory, model=ModelConfig(**{name: value})))
 
 
