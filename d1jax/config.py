@@ -92,7 +92,21 @@ class SamplerConfig:
     completion_length: int = setting(16, "new tokens C")
     block_length: int = setting(16, "tokens of a block; divides completion_length")
     steps: int = setting(8, "denoising steps over all blocks; a multiple of the number of blocks")
-    remasking: Literal["low_confidence", "random"] = setting("low_confidence", "which candidates are committed first")
+    remasking: Literal["low_confidence", "topk_margin", "entropy", "random", "left_to_right"] = setting(
+        "low_confidence", "which candidates are committed first: the likeliest, those far ahead of the second, ..."
+    )
+    remasking_temperature: float = setting(
+        0.0, "Dream's alg_temp: the order is drawn by priority / this (0 = the highest first)"
+    )
+    schedule: Literal["even", "time", "chance"] = setting(
+        "even", "tokens of a step: even in a block (LLaDA), by Dream's time, or each by its chance (Dream's origin)"
+    )
+    confidence_of: Literal["model", "sampling"] = setting(
+        "model", "confidence under the model (LLaDA), or under what is sampled from: tempered and filtered (Dream)"
+    )
+    top_k: int = setting(0, "sample from the k likeliest tokens (0 = all)")
+    top_p: float = setting(1.0, "sample from the likeliest tokens that together reach p (1 = all)")
+    guidance: float = setting(0.0, "classifier-free guidance against a hidden prompt; a second forward pass (0 = none)")
     end_token: Literal["allowed", "forbidden", "last"] = setting(
         "allowed", "forbidden: never sampled; last: committed only when nothing else is left"
     )

@@ -34,7 +34,8 @@ def _rules(config: Config) -> list[tuple[bool, str]]:
         "lora.alpha": config.lora.alpha,
     }  # fmt: skip
     not_negative = {
-        "model.max_positions": model.max_positions, "sft.completion_length": sft.completion_length,
+        "sampler.remasking_temperature": sampler.remasking_temperature, "sampler.top_k": sampler.top_k,
+        "sampler.guidance": sampler.guidance, "model.max_positions": model.max_positions, "sft.completion_length": sft.completion_length,
         "seed": config.seed, "task.seed": config.task.seed,
         "lora.rank": config.lora.rank, "task.train_rows": config.task.train_rows, "task.eval_rows": config.task.eval_rows,
         "evaluation.every": config.evaluation.every, "evaluation.samples": config.evaluation.samples,
@@ -69,6 +70,19 @@ def _rules(config: Config) -> list[tuple[bool, str]]:
         ),
     ]
     rules += [
+        (
+            sampler.schedule != "even" and block != c,
+            f"sampler.schedule = {sampler.schedule} works on the whole completion; set sampler.block_length = {c}",
+        ),
+        (not 0 < sampler.top_p <= 1, f"sampler.top_p = {sampler.top_p} must lie in (0, 1]"),
+        (
+            sampler.remasking_temperature > 0 and sampler.remasking in ("random", "left_to_right"),
+            f"sampler.remasking_temperature > 0 does nothing for remasking {sampler.remasking}; set it to 0",
+        ),
+        (
+            sampler.schedule == "chance" and sampler.remasking != "random",
+            f"sampler.schedule = chance commits whatever the draw says; set sampler.remasking = random (here: {sampler.remasking})",
+        ),
         (not config.run_dir, "run_dir is empty; name a directory"),
         (not config.stages, "stages is empty; write e.g. [sft, rl]"),
         (

@@ -179,7 +179,11 @@ def test_an_unknown_key_like_nothing_lists_the_choices(write):
             "task.name = 'soduku' is not one of sudoku, countdown, traces (did you mean 'sudoku'?)",
         ),
         ("model.dtype", "16", "model.dtype = 16 is not one of float32, bfloat16"),
-        ("sampler.remasking", "null", "sampler.remasking = None is not one of low_confidence, random"),
+        (
+            "sampler.remasking",
+            "null",
+            "sampler.remasking = None is not one of low_confidence, topk_margin, entropy, random, left_to_right",
+        ),
     ],
 )
 def test_a_misspelt_choice_suggests_the_one_that_was_meant(flag, value, message):
@@ -267,18 +271,23 @@ POSITIVE = (
     "lora.alpha",
 )
 FLOATS = (
+    "sampler.remasking_temperature", "sampler.top_p", "sampler.guidance",
     "model.rope_theta", "model.norm_eps", "lora.alpha", "sft.eps", "rl.temperature", "rl.prompt_mask", "rl.clip_low", "rl.clip_high",
     "rl.kl_coefficient", "evaluation.temperature",
     *(f"{stage}.optimizer.{key}" for stage in ("sft", "rl") for key in ("learning_rate", "beta1", "beta2", "weight_decay", "clip_norm")),
 )  # fmt: skip
 NOT_NEGATIVE = (
     "seed", "task.seed",
-    "model.max_positions", "sft.completion_length",
+    "sampler.remasking_temperature", "sampler.top_k", "sampler.guidance", "model.max_positions", "sft.completion_length",
     "lora.rank", "task.train_rows", "task.eval_rows", "evaluation.every", "evaluation.samples",
     "evaluation.temperature", "rl.kl_coefficient", "rl.reference_sync_every", "rl.clip_low", "rl.clip_high",
     *(f"{stage}.optimizer.{key}" for stage in ("sft", "rl") for key in ("warmup_steps", "weight_decay", "clip_norm")),
 )  # fmt: skip
 IMPOSSIBLE = [
+    ({"sampler.schedule": "time", "sampler.block_length": "8"}, "set sampler.block_length = 16"),
+    ({"sampler.top_p": "0"}, "sampler.top_p = 0.0 must lie in (0, 1]"),
+    ({"sampler.remasking": "random", "sampler.remasking_temperature": "1"}, "does nothing for remasking random"),
+    ({"sampler.schedule": "chance"}, "set sampler.remasking = random (here: low_confidence)"),
     ({"model.param_dtype": "float16"}, "model.param_dtype = float16 is for reading checkpoints"),
     *(({key: "0"}, f"{key} = 0") for key in POSITIVE),
     *(({key: "-1"}, f"{key} = -1") for key in NOT_NEGATIVE),

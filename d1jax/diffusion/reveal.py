@@ -1,10 +1,11 @@
-"""What one denoising step commits: candidates, their confidence, and the schedule.
+"""What one denoising step commits: candidates, their confidence, and in which order they are taken.
 
 B rows, S columns of the active block, V vocabulary.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -17,31 +18,28 @@ from d1jax.data.tokenizers import SpecialTokens
 
 class Proposal(NamedTuple):
     token_BS: Array  # the candidate of each position
-    confidence_BS: Array  # its probability under the model
+    confidence_BS: Array  # its probability
     priority_BS: Array  # the highest are committed
 
 
-def tokens_per_step(block_length: int, steps_per_block: int) -> tuple[int, ...]:
-    """How many positions each step of a block commits; the first steps take the remainder: 8 in 3 -> (3, 3, 2)."""
-    base, extra = divmod(block_length, steps_per_block)
-    return tuple(base + (step < extra) for step in range(steps_per_block))
+class Draws(NamedTuple):
+    """The randomness of a step, where its settings need any."""
+
+    gumbel_BSV: Array | None  # for tokens
+    uniform_BS: Array | None  # for the order
 
 
 def propose(
-    logits_BSV: Array,
-    gumbel_BSV: Array | None,
-    uniform_BS: Array | None,
-    temperature: float,
-    special: SpecialTokens,
-    config: SamplerConfig,
+    logits_BSV: Array, draws: Draws, temperature: float, special: SpecialTokens, config: SamplerConfig
 ) -> Proposal:
-    """Candidates argmax(logits / temperature + Gumbel), temperature 0: argmax(logits); confidence softmax(logits)[candidate].
+    """Candidates argmax(logits / temperature + Gumbel) among the top_k and top_p, temperature 0: argmax(logits).
 
-    remasking: low_confidence gives priority to the confidence, random to `uniform_BS`. The mask token and ids beyond the
-    tokenizer's are never candidates, but stay in the softmax. end_token: "forbidden" takes the end token out of the
-    distribution; "last" lets end tokens be candidates of priority 0 and takes them out of everyone's confidence.
+    confidence_of: "model" is softmax(logits)[candidate], "sampling" the same of the tempered and filtered logits. The mask
+    token and ids beyond the tokenizer's are never candidates, but stay in the softmax. end_token: "forbidden" takes the end
+    token out of the distribution; "last" takes end tokens last, and out of everyone's confidence.
 
-    Source: LLaDA's generate, with its options logits_eos_inf ("forbidden") and confidence_eos_eot_inf ("last").
+    Source: LLaDA's generate, with its options logits_eos_inf ("forbidden") and confidence_eos_eot_inf ("last"); Dream's
+    diffusion_generate.
     Differs: fp32 throughout (LLaDA: float64 noise and bf16 confidence); ties go to the lowest index; "last" works at every
     temperature (there: at 0 only); a mask token cannot be committed.
     """
@@ -49,18 +47,68 @@ def propose(
     ends_V = (vocabulary_V == special.end) | (vocabulary_V == special.turn_end)
     if config.end_token == "forbidden":
         logits_BSV = _without(logits_BSV, vocabulary_V == special.end)
-    candidates_BSV = _without(logits_BSV, (vocabulary_V == special.mask) | (vocabulary_V >= special.vocab_size))
+    sampled_BSV = keep_top(logits_BSV / temperature if temperature > 0 else logits_BSV, config.top_k, config.top_p)
+    candidates_BSV = _without(sampled_BSV, (vocabulary_V == special.mask) | (vocabulary_V >= special.vocab_size))
     if temperature > 0:
-        candidates_BSV = candidates_BSV / temperature + gumbel_BSV
+        candidates_BSV = candidates_BSV + draws.gumbel_BSV
     token_BS = jnp.argmax(candidates_BSV, axis=-1).astype(jnp.int32)
+    scored_BSV = sampled_BSV if config.confidence_of == "sampling" else logits_BSV
     if config.end_token == "last":
-        logits_BSV = _without(logits_BSV, ends_V)
-    chosen_BS = jnp.take_along_axis(logits_BSV, token_BS[:, :, None], axis=-1)[:, :, 0]
-    confidence_BS = jnp.exp(chosen_BS - jax.nn.logsumexp(logits_BSV, axis=-1))
-    if config.remasking == "low_confidence":
-        return Proposal(token_BS, confidence_BS, confidence_BS)
-    last_BS = ends_V[token_BS] if config.end_token == "last" else jnp.zeros_like(token_BS, bool)
-    return Proposal(token_BS, confidence_BS, jnp.where(last_BS, 0.0, uniform_BS))
+        scored_BSV = _without(scored_BSV, ends_V)
+    logp_BSV = jax.nn.log_softmax(scored_BSV, axis=-1)
+    confidence_BS = jnp.exp(jnp.take_along_axis(logp_BSV, token_BS[:, :, None], axis=-1)[:, :, 0])
+    priority_BS = PRIORITIES[config.remasking](confidence_BS, logp_BSV, draws.uniform_BS)
+    if config.remasking_temperature > 0:
+        # Gumbel-top-k: without replacement, by softmax(priority / temperature).
+        gumbel_BS = -jnp.log(-jnp.log(jnp.clip(draws.uniform_BS, 1e-7, 1 - 1e-7)))
+        priority_BS = priority_BS / config.remasking_temperature + gumbel_BS
+    if config.end_token == "last":
+        priority_BS = jnp.where(ends_V[token_BS], jnp.finfo(jnp.float32).min, priority_BS)
+    return Proposal(token_BS, confidence_BS, priority_BS)
+
+
+def _margin(confidence_BS: Array, logp_BSV: Array, uniform_BS: Array | None) -> Array:
+    best_BS2 = jnp.exp(jax.lax.top_k(logp_BSV, 2)[0])
+    return best_BS2[:, :, 0] - best_BS2[:, :, 1]
+
+
+def _negative_entropy(confidence_BS: Array, logp_BSV: Array, uniform_BS: Array | None) -> Array:
+    p_BSV = jnp.exp(logp_BSV)
+    return jnp.sum(p_BSV * jnp.log(p_BSV + 1e-10), axis=-1)
+
+
+def _leftmost(confidence_BS: Array, logp_BSV: Array, uniform_BS: Array | None) -> Array:
+    return jnp.broadcast_to(-jnp.arange(confidence_BS.shape[1], dtype=jnp.float32)[None, :], confidence_BS.shape)
+
+
+# (confidence_BS, logp_BSV, uniform_BS) -> priority_BS. Dream's names of the first three: maskgit_plus, topk_margin, entropy.
+PRIORITIES: dict[str, Callable[[Array, Array, Array | None], Array]] = {
+    "low_confidence": lambda confidence_BS, logp_BSV, uniform_BS: confidence_BS,
+    "topk_margin": _margin,
+    "entropy": _negative_entropy,
+    "random": lambda confidence_BS, logp_BSV, uniform_BS: uniform_BS,
+    "left_to_right": _leftmost,
+}
+
+
+def keep_top(logits: Array, top_k: int, top_p: float) -> Array:
+    """The logits with -inf outside of the k largest and of the likeliest tokens up to the one with which they reach p.
+
+    top_p first, then top_k, as Dream does; equal logits at the border all stay.
+    """
+    if top_p < 1:
+        sorted_ = jnp.sort(logits, axis=-1, descending=True)
+        p = jax.nn.softmax(sorted_, axis=-1)
+        # A token stays while those before it have not passed p: the one that crosses is the last.
+        kept = jnp.sum(jnp.cumsum(p, axis=-1) - p <= top_p, axis=-1, keepdims=True)
+        logits = _at_least(logits, jnp.take_along_axis(sorted_, kept - 1, axis=-1))
+    if 0 < top_k < logits.shape[-1]:
+        logits = _at_least(logits, jax.lax.top_k(logits, top_k)[0][..., -1:])
+    return logits
+
+
+def _at_least(logits: Array, smallest: Array) -> Array:
+    return jnp.where(logits >= smallest, logits, -jnp.inf)
 
 
 def choose(priority_BS: Array, open_BS: Array, count: Array) -> Array:

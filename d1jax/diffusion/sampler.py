@@ -16,7 +16,8 @@ from jax import Array
 from d1jax.config import SamplerConfig
 from d1jax.data.tokenizers import SpecialTokens
 from d1jax.diffusion.canvas import Canvas, completion_hidden, row_keys, through_first_end
-from d1jax.diffusion.reveal import choose, propose, tokens_per_step
+from d1jax.diffusion.reveal import Draws, choose, propose
+from d1jax.diffusion.schedule import plan
 from d1jax.models.transformer import Transformer, Variables, head_matrix, hidden_states, project
 
 NEVER_DECODED = -1
@@ -87,14 +88,22 @@ def denoising(
 ) -> Loop:
     """Denoises completions for right-padded prompts. The head runs on the active block only.
 
-    Every step runs one forward pass over the canvas, proposes a token for each masked position of the active block and commits
-    the `tokens_per_step` most confident. With early_exit a row stops as soon as its text through the first end token is decided;
-    what it would have written behind is filled with end tokens, and nothing before can change, because committed tokens never do.
+    Every step runs one forward pass over the canvas (two under guidance: logits = without + (guidance + 1) (with - without) the
+    prompt), proposes a token for each masked position of the active block and commits as many as `schedule.plan` says. With
+    early_exit a row stops as soon as its text through the first end token is decided; what it would have written behind is
+    filled with end tokens, and nothing before can change, because committed tokens never do.
     """
     rows, length, block = prompt_BP.shape[0], config.completion_length, config.block_length
-    steps_per_block = config.steps * block // length
-    schedule = jnp.array(tokens_per_step(block, steps_per_block))
+    steps = plan(config)
     head_DV = head_matrix(variables)
+    by_order = config.remasking == "random" or config.remasking_temperature > 0 or config.schedule == "chance"
+    passes = 2 if config.guidance > 0 else 1
+
+    def logits_of(tokens_BC: Array, prompt_BP: Array, first: Array) -> Array:
+        canvas = Canvas(tokens_BC, prompt_BP, prompt_length_B)
+        hidden_BTD = hidden_states(model, variables, canvas.tokens_BT, canvas.positions_BT, canvas.length_B)
+        return project(completion_hidden(hidden_BTD, canvas, model.config.alignment, first, block), head_DV)
+
     start = Decoding(
         step=jnp.int32(0),
         tokens_BC=jnp.full((rows, length), special.mask, jnp.int32),
@@ -105,23 +114,32 @@ def denoising(
     )
 
     def running(state: Decoding) -> Array:
-        return (state.step < config.steps) & ~jnp.all(state.finished_B)
+        return (state.step < len(steps.number_K)) & ~jnp.all(state.finished_B)
 
     def step(state: Decoding) -> Decoding:
-        first = (state.step // steps_per_block) * block
-        canvas = Canvas(state.tokens_BC, prompt_BP, prompt_length_B)
-        hidden_BTD = hidden_states(model, variables, canvas.tokens_BT, canvas.positions_BT, canvas.length_B)
-        logits_BSV = project(completion_hidden(hidden_BTD, canvas, model.config.alignment, first, block), head_DV)
-        gumbel_BSV = noise.gumbel(state.step, logits_BSV.shape) if temperature > 0 else None
-        uniform_BS = noise.uniform(state.step, logits_BSV.shape[:2]) if config.remasking == "random" else None
-        proposal = propose(logits_BSV, gumbel_BSV, uniform_BS, temperature, special, config)
+        number, first, count, chance = (jnp.asarray(array)[state.step] for array in steps)
+        logits_BSV = logits_of(state.tokens_BC, prompt_BP, first)
+        if config.guidance > 0:
+            hidden_prompt_BP = jnp.where(
+                jnp.arange(prompt_BP.shape[1])[None, :] < prompt_length_B[:, None], special.mask, prompt_BP
+            )
+            without_BSV = logits_of(state.tokens_BC, hidden_prompt_BP, first)
+            logits_BSV = without_BSV + (config.guidance + 1) * (logits_BSV - without_BSV)
+        draws = Draws(
+            noise.gumbel(number, logits_BSV.shape) if temperature > 0 else None,
+            noise.uniform(number, logits_BSV.shape[:2]) if by_order else None,
+        )
+        proposal = propose(logits_BSV, draws, temperature, special, config)
 
         tokens_BS, revealed_BS, confidence_BS = (
             jax.lax.dynamic_slice_in_dim(x, first, block, axis=1)
             for x in (state.tokens_BC, state.reveal_step_BC, state.confidence_BC)
         )
         open_BS = (tokens_BS == special.mask) & ~state.finished_B[:, None]
-        commit_BS = choose(proposal.priority_BS, open_BS, schedule[state.step % steps_per_block])
+        if config.schedule == "chance":
+            commit_BS = open_BS & (draws.uniform_BS < chance)
+        else:
+            commit_BS = choose(proposal.priority_BS, open_BS, count)
 
         def write(whole_BC: Array, old_BS: Array, new_BS: Array | int) -> Array:
             return jax.lax.dynamic_update_slice_in_dim(whole_BC, jnp.where(commit_BS, new_BS, old_BS), first, axis=1)
@@ -130,10 +148,10 @@ def denoising(
         return Decoding(
             step=state.step + 1,
             tokens_BC=tokens_BC,
-            reveal_step_BC=write(state.reveal_step_BC, revealed_BS, state.step),
+            reveal_step_BC=write(state.reveal_step_BC, revealed_BS, number),
             confidence_BC=write(state.confidence_BC, confidence_BS, proposal.confidence_BS),
             finished_B=text_is_decided(tokens_BC, special) if config.early_exit else state.finished_B,
-            nfe_B=state.nfe_B + ~state.finished_B,
+            nfe_B=state.nfe_B + passes * ~state.finished_B,
         )
 
     def finish(state: Decoding) -> Rollout:

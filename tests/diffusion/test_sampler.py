@@ -14,6 +14,7 @@ from scipy import stats
 from d1jax.config import MeshConfig, SamplerConfig
 from d1jax.data.tokenizers import SpecialTokens
 from d1jax.diffusion.sampler import Noise, denoise, keyed_noise, sample, text_is_decided
+from d1jax.diffusion.schedule import time_schedule
 from d1jax.runtime import mesh as mesh_rules
 
 END, TURN_END, MASK = 10, 11, 12
@@ -45,7 +46,48 @@ def towards_end(variables, strength):
 OFFICIAL = (
     "off_b32_s32", "off_b32_s16", "off_b8_s32", "off_b8_s12", "off_b16_s10", "off_b8_s4", "off_single_b16_s16",
     "off_eosinf_b16_s16", "off_confeos_b16_s16", "off_random_b16_s16", "off_gumbel_t0.7",
+    "off_cfg1.5_b16_s16", "off_cfg0.5_b32_s8",
 )  # fmt: skip
+
+
+DREAM = (
+    *(f"{rule}_s{steps}" for rule in ("maskgit_plus", "topk_margin", "entropy") for steps in (32, 20, 8)),
+    *(f"{rule}_single_s16" for rule in ("maskgit_plus", "topk_margin", "entropy")),
+    "entropy_topk5_s16", "entropy_topk50_s16", "origin_s16",
+)  # fmt: skip
+RULES = {"maskgit_plus": "low_confidence", "topk_margin": "topk_margin", "entropy": "entropy", "origin": "random"}
+
+
+@pytest.mark.parametrize("name", DREAM)
+def test_tokens_and_steps_equal_dreams_sampler(golden_dream, name):
+    case, io = golden_dream.cases[name], golden_dream.io
+    left_BP, real_BP = io["smp_prompt_ids"], io["smp_prompt_mask"]
+    rows, width, length = 1 if case["prompt"] == "row0_only" else 3, left_BP.shape[1], case["max_new_tokens"]
+    prompt_BP, length_B = np.full_like(left_BP, golden_dream.special.end), real_BP.sum(axis=1)
+    for row, real in enumerate(length_B):
+        prompt_BP[row, :real] = left_BP[row, real_BP[row] > 0]
+    config = SamplerConfig(
+        completion_length=length, block_length=length, steps=case["steps"], remasking=RULES[case["alg"]],
+        schedule="chance" if case["alg"] == "origin" else "time", confidence_of="sampling",
+        top_k=case["top_k"] or 0, top_p=case["top_p"] or 1.0, early_exit=False,
+    )  # fmt: skip
+    expected_BC = io[f"{name}/unmask_step"][:rows, width:]
+    uniform = np.zeros((case["steps"], rows, length), np.float32)
+    if case["alg"] == "origin":  # one number a position that is still masked, row after row
+        for step, used in enumerate(io[f"{name}/uniform_used_len"]):
+            masked = expected_BC >= step
+            assert masked.sum() == used
+            uniform[step][masked] = io[f"{name}/uniform"][step, :used]
+    rollout = denoise(
+        golden_dream.model, golden_dream.variables, jnp.asarray(prompt_BP[:rows]), jnp.asarray(length_B[:rows]),
+        Noise(gumbel=None, uniform=lambda step, shape: jnp.asarray(uniform)[step]),
+        config=config, special=golden_dream.special, temperature=0.0,
+    )  # fmt: skip
+    np.testing.assert_array_equal(rollout.tokens_BC, io[f"{name}/tokens"][:rows, width:])
+    np.testing.assert_array_equal(rollout.reveal_step_BC, expected_BC)
+    if case["alg"] != "origin":  # Dream also runs the steps that commit nothing
+        wasted = int((time_schedule(length, case["steps"]) == 0).sum())
+        assert (rollout.nfe_B == case["forward_calls"] - wasted).all()
 
 
 @pytest.mark.smoke
@@ -62,7 +104,7 @@ def test_tokens_and_steps_equal_lladas_sampler(golden, name):
     )
     config = SamplerConfig(
         completion_length=case["gen_length"], block_length=block, steps=case["steps"],
-        remasking=case["remasking"], end_token=end_token, early_exit=False,
+        remasking=case["remasking"], end_token=end_token, early_exit=False, guidance=case.get("cfg_scale", 0.0),
     )  # fmt: skip
     steps_per_block = case["steps"] * block // case["gen_length"]
     recorded = io.get(f"{name}/uniform", np.zeros((1, 1, width)))[:, :, width:]
@@ -79,12 +121,13 @@ def test_tokens_and_steps_equal_lladas_sampler(golden, name):
     )  # fmt: skip
     np.testing.assert_array_equal(rollout.tokens_BC, io[f"{name}/tokens"][:, width:])
     np.testing.assert_array_equal(rollout.reveal_step_BC, io[f"{name}/unmask_step"][:, width:])
-    assert (np.asarray(rollout.nfe_B) == case["forward_calls"]).all()
+    # Guidance is one call on a doubled batch there, two passes here.
+    assert (np.asarray(rollout.nfe_B) == case["forward_calls"] * (2 if case.get("cfg_scale") else 1)).all()
 
 
-def test_every_golden_case_without_guidance_is_covered(golden):
-    official = {name for name, case in golden.cases.items() if name.startswith("off_") and not case["cfg_scale"]}
-    assert official == set(OFFICIAL)
+def test_every_golden_case_without_a_cache_or_a_threshold_is_covered(golden, golden_dream):
+    assert {name for name in golden.cases if name.startswith("off_")} == set(OFFICIAL)
+    assert {name for name in golden_dream.cases if not name.startswith("fast_")} == set(DREAM)
 
 
 # -- a plain Python loop -----------------------------------------------------------------------------------------------
@@ -95,17 +138,49 @@ def softmax(values):
     return weights / weights.sum()
 
 
+def plain_counts(config):
+    """[(step, first column, positions to commit or -1, chance)] in the words of the two samplers."""
+    length, block, steps = config.completion_length, config.block_length, config.steps
+    if config.schedule == "even":
+        per_block = steps // (length // block)
+        shares = [block // per_block + (step % per_block < block % per_block) for step in range(steps)]
+        return [(step, step // per_block * block, shares[step], 0.0) for step in range(steps)]
+    time = np.linspace(1, 1e-3, steps + 1)
+    rows, left = [], length
+    for step in range(steps):
+        chance = 1.0 if step == steps - 1 else 1 - time[step + 1] / time[step]
+        share = -1 if config.schedule == "chance" else int(left * chance)
+        left -= max(share, 0)
+        rows += [(step, 0, share, chance)] * (share != 0)
+    return rows
+
+
+def plain_priority(config, p, token, uniform, place):
+    best = sorted(p, reverse=True)
+    return {
+        "low_confidence": p[token],
+        "topk_margin": best[0] - best[1],
+        "entropy": float(np.sum(p * np.log(p + 1e-10))),
+        "random": uniform,
+        "left_to_right": -place,
+    }[config.remasking]
+
+
 def decode_row(row_alone, alignment, prompt, config, temperature, gumbel, uniform):
     """One row alone in natural order: (tokens, steps, confidences, forward passes). gumbel[step][slot][token]."""
     length, block = config.completion_length, config.block_length
-    per_block = config.steps // (length // block)
     tokens, steps, confidences, calls = [MASK] * length, [-1] * length, [0.0] * length, 0
-    for step in range(config.steps):
-        start = step // per_block * block
+
+    def score(prompt):
         _, z = row_alone(prompt + tokens)
-        if alignment == "shifted":
-            z = np.concatenate([z[:1], z[:-1]])
-        calls += 1
+        return np.concatenate([z[:1], z[:-1]]) if alignment == "shifted" else z
+
+    for step, start, share, chance in plain_counts(config):
+        z = score(prompt)
+        if config.guidance:
+            hidden = score([MASK] * len(prompt))
+            z = hidden + (config.guidance + 1) * (z - hidden)
+        calls += 2 if config.guidance else 1
         options = []
         for slot in range(block):
             place = start + slot
@@ -114,17 +189,22 @@ def decode_row(row_alone, alignment, prompt, config, temperature, gumbel, unifor
             logits = z[len(prompt) + place].copy()
             if config.end_token == "forbidden":
                 logits[END] = -np.inf
-            wanted = logits / temperature + gumbel[step][slot] if temperature else logits.copy()
+            sampled = logits / temperature if temperature else logits.copy()
+            if config.top_k:
+                sampled[sampled < np.sort(sampled)[-config.top_k]] = -np.inf
+            wanted = sampled + gumbel[step][slot] if temperature else sampled.copy()
             wanted[MASK] = -np.inf
             token = int(wanted.argmax())
+            scored = sampled.copy() if config.confidence_of == "sampling" else logits
             if config.end_token == "last":
-                logits[[END, TURN_END]] = -np.inf
-            confidence = softmax(logits)[token]
-            options.append(
-                (-(uniform[step][slot] if config.remasking == "random" else confidence), place, token, confidence)
-            )
-        share = block // per_block + (step % per_block < block % per_block)
-        for _, place, token, confidence in sorted(options)[:share]:
+                scored[[END, TURN_END]] = -np.inf
+            p = softmax(scored)
+            priority = plain_priority(config, p, token, uniform[step][slot], slot)
+            if config.end_token == "last" and token in (END, TURN_END):
+                priority = -np.inf
+            if share >= 0 or uniform[step][slot] < chance:
+                options.append((-priority, place, token, p[token]))
+        for _, place, token, confidence in sorted(options)[: share if share >= 0 else None]:
             tokens[place], steps[place], confidences[place] = token, step, confidence
         if config.early_exit and END in tokens and MASK not in tokens[: tokens.index(END)]:
             break
@@ -134,19 +214,25 @@ def decode_row(row_alone, alignment, prompt, config, temperature, gumbel, unifor
 
 @st.composite
 def decodings(draw):
-    blocks, block = draw(st.sampled_from([(1, 5), (2, 3), (2, 4), (3, 2)]))
+    schedule = draw(st.sampled_from(["even", "even", "time", "chance"]))
+    blocks, block = draw(st.sampled_from([(1, 5), (2, 3), (2, 4), (3, 2)] if schedule == "even" else [(1, 5), (1, 8)]))
+    rules = ["low_confidence", "topk_margin", "entropy", "random", "left_to_right"]
     config = SamplerConfig(
         completion_length=blocks * block,
         block_length=block,
         steps=blocks * draw(st.integers(1, block)),
-        remasking=draw(st.sampled_from(["low_confidence", "random"])),
+        remasking="random" if schedule == "chance" else draw(st.sampled_from(rules)),
+        schedule=schedule,
+        confidence_of=draw(st.sampled_from(["model", "sampling"])),
+        top_k=draw(st.sampled_from([0, 4])),
+        guidance=draw(st.sampled_from([0.0, 0.0, 0.8])),
         end_token=draw(st.sampled_from(["allowed", "forbidden", "last"])),
         early_exit=draw(st.booleans()),
     )
     return config, draw(st.sampled_from([0.0, 0.7])), draw(st.sampled_from(["same_position", "shifted"]))
 
 
-@settings(max_examples=8)
+@settings(max_examples=14)
 @given(decodings())
 def test_the_compiled_sampler_equals_a_python_loop_token_for_token_and_step_for_step(tiny, oracle, decoding):
     config, temperature, alignment = decoding
