@@ -98,8 +98,15 @@ class SamplerConfig:
     remasking_temperature: float = setting(
         0.0, "Dream's alg_temp: the order is drawn by priority / this (0 = the highest first)"
     )
-    schedule: Literal["even", "time", "chance"] = setting(
-        "even", "tokens of a step: even in a block (LLaDA), by Dream's time, or each by its chance (Dream's origin)"
+    schedule: Literal["even", "time", "chance", "threshold", "factor", "entropy_bound"] = setting(
+        "even",
+        "tokens of a step: even in a block (LLaDA), by Dream's time, each by its chance (Dream's origin); or all that the next "
+        "three settings allow, at least one, until the block is full (approximate; sampler.steps does not count then)",
+    )
+    threshold: float = setting(0.9, "schedule threshold: what is at least as confident")
+    factor: float = setting(1.0, "schedule factor: the n most confident, while the n-th has 1 - factor / (n + 1)")
+    entropy_bound: float = setting(
+        0.35, "schedule entropy_bound: the surest, while the others' entropies sum to no more, nats"
     )
     confidence_of: Literal["model", "sampling"] = setting(
         "model", "confidence under the model (LLaDA), or under what is sampled from: tempered and filtered (Dream)"

@@ -35,7 +35,9 @@ def _rules(config: Config) -> list[tuple[bool, str]]:
     }  # fmt: skip
     not_negative = {
         "sampler.remasking_temperature": sampler.remasking_temperature, "sampler.top_k": sampler.top_k,
-        "sampler.guidance": sampler.guidance, "model.max_positions": model.max_positions, "sft.completion_length": sft.completion_length,
+        "sampler.guidance": sampler.guidance, "sampler.factor": sampler.factor,
+        "sampler.entropy_bound": sampler.entropy_bound, "model.max_positions": model.max_positions,
+        "sft.completion_length": sft.completion_length,
         "seed": config.seed, "task.seed": config.task.seed,
         "lora.rank": config.lora.rank, "task.train_rows": config.task.train_rows, "task.eval_rows": config.task.eval_rows,
         "evaluation.every": config.evaluation.every, "evaluation.samples": config.evaluation.samples,
@@ -71,8 +73,13 @@ def _rules(config: Config) -> list[tuple[bool, str]]:
     ]
     rules += [
         (
-            sampler.schedule != "even" and block != c,
+            sampler.schedule in ("time", "chance") and block != c,
             f"sampler.schedule = {sampler.schedule} works on the whole completion; set sampler.block_length = {c}",
+        ),
+        (not 0 < sampler.threshold <= 1, f"sampler.threshold = {sampler.threshold} must lie in (0, 1]"),
+        (
+            sampler.schedule == "entropy_bound" and sampler.remasking != "entropy",
+            f"sampler.schedule = entropy_bound takes the surest first; set sampler.remasking = entropy (here: {sampler.remasking})",
         ),
         (not 0 < sampler.top_p <= 1, f"sampler.top_p = {sampler.top_p} must lie in (0, 1]"),
         (

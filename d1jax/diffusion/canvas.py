@@ -49,21 +49,28 @@ class Canvas(NamedTuple):
         return jnp.arange(self.prompt_BP.shape[1])[None, :] < self.prompt_length_B[:, None]
 
 
+def block_columns(start: Array | int, rows: int, size: int) -> Array:
+    """The completion columns start .. start + size of each row, [B, size]; `start` is one number or one a row."""
+    start_B = jnp.broadcast_to(jnp.asarray(start), (rows,))
+    return start_B[:, None] + jnp.arange(size)[None, :]
+
+
 def completion_hidden(
     hidden_BTD: Array, canvas: Canvas, alignment: Alignment, start: Array | int = 0, size: int | None = None
 ) -> Array:
-    """The hidden states that score completion columns start .. start + size, [B, size, D].
+    """The hidden states that score completion columns start .. start + size, [B, size, D]; `start` may differ from row to row.
 
     same_position (LLaDA): the state at the column itself. shifted (Dream): the state of the position before it, which for the
     first completion column is the last token of the prompt; a row without a prompt uses its own first state, as Dream does.
     """
     completion_length = canvas.completion_BC.shape[1]
     size = completion_length if size is None else size
-    if alignment == "same_position":
+    if alignment == "same_position" and jnp.ndim(start) == 0:
         return jax.lax.dynamic_slice_in_dim(hidden_BTD, start, size, axis=1)
-    columns_S = start + jnp.arange(size) - 1
-    before_prompt_B = jnp.where(canvas.prompt_length_B > 0, completion_length + canvas.prompt_length_B - 1, 0)
-    columns_BS = jnp.where(columns_S[None, :] < 0, before_prompt_B[:, None], columns_S[None, :])
+    columns_BS = block_columns(start, canvas.completion_BC.shape[0], size)
+    if alignment == "shifted":
+        before_prompt_B = jnp.where(canvas.prompt_length_B > 0, completion_length + canvas.prompt_length_B - 1, 0)
+        columns_BS = jnp.where(columns_BS == 0, before_prompt_B[:, None], columns_BS - 1)
     return jnp.take_along_axis(hidden_BTD, columns_BS[:, :, None], axis=1)
 
 

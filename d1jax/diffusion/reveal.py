@@ -94,21 +94,19 @@ PRIORITIES: dict[str, Callable[[Array, Array, Array | None], Array]] = {
 def keep_top(logits: Array, top_k: int, top_p: float) -> Array:
     """The logits with -inf outside of the k largest and of the likeliest tokens up to the one with which they reach p.
 
-    top_p first, then top_k, as Dream does; equal logits at the border all stay.
+    top_p first, then top_k, as Dream does; of equal logits the lowest index stays.
     """
+    # By rank, not by comparing with the value at the border: XLA may compute logits / temperature twice with other roundings,
+    # and the token at the border would be smaller than itself.
+    order = jnp.argsort(logits, axis=-1, descending=True, stable=True) if top_p < 1 or top_k else None
     if top_p < 1:
-        sorted_ = jnp.sort(logits, axis=-1, descending=True)
-        p = jax.nn.softmax(sorted_, axis=-1)
+        p = jax.nn.softmax(jnp.take_along_axis(logits, order, axis=-1), axis=-1)
         # A token stays while those before it have not passed p: the one that crosses is the last.
         kept = jnp.sum(jnp.cumsum(p, axis=-1) - p <= top_p, axis=-1, keepdims=True)
-        logits = _at_least(logits, jnp.take_along_axis(sorted_, kept - 1, axis=-1))
-    if 0 < top_k < logits.shape[-1]:
-        logits = _at_least(logits, jax.lax.top_k(logits, top_k)[0][..., -1:])
+        logits = jnp.where(jnp.argsort(order, axis=-1) < kept, logits, -jnp.inf)
+    if top_k:
+        logits = jnp.where(jnp.argsort(order, axis=-1) < top_k, logits, -jnp.inf)
     return logits
-
-
-def _at_least(logits: Array, smallest: Array) -> Array:
-    return jnp.where(logits >= smallest, logits, -jnp.inf)
 
 
 def choose(priority_BS: Array, open_BS: Array, count: Array) -> Array:
@@ -116,6 +114,37 @@ def choose(priority_BS: Array, open_BS: Array, count: Array) -> Array:
     order_BS = jnp.argsort(jnp.where(open_BS, -priority_BS, jnp.inf), axis=1, stable=True)
     rank_BS = jnp.argsort(order_BS, axis=1)
     return (rank_BS < count) & open_BS
+
+
+def accept(proposal: Proposal, open_BS: Array, config: SamplerConfig) -> Array:
+    """True for the open positions that an adaptive schedule commits in parallel: the first of the order always, and more while
+
+        threshold      confidence >= threshold                                 (Fast-dLLM, arXiv 2505.22618)
+        factor         n-th highest confidence >= 1 - factor / (n + 1)         (the same, section on the factor)
+        entropy_bound  entropies of the first n - 1 sum to <= entropy_bound    (EB-Sampler, arXiv 2505.24857: sum - max)
+
+    Approximate: tokens committed together do not see each other.
+    """
+    order_BS = jnp.argsort(jnp.where(open_BS, -proposal.priority_BS, jnp.inf), axis=1, stable=True)
+    rank_BS = jnp.argsort(order_BS, axis=1)
+    if config.schedule == "threshold":
+        accepted_BS = proposal.confidence_BS >= config.threshold
+    else:
+        sorted_BS = jnp.take_along_axis(jnp.where(open_BS, proposal.priority_BS, -jnp.inf), order_BS, axis=1)
+        nth_S = jnp.arange(1, sorted_BS.shape[1] + 1)
+        if config.schedule == "factor":
+            allowed_BS = sorted_BS >= 1 - config.factor / (nth_S + 1)[None, :]
+        else:  # the priority is the negative entropy
+            before_BS = jnp.cumsum(jnp.pad(-sorted_BS[:, :-1], ((0, 0), (1, 0))), axis=1)
+            allowed_BS = before_BS <= config.entropy_bound
+        count_B = jnp.sum(jnp.cumprod(allowed_BS | (nth_S == 1)[None, :], axis=1), axis=1)
+        if (
+            config.schedule == "factor"
+        ):  # the released code takes the last open position along when it is the one that fails
+            open_B = jnp.sum(open_BS, axis=1)
+            count_B = jnp.where(count_B >= open_B - 1, open_B, count_B)
+        accepted_BS = rank_BS < count_B[:, None]
+    return open_BS & (accepted_BS | (rank_BS == 0))
 
 
 def _without(logits_BSV: Array, excluded_V: Array) -> Array:

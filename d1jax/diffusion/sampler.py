@@ -15,9 +15,9 @@ from jax import Array
 
 from d1jax.config import SamplerConfig
 from d1jax.data.tokenizers import SpecialTokens
-from d1jax.diffusion.canvas import Canvas, completion_hidden, row_keys, through_first_end
-from d1jax.diffusion.reveal import Draws, choose, propose
-from d1jax.diffusion.schedule import plan
+from d1jax.diffusion.canvas import Canvas, block_columns, completion_hidden, row_keys, through_first_end
+from d1jax.diffusion.reveal import Draws, accept, choose, propose
+from d1jax.diffusion.schedule import ADAPTIVE, plan
 from d1jax.models.transformer import Transformer, Variables, head_matrix, hidden_states, project
 
 NEVER_DECODED = -1
@@ -116,8 +116,14 @@ def denoising(
     def running(state: Decoding) -> Array:
         return (state.step < len(steps.number_K)) & ~jnp.all(state.finished_B)
 
+    def is_finished(tokens_BC: Array) -> Array:
+        full_B = ~jnp.any(tokens_BC == special.mask, axis=1)
+        return full_B | text_is_decided(tokens_BC, special) if config.early_exit else full_B
+
     def step(state: Decoding) -> Decoding:
         number, first, count, chance = (jnp.asarray(array)[state.step] for array in steps)
+        if config.schedule in ADAPTIVE:
+            first = jnp.argmax(state.tokens_BC == special.mask, axis=1) // block * block
         logits_BSV = logits_of(state.tokens_BC, prompt_BP, first)
         if config.guidance > 0:
             hidden_prompt_BP = jnp.where(
@@ -131,18 +137,21 @@ def denoising(
         )
         proposal = propose(logits_BSV, draws, temperature, special, config)
 
+        columns_BS = block_columns(first, rows, block)
         tokens_BS, revealed_BS, confidence_BS = (
-            jax.lax.dynamic_slice_in_dim(x, first, block, axis=1)
+            jnp.take_along_axis(x, columns_BS, axis=1)
             for x in (state.tokens_BC, state.reveal_step_BC, state.confidence_BC)
         )
         open_BS = (tokens_BS == special.mask) & ~state.finished_B[:, None]
-        if config.schedule == "chance":
+        if config.schedule in ADAPTIVE:
+            commit_BS = accept(proposal, open_BS, config)
+        elif config.schedule == "chance":
             commit_BS = open_BS & (draws.uniform_BS < chance)
         else:
             commit_BS = choose(proposal.priority_BS, open_BS, count)
 
         def write(whole_BC: Array, old_BS: Array, new_BS: Array | int) -> Array:
-            return jax.lax.dynamic_update_slice_in_dim(whole_BC, jnp.where(commit_BS, new_BS, old_BS), first, axis=1)
+            return jnp.put_along_axis(whole_BC, columns_BS, jnp.where(commit_BS, new_BS, old_BS), axis=1, inplace=False)
 
         tokens_BC = write(state.tokens_BC, tokens_BS, proposal.token_BS)
         return Decoding(
@@ -150,7 +159,7 @@ def denoising(
             tokens_BC=tokens_BC,
             reveal_step_BC=write(state.reveal_step_BC, revealed_BS, number),
             confidence_BC=write(state.confidence_BC, confidence_BS, proposal.confidence_BS),
-            finished_B=text_is_decided(tokens_BC, special) if config.early_exit else state.finished_B,
+            finished_B=is_finished(tokens_BC),
             nfe_B=state.nfe_B + passes * ~state.finished_B,
         )
 

@@ -11,20 +11,25 @@ from d1jax.config import SamplerConfig
 TIME_EPS = 1e-3  # where Dream's time ends
 
 
+ADAPTIVE = ("threshold", "factor", "entropy_bound")  # how many positions a step commits depends on what the model says
+
+
 class Plan(NamedTuple):
     """K steps that may commit something. Steps that commit nothing are left out: at any temperature they change nothing."""
 
     number_K: np.ndarray  # the step that the schedule calls it, from 0
     start_K: np.ndarray  # first column of the block
-    count_K: np.ndarray  # positions to commit; -1: each by chance
+    count_K: np.ndarray  # positions to commit; -1: each by chance, or as many as the adaptive rule accepts
     chance_K: np.ndarray  # of an open position to be committed, where it goes by chance
 
 
 def plan(config: SamplerConfig) -> Plan:
     """The steps of a completion under `config.schedule`."""
     length, block, steps = config.completion_length, config.block_length, config.steps
-    number = np.arange(steps)
-    if config.schedule == "even":
+    number = np.arange(length if config.schedule in ADAPTIVE else steps)
+    if config.schedule in ADAPTIVE:  # one position a step at the least; each row works on its first open block
+        made = Plan(number, np.zeros(length, int), np.full(length, -1), np.zeros(length, np.float32))
+    elif config.schedule == "even":
         counts = tokens_per_step(block, steps * block // length)
         made = Plan(
             number, number // len(counts) * block, np.array(counts)[number % len(counts)], np.zeros(steps, np.float32)

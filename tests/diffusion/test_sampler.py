@@ -125,9 +125,33 @@ def test_tokens_and_steps_equal_lladas_sampler(golden, name):
     assert (np.asarray(rollout.nfe_B) == case["forward_calls"] * (2 if case.get("cfg_scale") else 1)).all()
 
 
-def test_every_golden_case_without_a_cache_or_a_threshold_is_covered(golden, golden_dream):
-    assert {name for name in golden.cases if name.startswith("off_")} == set(OFFICIAL)
-    assert {name for name in golden_dream.cases if not name.startswith("fast_")} == set(DREAM)
+PARALLEL = (
+    "fast_nocache_b8_s16", "fast_nocache_b8_thr", "fast_nocache_b16_thr", "fast_factor1.0_b8", "fast_factor0.5_b8",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PARALLEL)
+def test_tokens_and_steps_equal_parallel_decoding(golden, name):
+    case, io = golden.cases[name], golden.io
+    prompt_BP = io["fast_prompt_ids"]
+    rule = "factor" if "factor" in case else "threshold" if "threshold" in case else "even"
+    config = SamplerConfig(
+        completion_length=case["gen_length"], block_length=case["block_length"], steps=case.get("steps", 32), schedule=rule,
+        threshold=case.get("threshold", 0.9), factor=case.get("factor", 1.0), early_exit=False,
+    )  # fmt: skip
+    rollout = denoise(
+        golden.model, golden.variables, jnp.asarray(prompt_BP), jnp.asarray([prompt_BP.shape[1]]),
+        Noise(gumbel=None, uniform=None), config=config, special=golden.special, temperature=0.0,
+    )  # fmt: skip
+    np.testing.assert_array_equal(rollout.tokens_BC, io[f"{name}/tokens"][:, prompt_BP.shape[1] :])
+    np.testing.assert_array_equal(rollout.reveal_step_BC, io[f"{name}/unmask_step"][:, prompt_BP.shape[1] :])
+    assert (rollout.nfe_B == case["nfe"]).all()
+
+
+def test_every_golden_case_without_a_cache_is_covered(golden, golden_dream):
+    cached = ("fast_prefix", "fast_dual")
+    assert {name for name in golden.cases if not name.startswith(cached)} == {*OFFICIAL, *PARALLEL}
+    assert {name for name in golden_dream.cases if not name.startswith(cached)} == set(DREAM)
 
 
 # -- a plain Python loop -----------------------------------------------------------------------------------------------
@@ -145,6 +169,8 @@ def plain_counts(config):
         per_block = steps // (length // block)
         shares = [block // per_block + (step % per_block < block % per_block) for step in range(steps)]
         return [(step, step // per_block * block, shares[step], 0.0) for step in range(steps)]
+    if config.schedule in ("threshold", "factor", "entropy_bound"):
+        return [(step, None, 1, 0.0) for step in range(length)]
     time = np.linspace(1, 1e-3, steps + 1)
     rows, left = [], length
     for step in range(steps):
@@ -153,6 +179,25 @@ def plain_counts(config):
         left -= max(share, 0)
         rows += [(step, 0, share, chance)] * (share != 0)
     return rows
+
+
+def plain_accepted(config, options):
+    """The options that go together: (-priority, place, token, confidence), the first of the order first."""
+    taken = options[:1]
+    for n, option in enumerate(options[1:], start=2):
+        if config.schedule == "threshold":
+            if option[3] >= config.threshold:
+                taken.append(option)
+        elif config.schedule == "factor":
+            last = n == len(options)
+            if -option[0] < 1 - config.factor / (n + 1) and not last:
+                break
+            taken.append(option)
+        else:
+            if sum(entropy for entropy, *_ in taken) > config.entropy_bound:
+                break
+            taken.append(option)
+    return taken
 
 
 def plain_priority(config, p, token, uniform, place):
@@ -175,7 +220,12 @@ def decode_row(row_alone, alignment, prompt, config, temperature, gumbel, unifor
         _, z = row_alone(prompt + tokens)
         return np.concatenate([z[:1], z[:-1]]) if alignment == "shifted" else z
 
+    adaptive = config.schedule in ("threshold", "factor", "entropy_bound")
     for step, start, share, chance in plain_counts(config):
+        if MASK not in tokens:
+            break
+        if adaptive:
+            start = tokens.index(MASK) // block * block
         z = score(prompt)
         if config.guidance:
             hidden = score([MASK] * len(prompt))
@@ -202,8 +252,10 @@ def decode_row(row_alone, alignment, prompt, config, temperature, gumbel, unifor
             priority = plain_priority(config, p, token, uniform[step][slot], slot)
             if config.end_token == "last" and token in (END, TURN_END):
                 priority = -np.inf
-            if share >= 0 or uniform[step][slot] < chance:
+            if share >= 0 or adaptive or uniform[step][slot] < chance:
                 options.append((-priority, place, token, p[token]))
+        if adaptive:
+            options, share = plain_accepted(config, sorted(options)), len(options)
         for _, place, token, confidence in sorted(options)[: share if share >= 0 else None]:
             tokens[place], steps[place], confidences[place] = token, step, confidence
         if config.early_exit and END in tokens and MASK not in tokens[: tokens.index(END)]:
@@ -214,14 +266,19 @@ def decode_row(row_alone, alignment, prompt, config, temperature, gumbel, unifor
 
 @st.composite
 def decodings(draw):
-    schedule = draw(st.sampled_from(["even", "even", "time", "chance"]))
-    blocks, block = draw(st.sampled_from([(1, 5), (2, 3), (2, 4), (3, 2)] if schedule == "even" else [(1, 5), (1, 8)]))
+    schedule = draw(st.sampled_from(["even", "even", "time", "chance", "threshold", "factor", "entropy_bound"]))
+    whole = schedule in ("time", "chance")
+    blocks, block = draw(st.sampled_from([(1, 5), (1, 8)] if whole else [(1, 5), (2, 3), (2, 4), (3, 2)]))
     rules = ["low_confidence", "topk_margin", "entropy", "random", "left_to_right"]
     config = SamplerConfig(
         completion_length=blocks * block,
         block_length=block,
         steps=blocks * draw(st.integers(1, block)),
-        remasking="random" if schedule == "chance" else draw(st.sampled_from(rules)),
+        remasking={"chance": "random", "factor": "low_confidence", "entropy_bound": "entropy"}.get(schedule)
+        or draw(st.sampled_from(rules)),
+        threshold=draw(st.sampled_from([0.2, 0.5])),
+        factor=draw(st.sampled_from([0.8, 2.0])),
+        entropy_bound=draw(st.sampled_from([0.5, 2.0])),
         schedule=schedule,
         confidence_of=draw(st.sampled_from(["model", "sampling"])),
         top_k=draw(st.sampled_from([0, 4])),
@@ -232,15 +289,15 @@ def decodings(draw):
     return config, draw(st.sampled_from([0.0, 0.7])), draw(st.sampled_from(["same_position", "shifted"]))
 
 
-@settings(max_examples=14)
+@settings(max_examples=24)
 @given(decodings())
 def test_the_compiled_sampler_equals_a_python_loop_token_for_token_and_step_for_step(tiny, oracle, decoding):
     config, temperature, alignment = decoding
     model, variables = tiny(seed=1, layers=1, alignment=alignment)
     rows, width, block = 3, 3, config.block_length
     draws = np.random.default_rng(0)
-    gumbel = draws.gumbel(size=(config.steps, rows, block, 13))
-    uniform = draws.random((config.steps, rows, block))
+    gumbel = draws.gumbel(size=(config.completion_length, rows, block, 13))
+    uniform = draws.random((config.completion_length, rows, block))
     gumbel_NBSV, uniform_NBS = jnp.asarray(gumbel, jnp.float32), jnp.asarray(uniform, jnp.float32)
     noise = Noise(gumbel=lambda step, shape: gumbel_NBSV[step], uniform=lambda step, shape: uniform_NBS[step])
     decode = jax.jit(partial(denoise, model, noise=noise, config=config, special=SPECIAL, temperature=temperature))
