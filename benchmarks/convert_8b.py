@@ -98,6 +98,7 @@ def main() -> None:
         rows.append(measured("to-orbax", TOOL, "to-orbax", source, native))
         rows.append(measured("to-hf", TOOL, "to-hf", native, back))
         rows.append(measured("verify", TOOL, "verify", source, back))
+        rows = [{**row, "said": str(row["said"]).replace(f"{scratch}/", "")} for row in rows]
     finally:
         shutil.rmtree(scratch)
     size = parameter_count(config) * 2 / 1e9

@@ -93,7 +93,8 @@ class SamplerConfig:
     block_length: int = setting(16, "tokens of a block; divides completion_length")
     steps: int = setting(8, "denoising steps over all blocks; a multiple of the number of blocks")
     remasking: Literal["low_confidence", "topk_margin", "entropy", "random", "left_to_right"] = setting(
-        "low_confidence", "which candidates are committed first: the likeliest, those far ahead of the second, ..."
+        "low_confidence",
+        "committed first: the likeliest, those furthest ahead of the second, of least entropy, any, the left",
     )
     remasking_temperature: float = setting(
         0.0, "Dream's alg_temp: the order is drawn by priority / this (0 = the highest first)"

@@ -6,6 +6,7 @@ Published checkpoints bring their own: pretrained_tokenizer.py.
 from __future__ import annotations
 
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,7 +67,7 @@ class Tokenizer(Protocol):
         ...
 
 
-class SmallTokenizer:
+class SmallTokenizer(ABC):
     """What character and byte tokenizers share: ids 0 .. symbols - 1 are text, then <end>, then <mask>."""
 
     symbols: int
@@ -80,11 +81,12 @@ class SmallTokenizer:
     def vocab_size(self) -> int:
         return self.symbols + 2
 
-    def encode(self, text: str) -> list[int]:
-        raise NotImplementedError
+    @abstractmethod
+    def encode(self, text: str) -> list[int]: ...
 
+    @abstractmethod
     def save(self, directory: Path) -> None:
-        raise NotImplementedError
+        """Writes what `load_small_tokenizer` reads."""
 
     def prompt(self, prompt: str | Chat) -> list[int]:
         if not isinstance(prompt, str):

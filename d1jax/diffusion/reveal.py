@@ -55,8 +55,10 @@ def propose(
     scored_BSV = sampled_BSV if config.confidence_of == "sampling" else logits_BSV
     if config.end_token == "last":
         scored_BSV = _without(scored_BSV, ends_V)
-    logp_BSV = jax.nn.log_softmax(scored_BSV, axis=-1)
-    confidence_BS = jnp.exp(jnp.take_along_axis(logp_BSV, token_BS[:, :, None], axis=-1)[:, :, 0])
+    total_BS = jax.nn.logsumexp(scored_BSV, axis=-1)
+    confidence_BS = jnp.exp(jnp.take_along_axis(scored_BSV, token_BS[:, :, None], axis=-1)[:, :, 0] - total_BS)
+    # Of all log-probabilities only margin and entropy make use; elsewhere the compiler drops them.
+    logp_BSV = scored_BSV - total_BS[:, :, None]
     priority_BS = PRIORITIES[config.remasking](confidence_BS, logp_BSV, draws.uniform_BS)
     if config.remasking_temperature > 0:
         # Gumbel-top-k: without replacement, by softmax(priority / temperature).
