@@ -99,12 +99,15 @@ class SamplerConfig:
     remasking_temperature: float = setting(
         0.0, "Dream's alg_temp: the order is drawn by priority / this (0 = the highest first)"
     )
-    schedule: Literal["even", "time", "chance", "threshold", "factor", "entropy_bound"] = setting(
+    schedule: Literal["even", "time", "chance", "threshold", "factor", "entropy_bound", "klass"] = setting(
         "even",
         "tokens of a step: even in a block (LLaDA), by Dream's time, each by its chance (Dream's origin); or all that the next "
-        "three settings allow, at least one, until the block is full (approximate; sampler.steps does not count then)",
+        "settings allow, at least one, until the block is full (approximate; sampler.steps does not count then)",
     )
-    threshold: float = setting(0.9, "schedule threshold: what is at least as confident")
+    threshold: float = setting(0.9, "schedules threshold and klass: what is at least (klass: more) confident")
+    kl_threshold: float = setting(
+        0.01, "schedule klass: and whose distribution moved less in each of the last two steps, nats"
+    )
     factor: float = setting(1.0, "schedule factor: the n most confident, while the n-th has 1 - factor / (n + 1)")
     entropy_bound: float = setting(
         0.35, "schedule entropy_bound: the surest, while the others' entropies sum to no more, nats"
@@ -119,6 +122,11 @@ class SamplerConfig:
         "allowed", "forbidden: never sampled; last: committed only when nothing else is left"
     )
     early_exit: bool = setting(True, "stop a row once its text up to the end token is decided")
+    cache: Literal["none", "prefix", "dual"] = setting(
+        "none",
+        "keys and values kept within a block (approximate): of the text before it, or of all but the block (Fast-dLLM)",
+    )
+    cache_refresh: int = setting(0, "steps after which a cache is made anew within a block (0 = only at its start)")
 
 
 @dataclass(frozen=True)

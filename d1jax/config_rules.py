@@ -36,6 +36,7 @@ def _rules(config: Config) -> list[tuple[bool, str]]:
     not_negative = {
         "sampler.remasking_temperature": sampler.remasking_temperature, "sampler.top_k": sampler.top_k,
         "sampler.guidance": sampler.guidance, "sampler.factor": sampler.factor,
+        "sampler.kl_threshold": sampler.kl_threshold, "sampler.cache_refresh": sampler.cache_refresh,
         "sampler.entropy_bound": sampler.entropy_bound, "model.max_positions": model.max_positions,
         "sft.completion_length": sft.completion_length,
         "seed": config.seed, "task.seed": config.task.seed,
@@ -80,6 +81,20 @@ def _rules(config: Config) -> list[tuple[bool, str]]:
         (
             sampler.schedule == "entropy_bound" and sampler.remasking != "entropy",
             f"sampler.schedule = entropy_bound takes the surest first; set sampler.remasking = entropy (here: {sampler.remasking})",
+        ),
+        (
+            sampler.schedule in ("threshold", "factor", "entropy_bound", "klass")
+            and (sampler.remasking == "random" or sampler.remasking_temperature > 0),
+            f"sampler.schedule = {sampler.schedule} takes the surest together; set sampler.remasking to an order that is not "
+            f"drawn (here: {sampler.remasking}) and sampler.remasking_temperature = 0",
+        ),
+        (
+            sampler.cache != "none" and sampler.guidance > 0,
+            f"sampler.cache = {sampler.cache} with guidance: its second pass would need a cache of its own; set one to none or 0",
+        ),
+        (
+            sampler.cache == "none" and sampler.cache_refresh > 0,
+            f"sampler.cache_refresh = {sampler.cache_refresh} without a cache; set sampler.cache to prefix or dual",
         ),
         (not 0 < sampler.top_p <= 1, f"sampler.top_p = {sampler.top_p} must lie in (0, 1]"),
         (

@@ -8,6 +8,9 @@ with position n + j for completion column j and position i for prompt column i (
 columns are the same static slice in every row, the current block is a static-size slice, and padding is always at the end,
 so a row's attention is described by one number, its length. Only this file knows the order.
 
+The completion need not stand behind the prompt: `prompt_before_BC` says how many prompt tokens come before each completion
+column, so a text with holes (infilling) is the same canvas with other positions.
+
 B rows, C completion columns, P prompt columns, T = C + P, D width.
 """
 
@@ -26,6 +29,7 @@ class Canvas(NamedTuple):
     completion_BC: Array
     prompt_BP: Array
     prompt_length_B: Array
+    prompt_before_BC: Array | None = None  # never falls from left to right; None: all of the prompt comes first
 
     @property
     def tokens_BT(self) -> Array:
@@ -34,8 +38,14 @@ class Canvas(NamedTuple):
     @property
     def positions_BT(self) -> Array:
         rows, completion_length = self.completion_BC.shape
-        completion_BC = self.prompt_length_B[:, None] + jnp.arange(completion_length)[None, :]
-        prompt_BP = jnp.broadcast_to(jnp.arange(self.prompt_BP.shape[1])[None, :], self.prompt_BP.shape)
+        columns_C, columns_P = jnp.arange(completion_length), jnp.arange(self.prompt_BP.shape[1])
+        if self.prompt_before_BC is None:
+            completion_BC = self.prompt_length_B[:, None] + columns_C[None, :]
+            prompt_BP = jnp.broadcast_to(columns_P[None, :], self.prompt_BP.shape)
+        else:
+            completion_BC = self.prompt_before_BC + columns_C[None, :]
+            before_BPC = self.prompt_before_BC[:, None, :] <= columns_P[None, :, None]
+            prompt_BP = columns_P[None, :] + jnp.sum(before_BPC, axis=2)
         return jnp.concatenate([completion_BC, prompt_BP], axis=1)
 
     @property
@@ -65,13 +75,32 @@ def completion_hidden(
     """
     completion_length = canvas.completion_BC.shape[1]
     size = completion_length if size is None else size
-    if alignment == "same_position" and jnp.ndim(start) == 0:
-        return jax.lax.dynamic_slice_in_dim(hidden_BTD, start, size, axis=1)
+    if alignment == "same_position":
+        return window_hidden(hidden_BTD, start, size)
     columns_BS = block_columns(start, canvas.completion_BC.shape[0], size)
-    if alignment == "shifted":
-        before_prompt_B = jnp.where(canvas.prompt_length_B > 0, completion_length + canvas.prompt_length_B - 1, 0)
-        columns_BS = jnp.where(columns_BS == 0, before_prompt_B[:, None], columns_BS - 1)
-    return jnp.take_along_axis(hidden_BTD, columns_BS[:, :, None], axis=1)
+    return jnp.take_along_axis(
+        hidden_BTD, jnp.take_along_axis(_column_before(canvas), columns_BS, axis=1)[:, :, None], axis=1
+    )
+
+
+def window_hidden(hidden_BWD: Array, start: Array | int, size: int) -> Array:
+    """The columns start .. start + size of what was computed for a run of columns; `start` may differ from row to row."""
+    if jnp.ndim(start) == 0:
+        return jax.lax.dynamic_slice_in_dim(hidden_BWD, start, size, axis=1)
+    columns_BS = block_columns(start, hidden_BWD.shape[0], size)
+    return jnp.take_along_axis(hidden_BWD, columns_BS[:, :, None], axis=1)
+
+
+def _column_before(canvas: Canvas) -> Array:
+    """The canvas column of the position before each completion column; of position 0: its own, [B, C]."""
+    rows, completion_length = canvas.completion_BC.shape
+    before_BC = canvas.prompt_before_BC
+    if before_BC is None:
+        before_BC = jnp.broadcast_to(canvas.prompt_length_B[:, None], (rows, completion_length))
+    columns_BC = jnp.broadcast_to(jnp.arange(completion_length)[None, :], (rows, completion_length))
+    follows_BC = jnp.pad(before_BC[:, 1:] == before_BC[:, :-1], ((0, 0), (1, 0)))  # on the completion column to its left
+    prompt_BC = jnp.where(before_BC > 0, completion_length + before_BC - 1, columns_BC)
+    return jnp.where(follows_BC, columns_BC - 1, prompt_BC)
 
 
 def through_first_end(completion_BC: Array, end_id: int) -> Array:

@@ -1,6 +1,6 @@
 """The compiled sampler: semi-autoregressive blocks, denoised from all masked to none, in one jitted loop.
 
-B rows, C completion columns, P prompt columns, S columns of a block, V vocabulary.
+B rows, C completion columns, P prompt columns, S columns of a block, D width, V vocabulary.
 """
 
 from __future__ import annotations
@@ -15,10 +15,21 @@ from jax import Array
 
 from d1jax.config import SamplerConfig
 from d1jax.data.tokenizers import SpecialTokens
+from d1jax.diffusion.candidates import Candidates, Pick, candidates, inverse_cdf
 from d1jax.diffusion.canvas import Canvas, block_columns, completion_hidden, row_keys, through_first_end
-from d1jax.diffusion.reveal import Draws, accept, choose, propose
+from d1jax.diffusion.kv_cache import block_hidden
+from d1jax.diffusion.reveal import Choice, Evidence, accepted, by_chance, change, first_ones, in_order, is_drawn
 from d1jax.diffusion.schedule import ADAPTIVE, plan
-from d1jax.models.transformer import Transformer, Variables, head_matrix, hidden_states, project
+from d1jax.models.token_logprobs import LOGITS_PER_CHUNK
+from d1jax.models.transformer import (
+    KeyValues,
+    Transformer,
+    Variables,
+    head_matrix,
+    hidden_states,
+    hidden_states_and_keys,
+    project,
+)
 
 NEVER_DECODED = -1
 STATIC = ("model", "config", "special", "temperature")
@@ -32,37 +43,48 @@ class Rollout(NamedTuple):
         Array  # the step that committed the position; NEVER_DECODED behind the end token of a row that stopped early
     )
     confidence_BC: Array  # the model's probability of the token when it was committed
+    token_logp_BC: Array  # log-probability of drawing the token then, at the sampler's temperature and filters
+    order_logp_BC: Array  # log-probability of when the position was taken, given the candidates; 0 unless the order is drawn
     length_B: Array  # through the first end token
     nfe_B: Array  # forward passes that the row took part in
+    cached_nfe_B: Array  # those of them over a window only
 
 
 class Decoding(NamedTuple):
     step: Array
+    first: Array  # where the block of the last pass starts; with an adaptive schedule and no cache one a row
+    age: Array  # passes since the cache was made, that one included
     tokens_BC: Array
     reveal_step_BC: Array
     confidence_BC: Array
+    token_logp_BC: Array
+    order_logp_BC: Array
     finished_B: Array
     nfe_B: Array
+    cached_nfe_B: Array
+    logp_BSV: Array | None  # klass: the distributions of the last pass,
+    stable_BS: Array | None  # and for how many steps they have hardly changed
 
 
 class Noise(NamedTuple):
     """Where randomness comes from; tests put recorded draws here."""
 
-    gumbel: Callable[[Array, tuple[int, ...]], Array]  # (step, [B, S, V]) -> standard Gumbel, fp32
-    uniform: Callable[[Array, tuple[int, ...]], Array]  # (step, [B, S]) -> [0, 1)
+    token: Callable[[Array, tuple[int, int]], Array]  # (step_B, (B, S)) -> what `pick` needs, [B, S, ...]
+    pick: Pick
+    uniform: Callable[[Array, tuple[int, int]], Array]  # (step_B, (B, S)) -> [0, 1), for the order
 
 
 def keyed_noise(key: Array, row_ids_B: Array) -> Noise:
     """Draws that are functions of (key, row id, step): a row's text does not depend on the rest of its batch."""
-    keys_B = row_keys(key, row_ids_B)
 
-    def draw(step: Array, shape: tuple[int, ...], sample: Callable[[Array, tuple[int, ...]], Array]) -> Array:
-        return jax.vmap(lambda k: sample(jax.random.fold_in(k, step), shape[1:]))(keys_B)
+    def draw(purpose: int, step_B: Array, shape: tuple[int, ...]) -> Array:
+        keys_B = row_keys(jax.random.fold_in(key, purpose), row_ids_B)
+        return jax.vmap(lambda k, step: jax.random.uniform(jax.random.fold_in(k, step), shape))(keys_B, step_B)
 
-    # mode="high": the default draws one 23-bit uniform, which cuts the tail of the noise off at 16 nats.
     return Noise(
-        gumbel=lambda step, shape: draw(step, shape, partial(jax.random.gumbel, mode="high")),
-        uniform=lambda step, shape: draw(step, shape, jax.random.uniform),
+        token=lambda step_B, shape: draw(0, step_B, (*shape[1:], 2)),
+        pick=inverse_cdf,
+        uniform=lambda step_B, shape: draw(1, step_B, shape[1:]),
     )
 
 
@@ -71,7 +93,9 @@ class Loop(NamedTuple):
 
     start: Decoding
     running: Callable[[Decoding], Array]
-    step: Callable[[Decoding], Decoding]
+    stale: Callable[[Decoding], Array]  # whether the next step must pass over the whole canvas
+    full_step: Callable[[Decoding], tuple[Decoding, KeyValues | None]]
+    cached_step: Callable[[Decoding, KeyValues], Decoding]
     finish: Callable[[Decoding], Rollout]
 
 
@@ -81,100 +105,196 @@ def denoising(
     prompt_BP: Array,
     prompt_length_B: Array,
     noise: Noise,
+    prompt_before_BC: Array | None = None,
     *,
     config: SamplerConfig,
     special: SpecialTokens,
     temperature: float,
 ) -> Loop:
-    """Denoises completions for right-padded prompts. The head runs on the active block only.
+    """Denoises completions for right-padded prompts, or (prompt_before_BC) the holes of texts. The head sees the active block only.
 
-    Every step runs one forward pass over the canvas (two under guidance: logits = without + (guidance + 1) (with - without) the
-    prompt), proposes a token for each masked position of the active block and commits as many as `schedule.plan` says. With
-    early_exit a row stops as soon as its text through the first end token is decided; what it would have written behind is
-    filled with end tokens, and nothing before can change, because committed tokens never do.
+    Every step runs a forward pass over the canvas, or over a window of it on cached keys, proposes a token for each masked
+    position of the active block and commits as many as the schedule says. Guidance takes a second pass without the prompt:
+    logits = without + (guidance + 1) (with - without). With early_exit a row stops as soon as its text through the first end
+    token is decided; what it would have written behind is filled with end tokens, and nothing before can change, because
+    committed tokens never do.
+
+    Adaptive schedules: each row works on its own first open block; with a cache, which all rows share, on the first block that
+    is open in any row, so a row may wait. Steps of a row are counted by its own passes either way, and its text is the same.
     """
     rows, length, block = prompt_BP.shape[0], config.completion_length, config.block_length
     steps = plan(config)
+    adaptive, cached, klass = config.schedule in ADAPTIVE, config.cache != "none", config.schedule == "klass"
     head_DV = head_matrix(variables)
-    by_order = config.remasking == "random" or config.remasking_temperature > 0 or config.schedule == "chance"
     passes = 2 if config.guidance > 0 else 1
+    # As many columns at a time as LOGITS_PER_CHUNK allows.
+    group = max(g for g in range(1, block + 1) if block % g == 0 and (g == 1 or rows * g * head_DV.shape[1] <= LOGITS_PER_CHUNK))
 
-    def logits_of(tokens_BC: Array, prompt_BP: Array, first: Array) -> Array:
-        canvas = Canvas(tokens_BC, prompt_BP, prompt_length_B)
-        hidden_BTD = hidden_states(model, variables, canvas.tokens_BT, canvas.positions_BT, canvas.length_B)
-        return project(completion_hidden(hidden_BTD, canvas, model.config.alignment, first, block), head_DV)
+    def canvas_of(tokens_BC: Array, prompt_BP: Array = prompt_BP) -> Canvas:
+        return Canvas(tokens_BC, prompt_BP, prompt_length_B, prompt_before_BC)
 
+    zeros_BC, zeros_B = jnp.zeros((rows, length), jnp.float32), jnp.zeros(rows, jnp.int32)
     start = Decoding(
         step=jnp.int32(0),
+        first=jnp.full(rows, -1) if adaptive and not cached else jnp.int32(-1),
+        age=jnp.int32(0),
         tokens_BC=jnp.full((rows, length), special.mask, jnp.int32),
         reveal_step_BC=jnp.full((rows, length), NEVER_DECODED, jnp.int32),
-        confidence_BC=jnp.zeros((rows, length), jnp.float32),
+        confidence_BC=zeros_BC,
+        token_logp_BC=zeros_BC,
+        order_logp_BC=zeros_BC,
         finished_B=jnp.zeros(rows, bool),
-        nfe_B=jnp.zeros(rows, jnp.int32),
+        nfe_B=zeros_B,
+        cached_nfe_B=zeros_B,
+        logp_BSV=jnp.zeros((rows, block, head_DV.shape[1]), jnp.float32) if klass else None,
+        stable_BS=jnp.zeros((rows, block), jnp.int32) if klass else None,
     )
 
     def running(state: Decoding) -> Array:
         return (state.step < len(steps.number_K)) & ~jnp.all(state.finished_B)
 
-    def is_finished(tokens_BC: Array) -> Array:
-        full_B = ~jnp.any(tokens_BC == special.mask, axis=1)
-        return full_B | text_is_decided(tokens_BC, special) if config.early_exit else full_B
+    def first_column(state: Decoding) -> Array:
+        if not adaptive:
+            return jnp.asarray(steps.start_K)[state.step]
+        first_B = jnp.argmax(state.tokens_BC == special.mask, axis=1) // block * block
+        return jnp.min(jnp.where(state.finished_B, length - block, first_B)) if cached else first_B
 
-    def step(state: Decoding) -> Decoding:
-        number, first, count, chance = (jnp.asarray(array)[state.step] for array in steps)
-        if config.schedule in ADAPTIVE:
-            first = jnp.argmax(state.tokens_BC == special.mask, axis=1) // block * block
-        logits_BSV = logits_of(state.tokens_BC, prompt_BP, first)
-        if config.guidance > 0:
-            hidden_prompt_BP = jnp.where(
-                jnp.arange(prompt_BP.shape[1])[None, :] < prompt_length_B[:, None], special.mask, prompt_BP
-            )
-            without_BSV = logits_of(state.tokens_BC, hidden_prompt_BP, first)
-            logits_BSV = without_BSV + (config.guidance + 1) * (logits_BSV - without_BSV)
-        draws = Draws(
-            noise.gumbel(number, logits_BSV.shape) if temperature > 0 else None,
-            noise.uniform(number, logits_BSV.shape[:2]) if by_order else None,
-        )
-        proposal = propose(logits_BSV, draws, temperature, special, config)
+    def stale(state: Decoding) -> Array:
+        if not cached:
+            return jnp.bool(True)
+        aged = (state.age >= config.cache_refresh) if config.cache_refresh else jnp.bool(False)
+        return aged | (first_column(state) != state.first)
 
-        columns_BS = block_columns(first, rows, block)
-        tokens_BS, revealed_BS, confidence_BS = (
-            jnp.take_along_axis(x, columns_BS, axis=1)
-            for x in (state.tokens_BC, state.reveal_step_BC, state.confidence_BC)
-        )
-        open_BS = (tokens_BS == special.mask) & ~state.finished_B[:, None]
-        if config.schedule in ADAPTIVE:
-            commit_BS = accept(proposal, open_BS, config)
-        elif config.schedule == "chance":
-            commit_BS = open_BS & (draws.uniform_BS < chance)
+    def full_step(state: Decoding) -> tuple[Decoding, KeyValues | None]:
+        first, canvas, keys = first_column(state), canvas_of(state.tokens_BC), None
+        inputs = (model, variables, canvas.tokens_BT, canvas.positions_BT, canvas.length_B)
+        if cached:
+            hidden_BTD, keys = hidden_states_and_keys(*inputs)
         else:
-            commit_BS = choose(proposal.priority_BS, open_BS, count)
+            hidden_BTD = hidden_states(*inputs)
+        hidden = [completion_hidden(hidden_BTD, canvas, model.config.alignment, first, block)]
+        if config.guidance > 0:
+            hidden_prompt_BP = jnp.where(canvas.prompt_mask_BP, special.mask, prompt_BP)
+            canvas = canvas_of(state.tokens_BC, hidden_prompt_BP)
+            hidden_BTD = hidden_states(model, variables, canvas.tokens_BT, canvas.positions_BT, canvas.length_B)
+            hidden.append(completion_hidden(hidden_BTD, canvas, model.config.alignment, first, block))
+        state = commit(state, first, hidden, first_pass=first != state.first)
+        return state._replace(age=jnp.int32(1)), keys
 
-        def write(whole_BC: Array, old_BS: Array, new_BS: Array | int) -> Array:
-            return jnp.put_along_axis(whole_BC, columns_BS, jnp.where(commit_BS, new_BS, old_BS), axis=1, inplace=False)
+    def cached_step(state: Decoding, keys: KeyValues) -> Decoding:
+        first = first_column(state)
+        hidden_BSD = block_hidden(model, variables, canvas_of(state.tokens_BC), keys, first, config)
+        after = commit(state, first, [hidden_BSD], first_pass=jnp.bool(False))
+        took_part_B = after.nfe_B - state.nfe_B
+        return after._replace(age=state.age + 1, cached_nfe_B=state.cached_nfe_B + took_part_B)
 
-        tokens_BC = write(state.tokens_BC, tokens_BS, proposal.token_BS)
-        return Decoding(
+    def propose(draws_BS: Array | None, *hidden: Array) -> Candidates:
+        logits_BSV = project(hidden[0], head_DV)
+        if config.guidance > 0:
+            without_BSV = project(hidden[1], head_DV)
+            logits_BSV = without_BSV + (config.guidance + 1) * (logits_BSV - without_BSV)
+        settings = {"temperature": temperature, "special": special, "config": config}
+        return candidates(logits_BSV, draws_BS, noise.pick, **settings)
+
+    def commit(state: Decoding, first: Array, hidden: list[Array], first_pass: Array) -> Decoding:
+        number, _, count, chance = (jnp.asarray(array)[state.step] for array in steps)
+        columns_BS = block_columns(first, rows, block)
+        open_BS = jnp.take_along_axis(state.tokens_BC, columns_BS, axis=1) == special.mask
+        open_BS &= ~state.finished_B[:, None]
+        step_B = state.nfe_B // passes if adaptive else jnp.broadcast_to(number, (rows,))
+        draws_BS = noise.token(step_B, (rows, block)) if temperature > 0 else None
+        uniform_BS = noise.uniform(step_B, (rows, block)) if is_drawn(config) else None
+        proposal = in_column_groups(propose, group, draws_BS, *hidden)
+
+        stable_BS = None
+        if klass:
+            moved_BS = change(proposal.logp_BSV, state.logp_BSV)
+            known_B = jnp.broadcast_to(first == state.first, (rows,)) & (state.step > 0)
+            still_BS = (moved_BS < config.kl_threshold) & known_B[:, None]
+            stable_BS = jnp.where(still_BS, state.stable_BS + 1, 0)
+
+        order = in_order(proposal, uniform_BS, open_BS, special, config)
+        if config.schedule == "chance":
+            choice = by_chance(uniform_BS, open_BS, chance)
+        elif adaptive:
+            choice = accepted(Evidence(proposal, order.rank_BS, open_BS, stable_BS), config)
+        else:
+            choice = first_ones(order, open_BS, count)
+        if cached and model.config.alignment == "shifted":
+            choice = with_leftmost(choice, open_BS, first_pass, alone=adaptive)
+
+        def write(whole_BC: Array, new_BS: Array) -> Array:
+            old_BS = jnp.take_along_axis(whole_BC, columns_BS, axis=1)
+            new_BS = jnp.where(choice.commit_BS, new_BS, old_BS)
+            return jnp.put_along_axis(whole_BC, columns_BS, new_BS, axis=1, inplace=False)
+
+        tokens_BC = write(state.tokens_BC, proposal.token_BS)
+        full_B = ~jnp.any(tokens_BC == special.mask, axis=1)
+        return state._replace(
             step=state.step + 1,
+            first=first,
             tokens_BC=tokens_BC,
-            reveal_step_BC=write(state.reveal_step_BC, revealed_BS, number),
-            confidence_BC=write(state.confidence_BC, confidence_BS, proposal.confidence_BS),
-            finished_B=is_finished(tokens_BC),
-            nfe_B=state.nfe_B + passes * ~state.finished_B,
+            reveal_step_BC=write(state.reveal_step_BC, jnp.broadcast_to(step_B[:, None], (rows, block))),
+            confidence_BC=write(state.confidence_BC, proposal.confidence_BS),
+            token_logp_BC=write(state.token_logp_BC, proposal.token_logp_BS),
+            order_logp_BC=state.order_logp_BC.at[jnp.arange(rows)[:, None], columns_BS].add(choice.order_logp_BS),
+            finished_B=full_B | text_is_decided(tokens_BC, special) if config.early_exit else full_B,
+            nfe_B=state.nfe_B + passes * jnp.any(open_BS, axis=1),
+            logp_BSV=proposal.logp_BSV,
+            stable_BS=stable_BS,
         )
 
     def finish(state: Decoding) -> Rollout:
         tokens_BC = jnp.where(state.tokens_BC == special.mask, special.end, state.tokens_BC)
-        length_B = jnp.sum(through_first_end(tokens_BC, special.end), axis=1)
-        return Rollout(tokens_BC, state.reveal_step_BC, state.confidence_BC, length_B, state.nfe_B)
+        return Rollout(
+            tokens_BC, state.reveal_step_BC, state.confidence_BC, state.token_logp_BC, state.order_logp_BC,
+            jnp.sum(through_first_end(tokens_BC, special.end), axis=1), state.nfe_B, state.cached_nfe_B,
+        )  # fmt: skip
 
-    return Loop(start, running, step, finish)
+    return Loop(start, running, stale, full_step, cached_step, finish)
 
 
-def denoise(*args: Any, **settings: Any) -> Rollout:
+def in_column_groups(function: Callable[..., Candidates], group: int, *arrays: Array | None) -> Candidates:
+    """`function` of [B, S, ...] arrays, `group` columns at a time: all logits of a block need not exist at once."""
+    block = arrays[-1].shape[1]
+    if group == block:
+        return function(*arrays)
+
+    def split(x: Array) -> Array:
+        return jnp.moveaxis(x.reshape(x.shape[0], block // group, group, *x.shape[2:]), 1, 0)
+
+    def join(x: Array) -> Array:
+        return jnp.moveaxis(x, 0, 1).reshape(x.shape[1], block, *x.shape[3:])
+
+    parts = jax.lax.map(lambda part: function(*part), jax.tree.map(split, arrays))
+    return jax.tree.map(join, parts)
+
+
+def with_leftmost(choice: Choice, open_BS: Array, first_pass: Array, alone: bool) -> Choice:
+    """The choice, but the first pass of a block commits its first column too, or it alone.
+
+    A shifted model on a cache cannot score that column from a window (kv_cache.block_hidden). Source: Fast-dLLM for Dream,
+    whose first pass commits nothing else.
+    """
+    leftmost_BS = open_BS & (jnp.arange(open_BS.shape[1]) == 0)[None, :]
+    commit_BS = leftmost_BS if alone else choice.commit_BS | leftmost_BS
+    return choice._replace(commit_BS=jnp.where(first_pass, commit_BS, choice.commit_BS))
+
+
+def denoise(*args: Any, config: SamplerConfig, **settings: Any) -> Rollout:
     """All of `denoising` in one loop, without a way out to the host."""
-    loop = denoising(*args, **settings)
-    return loop.finish(jax.lax.while_loop(loop.running, loop.step, loop.start))
+    loop = denoising(*args, config=config, **settings)
+
+    def until_stale(state: Decoding) -> Decoding:
+        state, keys = loop.full_step(state)
+        if keys is None:
+            return state
+        # The cache is no part of what this loop carries: nothing copies it.
+        return jax.lax.while_loop(
+            lambda state: loop.running(state) & ~loop.stale(state), lambda state: loop.cached_step(state, keys), state
+        )
+
+    return loop.finish(jax.lax.while_loop(loop.running, until_stale, loop.start))
 
 
 def text_is_decided(tokens_BC: Array, special: SpecialTokens) -> Array:
@@ -191,6 +311,7 @@ def sample(
     prompt_length_B: Array,
     key: Array,
     row_ids_B: Array,
+    prompt_before_BC: Array | None = None,
     *,
     config: SamplerConfig,
     special: SpecialTokens,
@@ -198,16 +319,15 @@ def sample(
 ) -> Rollout:
     """`denoise` under noise keyed by global row id."""
     noise = keyed_noise(key, row_ids_B)
-    return denoise(
-        model, variables, prompt_BP, prompt_length_B, noise, config=config, special=special, temperature=temperature
-    )
+    settings: dict[str, Any] = {"config": config, "special": special, "temperature": temperature}
+    return denoise(model, variables, prompt_BP, prompt_length_B, noise, prompt_before_BC, **settings)
 
 
 def sample_stepwise(*arguments: Any, **settings: Any) -> Iterator[Decoding | Rollout]:
     """What `sample` does with the same arguments, one step at a time: every state on the way, then the same rollout."""
-    state, running = None, True
+    state, keys, running, stale = None, None, True, True
     while running:
-        state, running, rollout = _one_step(*arguments, state, **settings)
+        state, keys, running, stale, rollout = _one_step(*arguments, state=state, keys=None if stale else keys, **settings)
         yield state
     yield rollout
 
@@ -220,9 +340,17 @@ def _one_step(
     prompt_length_B: Array,
     key: Array,
     row_ids_B: Array,
+    prompt_before_BC: Array | None = None,
+    *,
     state: Decoding | None,
+    keys: KeyValues | None,
     **settings: Any,
-) -> tuple[Decoding, Array, Rollout]:
-    loop = denoising(model, variables, prompt_BP, prompt_length_B, keyed_noise(key, row_ids_B), **settings)
-    state = loop.step(loop.start if state is None else state)
-    return state, loop.running(state), loop.finish(state)
+) -> tuple[Decoding, KeyValues | None, Array, Array, Rollout]:
+    noise = keyed_noise(key, row_ids_B)
+    loop = denoising(model, variables, prompt_BP, prompt_length_B, noise, prompt_before_BC, **settings)
+    state = loop.start if state is None else state
+    if keys is None:
+        state, keys = loop.full_step(state)
+    else:
+        state = loop.cached_step(state, keys)
+    return state, keys, loop.running(state), loop.stale(state), loop.finish(state)

@@ -8,13 +8,16 @@ The parameter tree maps one to one to the LLaDA checkpoint (weights/convert.py):
 
 `hidden_states` runs the blocks; the head is applied by whoever needs logits, and only to the columns that are needed
 (token_logprobs.py, sampler.py). Adapters live in a second collection, "lora": the same call without it is the base model.
+A pass over all columns may keep its keys and values; a later pass over a run of columns then uses them for all others.
+
+W columns of such a run.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -27,6 +30,20 @@ from d1jax.models.attention import attend, rotary_angles, rotate
 from d1jax.runtime import mesh as mesh_rules
 
 Variables = Mapping[str, Any]  # {"params": ..., "lora": ... (optional)}
+
+
+class KeyValues(NamedTuple):
+    """What attention reads of all columns, [L, B, T, K, h]; inside a block without L. Keys are stored after rotation."""
+
+    key: Array
+    value: Array
+
+
+class Window(NamedTuple):
+    """The run of columns that a pass computes."""
+
+    start: Array | int  # its first column
+    fresh_from: Array | int  # columns before it keep their old keys and values
 
 
 class RMSNorm(nn.Module):
@@ -83,9 +100,18 @@ class Dense(nn.Module):
 class Block(nn.Module):
     config: ModelConfig
     lora: LoraConfig
+    keep_keys: bool = False
 
     @nn.compact
-    def __call__(self, x_BTD: Array, cos_BTh: Array, sin_BTh: Array, length_B: Array) -> tuple[Array, None]:
+    def __call__(
+        self,
+        x_BTD: Array,
+        cos_BTh: Array,
+        sin_BTh: Array,
+        length_B: Array,
+        past: KeyValues | None = None,
+        window: Window | None = None,
+    ) -> tuple[Array, KeyValues | None]:
         cfg, dtype, param_dtype = self.config, jnp.dtype(self.config.dtype), jnp.dtype(self.config.param_dtype)
         head_size = cfg.width // cfg.heads
 
@@ -107,14 +133,25 @@ class Block(nn.Module):
         h_BTD = norm("attn_norm", x_BTD)
         q_BTHh = rotate(heads("q_proj", h_BTD, cfg.heads), cos_BTh, sin_BTh, cfg.rope_full_precision)
         k_BTKh = rotate(heads("k_proj", h_BTD, cfg.kv_heads), cos_BTh, sin_BTh, cfg.rope_full_precision)
-        v_BTKh = heads("v_proj", h_BTD, cfg.kv_heads)
-        mixed_BTHh = attend(q_BTHh, k_BTKh, v_BTKh, length_B)
+        keys = KeyValues(k_BTKh, heads("v_proj", h_BTD, cfg.kv_heads))
+        if past is not None:
+            keys = KeyValues(*(_renewed(old, new, window) for old, new in zip(past, keys, strict=True)))
+        mixed_BTHh = attend(q_BTHh, keys.key, keys.value, length_B)
         x_BTD = x_BTD + dense("attn_out", mixed_BTHh.reshape(x_BTD.shape), cfg.width, ("heads", "embed"))
         h_BTD = norm("ff_norm", x_BTD)
         gate_BTF = nn.silu(dense("ff_proj", h_BTD, cfg.mlp_width, ("embed", "mlp")))
         up_BTF = dense("up_proj", h_BTD, cfg.mlp_width, ("embed", "mlp"))
         x_BTD = x_BTD + dense("ff_out", gate_BTF * up_BTF, cfg.width, ("mlp", "embed"))
-        return mesh_rules.constrain(x_BTD, "batch", "sequence", None), None
+        return mesh_rules.constrain(x_BTD, "batch", "sequence", None), keys if self.keep_keys else None
+
+
+def _renewed(past_BTKh: Array, new_BWKh: Array, window: Window) -> Array:
+    """`past_BTKh` with the columns of the window from window.fresh_from on replaced."""
+    size = new_BWKh.shape[1]
+    old_BWKh = jax.lax.dynamic_slice_in_dim(past_BTKh, window.start, size, axis=1)
+    fresh_W = window.start + jnp.arange(size) >= window.fresh_from
+    mixed_BWKh = jnp.where(fresh_W[None, :, None, None], new_BWKh, old_BWKh)
+    return jax.lax.dynamic_update_slice_in_dim(past_BTKh, mixed_BWKh, window.start, axis=1)
 
 
 class Transformer(nn.Module):
@@ -122,7 +159,15 @@ class Transformer(nn.Module):
     lora: LoraConfig = LoraConfig()
 
     @nn.compact
-    def __call__(self, tokens_BT: Array, positions_BT: Array, length_B: Array) -> Array:
+    def __call__(
+        self,
+        tokens_BT: Array,
+        positions_BT: Array,
+        length_B: Array,
+        past: KeyValues | None = None,
+        window: Window | None = None,
+        keep_keys: bool = False,
+    ) -> tuple[Array, KeyValues | None]:
         cfg, param_dtype = self.config, jnp.dtype(self.config.param_dtype)
         embed_init = nn.with_logical_partitioning(nn.initializers.normal(1.0), ("vocab", "embed"))
         wte_VD = self.param("wte", embed_init, (cfg.vocab_size, cfg.width), param_dtype)
@@ -136,19 +181,42 @@ class Transformer(nn.Module):
             block,
             variable_axes={"params": 0, "lora": 0, "intermediates": 0},
             split_rngs={"params": True, "lora": True},
-            in_axes=nn.broadcast,
+            in_axes=(nn.broadcast, nn.broadcast, nn.broadcast, 0, nn.broadcast),
             length=cfg.layers,
             metadata_params={nn.PARTITION_NAME: "layers"},
-        )(cfg, self.lora, name="blocks")
-        x_BTD, _ = blocks(x_BTD, cos_BTh, sin_BTh, length_B)
-        return RMSNorm(cfg.norm_eps, param_dtype, name="ln_f")(x_BTD)
+        )(cfg, self.lora, keep_keys, name="blocks")
+        x_BTD, keys = blocks(x_BTD, cos_BTh, sin_BTh, length_B, past, window)
+        return RMSNorm(cfg.norm_eps, param_dtype, name="ln_f")(x_BTD), keys
 
 
 def hidden_states(
     model: Transformer, variables: Variables, tokens_BT: Array, positions_BT: Array, length_B: Array
 ) -> Array:
     """The final hidden states [B, T, D] after ln_f; columns at or beyond length_B are padding that nobody attends to."""
-    return model.apply(variables, tokens_BT, positions_BT, length_B)
+    return model.apply(variables, tokens_BT, positions_BT, length_B)[0]
+
+
+def hidden_states_and_keys(
+    model: Transformer, variables: Variables, tokens_BT: Array, positions_BT: Array, length_B: Array
+) -> tuple[Array, KeyValues]:
+    """The same, and the keys and values of all columns."""
+    return model.apply(variables, tokens_BT, positions_BT, length_B, keep_keys=True)
+
+
+def hidden_states_of_window(
+    model: Transformer,
+    variables: Variables,
+    tokens_BW: Array,
+    positions_BW: Array,
+    length_B: Array,
+    past: KeyValues,
+    window: Window,
+) -> Array:
+    """The final hidden states of a run of columns [B, W, D], which attends to itself and, outside of itself, to `past`.
+
+    Approximate in a bidirectional model: what changed in the window should have changed all other keys too.
+    """
+    return model.apply(variables, tokens_BW, positions_BW, length_B, past, window)[0]
 
 
 def head_matrix(variables: Variables) -> Array:

@@ -41,6 +41,19 @@ def towards_end(variables, strength):
     return {"params": {**params, "wte": wte, "ff_out": params["ff_out"].at[0, END].add(strength)}}
 
 
+NO_NOISE = Noise(None, None, None)
+
+
+def recorded(draws_NBx):
+    """draws[step][row] as a source of noise."""
+    draws_NBx = jnp.asarray(draws_NBx, jnp.float32)
+    return lambda step_B, shape: draws_NBx[step_B, jnp.arange(shape[0])]
+
+
+def gumbel_max(logits_xV, gumbel_xV):
+    return jnp.argmax(logits_xV + gumbel_xV, axis=-1)
+
+
 # -- PyTorch's decodings -----------------------------------------------------------------------------------------------
 
 OFFICIAL = (
@@ -80,7 +93,7 @@ def test_tokens_and_steps_equal_dreams_sampler(golden_dream, name):
             uniform[step][masked] = io[f"{name}/uniform"][step, :used]
     rollout = denoise(
         golden_dream.model, golden_dream.variables, jnp.asarray(prompt_BP[:rows]), jnp.asarray(length_B[:rows]),
-        Noise(gumbel=None, uniform=lambda step, shape: jnp.asarray(uniform)[step]),
+        Noise(None, None, recorded(uniform)),
         config=config, special=golden_dream.special, temperature=0.0,
     )  # fmt: skip
     np.testing.assert_array_equal(rollout.tokens_BC, io[f"{name}/tokens"][:rows, width:])
@@ -107,16 +120,15 @@ def test_tokens_and_steps_equal_lladas_sampler(golden, name):
         remasking=case["remasking"], end_token=end_token, early_exit=False, guidance=case.get("cfg_scale", 0.0),
     )  # fmt: skip
     steps_per_block = case["steps"] * block // case["gen_length"]
-    recorded = io.get(f"{name}/uniform", np.zeros((1, 1, width)))[:, :, width:]
-    gumbel = jnp.asarray(-np.log(-np.log(recorded)), jnp.float32) if case["temperature"] else None
+    uniform = io.get(f"{name}/uniform", np.full((1, 1, width), 0.5))[:, :, width:]
 
-    def recorded_uniform(step, shape):
-        whole_BC = jnp.asarray(recorded)[step]
-        return jax.lax.dynamic_slice_in_dim(whole_BC, step // steps_per_block * block, block, axis=1)
+    def uniform_of_block(step_B, shape):
+        whole_BC = jnp.asarray(uniform)[step_B[0]]
+        return jax.lax.dynamic_slice_in_dim(whole_BC, step_B[0] // steps_per_block * block, block, axis=1)
 
     rollout = denoise(
         golden.model, golden.variables, jnp.asarray(prompt_BP[:rows]), jnp.asarray(length_B[:rows]),
-        Noise(gumbel=lambda step, shape: gumbel[step], uniform=recorded_uniform),
+        Noise(recorded(-np.log(-np.log(uniform))), gumbel_max, uniform_of_block),
         config=config, special=golden.special, temperature=case["temperature"],
     )  # fmt: skip
     np.testing.assert_array_equal(rollout.tokens_BC, io[f"{name}/tokens"][:, width:])
@@ -141,17 +153,43 @@ def test_tokens_and_steps_equal_parallel_decoding(golden, name):
     )  # fmt: skip
     rollout = denoise(
         golden.model, golden.variables, jnp.asarray(prompt_BP), jnp.asarray([prompt_BP.shape[1]]),
-        Noise(gumbel=None, uniform=None), config=config, special=golden.special, temperature=0.0,
+        NO_NOISE, config=config, special=golden.special, temperature=0.0,
     )  # fmt: skip
     np.testing.assert_array_equal(rollout.tokens_BC, io[f"{name}/tokens"][:, prompt_BP.shape[1] :])
     np.testing.assert_array_equal(rollout.reveal_step_BC, io[f"{name}/unmask_step"][:, prompt_BP.shape[1] :])
     assert (rollout.nfe_B == case["nfe"]).all()
 
 
-def test_every_golden_case_without_a_cache_is_covered(golden, golden_dream):
-    cached = ("fast_prefix", "fast_dual")
-    assert {name for name in golden.cases if not name.startswith(cached)} == {*OFFICIAL, *PARALLEL}
-    assert {name for name in golden_dream.cases if not name.startswith(cached)} == set(DREAM)
+CACHED = tuple(f"fast_{cache}_{kind}" for cache in ("prefix", "dual") for kind in ("b8_s16", "b8_thr", "b16_thr"))
+CACHED_DREAM = tuple(f"fast_{cache}_conf_{block}" for cache in ("prefix", "dual") for block in ("b8", "b16"))
+
+
+@pytest.mark.parametrize("name", [*CACHED, *CACHED_DREAM])
+def test_tokens_steps_and_passes_equal_decoding_with_a_cache(golden, golden_dream, name):
+    reference = golden_dream if "conf" in name else golden
+    case, io = reference.cases[name], reference.io
+    prompt_BP = io["fast_prompt_ids"]
+    width = prompt_BP.shape[1]
+    config = SamplerConfig(
+        completion_length=32, block_length=case["block_length"], steps=case["steps"], early_exit=False,
+        schedule="threshold" if "threshold" in case else "even", threshold=case.get("threshold", 0.9),
+        cache="prefix" if "prefix" in name else "dual",
+    )  # fmt: skip
+    rollout = denoise(
+        reference.model, reference.variables, jnp.asarray(prompt_BP), jnp.asarray([width]), NO_NOISE,
+        config=config, special=reference.special, temperature=0.0,
+    )  # fmt: skip
+    np.testing.assert_array_equal(rollout.tokens_BC, io[f"{name}/tokens"][:, width:])
+    np.testing.assert_array_equal(rollout.reveal_step_BC, io[f"{name}/unmask_step"][:, width:])
+    # The reference runs a pass in vain when a block is full after its first one; in these cases none is.
+    assert set(range(case["nfe"])) == set(io[f"{name}/unmask_step"][0, width:].tolist())
+    assert rollout.nfe_B.tolist() == [case["nfe"]]
+    assert rollout.cached_nfe_B.tolist() == [io[f"{name}/call_is_cached"].sum()]
+
+
+def test_every_golden_case_is_covered(golden, golden_dream):
+    assert set(golden.cases) == {*OFFICIAL, *PARALLEL, *CACHED}
+    assert set(golden_dream.cases) == {*DREAM, *CACHED_DREAM}
 
 
 # -- a plain Python loop -----------------------------------------------------------------------------------------------
@@ -298,8 +336,7 @@ def test_the_compiled_sampler_equals_a_python_loop_token_for_token_and_step_for_
     draws = np.random.default_rng(0)
     gumbel = draws.gumbel(size=(config.completion_length, rows, block, 13))
     uniform = draws.random((config.completion_length, rows, block))
-    gumbel_NBSV, uniform_NBS = jnp.asarray(gumbel, jnp.float32), jnp.asarray(uniform, jnp.float32)
-    noise = Noise(gumbel=lambda step, shape: gumbel_NBSV[step], uniform=lambda step, shape: uniform_NBS[step])
+    noise = Noise(recorded(gumbel), gumbel_max, recorded(uniform))
     decode = jax.jit(partial(denoise, model, noise=noise, config=config, special=SPECIAL, temperature=temperature))
     for seed, strength in ((0, 0.0), (1, 1.5)):
         prompt_BP, length_B = random_prompts(seed, rows, width)
@@ -391,13 +428,13 @@ def test_the_loop_ends_with_its_last_row(tiny):
     model, variables = tiny(seed=1)
     calls = []
 
-    def counted(step, shape):
-        jax.debug.callback(lambda step: calls.append(int(step)), step)
+    def counted(step_B, shape):
+        jax.debug.callback(lambda step_B: calls.append(int(step_B[0])), step_B)
         return jnp.zeros(shape)
 
     config = dataclasses.replace(GREEDY, remasking="random")  # equal priorities: left to right
     rollout = denoise(
-        model, towards_end(variables, 30.0), *random_prompts(0, 3, 3), Noise(None, counted),
+        model, towards_end(variables, 30.0), *random_prompts(0, 3, 3), Noise(None, None, counted),
         config=config, special=SPECIAL, temperature=0.0,
     )  # fmt: skip
     jax.effects_barrier()

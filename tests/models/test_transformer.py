@@ -53,7 +53,7 @@ def test_logits_and_every_hidden_state_equal_pytorch(golden):
     tokens_BT = jnp.asarray(golden.io["fwd_input_ids"])
     length_B = jnp.full(tokens_BT.shape[:1], tokens_BT.shape[1])
     apply = jax.jit(partial(golden.model.apply, mutable=["intermediates"]))
-    final_BTD, kept = apply(golden.variables, tokens_BT, columns(tokens_BT), length_B)
+    (final_BTD, _), kept = apply(golden.variables, tokens_BT, columns(tokens_BT), length_B)
     (into_LBTD,) = kept["intermediates"]["blocks"]["block_in"]
     assert into_LBTD.shape == golden.io["fwd_hidden_layer_in"].shape
     np.testing.assert_allclose(into_LBTD, golden.io["fwd_hidden_layer_in"], atol=1e-4, rtol=0)

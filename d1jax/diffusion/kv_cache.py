@@ -1,0 +1,66 @@
+"""Keys and values that the next steps use again, and which columns they compute.
+
+Attention is bidirectional, so every committed token changes the keys of all others: a cache is an approximation. It is made by
+a pass over the whole canvas at the start of a block (and every `cache_refresh` steps), and until the next one
+
+    prefix   computes the completion from the active block to its end; prompt and finished blocks are as they were
+    dual     computes the active block; all else is as it was
+
+Source: Fast-dLLM, arXiv 2505.22618. Differs: keys are stored after rotation (positions never move); rows of a batch begin a
+block together, so a batch works too; a block that is full after its first pass costs no further one.
+
+B rows, C completion columns, W columns of a window, S columns of a block.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from d1jax.config import SamplerConfig
+from d1jax.diffusion.canvas import Canvas, window_hidden
+from d1jax.models.transformer import KeyValues, Transformer, Variables, Window, hidden_states_of_window
+
+
+def block_hidden(
+    model: Transformer, variables: Variables, canvas: Canvas, past: KeyValues, first: Array, config: SamplerConfig
+) -> Array:
+    """The hidden states that score the block that starts at column `first`, [B, S, D], from a pass over a window.
+
+    A shifted model scores a column from the one before it. The first column of a block has none in the window and reads its
+    own; it does not matter, because in such a model the first pass of a block commits it.
+    """
+    length, block = config.completion_length, config.block_length
+
+    def over(size: int) -> Array:
+        start = first if config.cache == "dual" else length - size
+        window = Window(start, first)
+        tokens_BW = jax.lax.dynamic_slice_in_dim(canvas.completion_BC, start, size, axis=1)
+        positions_BW = jax.lax.dynamic_slice_in_dim(canvas.positions_BT, start, size, axis=1)
+        hidden_BWD = hidden_states_of_window(model, variables, tokens_BW, positions_BW, canvas.length_B, past, window)
+        if model.config.alignment == "shifted":
+            hidden_BWD = jnp.concatenate([hidden_BWD[:, :1], hidden_BWD[:, :-1]], axis=1)
+        return window_hidden(hidden_BWD, first - start, block)
+
+    sizes = window_sizes(config)
+    if len(sizes) == 1:
+        return over(sizes[0])
+    smallest = jnp.sum(length - first > jnp.asarray(sizes))
+    return jax.lax.switch(smallest, [partial(over, size) for size in sizes])
+
+
+def window_sizes(config: SamplerConfig) -> tuple[int, ...]:
+    """The widths of windows that are compiled, smallest first; a prefix window is rounded up to the next.
+
+    Shapes are static, so each width is a program of its own: a whole completion, a half, a quarter, ... of it.
+    """
+    if config.cache == "dual":
+        return (config.block_length,)
+    blocks = config.completion_length // config.block_length
+    counts = {blocks}
+    while min(counts) > 1:
+        counts.add(-(-min(counts) // 2))
+    return tuple(count * config.block_length for count in sorted(counts))
