@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -28,7 +29,9 @@ def write_beside(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    write_beside(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    """Indented, but a list of numbers stays on one line. Line breaks within strings are escaped, so none is a list's."""
+    text = json.dumps(value, indent=2, ensure_ascii=False)
+    write_beside(path, re.sub(r"\[\n([-+.\deE,\s]+)\]", lambda found: f"[{' '.join(found[1].split())}]", text) + "\n")
 
 
 def write_jsonl(path: Path, rows: Iterable[Any]) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -22,6 +23,7 @@ from d1jax.config_rules import check
 from d1jax.policy import Policy, load_pretrained
 from d1jax.runtime.run_directory import is_run, open_run
 from d1jax.sampling import Completions, Prompt, check_draws, sample, watch
+from d1jax.telemetry.player import write_player
 from d1jax.telemetry.terminal import DenoisingView, printable
 from d1jax.weights.checkpoint_directory import is_checkpoint
 
@@ -45,6 +47,7 @@ def main(argv: Sequence[str]) -> int:
     arguments = _parser().parse_args(argv)
     try:
         prompts = _prompts(arguments)
+        player = _player_path(arguments.player, prompts)
         config = _sampler(arguments)  # before a large model is read
         check_draws(arguments.seed, arguments.temperature)
         if arguments.batch < 1:
@@ -58,7 +61,9 @@ def main(argv: Sequence[str]) -> int:
         if prompts is None:
             converse(request)
         else:
-            answer(request, prompts, arguments.batch, arguments.json)
+            samples = answer(request, prompts, arguments.batch, arguments.json, keep=player is not None)
+            if player:
+                write_player(player, samples, _player_title(arguments.model, config))
     except ConfigError as error:
         print(f"error: {printable(str(error))}", file=sys.stderr)
         return USER_MISTAKE
@@ -68,9 +73,12 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def answer(request: Request, prompts: list[str], batch: int, as_json: bool) -> None:
-    """Prints a completion of each prompt; rows keep their place in the list, so batches change nothing."""
-    size = 1 if request.show else batch
+def answer(request: Request, prompts: list[str], batch: int, as_json: bool, keep: bool = False) -> list[dict[str, Any]]:
+    """Prints a completion of each prompt; rows keep their place in the list, so batches change nothing.
+
+    Returns what the player needs of each, or nothing without `keep`.
+    """
+    size, samples = 1 if request.show else batch, []
     for start in range(0, len(prompts), size):
         part = prompts[start : start + size]
         completions = _sample(request, [_as_prompt(request, text) for text in part], start)
@@ -79,6 +87,9 @@ def answer(request: Request, prompts: list[str], batch: int, as_json: bool) -> N
                 print(json.dumps(_record(prompt, completions, row)), flush=True)  # ASCII: nothing that a terminal obeys
             else:
                 print(printable(completions.text[row]), flush=True)
+            if keep:
+                samples.append(_sample_of(request, prompt, completions, row) | {"index": start + row + 1})
+    return samples
 
 
 def converse(request: Request) -> None:
@@ -143,6 +154,31 @@ def _record(prompt: str, completions: Completions, row: int) -> dict[str, Any]:
         "confidence": [round(float(value), 4) for value in completions.confidence[row]],
         "nfe": int(completions.nfe[row]),
     }
+
+
+def _sample_of(request: Request, prompt: str, completions: Completions, row: int) -> dict[str, Any]:
+    pieces = request.policy.tokenizer.pieces(completions.tokens[row].tolist())
+    return _record(prompt, completions, row) | {"set": "prompt", "pieces": pieces}
+
+
+def _player_path(text: str | None, prompts: list[str] | None) -> Path | None:
+    """Where the player goes. Raises ConfigError for what could not be written in the end, before a large model is read."""
+    if text is None:
+        return None
+    path = Path(text)
+    if prompts is None:
+        raise ConfigError("--player shows answered prompts, not a conversation; add --prompt or --file")
+    if path.is_dir():
+        raise ConfigError(f"--player {text!r} is a directory; name a file in it, e.g. {str(path / 'player.html')!r}")
+    if not path.parent.is_dir():
+        raise ConfigError(f"--player {text!r}: there is no directory {str(path.parent)!r}; make it first")
+    if not os.access(path.parent, os.W_OK):
+        raise ConfigError(f"--player {text!r}: the directory {str(path.parent)!r} may not be written to")
+    return path
+
+
+def _player_title(model: str, config: SamplerConfig) -> str:
+    return f"{Path(model).absolute().name}: completions of {config.completion_length} tokens"
 
 
 def _ask() -> str:
@@ -246,6 +282,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--batch", type=int, default=8, help="prompts at a time where the denoising is not shown [8]")
     add("--show", choices=("auto", "always", "never"), default="auto", help="draw the denoising [on a terminal]")
     add("--json", action="store_true", help="one JSON object a prompt: text, tokens, reveal_step, confidence")
+    add("--player", metavar="FILE", help="also write a page that plays the denoising of every prompt, e.g. player.html")
     return parser
 
 

@@ -116,6 +116,6 @@ def _settings(policy: Policy, config: SamplerConfig, temperature: float) -> dict
 
 
 def _completions(policy: Policy, rollout: Rollout) -> Completions:
-    tokens, reveal_step, confidence, length, nfe = (np.asarray(x) for x in jax.device_get(rollout))
-    texts = [policy.tokenizer.decode(row) for row in tokens.tolist()]
-    return Completions(texts, tokens, reveal_step, confidence, length, nfe)
+    host = Rollout(*map(np.asarray, jax.device_get(rollout)))
+    texts = [policy.tokenizer.decode(row) for row in host.tokens_BC.tolist()]
+    return Completions(texts, host.tokens_BC, host.reveal_step_BC, host.confidence_BC, host.length_B, host.nfe_B)

@@ -150,7 +150,8 @@ def initialized() -> dict[str, Any]:
 def oracle() -> Callable[[Transformer, dict[str, Any]], Callable[[list[int]], tuple[np.ndarray, np.ndarray]]]:
     """`oracle(model, variables)(tokens)` -> (hidden [T, D], logits [T, V]) of a row in natural order without padding.
 
-    LLaDA's forward pass once more, in float64 NumPy with a loop over layers, heads and queries. No adapters.
+    LLaDA's forward pass once more, in float64 NumPy with a loop over layers, heads and queries. No adapters. `keep` collects
+    the keys and values of every layer; with `past` (such a list) those of the positions in `stale` are taken from it.
     """
 
     def of(model: Transformer, variables: dict[str, Any]) -> Callable[[list[int]], tuple[np.ndarray, np.ndarray]]:
@@ -167,8 +168,12 @@ def oracle() -> Callable[[Transformer, dict[str, Any]], Callable[[list[int]], tu
             pairs = pairs * np.exp(1j * position / config.rope_theta ** (np.arange(size // 2) * 2 / size))
             return np.concatenate([pairs.real, pairs.imag])
 
-        def attention(x: np.ndarray, layer: dict[str, Any]) -> np.ndarray:
+        def attention(x: np.ndarray, layer: dict[str, Any], past: Any, stale: Any, keep: Any) -> np.ndarray:
             q, k, v = (x @ layer[n]["kernel"] + layer[n].get("bias", 0) for n in ("q_proj", "k_proj", "v_proj"))
+            if past is not None:
+                k[stale], v[stale] = past[0][stale], past[1][stale]
+            if keep is not None:
+                keep.append((k, v))
             mixed = np.zeros_like(x)
             for head_index in range(config.heads):
                 own = slice(head_index * size, (head_index + 1) * size)
@@ -184,11 +189,14 @@ def oracle() -> Callable[[Transformer, dict[str, Any]], Callable[[list[int]], tu
             gate, up = x @ layer["ff_proj"]["kernel"], x @ layer["up_proj"]["kernel"]
             return (gate / (1 + np.exp(-gate)) * up) @ layer["ff_out"]["kernel"]
 
-        def forward(tokens: list[int]) -> tuple[np.ndarray, np.ndarray]:
+        def forward(
+            tokens: list[int], past: Any = None, stale: Any = None, keep: Any = None
+        ) -> tuple[np.ndarray, np.ndarray]:
             x = params["wte"][np.asarray(tokens)]
             for index in range(config.layers):
                 layer = jax.tree.map(lambda stacked: stacked[index], params["blocks"])  # noqa: B023
-                x = x + attention(norm(x, layer["attn_norm"]["scale"]), layer)
+                known = None if past is None else past[index]
+                x = x + attention(norm(x, layer["attn_norm"]["scale"]), layer, known, stale, keep)
                 x = x + feed_forward(norm(x, layer["ff_norm"]["scale"]), layer)
             hidden = norm(x, params["ln_f"]["scale"])
             return hidden, hidden @ head

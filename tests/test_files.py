@@ -1,5 +1,6 @@
 """A file or directory is the old one or the new one, never half of one, and nobody's data is deleted."""
 
+import json
 import os
 import stat
 
@@ -122,4 +123,11 @@ def test_text_is_utf8_and_a_lone_surrogate_does_not_stop_it(tmp_path):
     write_jsonl(tmp_path / "rows", [{"text": "Äß你"}, {"text": "\ud800"}])
     assert (tmp_path / "rows").read_bytes() == '{"text": "Äß你"}\n{"text": "?"}\n'.encode()
     write_json(tmp_path / "value", {"ä": [1]})
-    assert (tmp_path / "value").read_text(encoding="utf-8") == '{\n  "ä": [\n    1\n  ]\n}\n'
+    assert (tmp_path / "value").read_text(encoding="utf-8") == '{\n  "ä": [1]\n}\n'
+
+
+def test_json_keeps_numbers_on_a_line_and_strings_as_they_are(tmp_path):
+    value = {"rows": [[1, -2.5e-07], [3]], "text": ["[ 1", "[\n1,\n2]", "a  b"], "none": [], "mixed": [1, None, "2"]}
+    write_json(tmp_path / "a.json", value)
+    text = (tmp_path / "a.json").read_text()
+    assert json.loads(text) == value and "    [1, -2.5e-07],\n    [3]\n" in text

@@ -94,12 +94,44 @@ def test_a_conversation_ends_at_an_empty_line(run, model):
         (["--prompt", "a", "--system", "be brief"], "", "chat template"),
         (["--prompt", "a", "--chat"], "", "leave --prompt"),
         (["--prompt", "a", "--adapter", "nowhere"], "", "adapter"),
+        (["--prompt", "a", "--player", "no/such/out.html"], "", "there is no directory 'no/such'"),
+        (["--prompt", "a", "--player", "/"], "", "is a directory"),
+        (["--prompt", "a", "--player", ""], "", "is a directory"),
+        (["--chat", "--player", "out.html"], "", "not a conversation"),
     ],
 )
 def test_mistakes_are_told(run, model, flags, typed, message):
     flags = flags if "--model" in flags else ["--model", model, *flags]
     code, out, err = run(*flags, *([] if "--length" in flags else SHORT), typed=typed)
     assert code == 2 and out == "" and message in err, err
+
+
+@pytest.mark.parametrize("place", ["no/such/out.html", "."])
+def test_a_player_that_cannot_be_written_is_refused_before_the_model_is_read(run, place):
+    code, out, err = run("--model", "no/model", "--prompt", "a", "--player", place, *SHORT)
+    assert code == 2 and out == "" and "--player" in err and "no/model" not in err
+
+
+@pytest.mark.parametrize("flags", [["--json"], ["--batch", "2"], ["--show", "always"]])
+def test_the_player_holds_every_prompt_that_was_answered(run, model, tmp_path, flags):
+    (tmp_path / "p.txt").write_text("kj\nhg\n")
+    page = tmp_path / "out.html"
+    arguments = ["--model", model, "--prompt", "abc", "--file", tmp_path / "p.txt", *SHORT]
+    code, out, _ = run(*arguments, *flags, "--player", page)
+    assert code == 0 and out == run(*arguments, *flags)[1], "what is printed stays as it was"
+    samples = json.loads(page.read_text().split('class="d1v-data">')[1].split("</script>")[0])
+    assert [(one["prompt"], one["set"], one["index"]) for one in samples] == [
+        ("abc", "prompt", 1), ("kj", "prompt", 2), ("hg", "prompt", 3),
+    ]  # fmt: skip
+    decode = load_pretrained(model).tokenizer
+    for one, record in zip(samples, records(run(*arguments, "--json")[1]), strict=True):
+        assert one["reveal"] == record["reveal_step"] and one["confidence"] == record["confidence"]
+        assert one["pieces"] == decode.pieces(record["tokens"])
+
+
+def test_the_player_of_a_prompt_from_standard_input(run, model, tmp_path):
+    assert run("--model", model, "--player", tmp_path / "out.html", *SHORT, typed="abc")[0] == 0
+    assert (tmp_path / "out.html").exists()
 
 
 def test_an_unwritable_turn_does_not_end_a_conversation(run, model):

@@ -113,6 +113,12 @@ def test_a_run_leaves_everything_it_promises(finished):
     for stage in summary["stages"]:
         low, high = stage["solved_rate_ci95"]
         assert stage["n"] == 16 and 0 <= low <= stage["solved_rate"] <= high <= 1 and 0 <= stage["cell_accuracy"] <= 1
+        order = stage["sets"]["held_out"]["decoding_order"]
+        assert (
+            order["heat_map"]["columns"] == len(order["first_step"]["entropy"]) == 20
+            and order["first_step"]["rows"] == 16
+        )
+        assert "decoding_order" not in stage
     assert {"constant", "first_candidate"} <= set(summary["baselines"]["held_out"])
     assert "<html" in (finished / "report.html").read_text()
     samples = [json.loads(line) for line in (finished / "samples.jsonl").read_text().splitlines()]
@@ -125,7 +131,7 @@ def test_a_run_leaves_everything_it_promises(finished):
         "reward", "reward_std", "rewards/solved/mean", "rewards/units/mean", "frac_reward_zero_std", "kl", "entropy", "loss",
         "clip_ratio/low_mean", "clip_ratio/high_mean", "clip_ratio/region_mean", "ratio/mean", "mask/prompt_frac", "grad_norm",
         "learning_rate", "completions/mean_length", "completions/clipped_ratio", "completions/distinct_per_group",
-        "time/rollout_s", "time/reward_s", "time/update_s", "nonfinite/total",
+        "time/rollout_s", "time/reward_s", "time/update_s", "nonfinite/total", "decoding/local_ar_1", "decoding/global_ar_4",
     }  # fmt: skip
     assert wanted <= set(lines[-1])
     assert all(line["ratio/first"] == 1.0 for line in lines if line["stage"] == "rl")

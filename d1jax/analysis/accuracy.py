@@ -12,12 +12,15 @@ from typing import Any
 import jax
 import numpy as np
 
+from d1jax.analysis import autoregressiveness
+from d1jax.analysis.autoregressiveness import FirstStep
 from d1jax.diffusion.sampler import Rollout, sample
 from d1jax.experiment import Experiment, Problems
 from d1jax.models.transformer import Variables
 from d1jax.runtime import mesh as mesh_rules
 
 Z95 = 1.959963984540054
+NOT_GRADES = ("n", "solved_rate", "solved_rate_ci95", "nfe", "decoding_order")
 
 
 def wilson_interval(successes: float, n: int) -> tuple[float, float]:
@@ -61,17 +64,34 @@ def decode(experiment: Experiment, variables: Variables, problems: Problems) -> 
     return Rollout(*(np.concatenate(arrays)[: len(problems)] for arrays in zip(*parts, strict=True)))
 
 
+def look_ahead(experiment: Experiment, variables: Variables, problems: Problems) -> FirstStep:
+    """What the model knows before anything is decoded, of the first batch of problems, as host arrays."""
+    config = experiment.config
+    rows_B = np.minimum(np.arange(config.evaluation.batch_size), len(problems) - 1)
+    prompts = mesh_rules.place_rows(experiment.mesh, (problems.prompt_RP[rows_B], problems.prompt_length_R[rows_B]))
+    seen = autoregressiveness.first_step(
+        experiment.model, variables, *prompts,
+        completion_length=config.sampler.completion_length, mask_id=experiment.tokenizer.special.mask,
+    )  # fmt: skip
+    return FirstStep(*(values_BC[: len(problems)] for values_BC in jax.device_get(seen)))
+
+
 def texts_of(experiment: Experiment, rollout: Rollout) -> list[str]:
     return [experiment.tokenizer.decode(row) for row in np.asarray(rollout.tokens_BC).tolist()]
 
 
 def evaluate(experiment: Experiment, variables: Variables) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """(scores, samples): the scores of every evaluation set under its name, and the first rows of each for people to read."""
+    """(scores, samples): the scores of every evaluation set under its name, and the first rows of each for people to read.
+
+    Beside the grades a score has "nfe" and "decoding_order", which is `autoregressiveness.summary`.
+    """
     scores, samples = {}, []
     for name, problems in experiment.eval_sets.items():
         rollout = decode(experiment, variables, problems)
         texts = texts_of(experiment, rollout)
-        scores[name] = score_texts(experiment, problems, texts) | {"nfe": float(rollout.nfe_B.mean())}
+        order = autoregressiveness.summary(rollout, look_ahead(experiment, variables, problems))
+        measures = {"nfe": float(rollout.nfe_B.mean()), "decoding_order": order}
+        scores[name] = score_texts(experiment, problems, texts) | measures
         kept = range(min(experiment.config.evaluation.samples, len(problems)))
         samples += [_sample(experiment, problems, rollout, texts, name, index) for index in kept]
     return scores, samples
@@ -114,7 +134,7 @@ def table(stages: Sequence[Mapping[str, Any]], baselines: Mapping[str, Mapping[s
     lines = []
     for name in stages[0]["sets"] if stages else baselines:
         rows = [(stage["name"], stage["sets"][name]) for stage in stages] + list(baselines.get(name, {}).items())
-        grades = [key for key in rows[0][1] if key not in ("n", "solved_rate", "solved_rate_ci95", "nfe")]
+        grades = [key for key in rows[0][1] if key not in NOT_GRADES]
         header = f"{name:<22}{'n':>6}  {'solved':>7}  {'95 % interval':>16}" + "".join(
             f"  {grade:>20}" for grade in grades
         )

@@ -47,9 +47,10 @@ def write(experiment: Experiment, run: RunDirectory) -> dict[str, Any]:
 
 
 def stage_entry(stage: str, evaluation: dict[str, Any]) -> dict[str, Any]:
-    """{"name", "step", the headline set's scores, "sets": every set's scores}."""
+    """{"name", "step", the headline set's scores, "sets": every set's scores, with the order of their decoding}."""
     sets = evaluation["sets"]
-    return {"name": stage, "step": evaluation["step"], **next(iter(sets.values())), "sets": sets}
+    headline = {key: value for key, value in next(iter(sets.values())).items() if key != "decoding_order"}
+    return {"name": stage, "step": evaluation["step"], **headline, "sets": sets}
 
 
 def environment() -> dict[str, str]:

@@ -98,7 +98,9 @@ def _column_before(canvas: Canvas) -> Array:
     if before_BC is None:
         before_BC = jnp.broadcast_to(canvas.prompt_length_B[:, None], (rows, completion_length))
     columns_BC = jnp.broadcast_to(jnp.arange(completion_length)[None, :], (rows, completion_length))
-    follows_BC = jnp.pad(before_BC[:, 1:] == before_BC[:, :-1], ((0, 0), (1, 0)))  # on the completion column to its left
+    follows_BC = jnp.pad(
+        before_BC[:, 1:] == before_BC[:, :-1], ((0, 0), (1, 0))
+    )  # on the completion column to its left
     prompt_BC = jnp.where(before_BC > 0, completion_length + before_BC - 1, columns_BC)
     return jnp.where(follows_BC, columns_BC - 1, prompt_BC)
 

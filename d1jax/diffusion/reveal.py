@@ -27,9 +27,14 @@ class Order(NamedTuple):
 
 
 def in_order(
-    candidates: Candidates, uniform_BS: Array | None, open_BS: Array, special: SpecialTokens, config: SamplerConfig
+    candidates: Candidates,
+    uniform_BS: Array | None,
+    open_BS: Array,
+    forced_BS: Array,
+    special: SpecialTokens,
+    config: SamplerConfig,
 ) -> Order:
-    """The order that config.remasking names: the surest first, by chance, or from the left.
+    """The order that config.remasking names: the surest first, by chance, or from the left; forced positions before all.
 
     remasking_temperature > 0 (Dream's alg_temp) draws without replacement by softmax(sureness / temperature), as Gumbel-top-k.
     end_token "last" puts end tokens behind all others. Ties go to the lowest index.
@@ -46,11 +51,12 @@ def in_order(
         priority_BS = uniform_BS
     elif config.remasking_temperature > 0:
         priority_BS = weight_BS - jnp.log(-jnp.log(jnp.clip(uniform_BS, 1e-7, 1 - 1e-7)))
-    drawn_BS = open_BS
+    drawn_BS = open_BS & ~forced_BS
     if config.end_token == "last":
         end_BS = is_end(candidates.token_BS, special)
         priority_BS = jnp.where(end_BS, jnp.finfo(jnp.float32).min, priority_BS)
-        drawn_BS = open_BS & ~end_BS
+        drawn_BS &= ~end_BS
+    priority_BS = jnp.where(forced_BS, jnp.inf, priority_BS)
     order_BS = jnp.argsort(jnp.where(open_BS, -priority_BS, jnp.inf), axis=1, stable=True)
     rank_BS = jnp.argsort(order_BS, axis=1)
     logp_BS = jnp.zeros(open_BS.shape, jnp.float32)
@@ -77,11 +83,11 @@ def first_ones(order: Order, open_BS: Array, count: Array) -> Choice:
     return Choice(commit_BS, jnp.where(commit_BS, order.logp_BS, 0.0))
 
 
-def by_chance(uniform_BS: Array, open_BS: Array, chance: Array) -> Choice:
-    """Each open position with this probability (Dream's origin)."""
+def by_chance(uniform_BS: Array, open_BS: Array, forced_BS: Array, chance: Array) -> Choice:
+    """Each open position with this probability (Dream's origin), and what is forced."""
     commit_BS = open_BS & (uniform_BS < chance)
     logp_BS = jnp.where(commit_BS, jnp.log(chance), jnp.log1p(-jnp.where(commit_BS, 0.0, chance)))
-    return Choice(commit_BS, jnp.where(open_BS, logp_BS, 0.0))
+    return Choice(commit_BS | forced_BS, jnp.where(open_BS & ~forced_BS, logp_BS, 0.0))
 
 
 # -- rules by which a step commits as many as the model is sure of -----------------------------------------------------
@@ -93,16 +99,19 @@ class Evidence(NamedTuple):
     candidates: Candidates
     rank_BS: Array
     open_BS: Array
+    forced_BS: Array
     stable_BS: Array | None  # klass: for how many steps in a row the distribution hardly changed
 
 
 def accepted(evidence: Evidence, config: SamplerConfig) -> Choice:
-    """What the rule named by config.schedule accepts, and in any case the first of the order.
+    """What the rule named by config.schedule accepts, and in any case the first of the order; where one is forced, that alone.
 
     Approximate: tokens committed together do not see each other.
     """
     accepted_BS = RULES[config.schedule](evidence, config) | (evidence.rank_BS == 0)
-    return Choice(evidence.open_BS & accepted_BS, jnp.zeros(accepted_BS.shape, jnp.float32))
+    forced_B1 = jnp.any(evidence.forced_BS, axis=1, keepdims=True)
+    commit_BS = jnp.where(forced_B1, evidence.forced_BS, evidence.open_BS & accepted_BS)
+    return Choice(commit_BS, jnp.zeros(commit_BS.shape, jnp.float32))
 
 
 def _above_threshold(evidence: Evidence, config: SamplerConfig) -> Array:

@@ -18,7 +18,7 @@ from d1jax.data.tokenizers import SpecialTokens
 from d1jax.diffusion.candidates import Candidates, Pick, candidates, inverse_cdf
 from d1jax.diffusion.canvas import Canvas, block_columns, completion_hidden, row_keys, through_first_end
 from d1jax.diffusion.kv_cache import block_hidden
-from d1jax.diffusion.reveal import Choice, Evidence, accepted, by_chance, change, first_ones, in_order, is_drawn
+from d1jax.diffusion.reveal import Evidence, accepted, by_chance, change, first_ones, in_order, is_drawn
 from d1jax.diffusion.schedule import ADAPTIVE, plan
 from d1jax.models.token_logprobs import LOGITS_PER_CHUNK
 from d1jax.models.transformer import (
@@ -44,7 +44,9 @@ class Rollout(NamedTuple):
     )
     confidence_BC: Array  # the model's probability of the token when it was committed
     token_logp_BC: Array  # log-probability of drawing the token then, at the sampler's temperature and filters
-    order_logp_BC: Array  # log-probability of when the position was taken, given the candidates; 0 unless the order is drawn
+    order_logp_BC: (
+        Array  # log-probability of when the position was taken, given the candidates; 0 unless the order is drawn
+    )
     length_B: Array  # through the first end token
     nfe_B: Array  # forward passes that the row took part in
     cached_nfe_B: Array  # those of them over a window only
@@ -128,7 +130,9 @@ def denoising(
     head_DV = head_matrix(variables)
     passes = 2 if config.guidance > 0 else 1
     # As many columns at a time as LOGITS_PER_CHUNK allows.
-    group = max(g for g in range(1, block + 1) if block % g == 0 and (g == 1 or rows * g * head_DV.shape[1] <= LOGITS_PER_CHUNK))
+    group = max(
+        g for g in range(1, block + 1) if block % g == 0 and (g == 1 or rows * g * head_DV.shape[1] <= LOGITS_PER_CHUNK)
+    )
 
     def canvas_of(tokens_BC: Array, prompt_BP: Array = prompt_BP) -> Canvas:
         return Canvas(tokens_BC, prompt_BP, prompt_length_B, prompt_before_BC)
@@ -213,15 +217,17 @@ def denoising(
             still_BS = (moved_BS < config.kl_threshold) & known_B[:, None]
             stable_BS = jnp.where(still_BS, state.stable_BS + 1, 0)
 
-        order = in_order(proposal, uniform_BS, open_BS, special, config)
+        # A shifted model on a cache cannot score the first column of a block from a window: the block's first pass commits it.
+        forced_BS = jnp.zeros_like(open_BS)
+        if cached and model.config.alignment == "shifted":
+            forced_BS = open_BS & (first_pass & (jnp.arange(block) == 0))[None, :]
+        order = in_order(proposal, uniform_BS, open_BS, forced_BS, special, config)
         if config.schedule == "chance":
-            choice = by_chance(uniform_BS, open_BS, chance)
+            choice = by_chance(uniform_BS, open_BS, forced_BS, chance)
         elif adaptive:
-            choice = accepted(Evidence(proposal, order.rank_BS, open_BS, stable_BS), config)
+            choice = accepted(Evidence(proposal, order.rank_BS, open_BS, forced_BS, stable_BS), config)
         else:
             choice = first_ones(order, open_BS, count)
-        if cached and model.config.alignment == "shifted":
-            choice = with_leftmost(choice, open_BS, first_pass, alone=adaptive)
 
         def write(whole_BC: Array, new_BS: Array) -> Array:
             old_BS = jnp.take_along_axis(whole_BC, columns_BS, axis=1)
@@ -270,17 +276,6 @@ def in_column_groups(function: Callable[..., Candidates], group: int, *arrays: A
     return jax.tree.map(join, parts)
 
 
-def with_leftmost(choice: Choice, open_BS: Array, first_pass: Array, alone: bool) -> Choice:
-    """The choice, but the first pass of a block commits its first column too, or it alone.
-
-    A shifted model on a cache cannot score that column from a window (kv_cache.block_hidden). Source: Fast-dLLM for Dream,
-    whose first pass commits nothing else.
-    """
-    leftmost_BS = open_BS & (jnp.arange(open_BS.shape[1]) == 0)[None, :]
-    commit_BS = leftmost_BS if alone else choice.commit_BS | leftmost_BS
-    return choice._replace(commit_BS=jnp.where(first_pass, commit_BS, choice.commit_BS))
-
-
 def denoise(*args: Any, config: SamplerConfig, **settings: Any) -> Rollout:
     """All of `denoising` in one loop, without a way out to the host."""
     loop = denoising(*args, config=config, **settings)
@@ -327,7 +322,9 @@ def sample_stepwise(*arguments: Any, **settings: Any) -> Iterator[Decoding | Rol
     """What `sample` does with the same arguments, one step at a time: every state on the way, then the same rollout."""
     state, keys, running, stale = None, None, True, True
     while running:
-        state, keys, running, stale, rollout = _one_step(*arguments, state=state, keys=None if stale else keys, **settings)
+        state, keys, running, stale, rollout = _one_step(
+            *arguments, state=state, keys=None if stale else keys, **settings
+        )
         yield state
     yield rollout
 

@@ -11,7 +11,12 @@ from d1jax.config import SamplerConfig
 TIME_EPS = 1e-3  # where Dream's time ends
 
 
-ADAPTIVE = ("threshold", "factor", "entropy_bound", "klass")  # how many positions a step commits depends on what the model says
+ADAPTIVE = (
+    "threshold",
+    "factor",
+    "entropy_bound",
+    "klass",
+)  # how many positions a step commits depends on what the model says
 
 
 class Plan(NamedTuple):

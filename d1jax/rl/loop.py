@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from d1jax.analysis import accuracy
+from d1jax.analysis import accuracy, autoregressiveness
 from d1jax.config import RlConfig
 from d1jax.data.pipeline import RowOrder
 from d1jax.diffusion.canvas import Canvas
@@ -143,6 +143,7 @@ def _completion_metrics(rollout: Rollout, texts: list[str], group: int, end_id: 
         "completions/clipped_ratio": float((rollout.tokens_BC != end_id).all(axis=1).mean()),
         "completions/distinct_per_group": float(np.mean(distinct)),
         "sampler/nfe": float(rollout.nfe_B.mean()),
+        **autoregressiveness.metrics(rollout),
     }
 
 

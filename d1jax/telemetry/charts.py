@@ -33,6 +33,7 @@ class Chart:
     smooth: bool = True
     x_range: tuple[float, float] | None = None
     y_range: tuple[float, float] | None = None  # given when two panels must be comparable
+    x_name: str = "step"  # what a value of x is called where a value is read out
 
 
 def moving_mean(y: np.ndarray, window: int) -> np.ndarray:
@@ -161,7 +162,10 @@ def line_chart(chart: Chart) -> str:
             "y": [float(f"{v:.6g}") if np.isfinite(v) else None for v in raw_y.tolist()],
         })  # fmt: skip
     parts.append(f'<line class="cross" x1="0" x2="0" y1="{TOP}" y2="{bottom}" visibility="hidden"/>')
-    payload = {"box": [LEFT, TOP, right, bottom], "x": [x_low, x_high], "y": [low, high], "log": log, "series": data}
+    payload = {
+        "box": [LEFT, TOP, right, bottom], "x": [x_low, x_high], "y": [low, high], "log": log, "at": chart.x_name,
+        "series": data,
+    }  # fmt: skip
     hint = f' <span class="hint">mean of {max(windows)}</span>' if windows else ""
     return (
         f'<figure class="chart"><figcaption><span class="name">{esc(chart.title)}</span>{hint}'
@@ -230,5 +234,6 @@ def _spoken(chart: Chart, series: list[Series]) -> str:
     for one in series:
         points = [(x, y) for x, y in zip(one.x, one.y, strict=True) if math.isfinite(y)]
         (x0, y0), (x1, y1) = points[0], points[-1]
-        ends.append(f"{one.name} from {compact(y0)} at step {x0:,.0f} to {compact(y1)} at step {x1:,.0f}")
+        at = chart.x_name
+        ends.append(f"{one.name} from {compact(y0)} at {at} {x0:,.0f} to {compact(y1)} at {at} {x1:,.0f}")
     return f"{chart.title}: {'; '.join(ends)}"

@@ -55,8 +55,9 @@ text{font-family:inherit;fill:var(--soft)}
 .tick,.label{font-size:10.5px;font-variant-numeric:tabular-nums}
 .panels{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(300px,100%),1fr));gap:30px 26px}
 figure{margin:0;break-inside:avoid}
-.chart{display:flex;flex-direction:column}
-.chart>svg{margin-top:auto}
+.chart,.picture{display:flex;flex-direction:column}
+.chart>svg,.picture>svg{margin-top:auto}
+.picture>svg{display:block;width:100%;height:auto}
 figcaption{display:flex;gap:4px 8px;align-items:baseline;flex-wrap:wrap;min-height:1.6em;margin-bottom:4px}
 .name{font-weight:600;font-size:15px}
 .hint,.readout{color:var(--soft);font-size:12.5px}
@@ -79,6 +80,10 @@ figcaption{display:flex;gap:4px 8px;align-items:baseline;flex-wrap:wrap;min-heig
 .dot.s3{fill:var(--s3)}
 .dot.s4{fill:var(--s4)}
 .dot.s5{fill:var(--s5)}
+.heat{fill:var(--s1)}
+.frame{fill:none;stroke:var(--edge);stroke-width:1}
+.scale{display:flex;align-items:center;gap:6px;margin:0 0 4px;font-size:12.5px;color:var(--soft)}
+.scale svg{width:96px;height:10px}
 .cross{stroke:var(--ink);stroke-width:.8;stroke-dasharray:2 2}
 .samples{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(500px,100%),1fr));gap:16px}
 .samples.texts{grid-template-columns:1fr}
@@ -153,7 +158,7 @@ for (const figure of document.querySelectorAll('figure.chart')) {
     for (const [name, value] of Object.entries(place)) cross.setAttribute(name, value);
     const names = d.series.length > 1;
     const values = d.series.map((s) => (names ? `${s.name} ` : '') + format(s.y[nearest(s.x, x)]));
-    out.textContent = `step ${x}: ${values.join(', ')}`;
+    out.textContent = `${d.at} ${x}: ${values.join(', ')}`;
   };
   const hide = () => { index = null; out.textContent = ''; cross.setAttribute('visibility', 'hidden'); };
   svg.addEventListener('pointermove', (e) => {

@@ -1,7 +1,7 @@
 """The report of a run: one self-contained HTML file, written from whatever the run directory holds.
 
-Order of the page: verdict, results with intervals, learning curves, samples before and after, the denoising player,
-where the time went, configuration, environment. The page is a pure function of the directory, asks the network for
+Order of the page: verdict, results with intervals, learning curves, samples before and after, the denoising player, the
+decoding order, where the time went, configuration, environment. The page is a pure function of the directory, asks the network for
 nothing (its Content-Security-Policy forbids it), and opens from disk.
 """
 
@@ -14,6 +14,7 @@ from typing import Any
 
 from d1jax.files import write_beside
 from d1jax.telemetry.charts import Chart, Series, interval_axis, interval_plot, line_chart
+from d1jax.telemetry.decoding_order import figures_of
 from d1jax.telemetry.markup import compact, esc, finite, percent
 from d1jax.telemetry.page_assets import SCRIPT, STYLE
 from d1jax.telemetry.run_data import (
@@ -60,6 +61,7 @@ PANELS = (
     Panel("Clipped tokens", "rl", r"clip_ratio/(low|high|region)_mean", "fraction"),
     Panel("Policy ratio", "rl", r"ratio/(mean|max)", "ratio"),
     Panel("Completion length", "rl", r"completions/mean_length", "tokens"),
+    Panel("Left-to-right decoding (k = 1)", "rl", r"decoding/(local|global)_ar_1", "share of tokens"),
     Panel("RL loss", "rl", r"loss", "loss"),
     Panel("Gradient norm, SFT", "sft", r"grad_norm", "norm"),
     Panel("Gradient norm, RL", "rl", r"grad_norm", "norm"),
@@ -77,7 +79,15 @@ def write_report(run_dir: str | os.PathLike) -> Path:
 
 
 def report_html(run: RunData) -> str:
-    sections = (_results(run), _curves(run), _samples(run), _player(run), _time(run), _appendix(run))
+    sections = (
+        _results(run),
+        _curves(run),
+        _samples(run),
+        _player(run),
+        _decoding_order(run),
+        _time(run),
+        _appendix(run),
+    )
     body = "\n".join(section for section in sections if section)
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
@@ -239,6 +249,19 @@ def _player(run: RunData) -> str:
         return ""
     lead = "How a completion came out of its masks, one denoising step at a time."
     return _section("player", "Denoising", lead, viewer_html(run.samples[:SAMPLES_PLAYED]))
+
+
+def _decoding_order(run: RunData) -> str:
+    figures = figures_of(run.summary)
+    if not figures:
+        return ""
+    lead = (
+        f"When each token of the {esc(set_name(primary_set(run.summary)))} completions was committed, and how much of that "
+        "went from left to right. Local@k: the last k tokens were the k left neighbours, in order. Global@k: the token was "
+        "among the k leftmost that were still masked. Left to right gives 1; tokens of one step count from left to right. "
+        "All masked: what the model held likely before the first step."
+    )
+    return _section("order", "Decoding order", lead, f'<div class="panels">{figures}</div>')
 
 
 def _time(run: RunData) -> str:

@@ -84,7 +84,7 @@ _MARKUP = """
 <span class="d1v-key"><i class="d1v-swatch d1v-now"></i>committed in this step</span>
 <span class="d1v-key"><span class="d1v-low"></span><i class="d1v-ramp"></i><span class="d1v-high"></span></span>
 <span class="d1v-keys">Keys: ← → step, space plays, Home and End jump</span></div>
-<noscript>The player needs JavaScript; the samples above show its last step.</noscript>
+<noscript>The player needs JavaScript.</noscript>
 """
 
 _STYLE = """
@@ -132,6 +132,7 @@ _STYLE = """
 .d1v-given{font-weight:700}
 .d1v-mask{background:repeating-linear-gradient(135deg,var(--d1v-mask) 0 4px,var(--d1v-hatch) 4px 5px)}
 .d1v-now{box-shadow:inset 0 0 0 2px var(--d1v-ring)}
+.d1v-out:not(.d1v-grid) .d1v-now{position:relative;box-shadow:0 0 0 1.5px var(--d1v-ring)}
 .d1v-never{color:var(--d1v-soft);opacity:.6}
 .d1v-sign{color:var(--d1v-soft)}
 .d1v-after{margin:8px 0 0;color:var(--d1v-soft);font-size:13px}
@@ -213,18 +214,20 @@ _SCRIPT = r"""
     else { prompt.textContent = s.prompt; prompt.classList.add('d1v-scroll'); }
     layout(out, s.columns);
     cells = [];
+    const last = s.reveal.findLastIndex((r) => r >= 0);
     s.pieces.forEach((piece, i) => {
-      if (!s.columns && s.reveal[i] < 0) { cells.push(null); return; }
+      if (!s.columns && i > last) { cells.push(null); return; }  // the tail that was never decoded is only counted
       const sure = s.confidence[i] === null ? '' : `, confidence ${s.confidence[i].toFixed(2)}`;
       const one = cell(out, '', s.reveal[i] < 0 ? `position ${i + 1}: after the end, never decoded`
                                                 : `position ${i + 1}: step ${s.reveal[i] + 1}${sure}`);
       if (s.columns) boxes(one, i, s.columns, n);
       if (promptGrid && chars.length === n && !blankClue(chars[i])) one.classList.add('d1v-given');
-      if (!s.columns && /\n/.test(piece)) out.append('\n');
+      if (!s.columns && s.reveal[i] >= 0 && /\n/.test(piece)) out.append('\n');
       cells.push(one);
     });
     const never = s.reveal.filter((r) => r < 0).length;
-    $('after').textContent = never && !s.columns ? `${never} positions after the end were never decoded.` : '';
+    const were = never === 1 ? 'position after the end was' : 'positions after the end were';
+    $('after').textContent = never && !s.columns ? `${never} ${were} never decoded.` : '';
     $('slider').max = s.steps;
   }
   function draw() {
@@ -273,7 +276,8 @@ _SCRIPT = r"""
   samples.forEach((s, i) => {
     const mark = s.solved === null ? '' : s.solved >= 1 ? ', solved' : ', not solved';
     const set = s.set === 'held_out' ? 'held-out' : s.set.replace(/_/g, ' ');
-    $('sample').add(new Option(`${s.stage.toUpperCase()}, ${set} ${s.index === null ? i : s.index}${mark}`, i));
+    const named = `${set} ${s.index === null ? i : s.index}`.trim();
+    $('sample').add(new Option([s.stage.toUpperCase(), named].filter(Boolean).join(', ') + mark, i));
   });
   const middle = () => Math.ceil(samples[state.sample].steps / 2);
   $('sample').addEventListener('change', (e) => { stop(); load(Number(e.target.value)); go(middle()); });

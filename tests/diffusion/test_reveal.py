@@ -1,6 +1,4 @@
-"""Schedules, candidates and choices against plain Python."""
-
-import dataclasses
+"""The order of commits and the rules of parallel decoding against plain Python."""
 
 import jax
 import jax.numpy as jnp
@@ -11,162 +9,119 @@ from hypothesis import strategies as st
 
 from d1jax.config import SamplerConfig
 from d1jax.data.tokenizers import SpecialTokens
-from d1jax.diffusion.reveal import PRIORITIES, Draws, choose, keep_top, propose
+from d1jax.diffusion.candidates import Candidates
+from d1jax.diffusion.reveal import Evidence, accepted, by_chance, change, first_ones, in_order
 
 SPECIAL = SpecialTokens(mask=6, end=4, turn_end=5)
+QUARTERS = st.sampled_from([0.0, 0.25, 0.5, 0.75, 1.0])
+ROWS = st.lists(st.lists(st.tuples(QUARTERS, st.booleans()), min_size=6, max_size=6), min_size=1, max_size=3)
 
 
-# -- choice ------------------------------------------------------------------------------------------------------------
-
-rows_of_priorities = st.lists(
-    st.lists(st.tuples(st.sampled_from([0.0, 0.25, 0.5, 0.75, 1.0]), st.booleans()), min_size=6, max_size=6),
-    min_size=1,
-    max_size=3,
-)
+def made(sureness_BS, confidence_BS=None, tokens_BS=None):
+    sureness_BS = jnp.asarray(sureness_BS, jnp.float32)
+    confidence_BS = sureness_BS if confidence_BS is None else jnp.asarray(confidence_BS, jnp.float32)
+    tokens_BS = jnp.zeros(sureness_BS.shape, jnp.int32) if tokens_BS is None else jnp.asarray(tokens_BS)
+    return Candidates(tokens_BS, jnp.zeros(sureness_BS.shape), confidence_BS, sureness_BS, None)
 
 
-@given(rows_of_priorities, st.integers(0, 8))
-def test_choose_takes_the_highest_open_priorities_lowest_index_first(rows, count):
-    priority_BS = jnp.array([[priority for priority, _ in row] for row in rows], jnp.float32)
+@given(ROWS, st.integers(0, 8))
+def test_the_surest_open_positions_come_first_and_of_equals_the_lowest_index(rows, count):
+    sureness_BS = jnp.array([[sureness for sureness, _ in row] for row in rows], jnp.float32)
     open_BS = jnp.array([[is_open for _, is_open in row] for row in rows])
-    chosen_BS = np.asarray(jax.jit(choose)(priority_BS, open_BS, jnp.int32(count)))
-    for row, chosen in zip(rows, chosen_BS, strict=True):
-        candidates = [index for index, (_, is_open) in enumerate(row) if is_open]
-        best = sorted(candidates, key=lambda index: (-row[index][0], index))[:count]
+    order = in_order(made(sureness_BS), None, open_BS, jnp.zeros_like(open_BS), SPECIAL, SamplerConfig())
+    choice = first_ones(order, open_BS, jnp.int32(count))
+    assert (np.asarray(choice.order_logp_BS) == 0).all()
+    for row, chosen in zip(rows, np.asarray(choice.commit_BS), strict=True):
+        positions = [index for index, (_, is_open) in enumerate(row) if is_open]
+        best = sorted(positions, key=lambda index: (-row[index][0], index))[:count]
         assert sorted(np.flatnonzero(chosen)) == sorted(best)
 
 
-# -- candidates --------------------------------------------------------------------------------------------------------
-
-
-def softmax(values):
-    weights = np.exp(values - np.max(values))
-    return weights / weights.sum()
-
-
-def plain_filter(logits_V, top_k, top_p):
-    """top_p, then top_k, one token after the other."""
-    values = list(np.asarray(logits_V, np.float64))
-    if top_p < 1:
-        p, order = softmax(np.array(values)), sorted(range(len(values)), key=lambda v: -values[v])
-        before = 0.0
-        for token in order:
-            if before > top_p:
-                values[token] = -np.inf
-            before += p[token]
-    if top_k:
-        border = sorted(values, reverse=True)[min(top_k, len(values)) - 1]
-        values = [value if value >= border else -np.inf for value in values]
-    return np.array(values)
-
-
-def plain_proposal(logits_V, gumbel_V, uniform, place, temperature, config):
-    """(token, confidence, priority) of one position, from the words of the docstring."""
-    logits_V = np.asarray(logits_V, np.float64).copy()
-    ends = [SPECIAL.end, SPECIAL.turn_end]
-    if config.end_token == "forbidden":
-        logits_V[SPECIAL.end] = -np.inf
-    sampled_V = plain_filter(logits_V / temperature if temperature else logits_V, config.top_k, config.top_p)
-    values = [
-        -np.inf if token == SPECIAL.mask else value + (gumbel_V[token] if temperature else 0)
-        for token, value in enumerate(sampled_V)
-    ]
-    token = max(range(len(values)), key=lambda index: (values[index], -index))
-    scored_V = (sampled_V if config.confidence_of == "sampling" else logits_V).copy()
-    if config.end_token == "last":
-        scored_V[ends] = -np.inf
-    p_V = softmax(scored_V)
-    best = sorted(p_V, reverse=True)
-    priority = {
-        "low_confidence": p_V[token],
-        "topk_margin": best[0] - best[1],
-        "entropy": sum(p * np.log(p + 1e-10) for p in p_V),
-        "random": uniform,
-        "left_to_right": -place,
-    }[config.remasking]
-    if config.remasking_temperature:
-        priority = priority / config.remasking_temperature - np.log(-np.log(uniform))
-    if config.end_token == "last" and token in ends:
-        priority = -np.inf
-    return token, p_V[token], priority
-
-
-def test_every_rule_has_its_oracle():
-    assert set(PRIORITIES) == {"low_confidence", "topk_margin", "entropy", "random", "left_to_right"}
-
-
-@pytest.mark.parametrize("end_token", ["allowed", "forbidden", "last"])
-@pytest.mark.parametrize("temperature", [0.0, 0.6])
-@pytest.mark.parametrize(
-    "changes",
-    [
-        *({"remasking": name} for name in PRIORITIES),
-        *({"remasking": name, "confidence_of": "sampling", "top_k": 5, "top_p": 0.9} for name in PRIORITIES),
-        {"remasking": "low_confidence", "remasking_temperature": 0.4},
-        {"remasking": "entropy", "remasking_temperature": 2.0, "top_p": 0.7},
-    ],
-    ids=str,
-)
-def test_candidates_confidence_and_priority_equal_a_plain_loop(end_token, temperature, changes):
-    config = SamplerConfig(end_token=end_token, **changes)
-    rng = np.random.default_rng(0)
-    logits_BSV = rng.standard_normal((3, 8, 9)).astype(np.float32) * 2
-    logits_BSV[:, ::2, SPECIAL.mask] += 4  # the model likes the mask, an end token, a closing token
-    logits_BSV[:, 1::4, SPECIAL.end] += 5
-    logits_BSV[:, 3::4, SPECIAL.turn_end] += 5
-    gumbel_BSV, uniform_BS = rng.gumbel(size=logits_BSV.shape), rng.uniform(0.01, 0.99, (3, 8)).astype(np.float32)
-    draws = Draws(jnp.asarray(gumbel_BSV, jnp.float32), jnp.asarray(uniform_BS))
-    found = propose(jnp.asarray(logits_BSV), draws, temperature, SPECIAL, config)
-    for b in range(3):
-        for s in range(8):
-            token, confidence, priority = plain_proposal(
-                logits_BSV[b, s], gumbel_BSV[b, s], uniform_BS[b, s], s, temperature, config
-            )
-            assert found.token_BS[b, s] == token
-            np.testing.assert_allclose(found.confidence_BS[b, s], confidence, atol=1e-5)
-            expected = np.finfo(np.float32).min if priority == -np.inf else priority
-            np.testing.assert_allclose(found.priority_BS[b, s], expected, rtol=1e-4, atol=1e-5)
-    tokens = np.asarray(found.token_BS)
-    assert found.token_BS.dtype == jnp.int32 and not (tokens == SPECIAL.mask).any()
-    assert (tokens == SPECIAL.end).any() == (end_token != "forbidden")
-
-
-@given(st.integers(1, 12), st.floats(0.05, 1.0), st.integers(0, 10_000))
-def test_filters_keep_what_a_plain_loop_keeps(top_k, top_p, seed):
-    logits = np.random.default_rng(seed).permutation(np.linspace(-4, 4, 9)).astype(np.float32)
-    found = np.asarray(keep_top(jnp.asarray(logits), top_k, top_p))
-    np.testing.assert_array_equal(np.isfinite(found), np.isfinite(plain_filter(logits, top_k, top_p)))
-    assert np.isfinite(found).any()
+def test_forced_positions_come_first_and_end_tokens_last():
+    open_BS, forced_BS = jnp.array([[True, True, True, True]]), jnp.array([[False, False, True, False]])
+    tokens_BS = [[SPECIAL.end, 1, 1, 1]]
+    config = SamplerConfig(end_token="last")
+    order = in_order(made([[0.9, 0.2, 0.1, 0.5]], tokens_BS=tokens_BS), None, open_BS, forced_BS, SPECIAL, config)
+    assert np.asarray(order.rank_BS).tolist() == [[3, 2, 0, 1]]
 
 
 @pytest.mark.parametrize(
-    ("name", "top_k", "top_p"), [("topp0.5", 0, 0.5), ("topp0.9", 0, 0.9), ("topk5", 5, 1.0), ("topk50", 50, 1.0)]
+    "config", [SamplerConfig(remasking="random"), SamplerConfig(remasking_temperature=0.5)], ids=["random", "drawn"]
 )
-def test_filters_keep_what_dreams_keep(golden_dream, name, top_k, top_p):
-    kept = np.isfinite(keep_top(jnp.asarray(golden_dream.io["filter/logits"]), top_k, top_p))
-    np.testing.assert_array_equal(kept, golden_dream.io[f"filter/{name}_keep"])
+def test_drawn_orders_have_the_law_whose_log_probability_is_returned(config):
+    """All orders of three of four positions, 40,000 times: how often each came against exp(sum of its log-probabilities)."""
+    rows, sureness = 40_000, [0.1, 0.9, 0.4, 0.6]
+    open_BS = jnp.broadcast_to(jnp.array([True, True, False, True]), (rows, 4))
+    uniform_BS = jax.random.uniform(jax.random.key(0), (rows, 4))
+    drawn = in_order(made([sureness] * rows), uniform_BS, open_BS, jnp.zeros_like(open_BS), SPECIAL, config)
+    chosen = first_ones(drawn, open_BS, jnp.int32(2))
+    ranks = np.asarray(drawn.rank_BS)
+    logp = np.asarray(chosen.order_logp_BS).sum(axis=1)
+    seen = {}
+    for row in range(rows):
+        first_two = tuple(int(np.flatnonzero(ranks[row] == rank)[0]) for rank in (0, 1))
+        seen.setdefault(first_two, []).append(logp[row])
+    assert len(seen) == 6 and not any(2 in pair for pair in seen)
+    for values in seen.values():
+        assert np.ptp(values) < 1e-5
+        p = np.exp(values[0])
+        assert abs(len(values) / rows - p) < 4 * np.sqrt(p / rows)
 
 
-def test_the_mask_token_keeps_its_share_of_the_confidence():
-    logits = np.zeros((1, 1, 7), np.float32)
-    logits[0, 0, SPECIAL.mask] = np.log(10.0)
-    found = propose(jnp.asarray(logits), Draws(None, None), 0.0, SPECIAL, SamplerConfig())
-    assert found.token_BS[0, 0] == 0  # ties go to the lowest index
-    np.testing.assert_allclose(found.confidence_BS[0, 0], 1 / 16, rtol=1e-5)
+def test_by_chance_counts_what_stayed_too():
+    open_BS, forced_BS = jnp.array([[True, True, True, False]]), jnp.array([[False, False, True, False]])
+    choice = by_chance(jnp.array([[0.1, 0.9, 0.9, 0.1]]), open_BS, forced_BS, jnp.float32(0.25))
+    assert np.asarray(choice.commit_BS).tolist() == [[True, False, True, False]]
+    np.testing.assert_allclose(choice.order_logp_BS, [[np.log(0.25), np.log(0.75), 0, 0]], rtol=1e-6)
 
 
-def test_without_a_second_closing_token_no_ordinary_token_is_put_last():
-    logits = np.zeros((1, 1, 7), np.float32)
-    logits[0, 0, 6] = 3.0
-    found = propose(
-        jnp.asarray(logits), Draws(None, None), 0.0, SpecialTokens(mask=5, end=4), SamplerConfig(end_token="last")
-    )
-    assert found.token_BS[0, 0] == 6 and found.confidence_BS[0, 0] > 0.5
+def plainly_accepted(rule, config, options):
+    """Indices of the options (confidence, entropy, stable) that go together; they come in their order."""
+    taken = []
+    for n, (confidence, _, stable) in enumerate(options, start=1):
+        if rule == "threshold":
+            fits = confidence >= config.threshold
+        elif rule == "klass":
+            fits = confidence > config.threshold and stable >= 2
+        elif rule == "factor":
+            fits = confidence >= 1 - config.factor / (n + 1) or n == len(options)
+        else:
+            fits = sum(entropy for _, entropy, _ in options[: n - 1]) <= config.entropy_bound
+        if fits or n == 1:
+            taken.append(n - 1)
+        elif rule in ("factor", "entropy_bound"):
+            break
+    return taken
 
 
-def test_ids_beyond_the_tokenizer_are_never_candidates():
-    special = dataclasses.replace(SPECIAL, vocab_size=7)
-    logits_BSV = np.zeros((1, 3, 9), np.float32)
-    logits_BSV[:, :, 7:] = 9.0
-    found = propose(jnp.asarray(logits_BSV), Draws(None, None), 0.0, special, SamplerConfig())
-    assert (np.asarray(found.token_BS) < 7).all()
+EIGHTHS = st.integers(0, 8).map(lambda n: n / 8)
+
+
+@given(
+    st.sampled_from(["threshold", "factor", "entropy_bound", "klass"]),
+    st.lists(st.tuples(EIGHTHS, EIGHTHS, st.integers(0, 3)), min_size=1, max_size=6),
+    st.sampled_from([0.25, 0.5, 1.0]),
+)
+def test_rules_accept_what_a_plain_loop_accepts(rule, options, setting):
+    config = SamplerConfig(schedule=rule, threshold=setting, factor=2 * setting, entropy_bound=setting)
+    if rule == "factor":  # the rule is made for this order
+        options = sorted(options, reverse=True)
+    confidence, entropy, stable = (jnp.array([values]) for values in zip(*options, strict=True))
+    ones = jnp.ones(confidence.shape, bool)
+    evidence = Evidence(made(-entropy, confidence), jnp.arange(len(options))[None], ones, ~ones, stable)
+    commit_BS = np.asarray(accepted(evidence, config).commit_BS)
+    assert np.flatnonzero(commit_BS[0]).tolist() == plainly_accepted(rule, config, options)
+    # A forced position goes alone; what is not open is never taken.
+    forced = evidence._replace(forced_BS=ones.at[0, 1:].set(False))
+    assert np.flatnonzero(accepted(forced, config).commit_BS[0]).tolist() == [0]
+    closed = evidence._replace(open_BS=~ones)
+    assert not np.asarray(accepted(closed, config).commit_BS).any()
+
+
+def test_change_is_the_kl_divergence_from_the_step_before():
+    now, before = np.array([0.7, 0.3, 0.0]), np.array([0.2, 0.5, 0.3])
+    with np.errstate(divide="ignore"):
+        found = change(
+            jnp.log(jnp.asarray(now, jnp.float32))[None, None], jnp.log(jnp.asarray(before, jnp.float32))[None, None]
+        )
+    np.testing.assert_allclose(found[0, 0], 0.7 * np.log(0.7 / 0.2) + 0.3 * np.log(0.3 / 0.5), rtol=1e-5)

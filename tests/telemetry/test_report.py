@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from d1jax.telemetry import charts
+from d1jax.telemetry.heat_map import HeatMap, heat_map
 from d1jax.telemetry.metrics import MetricsLog
 from d1jax.telemetry.report import report_html, write_report
 from d1jax.telemetry.run_data import RunData, verdict
@@ -67,6 +68,20 @@ def summary(after=0.4213):
         "environment": {"jax": "0.10.2"},
         "wall_seconds": {"sft": 30.1, "rl": 150.2},
     }
+
+
+ORDER = {
+    "local_ar": {"1": 0.5, "2": 0.25}, "global_ar": {"1": 0.75, "4": 1.0},
+    "heat_map": {"share": [[1.0, 0.25, 0.0], [0.0, 0.75, 1.0]], "steps": 4, "columns": 6},
+    "first_step": {"entropy": [0.1, 1.5, 2.5, 2.5, 2.5, 2.25], "confidence": [0.9, 0.5, 0.25, 0.25, 0.25, 0.5], "rows": 8},
+}  # fmt: skip
+
+
+def with_order(**changes):
+    data = summary()
+    for stage in data["stages"]:
+        stage["sets"]["held_out"]["decoding_order"] = {**ORDER, **changes}
+    return data
 
 
 def sample(stage, text="4312", **change):
@@ -227,6 +242,79 @@ def test_wrong_cells_are_marked_and_a_solved_puzzle_has_none(run_dir):
     before, after = html.split("<h4>SFT")[1].split("<h4>RL")
     assert before.count("wrong") == 1
     assert "wrong" not in after.split("<section")[0]
+
+
+# -- the order of decoding ---------------------------------------------------------------------------------------------
+
+
+def order_section(data):
+    html = report_html(RunData("run", summary=data))
+    Page(html)
+    return html.split('<section id="order"')[1].split("</section>")[0] if 'id="order"' in html else ""
+
+
+def test_the_order_of_decoding_is_drawn_from_the_summary():
+    section = order_section(with_order())
+    assert re.findall(r'<span class="name">(.*?)</span>', section) == [
+        "Order of decoding, SFT", "Order of decoding, RL", "Local autoregressiveness @k",
+        "Global autoregressiveness @k", "Entropy, all masked", "Confidence, all masked",
+    ]  # fmt: skip
+    drawn = [json.loads(text) for text in re.findall(r'<script type="application/json">(.*?)</script>', section)]
+    assert drawn[0]["series"] == [{"name": n, "x": [1.0, 2.0], "y": [0.5, 0.25]} for n in ("SFT", "RL")]
+    assert drawn[2]["series"][0]["x"] == [1, 2, 3, 4, 5, 6] and drawn[2]["series"][0]["y"][0] == 0.1
+    assert [one["at"] for one in drawn] == ["k", "k", "position", "position"]
+
+
+def test_the_section_stands_between_the_player_and_the_time(run_dir):
+    (run_dir / "summary.json").write_text(json.dumps(with_order()))
+    ids = [attrs["id"] for tag, attrs in Page(write_report(run_dir).read_text()).tags if tag == "section"]
+    assert ids == ["results", "curves", "samples", "player", "order", "time", "setup"]
+
+
+def test_the_order_is_no_column_of_the_results():
+    html = report_html(RunData("run", summary=with_order()))
+    assert "decoding order" not in html.split('<table class="results">')[1].split("</table>")[0]
+
+
+def test_without_the_data_there_is_no_section():
+    assert order_section(summary()) == ""
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        None, [], {"share": None}, {"share": [[]], "steps": 1, "columns": 1}, {"share": [[1.0], [1.0, 2.0]], "steps": 2, "columns": 2},
+        {"share": [["x"]], "steps": 1, "columns": 1}, {"share": [[float("nan")]], "steps": 1, "columns": 1},
+        {"share": [[1.0]], "steps": 0, "columns": 1}, {"share": [[0.0]], "steps": 1, "columns": 1}, {"share": [], "steps": 1, "columns": 1},
+    ],
+)  # fmt: skip
+def test_a_broken_heat_map_is_left_out_and_the_curves_stay(broken):
+    section = order_section(with_order(heat_map=broken))
+    assert "Order of decoding" not in section and "Local autoregressiveness" in section
+
+
+@pytest.mark.parametrize("broken", [None, {"1": None}, {"x": 1.0}, [0.5], {"1": "<b>"}])
+def test_a_broken_curve_is_left_out(broken):
+    section = order_section(with_order(local_ar=broken, first_step=broken))
+    assert "Local auto" not in section and "Entropy" not in section and "Order of decoding" in section
+
+
+def test_the_cells_of_a_heat_map_stay_in_its_frame_and_are_as_dark_as_their_share():
+    share = [[0.5, 0.0, 0.001], [0.25, 0.0, 0.5], [0.25, 0.0, 0.0]]
+    svg = heat_map(HeatMap("<b>", "x", "y", share, x_extent=8, y_extent=7))  # 3 x 3 units a cell, the last ones cut off
+    assert "<b>" not in svg
+    found = {}
+    for opacity, path in re.findall(r'fill-opacity="([\d.]+)" d="(.*?)"', svg):
+        for x, y, w, h in re.findall(r"M([\d.]+) ([\d.]+)h([\d.]+)v([\d.]+)", path):
+            x, y, w, h = map(float, (x, y, w, h))
+            assert charts.LEFT <= x <= x + w <= charts.WIDTH - charts.RIGHT + 0.2
+            assert charts.TOP <= y <= y + h <= charts.HEIGHT - charts.BOTTOM + 0.2
+            across, down = (
+                (charts.WIDTH - charts.RIGHT - charts.LEFT) / 8,
+                (charts.HEIGHT - charts.BOTTOM - charts.TOP) / 7,
+            )
+            found[round((y - charts.TOP) / down / 3), round((x - charts.LEFT) / across / 3)] = float(opacity)
+    assert found == {(0, 0): 1.0, (0, 2): 0.08, (1, 0): 0.5, (1, 2): 1.0, (2, 0): 0.5}
 
 
 def test_ticks_are_round_and_inside():

@@ -1,0 +1,264 @@
+"""The compiled sampler against a plain Python loop, one row at a time, over all rules, caches and schedules."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from d1jax.config import Config, SamplerConfig
+from d1jax.config_rules import check
+from d1jax.data.tokenizers import SpecialTokens
+from d1jax.diffusion.candidates import SURENESS
+from d1jax.diffusion.reveal import RULES
+from d1jax.diffusion.sampler import Noise, denoise
+
+END, TURN_END, MASK = 10, 11, 12
+SPECIAL = SpecialTokens(mask=MASK, end=END, turn_end=TURN_END)
+ADAPTIVE = ("threshold", "factor", "entropy_bound", "klass")
+
+
+def softmax(values):
+    weights = np.exp(values - np.max(values))
+    return weights / weights.sum()
+
+
+def plain_counts(config):
+    """[(step, first column, positions to commit or -1, chance)] in the words of the two samplers."""
+    length, block, steps = config.completion_length, config.block_length, config.steps
+    if config.schedule == "even":
+        per_block = steps // (length // block)
+        shares = [block // per_block + (step % per_block < block % per_block) for step in range(steps)]
+        return [(step, step // per_block * block, shares[step], 0.0) for step in range(steps)]
+    if config.schedule in ADAPTIVE:
+        return [(step, None, 1, 0.0) for step in range(length)]
+    time = np.linspace(1, 1e-3, steps + 1)
+    rows, left = [], length
+    for step in range(steps):
+        chance = 1.0 if step == steps - 1 else 1 - time[step + 1] / time[step]
+        share = -1 if config.schedule == "chance" else int(left * chance)
+        left -= max(share, 0)
+        rows += [(step, 0, share, chance)] * (share != 0)
+    return rows
+
+
+class Option:
+    """A masked position of the block, what it would become, and how it ranks."""
+
+    def __init__(self, place, token, token_logp, p, weight, drawn, still):
+        self.place, self.token, self.token_logp, self.p = place, token, token_logp, p
+        self.confidence, self.weight, self.drawn, self.still = p[token], weight, drawn, still
+
+    @property
+    def entropy(self):
+        return -float(np.sum(self.p * np.log(self.p + 1e-10))) if self.drawn > -np.inf else np.inf
+
+
+def plain_accepted(config, options):
+    """The options that go together; the first of the order comes first."""
+    taken = options[:1]
+    for n, option in enumerate(options[1:], start=2):
+        if config.schedule == "threshold":
+            if option.confidence >= config.threshold:
+                taken.append(option)
+        elif config.schedule == "klass":
+            if option.confidence > config.threshold and option.still >= 2:
+                taken.append(option)
+        elif config.schedule == "factor":
+            last = n == len(options)
+            if option.confidence < 1 - config.factor / (n + 1) and not last:
+                break
+            taken.append(option)
+        else:
+            if sum(one.entropy for one in taken) > config.entropy_bound:
+                break
+            taken.append(option)
+    return taken
+
+
+def plain_weight(config, p, token, slot):
+    best = sorted(p, reverse=True)
+    weight = {
+        "low_confidence": p[token],
+        "topk_margin": best[0] - best[1],
+        "entropy": float(np.sum(p * np.log(p + 1e-10))),
+        "random": 0.0,
+        "left_to_right": -slot,
+    }[config.remasking]
+    return weight / (config.remasking_temperature or 1.0)
+
+
+def decode_row(row_alone, alignment, prompt, config, temperature, gumbel, uniform):
+    """One row alone in natural order; gumbel[step][slot][token]."""
+    length, block = config.completion_length, config.block_length
+    tokens, steps, confidences, calls, cached_calls = [MASK] * length, [-1] * length, [0.0] * length, 0, 0
+    token_logps, order_logps = [0.0] * length, [0.0] * length
+    past, age, block_now, before, still = None, 0, None, {}, {}
+
+    def score(prompt, **cache):
+        _, z = row_alone(prompt + tokens, **cache)
+        return np.concatenate([z[:1], z[:-1]]) if alignment == "shifted" else z
+
+    for step, start, share, chance in plain_counts(config):
+        if MASK not in tokens:
+            break
+        if config.schedule in ADAPTIVE:
+            start = tokens.index(MASK) // block * block
+        opens = start != block_now
+        if opens:
+            before, still = {}, {}
+        block_now = start
+        if config.cache == "none" or opens or (config.cache_refresh and age >= config.cache_refresh):
+            past, age = [], 0
+            z = score(prompt, keep=past)
+        else:
+            place = np.arange(len(prompt) + length)
+            stale = place < len(prompt) + start
+            if config.cache == "dual":
+                stale |= place >= len(prompt) + start + block
+            z = score(prompt, past=past, stale=stale)
+            cached_calls += 1
+        age += 1
+        if config.guidance:
+            hidden = score([MASK] * len(prompt))
+            z = hidden + (config.guidance + 1) * (z - hidden)
+        calls += 2 if config.guidance else 1
+        options = []
+        for slot in range(block):
+            place = start + slot
+            logits = z[len(prompt) + place].copy()
+            if config.end_token == "forbidden":
+                logits[END] = -np.inf
+            sampled = logits / temperature if temperature else logits.copy()
+            if config.top_k:
+                sampled[sampled < np.sort(sampled)[-config.top_k]] = -np.inf
+            allowed = sampled.copy()
+            allowed[MASK] = -np.inf
+            token = int((allowed + gumbel[step][slot] if temperature else allowed).argmax())
+            token_logp = float(np.log(softmax(allowed)[token])) if temperature else 0.0
+            scored = sampled.copy() if config.confidence_of == "sampling" else logits
+            if config.end_token == "last":
+                scored[[END, TURN_END]] = -np.inf
+            p = softmax(scored)
+            if slot in before:
+                seen = p > 0
+                with np.errstate(divide="ignore"):
+                    moved = np.sum(p[seen] * np.log(p[seen] / before[slot][seen]))
+                still[slot] = still.get(slot, 0) + 1 if moved < config.kl_threshold else 0
+            before[slot] = p
+            if tokens[place] != MASK:
+                continue
+            weight = drawn = plain_weight(config, p, token, slot)
+            if config.remasking == "random":
+                drawn = uniform[step][slot]
+            elif config.remasking_temperature:
+                drawn = weight - np.log(-np.log(uniform[step][slot]))
+            if config.end_token == "last" and token in (END, TURN_END):
+                drawn = -np.inf
+            options.append(Option(place, token, token_logp, p, weight, drawn, still.get(slot, 0)))
+        forced = config.cache != "none" and alignment == "shifted" and opens
+        options.sort(key=lambda option: (-option.drawn, option.place))
+        if forced:
+            options.sort(key=lambda option: option.place != start)
+        if forced and config.schedule in ADAPTIVE:
+            taken = options[:1]
+        elif config.schedule in ADAPTIVE:
+            taken = plain_accepted(config, options)
+        elif config.schedule == "chance":
+            certain = options[:forced]
+            taken = certain + [one for one in options[forced:] if uniform[step][one.place - start] < chance]
+            for option in options[forced:]:
+                order_logps[option.place] += np.log(chance if option in taken else 1 - chance)
+        else:
+            taken = options[:share]
+            if config.remasking == "random" or config.remasking_temperature:
+                for rank, option in enumerate(taken):
+                    if option.drawn > -np.inf and rank >= forced:
+                        left = [other.weight for other in options[rank:] if other.drawn > -np.inf]
+                        order_logps[option.place] = option.weight - np.log(np.sum(np.exp(left)))
+        for option in taken:
+            tokens[option.place], steps[option.place], confidences[option.place] = option.token, step, option.confidence
+            token_logps[option.place] = option.token_logp
+        if config.early_exit and END in tokens and MASK not in tokens[: tokens.index(END)]:
+            break
+    tokens = [END if token == MASK else token for token in tokens]
+    return tokens, steps, confidences, token_logps, order_logps, calls, cached_calls
+
+
+@st.composite
+def decodings(draw):
+    schedule = draw(st.sampled_from(["even", "even", "time", "chance", *ADAPTIVE]))
+    whole = schedule in ("time", "chance")
+    blocks, block = draw(st.sampled_from([(1, 5), (1, 8)] if whole else [(1, 5), (2, 3), (2, 4), (3, 2)]))
+    surest = ["low_confidence", "topk_margin", "entropy", "left_to_right"]
+    orders = {"chance": ["random"], "entropy_bound": ["entropy"]} | dict.fromkeys(
+        ("threshold", "factor", "klass"), surest
+    )
+    remasking = draw(st.sampled_from(orders.get(schedule, [*surest, "random"])))
+    cache = draw(st.sampled_from(["none", "prefix", "dual"]))
+    drawn = schedule in ("even", "time") and remasking not in ("random", "left_to_right")
+    config = SamplerConfig(
+        completion_length=blocks * block,
+        block_length=block,
+        steps=blocks * draw(st.integers(1, block)),
+        remasking=remasking,
+        remasking_temperature=draw(st.sampled_from([0.0, 0.4])) if drawn else 0.0,
+        threshold=draw(st.sampled_from([0.2, 0.5])),
+        kl_threshold=draw(st.sampled_from([0.05, 0.5])),
+        factor=draw(st.sampled_from([0.8, 2.0])),
+        entropy_bound=draw(st.sampled_from([0.5, 2.0])),
+        schedule=schedule,
+        confidence_of=draw(st.sampled_from(["model", "sampling"])),
+        top_k=draw(st.sampled_from([0, 4])) if schedule != "klass" else 0,
+        guidance=draw(st.sampled_from([0.0, 0.0, 0.8])) if cache == "none" else 0.0,
+        end_token=draw(st.sampled_from(["allowed", "forbidden", "last"])),
+        early_exit=draw(st.booleans()),
+        cache=cache,
+        cache_refresh=0 if cache == "none" else draw(st.sampled_from([0, 2])),
+    )
+    check(Config(sampler=config))
+    return config, draw(st.sampled_from([0.0, 0.7])), draw(st.sampled_from(["same_position", "shifted"]))
+
+
+def test_the_strategy_covers_every_rule_that_there_is():
+    assert set(RULES) == set(ADAPTIVE) and set(SURENESS) == {"topk_margin", "entropy"}
+
+
+@settings(max_examples=40)
+@given(decodings())
+def test_the_compiled_sampler_equals_a_python_loop_token_for_token_and_step_for_step(
+    tiny, oracle, random_prompts, towards_end, decoding
+):
+    config, temperature, alignment = decoding
+    model, variables = tiny(seed=1, layers=2 if config.cache != "none" else 1, alignment=alignment)
+    rows, width, block = 3, 3, config.block_length
+    draws = np.random.default_rng(0)
+    gumbel = draws.gumbel(size=(config.completion_length, rows, block, 13)).astype(np.float32)
+    uniform = draws.random((config.completion_length, rows, block), np.float32)
+    noise = Noise(recorded(gumbel), lambda logits, draw: jnp.argmax(logits + draw, axis=-1), recorded(uniform))
+    decode = jax.jit(partial(denoise, model, noise=noise, config=config, special=SPECIAL, temperature=temperature))
+    for seed, strength in ((0, 0.0), (1, 1.5)):
+        prompt_BP, length_B = random_prompts(seed, rows, width)
+        model_with_ends = towards_end(variables, strength)
+        rollout = decode(model_with_ends, prompt_BP, length_B)
+        row_alone = oracle(model, model_with_ends)
+        for row, n in enumerate(np.asarray(length_B)):
+            prompt = np.asarray(prompt_BP)[row, :n].tolist()
+            tokens, steps, confidences, token_logps, order_logps, calls, cached_calls = decode_row(
+                row_alone, alignment, prompt, config, temperature, gumbel[:, row], uniform[:, row]
+            )
+            assert np.asarray(rollout.tokens_BC)[row].tolist() == tokens
+            assert np.asarray(rollout.reveal_step_BC)[row].tolist() == steps
+            np.testing.assert_allclose(rollout.confidence_BC[row], confidences, atol=1e-4)
+            np.testing.assert_allclose(rollout.token_logp_BC[row], token_logps, atol=1e-3)
+            np.testing.assert_allclose(rollout.order_logp_BC[row], order_logps, atol=1e-3)
+            assert (rollout.nfe_B[row], rollout.cached_nfe_B[row]) == (calls, cached_calls)
+            assert rollout.length_B[row] == (tokens.index(END) + 1 if END in tokens else len(tokens))
+
+
+def recorded(draws_NBx):
+    """draws[step][row] as a source of noise."""
+    draws_NBx = jnp.asarray(draws_NBx, jnp.float32)
+    return lambda step_B, shape: draws_NBx[step_B, jnp.arange(shape[0])]
