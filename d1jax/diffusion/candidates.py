@@ -24,7 +24,8 @@ class Candidates(NamedTuple):
     logp_BSV: Array | None  # all log-probabilities, where the next step compares with them
 
 
-Pick = Callable[[Array, Array], Array]  # (logits_xV, draws_x...) -> token_x
+Allowed = Callable[[Array, Array], Array]  # (logits_x, their ids_x) -> what is sampled from, -inf where never
+Pick = Callable[[Array, Allowed, Array], Array]  # (logits_xV, allowed, draws_x...) -> token_x
 
 
 def candidates(
@@ -47,22 +48,33 @@ def candidates(
     Differs: fp32 throughout (LLaDA: float64 noise and bf16 confidence); ties go to the lowest index; "last" works at every
     temperature (there: at 0 only); a mask token cannot be committed.
     """
-    vocabulary_V = jnp.arange(logits_BSV.shape[-1])
-    if config.end_token == "forbidden":
-        logits_BSV = _without(logits_BSV, vocabulary_V == special.end)
-    sampled_BSV = keep_top(logits_BSV / temperature if temperature > 0 else logits_BSV, config.top_k, config.top_p)
-    allowed_BSV = _without(sampled_BSV, (vocabulary_V == special.mask) | (vocabulary_V >= special.vocab_size))
+    ids_V = jnp.arange(logits_BSV.shape[-1])
+    sampled_BSV, divisor = logits_BSV, temperature or 1.0
+    if config.top_k or config.top_p < 1:
+        within_BSV = _without_forbidden(logits_BSV, ids_V[None, None, :], special, config) / divisor
+        sampled_BSV, divisor = keep_top(within_BSV, config.top_k, config.top_p), 1.0
+
+    # What differs from the stored logits is computed where it is read: another [B, S, V] array would cost more than the sums.
+    def allowed(values: Array, ids: Array) -> Array:
+        values = _without_forbidden(values / divisor, ids, special, config)
+        return jnp.where((ids == special.mask) | (ids >= special.vocab_size), -jnp.inf, values)
+
+    def scored(values: Array, ids: Array) -> Array:
+        values = _without_forbidden(values / (divisor if from_sampled else 1.0), ids, special, config)
+        return jnp.where(is_end(ids, special), -jnp.inf, values) if config.end_token == "last" else values
+
+    from_sampled = config.confidence_of == "sampling"
+    source_BSV = sampled_BSV if from_sampled else logits_BSV
     if temperature > 0:
-        token_BS = pick(allowed_BSV, draws_BS).astype(jnp.int32)
-        token_logp_BS = _at(allowed_BSV, token_BS) - jax.nn.logsumexp(allowed_BSV, axis=-1)
+        token_BS = pick(sampled_BSV, allowed, draws_BS).astype(jnp.int32)
+        total_BS = jax.nn.logsumexp(allowed(sampled_BSV, ids_V[None, None, :]), axis=-1)
+        token_logp_BS = allowed(_at(sampled_BSV, token_BS), token_BS) - total_BS
     else:
-        token_BS = jnp.argmax(allowed_BSV, axis=-1).astype(jnp.int32)
+        token_BS = highest(sampled_BSV, allowed).astype(jnp.int32)
         token_logp_BS = jnp.zeros(token_BS.shape, jnp.float32)
-    scored_BSV = sampled_BSV if config.confidence_of == "sampling" else logits_BSV
-    if config.end_token == "last":
-        scored_BSV = _without(scored_BSV, is_end(vocabulary_V, special))
+    scored_BSV = scored(source_BSV, ids_V[None, None, :])
     total_BS = jax.nn.logsumexp(scored_BSV, axis=-1)
-    confidence_BS = jnp.exp(_at(scored_BSV, token_BS) - total_BS)
+    confidence_BS = jnp.exp(scored(_at(source_BSV, token_BS), token_BS) - total_BS)
     # Of all log-probabilities only margin, entropy and klass make use; elsewhere the compiler drops them.
     logp_BSV = scored_BSV - total_BS[:, :, None]
     sureness_BS = SURENESS.get(config.remasking, _of_the_candidate)(confidence_BS, logp_BSV)
@@ -95,24 +107,62 @@ def _negative_entropy(confidence_BS: Array, logp_BSV: Array) -> Array:
 SURENESS: dict[str, Callable[[Array, Array], Array]] = {"topk_margin": _margin, "entropy": _negative_entropy}
 
 
-def inverse_cdf(logits_xV: Array, uniform_x2: Array) -> Array:
-    """A sample of softmax(logits) for each position: the same law as Gumbel-max, from two random numbers instead of V.
+# -- one token of many -------------------------------------------------------------------------------------------------
+#
+# The vocabulary is cut into R runs of r, about sqrt(V) each. A pass over the logits leaves one number a run; the rest looks at
+# the runs and at one of them. XLA's argmax over a whole vocabulary takes 17 times as long as the maxima of runs (2 CPU cores).
 
-    The vocabulary is cut into about sqrt(V) runs. The first number chooses a run by its mass, the second a token inside, so
-    the sums stay short (fp32 keeps its precision) and a token of probability 1e-12 still has its chance.
+
+def highest(logits_xV: Array, allowed: Allowed) -> Array:
+    """argmax(allowed(logits)); ties go to the lowest index."""
+    runs_xRr, ids_Rr = _runs(logits_xV)
+    top_xR = jnp.max(allowed(runs_xRr, _like(ids_Rr, runs_xRr)), axis=-1)
+    run_x = jnp.argmax(top_xR, axis=-1)
+    inside_xr, ids_xr = _inside(runs_xRr, run_x)
+    return run_x * runs_xRr.shape[-1] + jnp.argmax(allowed(inside_xr, ids_xr), axis=-1)
+
+
+def inverse_cdf(logits_xV: Array, allowed: Allowed, uniform_x2: Array) -> Array:
+    """A sample of softmax(allowed(logits)): the law of Gumbel-max from two random numbers instead of V.
+
+    The first number chooses a run by its mass, the second a token inside, so the sums stay short (fp32 keeps its precision)
+    and a token of probability 1e-12 still has its chance.
     """
-    vocabulary = logits_xV.shape[-1]
-    size = max(round(vocabulary**0.5), 1)
-    runs = -(-vocabulary // size)
-    padding = [(0, 0)] * (logits_xV.ndim - 1) + [(0, runs * size - vocabulary)]
-    padded_xRr = jnp.pad(logits_xV, padding, constant_values=-jnp.inf).reshape(*logits_xV.shape[:-1], runs, size)
-    highest_x = jnp.max(logits_xV, axis=-1)
-    mass_xR = jnp.sum(jnp.exp(padded_xRr - highest_x[..., None, None]), axis=-1)
+    runs_xRr, ids_Rr = _runs(logits_xV)
+    runs_ids = _like(ids_Rr, runs_xRr)
+    highest_x = jnp.max(allowed(runs_xRr, runs_ids), axis=(-2, -1))
+    mass_xR = jnp.sum(jnp.exp(allowed(runs_xRr, runs_ids) - highest_x[..., None, None]), axis=-1)
     run_x = _first_beyond(mass_xR, uniform_x2[..., 0])
-    inside_xr = jnp.take_along_axis(padded_xRr, run_x[..., None, None], axis=-2)[..., 0, :]
+    inside_xr, ids_xr = _inside(runs_xRr, run_x)
+    inside_xr = allowed(inside_xr, ids_xr)
     # Relative to the run's own highest: an unlikely run must not underflow.
     highest_x = jnp.max(inside_xr, axis=-1)
-    return run_x * size + _first_beyond(jnp.exp(inside_xr - highest_x[..., None]), uniform_x2[..., 1])
+    return run_x * runs_xRr.shape[-1] + _first_beyond(jnp.exp(inside_xr - highest_x[..., None]), uniform_x2[..., 1])
+
+
+def _runs(logits_xV: Array) -> tuple[Array, Array]:
+    """(logits [..., R, r], ids [R, r]). r divides V where V has a divisor near its root; else the last run is padded with -inf."""
+    vocabulary = logits_xV.shape[-1]
+    root = vocabulary**0.5
+    near = [size for size in range(1, vocabulary + 1) if vocabulary % size == 0 and root / 4 <= size <= root * 4]
+    size = min(near, key=lambda size: abs(size - root), default=round(root))
+    padding = -vocabulary % size
+    if padding:
+        widths = [(0, 0)] * (logits_xV.ndim - 1) + [(0, padding)]
+        logits_xV = jnp.pad(logits_xV, widths, constant_values=-jnp.inf)
+    ids_Rr = jnp.arange(vocabulary + padding).reshape(-1, size)
+    return logits_xV.reshape(*logits_xV.shape[:-1], *ids_Rr.shape), ids_Rr
+
+
+def _inside(runs_xRr: Array, run_x: Array) -> tuple[Array, Array]:
+    """The logits [..., r] of the chosen run, and their ids."""
+    inside_xr = jnp.take_along_axis(runs_xRr, run_x[..., None, None], axis=-2)[..., 0, :]
+    size = runs_xRr.shape[-1]
+    return inside_xr, run_x[..., None] * size + _like(jnp.arange(size), inside_xr)
+
+
+def _like(ids: Array, values: Array) -> Array:
+    return ids.reshape((1,) * (values.ndim - ids.ndim) + ids.shape)
 
 
 def _first_beyond(mass_xN: Array, uniform_x: Array) -> Array:
@@ -143,5 +193,5 @@ def _at(values_BSV: Array, token_BS: Array) -> Array:
     return jnp.take_along_axis(values_BSV, token_BS[:, :, None], axis=-1)[:, :, 0]
 
 
-def _without(logits_BSV: Array, excluded_V: Array) -> Array:
-    return jnp.where(excluded_V[None, None, :], -jnp.inf, logits_BSV)
+def _without_forbidden(values: Array, ids: Array, special: SpecialTokens, config: SamplerConfig) -> Array:
+    return jnp.where(ids == special.end, -jnp.inf, values) if config.end_token == "forbidden" else values

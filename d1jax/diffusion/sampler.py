@@ -32,6 +32,7 @@ from d1jax.models.transformer import (
 )
 
 NEVER_DECODED = -1
+ROWS_PER_PRODUCT = {"cpu": 32}  # enough for the head to run at full speed; elsewhere 256 (above the ridge of GPUs)
 STATIC = ("model", "config", "special", "temperature")
 
 
@@ -129,10 +130,7 @@ def denoising(
     adaptive, cached, klass = config.schedule in ADAPTIVE, config.cache != "none", config.schedule == "klass"
     head_DV = head_matrix(variables)
     passes = 2 if config.guidance > 0 else 1
-    # As many columns at a time as LOGITS_PER_CHUNK allows.
-    group = max(
-        g for g in range(1, block + 1) if block % g == 0 and (g == 1 or rows * g * head_DV.shape[1] <= LOGITS_PER_CHUNK)
-    )
+    group = columns_at_a_time(rows, block, head_DV.shape[1])
 
     def canvas_of(tokens_BC: Array, prompt_BP: Array = prompt_BP) -> Canvas:
         return Canvas(tokens_BC, prompt_BP, prompt_length_B, prompt_before_BC)
@@ -208,7 +206,7 @@ def denoising(
         step_B = state.nfe_B // passes if adaptive else jnp.broadcast_to(number, (rows,))
         draws_BS = noise.token(step_B, (rows, block)) if temperature > 0 else None
         uniform_BS = noise.uniform(step_B, (rows, block)) if is_drawn(config) else None
-        proposal = in_column_groups(propose, group, draws_BS, *hidden)
+        proposal = of_open_columns(propose, group, open_BS, draws_BS, *hidden)
 
         stable_BS = None
         if klass:
@@ -260,20 +258,45 @@ def denoising(
     return Loop(start, running, stale, full_step, cached_step, finish)
 
 
-def in_column_groups(function: Callable[..., Candidates], group: int, *arrays: Array | None) -> Candidates:
-    """`function` of [B, S, ...] arrays, `group` columns at a time: all logits of a block need not exist at once."""
-    block = arrays[-1].shape[1]
-    if group == block:
+def of_open_columns(
+    function: Callable[..., Candidates], group: int, open_BS: Array, *arrays: Array | None
+) -> Candidates:
+    """`function` of the arrays [B, S, ...] where columns are open, `group` of a row at a time; elsewhere zeros.
+
+    A row's open columns come first, so groups in which no row has any are not computed, and all logits of a block need not
+    exist at once.
+    """
+    if group == open_BS.shape[1]:
         return function(*arrays)
+    order_BS = jnp.argsort(~open_BS, axis=1, stable=True)
 
-    def split(x: Array) -> Array:
-        return jnp.moveaxis(x.reshape(x.shape[0], block // group, group, *x.shape[2:]), 1, 0)
+    def reordered(x: Array, order_BS: Array) -> Array:
+        return jnp.take_along_axis(x, order_BS.reshape(order_BS.shape + (1,) * (x.ndim - 2)), axis=1)
 
-    def join(x: Array) -> Array:
-        return jnp.moveaxis(x, 0, 1).reshape(x.shape[1], block, *x.shape[3:])
+    def part(x: Array, number: Array | int) -> Array:
+        return jax.lax.dynamic_slice_in_dim(x, number * group, group, axis=1)
 
-    parts = jax.lax.map(lambda part: function(*part), jax.tree.map(split, arrays))
-    return jax.tree.map(join, parts)
+    def add(number: Array, found: Candidates) -> Candidates:
+        made = function(*jax.tree.map(lambda x: part(x, number), ordered))
+        return jax.tree.map(
+            lambda whole, new: jax.lax.dynamic_update_slice_in_dim(whole, new, number * group, axis=1), found, made
+        )
+
+    ordered = jax.tree.map(lambda x: reordered(x, order_BS), arrays)
+    shapes = jax.eval_shape(lambda: function(*jax.tree.map(lambda x: part(x, 0), ordered)))
+    nothing = jax.tree.map(lambda x: jnp.zeros((*open_BS.shape, *x.shape[2:]), x.dtype), shapes)
+    most = jnp.max(jnp.sum(open_BS, axis=1))
+    found = jax.lax.fori_loop(0, -(-most // group), add, nothing)
+    return jax.tree.map(lambda x: reordered(x, jnp.argsort(order_BS, axis=1)), found)
+
+
+def columns_at_a_time(rows: int, block: int, vocabulary: int) -> int:
+    """A divisor of the block: few enough that the logits fit LOGITS_PER_CHUNK, but the head's product keeps its speed."""
+    enough = ROWS_PER_PRODUCT.get(jax.default_backend(), 256)
+    sizes = [size for size in range(1, block + 1) if block % size == 0]
+    fast = next((size for size in sizes if rows * size >= enough), block)
+    small = [size for size in sizes if rows * size * vocabulary <= LOGITS_PER_CHUNK]
+    return min(fast, max(small, default=1))
 
 
 def denoise(*args: Any, config: SamplerConfig, **settings: Any) -> Rollout:

@@ -13,15 +13,21 @@ from scipy.special import softmax
 
 from d1jax.config import SamplerConfig
 from d1jax.data.tokenizers import SpecialTokens
-from d1jax.diffusion.candidates import candidates, inverse_cdf, keep_top
+from d1jax.diffusion.candidates import candidates, highest, inverse_cdf, keep_top
 
 SPECIAL = SpecialTokens(mask=6, end=4, turn_end=5)
+
+
+def ALL(logits, ids):
+    return logits
+
+
 LOWEST = np.finfo(np.float32).min
 
 
 def propose(logits_BSV, config, temperature=0.0, gumbel_BSV=None, special=SPECIAL):
-    def gumbel_max(logits, draws):
-        return jnp.argmax(logits + draws, axis=-1)
+    def gumbel_max(logits, allowed, draws):
+        return jnp.argmax(allowed(logits, jnp.arange(logits.shape[-1])[None, None]) + draws, axis=-1)
 
     return candidates(
         jnp.asarray(logits_BSV), gumbel_BSV, gumbel_max, temperature=temperature, special=special, config=config
@@ -142,7 +148,9 @@ def test_the_inverse_cdf_has_the_law_of_softmax(vocabulary):
     logits_V = rng.standard_normal(vocabulary).astype(np.float32)
     logits_V[::5] = -np.inf if vocabulary > 5 else logits_V[::5]
     uniform_N2 = jax.random.uniform(jax.random.key(0), (40_000, 2))
-    tokens = np.asarray(jax.jit(inverse_cdf)(jnp.broadcast_to(logits_V, (40_000, vocabulary)), uniform_N2))
+    tokens = np.asarray(
+        jax.jit(inverse_cdf, static_argnums=1)(jnp.broadcast_to(logits_V, (40_000, vocabulary)), ALL, uniform_N2)
+    )
     counts, law = np.bincount(tokens, minlength=vocabulary), softmax(logits_V.astype(np.float64))
     assert (counts[law == 0] == 0).all()
     if vocabulary > 1:
@@ -160,7 +168,7 @@ def test_the_inverse_cdf_returns_an_allowed_token_for_any_draw(vocabulary, seed,
     logits_V = (rng.standard_normal(vocabulary) * 30).astype(np.float32)
     logits_V[rng.random(vocabulary) < 0.6] = -np.inf
     logits_V[rng.integers(vocabulary)] = 1.0
-    token = int(inverse_cdf(jnp.asarray(logits_V), jnp.array([run, inside], jnp.float32)))
+    token = int(inverse_cdf(jnp.asarray(logits_V), ALL, jnp.array([run, inside], jnp.float32)))
     assert 0 <= token < vocabulary and np.isfinite(logits_V[token])
 
 
@@ -170,7 +178,7 @@ def test_over_a_wide_vocabulary_the_entropy_of_the_draws_is_that_of_the_law(temp
     logits_V = -1.05 * np.log(np.arange(1, 32_001)) * 1.6
     draws, chunk, seen = 100_000, 2_000, np.zeros(32_000)
     draw = jax.jit(
-        lambda key, z: inverse_cdf(jnp.broadcast_to(z, (chunk, 32_000)), jax.random.uniform(key, (chunk, 2)))
+        lambda key, z: inverse_cdf(jnp.broadcast_to(z, (chunk, 32_000)), ALL, jax.random.uniform(key, (chunk, 2)))
     )
     tempered = jnp.asarray(np.random.default_rng(0).permutation(logits_V) / temperature, jnp.float32)
     for index in range(draws // chunk):
@@ -182,3 +190,17 @@ def test_over_a_wide_vocabulary_the_entropy_of_the_draws_is_that_of_the_law(temp
     found = -np.sum(p * np.log(p)) + (len(p) - 1) / (2 * draws)
     assert abs(found / exact - 1) < 0.02
     assert seen[law < 1e-6].sum() == pytest.approx(draws * law[law < 1e-6].sum(), rel=0.5, abs=10)  # the tail is there
+
+
+@given(st.integers(1, 60), st.integers(0, 1000))
+def test_highest_is_the_first_of_the_largest_allowed(vocabulary, seed):
+    rng = np.random.default_rng(seed)
+    logits_NV = rng.integers(0, 4, (5, vocabulary)).astype(np.float32)
+    barred = int(rng.integers(vocabulary)) if vocabulary > 1 else -1
+
+    def allowed(logits, ids):
+        return jnp.where(ids == barred, -jnp.inf, logits)
+
+    logits_NV[:, barred] = 9 if barred >= 0 else logits_NV[:, barred]
+    expected = np.where(np.arange(vocabulary) == barred, -np.inf, logits_NV).argmax(axis=1)
+    np.testing.assert_array_equal(highest(jnp.asarray(logits_NV), allowed), expected)

@@ -34,8 +34,8 @@ def recorded(draws_NBx):
     return lambda step_B, shape: draws_NBx[step_B, jnp.arange(shape[0])]
 
 
-def gumbel_max(logits_xV, gumbel_xV):
-    return jnp.argmax(logits_xV + gumbel_xV, axis=-1)
+def gumbel_max(logits_BSV, allowed, gumbel_BSV):
+    return jnp.argmax(allowed(logits_BSV, jnp.arange(logits_BSV.shape[-1])[None, None]) + gumbel_BSV, axis=-1)
 
 
 # -- PyTorch's decodings -----------------------------------------------------------------------------------------------
@@ -210,7 +210,7 @@ def test_each_step_reveals_its_scheduled_count_inside_its_block(decode_24, tempe
 def test_a_model_that_shouts_mask_still_leaves_none(tiny, random_prompts, towards_end):
     model, variables = tiny(seed=1)
     shouting = towards_end(variables, 0.0)
-    shouting["params"]["ff_out"] = shouting["params"]["ff_out"].at[0, MASK].add(20.0)
+    shouting["params"]["ff_out"] = shouting["params"]["ff_out"].at[0, MASK].add(40.0)
     rollout = sample(
         model, shouting, *random_prompts(0, 24, 3), jax.random.key(0), jnp.arange(24),
         config=dataclasses.replace(GREEDY, early_exit=False), special=SPECIAL, temperature=1.0,

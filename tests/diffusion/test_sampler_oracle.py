@@ -237,7 +237,7 @@ def test_the_compiled_sampler_equals_a_python_loop_token_for_token_and_step_for_
     draws = np.random.default_rng(0)
     gumbel = draws.gumbel(size=(config.completion_length, rows, block, 13)).astype(np.float32)
     uniform = draws.random((config.completion_length, rows, block), np.float32)
-    noise = Noise(recorded(gumbel), lambda logits, draw: jnp.argmax(logits + draw, axis=-1), recorded(uniform))
+    noise = Noise(recorded(gumbel), gumbel_max, recorded(uniform))
     decode = jax.jit(partial(denoise, model, noise=noise, config=config, special=SPECIAL, temperature=temperature))
     for seed, strength in ((0, 0.0), (1, 1.5)):
         prompt_BP, length_B = random_prompts(seed, rows, width)
@@ -262,3 +262,7 @@ def recorded(draws_NBx):
     """draws[step][row] as a source of noise."""
     draws_NBx = jnp.asarray(draws_NBx, jnp.float32)
     return lambda step_B, shape: draws_NBx[step_B, jnp.arange(shape[0])]
+
+
+def gumbel_max(logits_BSV, allowed, gumbel_BSV):
+    return jnp.argmax(allowed(logits_BSV, jnp.arange(logits_BSV.shape[-1])[None, None]) + gumbel_BSV, axis=-1)
