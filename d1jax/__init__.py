@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from d1jax.config import LoraConfig, MeshConfig, ModelConfig, SamplerConfig  # noqa: F401
+    from d1jax.infilling import Filled, infill  # noqa: F401
     from d1jax.policy import Policy, load_pretrained, save_pretrained  # noqa: F401
     from d1jax.sampling import Completions, sample, watch  # noqa: F401
 
@@ -14,6 +15,7 @@ __version__ = "0.1.0"
 
 _HOME = {
     **dict.fromkeys(("LoraConfig", "MeshConfig", "ModelConfig", "SamplerConfig"), "d1jax.config"),
+    **dict.fromkeys(("Filled", "infill"), "d1jax.infilling"),
     **dict.fromkeys(("Policy", "load_pretrained", "save_pretrained"), "d1jax.policy"),
     **dict.fromkeys(("Completions", "sample", "watch"), "d1jax.sampling"),
 }

@@ -2,6 +2,7 @@
 
 The model is a checkpoint (Hugging Face or d1jax) or a run directory. Prompts come from --prompt (also more than once), --file
 (one a line; or .jsonl with "prompt"), standard input, or a conversation (--chat, and when standard input is a terminal).
+A prompt with holes, "def f(x): {{mask:16}} return y", comes back with each of them filled by as many tokens.
 """
 
 from __future__ import annotations
@@ -11,35 +12,26 @@ import dataclasses
 import json
 import os
 import sys
-import time
+import typing
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
-
-import numpy as np
+from typing import Any, Literal
 
 from d1jax.config import Config, ConfigError, MeshConfig, SamplerConfig
 from d1jax.config_rules import check
+from d1jax.infilling import has_holes, take_apart
 from d1jax.policy import Policy, load_pretrained
 from d1jax.runtime.run_directory import is_run, open_run
-from d1jax.sampling import Completions, Prompt, check_draws, sample, watch
+from d1jax.sampling import check_draws
+from d1jax.session import Answer, Request, answer, converse
 from d1jax.telemetry.player import write_player
-from d1jax.telemetry.terminal import DenoisingView, printable
+from d1jax.telemetry.terminal import printable
 from d1jax.weights.checkpoint_directory import is_checkpoint
 
 USER_MISTAKE = 2
-
-
-class Request(NamedTuple):
-    """How to sample, and how to show it."""
-
-    policy: Policy
-    config: SamplerConfig
-    seed: int
-    temperature: float
-    system: str
-    raw: bool
-    show: bool
+# The settings of the sampler that are flags by their own names; its sizes have flags of their own.
+SIZES = ("completion_length", "block_length", "steps")
+RULES = {field.name: field for field in dataclasses.fields(SamplerConfig) if field.name not in SIZES}
 
 
 def main(argv: Sequence[str]) -> int:
@@ -57,12 +49,16 @@ def main(argv: Sequence[str]) -> int:
         )
         terminal = sys.stdout.isatty() and sys.stderr.isatty() and not arguments.json
         show = terminal if arguments.show == "auto" else arguments.show == "always"
-        request = Request(policy, config, arguments.seed, arguments.temperature, arguments.system, arguments.raw, show)
+        request = Request(
+            policy, config, arguments.seed, arguments.temperature, arguments.system, arguments.raw, show,
+            drop_too_long=arguments.too_long == "drop",
+        )  # fmt: skip
         if prompts is None:
             converse(request)
         else:
-            samples = answer(request, prompts, arguments.batch, arguments.json, keep=player is not None)
+            answers = answer(request, prompts, arguments.batch, arguments.json)
             if player:
+                samples = [_shown(policy, found) | {"index": index} for index, found in enumerate(answers, start=1)]
                 write_player(player, samples, _player_title(arguments.model, config))
     except ConfigError as error:
         print(f"error: {printable(str(error))}", file=sys.stderr)
@@ -73,92 +69,9 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def answer(request: Request, prompts: list[str], batch: int, as_json: bool, keep: bool = False) -> list[dict[str, Any]]:
-    """Prints a completion of each prompt; rows keep their place in the list, so batches change nothing.
-
-    Returns what the player needs of each, or nothing without `keep`.
-    """
-    size, samples = 1 if request.show else batch, []
-    for start in range(0, len(prompts), size):
-        part = prompts[start : start + size]
-        completions = _sample(request, [_as_prompt(request, text) for text in part], start)
-        for row, prompt in enumerate(part):
-            if as_json:
-                print(json.dumps(_record(prompt, completions, row)), flush=True)  # ASCII: nothing that a terminal obeys
-            else:
-                print(printable(completions.text[row]), flush=True)
-            if keep:
-                samples.append(_sample_of(request, prompt, completions, row) | {"index": start + row + 1})
-    return samples
-
-
-def converse(request: Request) -> None:
-    """A conversation in the terminal; an empty line or end of input ends it, /new forgets what was said."""
-    chats = request.policy.tokenizer.chats and not request.raw
-    opening = [{"role": "system", "content": request.system}] if request.system and chats else []
-    said, turn = list(opening), 0
-    print("an empty line ends the conversation" + (", /new begins another one" if chats else ""), file=sys.stderr)
-    while text := _ask():
-        if text == "/new":
-            said = list(opening)
-            continue
-        said.append({"role": "user", "content": text})
-        try:
-            completions = _sample(request, [said if chats else _as_prompt(request, text)], turn)
-        except ConfigError as error:  # what cannot be written, or a conversation that has become too long
-            print(f"error: {printable(str(error))}", file=sys.stderr)
-            said.pop()
-            continue
-        said.append({"role": "assistant", "content": completions.text[0]})
-        print(printable(completions.text[0]), flush=True)
-        turn += 1
-
-
-def _sample(request: Request, prompts: list[Prompt], first_row: int) -> Completions:
-    settings: dict[str, Any] = {"seed": request.seed, "temperature": request.temperature, "first_row": first_row}
-    if not request.show:
-        return sample(request.policy, prompts, request.config, **settings)
-    view, began, result = DenoisingView(sys.stderr), time.perf_counter(), None
-    special, before = request.policy.tokenizer.special, np.full(request.config.completion_length, -1)
-    for state in watch(request.policy, prompts, request.config, **settings):
-        if isinstance(state, Completions):
-            result = state
-            continue
-        tokens, revealed = state.tokens_BC[0], state.reveal_step_BC[0]
-        named = request.policy.tokenizer.pieces(tokens.tolist())
-        pieces = [None if token == special.mask else piece for token, piece in zip(tokens, named, strict=True)]
-        done = sum(piece is not None for piece in pieces)
-        status = f"step {state.step} of {request.config.steps}, {done} of {len(pieces)} tokens, {time.perf_counter() - began:.1f} s"
-        view.draw(pieces, (revealed != before).tolist(), status)
-        before = revealed
-    view.clear()
-    assert result is not None
-    return result
-
-
-def _as_prompt(request: Request, text: str) -> Prompt:
-    if request.raw or not request.policy.tokenizer.chats:
-        if request.system:
-            raise ConfigError("--system needs a checkpoint with a chat template, and no --raw")
-        return request.policy.tokenizer.encode(text) if request.raw else text
-    system = [{"role": "system", "content": request.system}] if request.system else []
-    return [*system, {"role": "user", "content": text.strip()}]  # what is piped in ends with a line break
-
-
-def _record(prompt: str, completions: Completions, row: int) -> dict[str, Any]:
-    return {
-        "prompt": prompt,
-        "text": completions.text[row],
-        "tokens": completions.tokens[row].tolist(),
-        "reveal_step": completions.reveal_step[row].tolist(),
-        "confidence": [round(float(value), 4) for value in completions.confidence[row]],
-        "nfe": int(completions.nfe[row]),
-    }
-
-
-def _sample_of(request: Request, prompt: str, completions: Completions, row: int) -> dict[str, Any]:
-    pieces = request.policy.tokenizer.pieces(completions.tokens[row].tolist())
-    return _record(prompt, completions, row) | {"set": "prompt", "pieces": pieces}
+def _shown(policy: Policy, found: Answer) -> dict[str, Any]:
+    """What the player needs."""
+    return found._asdict() | {"set": "prompt", "pieces": policy.tokenizer.pieces(found.tokens)}
 
 
 def _player_path(text: str | None, prompts: list[str] | None) -> Path | None:
@@ -181,13 +94,6 @@ def _player_title(model: str, config: SamplerConfig) -> str:
     return f"{Path(model).absolute().name}: completions of {config.completion_length} tokens"
 
 
-def _ask() -> str:
-    try:
-        return input("> " if sys.stdin.isatty() else "").strip()
-    except EOFError:
-        return ""
-
-
 def _prompts(arguments: argparse.Namespace) -> list[str] | None:
     """The prompts, or None for a conversation. Raises ConfigError for an unreadable file and for blank prompts."""
     prompts: list[str] = list(arguments.prompt or [])
@@ -204,6 +110,8 @@ def _prompts(arguments: argparse.Namespace) -> list[str] | None:
     blank = next((index for index, prompt in enumerate(prompts) if not prompt.strip()), None)
     if blank is not None:
         raise ConfigError(f"prompt {blank} is empty; write --prompt TEXT, --file FILE, or pipe a text in")
+    for prompt in filter(has_holes, prompts):
+        take_apart(prompt)
     return prompts
 
 
@@ -242,7 +150,8 @@ def _sampler(arguments: argparse.Namespace) -> SamplerConfig:
     blocks = max(length // block, 1)
     per_token = base.steps / base.completion_length
     steps = arguments.steps or max(round(length * per_token / blocks), 1) * blocks
-    config = dataclasses.replace(base, completion_length=length, block_length=block, steps=steps)
+    named = {name: value for name in RULES if (value := getattr(arguments, name)) is not None}
+    config = dataclasses.replace(base, completion_length=length, block_length=block, steps=steps, **named)
     check(Config(sampler=config))
     return config
 
@@ -282,7 +191,23 @@ def _parser() -> argparse.ArgumentParser:
     add("--batch", type=int, default=8, help="prompts at a time where the denoising is not shown [8]")
     add("--show", choices=("auto", "always", "never"), default="auto", help="draw the denoising [on a terminal]")
     add("--json", action="store_true", help="one JSON object a prompt: text, tokens, reveal_step, confidence")
+    add(
+        "--too-long",
+        choices=("fail", "drop"),
+        default="fail",
+        help="a prompt that does not fit: an error, or left out and counted",
+    )
     add("--player", metavar="FILE", help="also write a page that plays the denoising of every prompt, e.g. player.html")
+    rules = parser.add_argument_group("how to decode [as the run was trained, or the first named]")
+    types = typing.get_type_hints(SamplerConfig)
+    for name, field in RULES.items():
+        kind, flag, text = types[name], "--" + name.replace("_", "-"), field.metadata["help"].replace("%", "%%")
+        if kind is bool:
+            rules.add_argument(flag, action=argparse.BooleanOptionalAction, default=None, help=text)
+        elif typing.get_origin(kind) is Literal:
+            rules.add_argument(flag, choices=typing.get_args(kind), help=text)
+        else:
+            rules.add_argument(flag, type=kind, help=f"{text} [{field.default}]")
     return parser
 
 

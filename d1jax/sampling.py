@@ -14,7 +14,7 @@ import numpy as np
 
 from d1jax.config import Config, ConfigError, SamplerConfig
 from d1jax.config_rules import check
-from d1jax.data.tokenizers import Chat, Tokenizer, pad_rows
+from d1jax.data.tokenizers import Chat, pad_rows
 from d1jax.diffusion.sampler import Decoding, Rollout, sample_stepwise
 from d1jax.diffusion.sampler import sample as sample_rows
 from d1jax.policy import Policy, check_ids, check_length
@@ -53,7 +53,7 @@ def sample(
     """
     arguments = _arguments(policy, prompts, config, seed, temperature, first_row)
     with jax.set_mesh(policy.mesh):
-        rollout = sample_rows(*arguments, **_settings(policy, config, temperature))
+        rollout = sample_rows(*arguments, **settings_of(policy, config, temperature))
     return _completions(policy, rollout)
 
 
@@ -69,33 +69,56 @@ def watch(
     """The same, step by step: every state of the denoising as it happens, then the completions. For showing it to people."""
     arguments = _arguments(policy, prompts, config, seed, temperature, first_row)
     with jax.set_mesh(policy.mesh):
-        for state in sample_stepwise(*arguments, **_settings(policy, config, temperature)):
+        for state in sample_stepwise(*arguments, **settings_of(policy, config, temperature)):
             yield _completions(policy, state) if isinstance(state, Rollout) else jax.device_get(state)
 
 
 def _arguments(
     policy: Policy, prompts: Sequence[Prompt], config: SamplerConfig, seed: int, temperature: float, first_row: int
 ) -> tuple[Any, ...]:
-    check(Config(sampler=config))
     if isinstance(prompts, str):
         raise ConfigError("sample: prompts is one text; write a list, [text]")
     if not len(prompts):
         raise ConfigError("sample: no prompts")
-    check_draws(seed, temperature)
-    try:
-        rows = [_prompt_ids(policy.tokenizer, prompt) for prompt in prompts]
-    except ValueError as error:
-        raise ConfigError(f"sample: {error}") from None
+    rows = [prompt_ids(policy, prompt) for prompt in prompts]
     empty = next((index for index, row in enumerate(rows) if not row or not len(prompts[index])), None)
     if empty is not None:
         raise ConfigError(f"sample: prompt {empty} is empty")
+    return place(policy, rows, config, seed, temperature, range(first_row, first_row + len(rows)))
+
+
+def place(
+    policy: Policy,
+    rows: Sequence[Sequence[int]],
+    config: SamplerConfig,
+    seed: int,
+    temperature: float,
+    row_ids: Sequence[int],
+    prompt_before_RC: np.ndarray | None = None,
+) -> tuple[Any, ...]:
+    """The arguments of the sampler for prompts of token ids. Raises ConfigError before anything is compiled."""
+    check(Config(sampler=config))
+    check_draws(seed, temperature)
     longest = max(map(len, rows))
+    if not longest:
+        raise ConfigError("sample: there is no text around the holes")
     check_length(longest + config.completion_length, policy.config, f"sample: {config.completion_length} new tokens")
     prompt_RP, length_R = pad_rows(rows, -(-longest // PROMPT_BUCKET) * PROMPT_BUCKET, policy.tokenizer.special.end)
     check_ids(prompt_RP, policy.config, "sample")
-    placed = mesh_rules.place_rows(policy.mesh, (prompt_RP, length_R))
-    ids = mesh_rules.place_rows(policy.mesh, np.arange(first_row, first_row + len(rows), dtype=np.int32))
-    return policy.model, policy.variables, *placed, jax.random.key(seed), ids
+    arrays = (prompt_RP, length_R, np.asarray(row_ids, np.int32))
+    prompt_RP, length_R, ids_R = mesh_rules.place_rows(policy.mesh, arrays)
+    if prompt_before_RC is not None:
+        prompt_before_RC = mesh_rules.place_rows(policy.mesh, prompt_before_RC)
+    return policy.model, policy.variables, prompt_RP, length_R, jax.random.key(seed), ids_R, prompt_before_RC
+
+
+def too_long(policy: Policy, prompt: Prompt, config: SamplerConfig) -> str:
+    """Why this prompt and its completion do not fit the model's positions, or ""."""
+    try:
+        check_length(len(prompt_ids(policy, prompt)) + config.completion_length, policy.config, "prompt and completion")
+    except ConfigError as error:
+        return str(error)
+    return ""
 
 
 def check_draws(seed: int, temperature: float) -> None:
@@ -105,13 +128,16 @@ def check_draws(seed: int, temperature: float) -> None:
         raise ConfigError(f"sample: seed = {seed} must be between 0 and 2**32 - 1")
 
 
-def _prompt_ids(tokenizer: Tokenizer, prompt: Prompt) -> list[int]:
+def prompt_ids(policy: Policy, prompt: Prompt) -> list[int]:
     if not isinstance(prompt, str) and len(prompt) and isinstance(prompt[0], int | np.integer):
         return [int(token) for token in prompt]
-    return tokenizer.prompt(prompt)
+    try:
+        return policy.tokenizer.prompt(prompt)
+    except ValueError as error:
+        raise ConfigError(f"sample: {error}") from None
 
 
-def _settings(policy: Policy, config: SamplerConfig, temperature: float) -> dict[str, Any]:
+def settings_of(policy: Policy, config: SamplerConfig, temperature: float) -> dict[str, Any]:
     return {"config": config, "special": policy.tokenizer.special, "temperature": temperature}
 
 

@@ -68,7 +68,44 @@ def test_the_denoising_is_shown_step_by_step_and_ends_in_the_same_text(run, mode
     assert text == quiet and "\x1b" not in text and silence == ""
     frames = drawn.split("\x1b[J")
     masked = [part.count("░") for part in frames[:-1]]
-    assert masked[0] == 7 and masked == sorted(masked, reverse=True) and "step 1 of 8" in frames[0]
+    assert masked[0] == 7 and masked == sorted(masked, reverse=True) and "step 1, 1 of 8" in frames[0]
+
+
+def test_holes_are_filled_between_other_prompts(run, model):
+    texts = ["abc", "a{{mask:3}}c", "kj", "{{mask:2}}d{{mask:1}}"]
+    flags = ["--model", model, *SHORT, "--temperature", "1"]
+    prompts = [word for text in texts for word in ("--prompt", text)]
+    code, out, err = run(*flags, *prompts, "--json")
+    found = records(out)
+    assert code == 0 and err == "" and [record["prompt"] for record in found] == texts
+    assert [len(record["tokens"]) for record in found] == [8, 3, 8, 3]
+    assert found[1]["text"][0] == "a" and found[1]["text"][-1] == "c" and "mask" not in found[1]["text"]
+    assert records(run(*flags, *prompts, "--json", "--batch", "1")[1]) == found
+    _, text, drawn = run(*flags, "--prompt", texts[1], "--show", "always")
+    assert len(text.strip()) == 5 and drawn.count("step") == 2 and "a" in drawn.split("step 1")[0]
+
+
+def test_the_samplers_rules_are_flags(run, model):
+    flags = ["--model", model, "--prompt", "abc", "--length", "8", "--block", "4", "--json"]
+    plain, parallel, cached = (
+        records(run(*flags, *more)[1])[0]
+        for more in ([], ["--schedule", "threshold", "--threshold", "0.05"], ["--cache", "dual", "--no-early-exit"])
+    )
+    assert parallel["nfe"] == 2 < plain["nfe"] and len(cached["tokens"]) == 8
+    code, _, err = run(*flags, "--schedule", "entropy_bound")
+    assert code == 2 and "set sampler.remasking = entropy" in err
+
+
+def test_prompts_that_are_too_long_fail_or_are_left_out_and_counted(run, write_checkpoint):
+    short = str(write_checkpoint("short", max_positions=12)[0])
+    prompts = [word for text in ("abc", "abcdefgh", "a{{mask:2}}bcdefghijk") for word in ("--prompt", text)]
+    code, out, err = run("--model", short, *SHORT, *prompts)
+    assert code == 2 and "12 positions" in err and out == ""
+    code, out, err = run("--model", short, *SHORT, *prompts, "--json", "--too-long", "drop")
+    found = records(out)
+    assert code == 0 and "left out 2 of 3 prompts" in err
+    assert found[0]["text"] and [record["text"] for record in found[1:]] == [None, None]
+    assert all("12 positions" in record["dropped"] for record in found[1:])
 
 
 def test_a_conversation_ends_at_an_empty_line(run, model):

@@ -70,6 +70,29 @@ def test_completion_logits_equal_those_of_the_natural_order(tiny, oracle, alignm
             np.testing.assert_allclose(logits_BSV[row], expected, atol=5e-5, rtol=0)
 
 
+@settings(max_examples=10)
+@given(st.lists(st.lists(st.integers(0, 4), min_size=3, max_size=3), min_size=1, max_size=3), st.integers(0, 9))
+def test_holes_between_prompt_tokens_have_the_logits_of_the_natural_order(tiny, oracle, before, seed):
+    rng = np.random.default_rng(seed)
+    prompts = [rng.integers(0, 10, rng.integers(1, 5)).tolist() for _ in before]
+    before = [sorted(min(count, len(prompt)) for count in row) for row, prompt in zip(before, prompts, strict=True)]
+    completions = rng.integers(0, 13, (len(before), 3)).tolist()
+    canvas = canvas_of(prompts, completions, 5)._replace(prompt_before_BC=jnp.array(before))
+    for alignment in ("same_position", "shifted"):
+        model, variables = tiny(alignment=alignment, qkv_bias=True)
+        hidden_BTD = run(model, variables, canvas.tokens_BT, canvas.positions_BT, canvas.length_B)
+        logits_BCV = head(pick(hidden_BTD, canvas, alignment, jnp.int32(0), 3), head_matrix(variables))
+        for row, prompt in enumerate(prompts):
+            natural, places = list(prompt), []
+            for index, (count, token) in enumerate(zip(before[row], completions[row], strict=True)):
+                places.append(count + index)
+                natural.insert(count + index, token)
+            _, z = oracle(model, variables)(natural)
+            if alignment == "shifted":
+                z = np.concatenate([z[:1], z[:-1]])
+            np.testing.assert_allclose(logits_BCV[row], z[places], atol=5e-5, rtol=0)
+
+
 @given(st.lists(st.lists(st.integers(0, 3), min_size=5, max_size=5), min_size=1, max_size=4), st.integers(0, 3))
 def test_through_first_end_equals_a_loop(rows, end):
     mask_BC = np.asarray(jax.jit(through_first_end)(jnp.array(rows), end))
