@@ -15,12 +15,13 @@ from jax import Array
 
 from d1jax.config import SamplerConfig
 from d1jax.data.tokenizers import SpecialTokens
-from d1jax.diffusion.candidates import Candidates, Pick, candidates, inverse_cdf
-from d1jax.diffusion.canvas import Canvas, block_columns, completion_hidden, row_keys, through_first_end
+from d1jax.diffusion.candidates import Candidates, candidates
+from d1jax.diffusion.canvas import Canvas, block_columns, completion_hidden, through_first_end
 from d1jax.diffusion.kv_cache import block_hidden
+from d1jax.diffusion.noise import Noise, keyed_noise
+from d1jax.diffusion.open_columns import columns_at_a_time, of_open_columns
 from d1jax.diffusion.reveal import Evidence, accepted, by_chance, change, first_ones, in_order, is_drawn
 from d1jax.diffusion.schedule import ADAPTIVE, plan
-from d1jax.models.token_logprobs import LOGITS_PER_CHUNK
 from d1jax.models.transformer import (
     KeyValues,
     Transformer,
@@ -32,7 +33,6 @@ from d1jax.models.transformer import (
 )
 
 NEVER_DECODED = -1
-ROWS_PER_PRODUCT = {"cpu": 32}  # enough for the head to run at full speed; elsewhere 256 (above the ridge of GPUs)
 STATIC = ("model", "config", "special", "temperature")
 
 
@@ -67,28 +67,6 @@ class Decoding(NamedTuple):
     cached_nfe_B: Array
     logp_BSV: Array | None  # klass: the distributions of the last pass,
     stable_BS: Array | None  # and for how many steps they have hardly changed
-
-
-class Noise(NamedTuple):
-    """Where randomness comes from; tests put recorded draws here."""
-
-    token: Callable[[Array, tuple[int, int]], Array]  # (step_B, (B, S)) -> what `pick` needs, [B, S, ...]
-    pick: Pick
-    uniform: Callable[[Array, tuple[int, int]], Array]  # (step_B, (B, S)) -> [0, 1), for the order
-
-
-def keyed_noise(key: Array, row_ids_B: Array) -> Noise:
-    """Draws that are functions of (key, row id, step): a row's text does not depend on the rest of its batch."""
-
-    def draw(purpose: int, step_B: Array, shape: tuple[int, ...]) -> Array:
-        keys_B = row_keys(jax.random.fold_in(key, purpose), row_ids_B)
-        return jax.vmap(lambda k, step: jax.random.uniform(jax.random.fold_in(k, step), shape))(keys_B, step_B)
-
-    return Noise(
-        token=lambda step_B, shape: draw(0, step_B, (*shape[1:], 2)),
-        pick=inverse_cdf,
-        uniform=lambda step_B, shape: draw(1, step_B, shape[1:]),
-    )
 
 
 class Loop(NamedTuple):
@@ -256,47 +234,6 @@ def denoising(
         )  # fmt: skip
 
     return Loop(start, running, stale, full_step, cached_step, finish)
-
-
-def of_open_columns(
-    function: Callable[..., Candidates], group: int, open_BS: Array, *arrays: Array | None
-) -> Candidates:
-    """`function` of the arrays [B, S, ...] where columns are open, `group` of a row at a time; elsewhere zeros.
-
-    A row's open columns come first, so groups in which no row has any are not computed, and all logits of a block need not
-    exist at once.
-    """
-    if group == open_BS.shape[1]:
-        return function(*arrays)
-    order_BS = jnp.argsort(~open_BS, axis=1, stable=True)
-
-    def reordered(x: Array, order_BS: Array) -> Array:
-        return jnp.take_along_axis(x, order_BS.reshape(order_BS.shape + (1,) * (x.ndim - 2)), axis=1)
-
-    def part(x: Array, number: Array | int) -> Array:
-        return jax.lax.dynamic_slice_in_dim(x, number * group, group, axis=1)
-
-    def add(number: Array, found: Candidates) -> Candidates:
-        made = function(*jax.tree.map(lambda x: part(x, number), ordered))
-        return jax.tree.map(
-            lambda whole, new: jax.lax.dynamic_update_slice_in_dim(whole, new, number * group, axis=1), found, made
-        )
-
-    ordered = jax.tree.map(lambda x: reordered(x, order_BS), arrays)
-    shapes = jax.eval_shape(lambda: function(*jax.tree.map(lambda x: part(x, 0), ordered)))
-    nothing = jax.tree.map(lambda x: jnp.zeros((*open_BS.shape, *x.shape[2:]), x.dtype), shapes)
-    most = jnp.max(jnp.sum(open_BS, axis=1))
-    found = jax.lax.fori_loop(0, -(-most // group), add, nothing)
-    return jax.tree.map(lambda x: reordered(x, jnp.argsort(order_BS, axis=1)), found)
-
-
-def columns_at_a_time(rows: int, block: int, vocabulary: int) -> int:
-    """A divisor of the block: few enough that the logits fit LOGITS_PER_CHUNK, but the head's product keeps its speed."""
-    enough = ROWS_PER_PRODUCT.get(jax.default_backend(), 256)
-    sizes = [size for size in range(1, block + 1) if block % size == 0]
-    fast = next((size for size in sizes if rows * size >= enough), block)
-    small = [size for size in sizes if rows * size * vocabulary <= LOGITS_PER_CHUNK]
-    return min(fast, max(small, default=1))
 
 
 def denoise(*args: Any, config: SamplerConfig, **settings: Any) -> Rollout:

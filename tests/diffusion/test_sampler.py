@@ -16,7 +16,8 @@ from scipy.special import softmax
 
 from d1jax.config import MeshConfig, SamplerConfig
 from d1jax.data.tokenizers import SpecialTokens
-from d1jax.diffusion.sampler import Noise, denoise, keyed_noise, sample, text_is_decided
+from d1jax.diffusion.noise import Noise, keyed_noise
+from d1jax.diffusion.sampler import denoise, sample, text_is_decided
 from d1jax.diffusion.schedule import time_schedule
 from d1jax.runtime import mesh as mesh_rules
 

@@ -12,8 +12,9 @@ from d1jax.config import Config, SamplerConfig
 from d1jax.config_rules import check
 from d1jax.data.tokenizers import SpecialTokens
 from d1jax.diffusion.candidates import SURENESS
+from d1jax.diffusion.noise import Noise
 from d1jax.diffusion.reveal import RULES
-from d1jax.diffusion.sampler import Noise, denoise
+from d1jax.diffusion.sampler import denoise
 
 END, TURN_END, MASK = 10, 11, 12
 SPECIAL = SpecialTokens(mask=MASK, end=END, turn_end=TURN_END)
