@@ -272,7 +272,7 @@ POSITIVE = (
 )
 FLOATS = (
     "sampler.remasking_temperature", "sampler.top_p", "sampler.guidance", "sampler.threshold", "sampler.factor",
-    "sampler.entropy_bound",
+    "sampler.entropy_bound", "sampler.kl_threshold",
     "model.rope_theta", "model.norm_eps", "lora.alpha", "sft.eps", "rl.temperature", "rl.prompt_mask", "rl.clip_low", "rl.clip_high",
     "rl.kl_coefficient", "evaluation.temperature",
     *(f"{stage}.optimizer.{key}" for stage in ("sft", "rl") for key in ("learning_rate", "beta1", "beta2", "weight_decay", "clip_norm")),
@@ -280,6 +280,7 @@ FLOATS = (
 NOT_NEGATIVE = (
     "seed", "task.seed",
     "sampler.remasking_temperature", "sampler.top_k", "sampler.guidance", "sampler.factor", "sampler.entropy_bound",
+    "sampler.kl_threshold", "sampler.cache_refresh",
     "model.max_positions", "sft.completion_length",
     "lora.rank", "task.train_rows", "task.eval_rows", "evaluation.every", "evaluation.samples",
     "evaluation.temperature", "rl.kl_coefficient", "rl.reference_sync_every", "rl.clip_low", "rl.clip_high",
@@ -289,6 +290,11 @@ IMPOSSIBLE = [
     ({"sampler.schedule": "time", "sampler.block_length": "8"}, "set sampler.block_length = 16"),
     ({"sampler.threshold": "0"}, "sampler.threshold = 0.0 must lie in (0, 1]"),
     ({"sampler.schedule": "entropy_bound"}, "set sampler.remasking = entropy (here: low_confidence)"),
+    ({"sampler.threshold": "1.5"}, "sampler.threshold = 1.5 must lie in (0, 1]"),
+    ({"sampler.schedule": "klass", "sampler.remasking": "random"}, "to an order that is not drawn (here: random)"),
+    ({"sampler.schedule": "threshold", "sampler.remasking_temperature": "0.5"}, "and sampler.remasking_temperature = 0"),
+    ({"sampler.cache": "dual", "sampler.guidance": "1"}, "sampler.cache = dual with guidance"),
+    ({"sampler.cache_refresh": "2"}, "sampler.cache_refresh = 2 without a cache"),
     ({"sampler.top_p": "0"}, "sampler.top_p = 0.0 must lie in (0, 1]"),
     ({"sampler.remasking": "random", "sampler.remasking_temperature": "1"}, "does nothing for remasking random"),
     ({"sampler.schedule": "chance"}, "set sampler.remasking = random (here: low_confidence)"),
