@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 Alignment = Literal["same_position", "shifted"]
+# Schedules of the sampler whose steps commit as many positions as the model is sure of.
+ADAPTIVE = ("threshold", "factor", "entropy_bound", "klass")
 
 
 class ConfigError(ValueError):
@@ -118,8 +120,9 @@ class SamplerConfig:
     top_k: int = setting(0, "sample from the k likeliest tokens (0 = all)")
     top_p: float = setting(1.0, "sample from the likeliest tokens that together reach p (1 = all)")
     guidance: float = setting(0.0, "classifier-free guidance against a hidden prompt; a second forward pass (0 = none)")
-    end_token: Literal["allowed", "forbidden", "last"] = setting(
-        "allowed", "forbidden: never sampled; last: committed only when nothing else is left"
+    end_token: Literal["allowed", "forbidden", "all_forbidden", "last"] = setting(
+        "allowed",
+        "forbidden: never sampled (all_forbidden: nor what closes a turn); last: committed only when nothing else is left",
     )
     early_exit: bool = setting(True, "stop a row once its text up to the end token is decided")
     cache: Literal["none", "prefix", "dual"] = setting(

@@ -7,7 +7,9 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-from d1jax.config import Config, ConfigError
+from d1jax.config import ADAPTIVE, Config, ConfigError
+
+MOST_TOKENS = 1_000_000  # schedules are arrays of this length
 
 
 def check(config: Config) -> Config:
@@ -56,19 +58,24 @@ def _rules(config: Config) -> list[tuple[bool, str]]:
     ]
     if any(broken for broken, _ in sizes):
         return sizes  # what follows divides by these
-    fits = c % block == 0
+    if c > MOST_TOKENS:
+        return [*sizes, (True, f"sampler.completion_length = {c} is more than {MOST_TOKENS} tokens")]
+    fits, steps_count = c % block == 0, sampler.schedule not in ADAPTIVE
     rules = [
         (
             not fits,
-            f"sampler.block_length = {block} does not divide sampler.completion_length = {c}; try {_divisor(c, block)}",
+            f"sampler.block_length = {block} does not divide sampler.completion_length = {c}; try {block if fits else _divisor(c, block)}",
         ),
         (
-            fits and steps < blocks,
+            fits and steps_count and steps < blocks,
             f"sampler.steps = {steps} is fewer than the {blocks} blocks; every block needs a step",
         ),
-        (steps > c, f"sampler.steps = {steps} is more than the {c} tokens of sampler.completion_length"),
         (
-            fits and steps >= blocks and steps % blocks != 0,
+            steps_count and steps > c,
+            f"sampler.steps = {steps} is more than the {c} tokens of sampler.completion_length",
+        ),
+        (
+            fits and steps_count and steps >= blocks and steps % blocks != 0,
             f"sampler.steps = {steps} is not a multiple of the {blocks} blocks; try {max(steps // blocks, 1) * blocks}",
         ),
     ]
@@ -83,8 +90,7 @@ def _rules(config: Config) -> list[tuple[bool, str]]:
             f"sampler.schedule = entropy_bound takes the surest first; set sampler.remasking = entropy (here: {sampler.remasking})",
         ),
         (
-            sampler.schedule in ("threshold", "factor", "entropy_bound", "klass")
-            and (sampler.remasking == "random" or sampler.remasking_temperature > 0),
+            sampler.schedule in ADAPTIVE and (sampler.remasking == "random" or sampler.remasking_temperature > 0),
             f"sampler.schedule = {sampler.schedule} takes the surest together; set sampler.remasking to an order that is not "
             f"drawn (here: {sampler.remasking}) and sampler.remasking_temperature = 0",
         ),
@@ -193,4 +199,7 @@ def _floats(section: Any, prefix: str = "") -> Iterator[tuple[str, float]]:
 
 
 def _divisor(length: int, wanted: int) -> int:
-    return min((d for d in range(1, length + 1) if length % d == 0), key=lambda d: abs(d - wanted))
+    """The divisor of `length` that is nearest to `wanted`."""
+    wanted = min(wanted, length)
+    near = (size for away in range(wanted) for size in (wanted - away, wanted + away))
+    return next(size for size in near if length % size == 0)

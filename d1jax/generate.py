@@ -11,6 +11,7 @@ import argparse
 import dataclasses
 import json
 import os
+import re
 import sys
 import typing
 from collections.abc import Sequence
@@ -51,7 +52,7 @@ def main(argv: Sequence[str]) -> int:
         show = terminal if arguments.show == "auto" else arguments.show == "always"
         request = Request(
             policy, config, arguments.seed, arguments.temperature, arguments.system, arguments.raw, show,
-            drop_too_long=arguments.too_long == "drop",
+            drop_too_long=arguments.too_long == "drop", fixed_batches=len(prompts or []) > arguments.batch,
         )  # fmt: skip
         if prompts is None:
             converse(request)
@@ -147,13 +148,27 @@ def _sampler(arguments: argparse.Namespace) -> SamplerConfig:
     length = arguments.length or base.completion_length
     widest = min(arguments.block or base.block_length, length) if length > 0 else 1
     block = arguments.block or next((size for size in range(widest, 0, -1) if length % size == 0), 1)
+    if not arguments.block and block * 4 < widest:
+        near = [size for size in (length // widest * widest, -(-length // widest) * widest) if size]
+        raise ConfigError(
+            f"--length {length} has no block near {widest} tokens (the next is {block}); try --length {' or '.join(map(str, near))}, "
+            "or name a --block"
+        )
     blocks = max(length // block, 1)
     per_token = base.steps / base.completion_length
     steps = arguments.steps or max(round(length * per_token / blocks), 1) * blocks
     named = {name: value for name in RULES if (value := getattr(arguments, name)) is not None}
     config = dataclasses.replace(base, completion_length=length, block_length=block, steps=steps, **named)
-    check(Config(sampler=config))
+    try:
+        check(Config(sampler=config))
+    except ConfigError as error:  # in the words of the flags
+        raise ConfigError(re.sub(r"sampler\.(\w+)", lambda found: _flag(found[1]), str(error))) from None
     return config
+
+
+def _flag(name: str) -> str:
+    sizes = {"completion_length": "--length", "block_length": "--block", "steps": "--steps"}
+    return sizes.get(name, "--" + name.replace("_", "-"))
 
 
 def _mesh(text: str) -> MeshConfig:
@@ -201,7 +216,7 @@ def _parser() -> argparse.ArgumentParser:
     rules = parser.add_argument_group("how to decode [as the run was trained, or the first named]")
     types = typing.get_type_hints(SamplerConfig)
     for name, field in RULES.items():
-        kind, flag, text = types[name], "--" + name.replace("_", "-"), field.metadata["help"].replace("%", "%%")
+        kind, flag, text = types[name], _flag(name), field.metadata["help"].replace("%", "%%")
         if kind is bool:
             rules.add_argument(flag, action=argparse.BooleanOptionalAction, default=None, help=text)
         elif typing.get_origin(kind) is Literal:

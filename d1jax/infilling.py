@@ -14,21 +14,27 @@ from typing import Any
 import jax
 import numpy as np
 
-from d1jax.config import ConfigError, SamplerConfig
+from d1jax.config import Config, ConfigError, SamplerConfig
+from d1jax.config_rules import check
+from d1jax.data.tokenizers import Tokenizer
 from d1jax.diffusion.sampler import Decoding, Rollout, sample_stepwise
 from d1jax.diffusion.sampler import sample as sample_rows
 from d1jax.policy import Policy
 from d1jax.sampling import place, settings_of
 
 HOLE = re.compile(r"\{\{mask:([^{}]*)\}\}")
+LIKE_A_HOLE = re.compile(r"\{\{\s*mask\b", re.IGNORECASE)
+SIZE = re.compile(r"0*[1-9][0-9]{0,5}")
 
 
 @dataclass(frozen=True)
-class Holed:
+class Laid:
     """A text taken apart: texts[0], a hole of sizes[0] tokens, texts[1], ..."""
 
     texts: tuple[str, ...]
     sizes: tuple[int, ...]
+    ids: list[int]  # of the given text
+    before: list[int]  # [C] how many of them stand before each hole token
 
 
 @dataclass(frozen=True)
@@ -44,7 +50,11 @@ class Filled:
 
 
 def has_holes(text: str) -> bool:
-    return HOLE.search(text) is not None
+    """Whether a text has holes. Raises ConfigError for what looks like one and is none."""
+    holes = len(HOLE.findall(text))
+    if len(LIKE_A_HOLE.findall(text)) > holes:
+        raise ConfigError("infill: a hole is written {{mask:16}}, with its number of tokens and nothing else")
+    return holes > 0
 
 
 def infill(
@@ -62,17 +72,25 @@ def infill(
     steps keeps the tokens per step of `config`. Texts with equally many hole tokens are one batch; row i draws from
     (seed, first_row + i) only. Raises ConfigError for a text without holes, a malformed one, an impossible setting.
     """
-    holed = [take_apart(text) for text in texts]
+    if isinstance(texts, str):
+        raise ConfigError("infill: texts is one text; write a list, [text]")
+    return fill(policy, texts, config, seed, temperature, range(first_row, first_row + len(texts)))
+
+
+def fill(
+    policy: Policy, texts: Sequence[str], config: SamplerConfig, seed: int, temperature: float, row_ids: Sequence[int]
+) -> list[Filled]:
+    """The same; row i draws from (seed, row_ids[i])."""
+    laid = [lay_out(policy.tokenizer, text) for text in texts]
     found: dict[int, Filled] = {}
-    for total in sorted({sum(one.sizes) for one in holed}):
-        rows = [row for row, one in enumerate(holed) if sum(one.sizes) == total]
-        config_of_total = for_holes(config, total)
-        arguments = _arguments(
-            policy, [holed[row] for row in rows], config_of_total, seed, temperature, [first_row + row for row in rows]
-        )
+    for total in sorted({len(one.before) for one in laid}):
+        rows = [row for row, one in enumerate(laid) if len(one.before) == total]
+        settings = for_holes(config, total)
+        ids = [row_ids[row] for row in rows]
+        arguments = _arguments(policy, [laid[row] for row in rows], settings, seed, temperature, ids)
         with jax.set_mesh(policy.mesh):
-            rollout = jax.device_get(sample_rows(*arguments, **settings_of(policy, config_of_total, temperature)))
-        found |= {row: _filled(policy, holed[row], rollout, index) for index, row in enumerate(rows)}
+            rollout = jax.device_get(sample_rows(*arguments, **settings_of(policy, settings, temperature)))
+        found |= {row: _filled(policy, laid[row], rollout, index) for index, row in enumerate(rows)}
     return [found[row] for row in range(len(texts))]
 
 
@@ -80,41 +98,49 @@ def watch_infill(
     policy: Policy, text: str, config: SamplerConfig, *, seed: int = 0, temperature: float = 0.0, first_row: int = 0
 ) -> Iterator[Decoding | Filled]:
     """The same for one text, step by step: every state of the denoising as it happens, then the filled text."""
-    holed = take_apart(text)
-    config = for_holes(config, sum(holed.sizes))
-    arguments = _arguments(policy, [holed], config, seed, temperature, [first_row])
+    laid = lay_out(policy.tokenizer, text)
+    config = for_holes(config, len(laid.before))
+    arguments = _arguments(policy, [laid], config, seed, temperature, [first_row])
     with jax.set_mesh(policy.mesh):
         for state in sample_stepwise(*arguments, **settings_of(policy, config, temperature)):
             state = jax.device_get(state)
-            yield _filled(policy, holed, state, 0) if isinstance(state, Rollout) else state
-
-
-def take_apart(text: str) -> Holed:
-    """Raises ConfigError where there is no hole, or one whose size is not a whole number above 0."""
-    parts = HOLE.split(text)
-    if len(parts) == 1:
-        raise ConfigError(f"infill: no hole in {text!r}; write {{{{mask:16}}}} where 16 tokens are missing")
-    wrong = next((size for size in parts[1::2] if not (size.isascii() and size.isdigit() and int(size) > 0)), None)
-    if wrong is not None:
-        raise ConfigError(f"infill: {{{{mask:{wrong}}}}} needs a number of tokens above 0, e.g. {{{{mask:16}}}}")
-    return Holed(tuple(parts[0::2]), tuple(map(int, parts[1::2])))
+            yield _filled(policy, laid, state, 0) if isinstance(state, Rollout) else state
 
 
 def for_holes(config: SamplerConfig, total: int) -> SamplerConfig:
     """These settings for `total` tokens in holes."""
+    check(Config(sampler=config))
     steps = min(max(round(total * config.steps / config.completion_length), 1), total)
     sizes = {"completion_length": total, "block_length": total, "steps": steps}
-    return dataclasses.replace(config, **sizes, end_token="forbidden", early_exit=False)
+    return dataclasses.replace(config, **sizes, end_token="all_forbidden", early_exit=False)
 
 
-def tokens_before(tokenizer: Any, holed: Holed) -> tuple[list[int], list[int]]:
-    """(the ids of the given text, how many of them stand before each hole token)."""
+def take_apart(text: str) -> tuple[tuple[str, ...], tuple[int, ...]]:
+    """(texts, sizes): texts[0], a hole of sizes[0] tokens, texts[1], ... Raises ConfigError where there is no hole, or one
+    whose size is not a whole number from 1 to 999999."""
+    parts = HOLE.split(text)
+    if len(parts) == 1:
+        raise ConfigError(f"infill: no hole in {text!r}; write {{{{mask:16}}}} where 16 tokens are missing")
+    wrong = next((size for size in parts[1::2] if not SIZE.fullmatch(size)), None)
+    if wrong is not None:
+        raise ConfigError(f"infill: {{{{mask:{wrong[:20]}}}}} needs a number of tokens above 0, e.g. {{{{mask:16}}}}")
+    return tuple(parts[0::2]), tuple(map(int, parts[1::2]))
+
+
+def lay_out(tokenizer: Tokenizer, text: str) -> Laid:
+    """Raises ConfigError where the text cannot be written, or nothing stands around the holes."""
+    texts, sizes = take_apart(text)
     ids: list[int] = []
     before: list[int] = []
-    for text, size in zip(holed.texts, (*holed.sizes, 0), strict=True):
-        ids += tokenizer.encode(text) if text else []
-        before += [len(ids)] * size
-    return ids, before
+    try:
+        for part, size in zip(texts, (*sizes, 0), strict=True):
+            ids += tokenizer.encode(part) if part else []
+            before += [len(ids)] * size
+    except ValueError as error:
+        raise ConfigError(f"infill: {error}") from None
+    if not ids:
+        raise ConfigError("infill: there is no text around the holes")
+    return Laid(texts, sizes, ids, before)
 
 
 def interleave(given: Sequence[Any], holes: Sequence[Any], before: Sequence[int]) -> list[Any]:
@@ -127,25 +153,21 @@ def interleave(given: Sequence[Any], holes: Sequence[Any], before: Sequence[int]
 
 
 def _arguments(
-    policy: Policy, holed: list[Holed], config: SamplerConfig, seed: int, temperature: float, row_ids: list[int]
+    policy: Policy, laid: list[Laid], config: SamplerConfig, seed: int, temperature: float, row_ids: Sequence[int]
 ) -> tuple[Any, ...]:
     if policy.config.alignment == "shifted" and config.cache != "none":
         raise ConfigError(
             f"infill: cache = {config.cache}: in this model a token is scored from the one before it, which a window of the cache "
             "may lack; set cache = none"
         )
-    try:
-        laid = [tokens_before(policy.tokenizer, one) for one in holed]
-    except ValueError as error:
-        raise ConfigError(f"infill: {error}") from None
-    before_RC = np.array([before for _, before in laid], np.int32)
-    return place(policy, [ids for ids, _ in laid], config, seed, temperature, row_ids, before_RC)
+    before_RC = np.array([one.before for one in laid], np.int32)
+    return place(policy, [one.ids for one in laid], config, seed, temperature, row_ids, before_RC)
 
 
-def _filled(policy: Policy, holed: Holed, rollout: Rollout, row: int) -> Filled:
+def _filled(policy: Policy, laid: Laid, rollout: Rollout, row: int) -> Filled:
     tokens = np.asarray(rollout.tokens_BC[row])
-    ends = np.cumsum(holed.sizes)
+    ends = np.cumsum(laid.sizes)
     holes = [policy.tokenizer.decode(part.tolist()) for part in np.split(tokens, ends[:-1])]
-    text = "".join(interleave(holed.texts, holes, range(1, len(holes) + 1)))
+    text = "".join(interleave(laid.texts, holes, range(1, len(holes) + 1)))
     values = (np.asarray(x[row]) for x in (rollout.reveal_step_BC, rollout.confidence_BC))
     return Filled(text, tuple(holes), tokens, *values, nfe=int(rollout.nfe_B[row]))

@@ -34,6 +34,9 @@ class Completions:
     confidence: np.ndarray  # [R, C] its probability then
     length: np.ndarray  # [R] tokens through the first end token
     nfe: np.ndarray  # [R] forward passes
+    cached_nfe: np.ndarray  # [R] those of them over a window, on a cache
+    token_logp: np.ndarray  # [R, C] log-probability of drawing the token then
+    order_logp: np.ndarray  # [R, C] log-probability of taking the position then, given the candidates
 
 
 def sample(
@@ -51,7 +54,21 @@ def sample(
     All of them are one batch; row i draws from (seed, first_row + i) only. Raises ConfigError for impossible settings, an
     empty prompt, one that is too long.
     """
-    arguments = _arguments(policy, prompts, config, seed, temperature, first_row)
+    return sample_ids(
+        policy, _rows(policy, prompts), config, seed, temperature, range(first_row, first_row + len(prompts))
+    )
+
+
+def sample_ids(
+    policy: Policy,
+    rows: Sequence[Sequence[int]],
+    config: SamplerConfig,
+    seed: int,
+    temperature: float,
+    row_ids: Sequence[int],
+) -> Completions:
+    """The same for prompts of token ids, row i of which draws from (seed, row_ids[i])."""
+    arguments = place(policy, rows, config, seed, temperature, row_ids)
     with jax.set_mesh(policy.mesh):
         rollout = sample_rows(*arguments, **settings_of(policy, config, temperature))
     return _completions(policy, rollout)
@@ -67,15 +84,14 @@ def watch(
     first_row: int = 0,
 ) -> Iterator[Decoding | Completions]:
     """The same, step by step: every state of the denoising as it happens, then the completions. For showing it to people."""
-    arguments = _arguments(policy, prompts, config, seed, temperature, first_row)
+    rows = _rows(policy, prompts)
+    arguments = place(policy, rows, config, seed, temperature, range(first_row, first_row + len(rows)))
     with jax.set_mesh(policy.mesh):
         for state in sample_stepwise(*arguments, **settings_of(policy, config, temperature)):
             yield _completions(policy, state) if isinstance(state, Rollout) else jax.device_get(state)
 
 
-def _arguments(
-    policy: Policy, prompts: Sequence[Prompt], config: SamplerConfig, seed: int, temperature: float, first_row: int
-) -> tuple[Any, ...]:
+def _rows(policy: Policy, prompts: Sequence[Prompt]) -> list[list[int]]:
     if isinstance(prompts, str):
         raise ConfigError("sample: prompts is one text; write a list, [text]")
     if not len(prompts):
@@ -84,7 +100,7 @@ def _arguments(
     empty = next((index for index, row in enumerate(rows) if not row or not len(prompts[index])), None)
     if empty is not None:
         raise ConfigError(f"sample: prompt {empty} is empty")
-    return place(policy, rows, config, seed, temperature, range(first_row, first_row + len(rows)))
+    return rows
 
 
 def place(
@@ -100,8 +116,6 @@ def place(
     check(Config(sampler=config))
     check_draws(seed, temperature)
     longest = max(map(len, rows))
-    if not longest:
-        raise ConfigError("sample: there is no text around the holes")
     check_length(longest + config.completion_length, policy.config, f"sample: {config.completion_length} new tokens")
     prompt_RP, length_R = pad_rows(rows, -(-longest // PROMPT_BUCKET) * PROMPT_BUCKET, policy.tokenizer.special.end)
     check_ids(prompt_RP, policy.config, "sample")
@@ -110,15 +124,6 @@ def place(
     if prompt_before_RC is not None:
         prompt_before_RC = mesh_rules.place_rows(policy.mesh, prompt_before_RC)
     return policy.model, policy.variables, prompt_RP, length_R, jax.random.key(seed), ids_R, prompt_before_RC
-
-
-def too_long(policy: Policy, prompt: Prompt, config: SamplerConfig) -> str:
-    """Why this prompt and its completion do not fit the model's positions, or ""."""
-    try:
-        check_length(len(prompt_ids(policy, prompt)) + config.completion_length, policy.config, "prompt and completion")
-    except ConfigError as error:
-        return str(error)
-    return ""
 
 
 def check_draws(seed: int, temperature: float) -> None:
@@ -144,4 +149,7 @@ def settings_of(policy: Policy, config: SamplerConfig, temperature: float) -> di
 def _completions(policy: Policy, rollout: Rollout) -> Completions:
     host = Rollout(*map(np.asarray, jax.device_get(rollout)))
     texts = [policy.tokenizer.decode(row) for row in host.tokens_BC.tolist()]
-    return Completions(texts, host.tokens_BC, host.reveal_step_BC, host.confidence_BC, host.length_B, host.nfe_B)
+    return Completions(
+        texts, host.tokens_BC, host.reveal_step_BC, host.confidence_BC, host.length_B, host.nfe_B, host.cached_nfe_B,
+        host.token_logp_BC, host.order_logp_BC,
+    )  # fmt: skip

@@ -5,16 +5,16 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from d1jax.config import ConfigError, SamplerConfig
 from d1jax.diffusion.sampler import Decoding
-from d1jax.infilling import Filled, has_holes, infill, interleave, take_apart, tokens_before, watch_infill
-from d1jax.policy import Policy
-from d1jax.sampling import Completions, Prompt, sample, too_long, watch
+from d1jax.infilling import Filled, fill, has_holes, interleave, lay_out, take_apart, watch_infill
+from d1jax.policy import Policy, check_length
+from d1jax.sampling import Completions, Prompt, prompt_ids, sample, sample_ids, watch
 from d1jax.telemetry.terminal import DenoisingView, printable
 
 
@@ -29,6 +29,7 @@ class Request(NamedTuple):
     raw: bool
     show: bool
     drop_too_long: bool = False
+    fixed_batches: bool = False  # fill the last batch up
 
     def settings(self, first_row: int) -> dict[str, Any]:
         return {"seed": self.seed, "temperature": self.temperature, "first_row": first_row}
@@ -45,86 +46,88 @@ class Answer(NamedTuple):
     nfe: int
 
 
+class Task(NamedTuple):
+    """A prompt that has been checked."""
+
+    row: int  # its place in the list: what its draws depend on
+    prompt: str
+    holes: bool
+    ids: list[int]
+
+
 def answer(request: Request, prompts: list[str], batch: int, as_json: bool) -> list[Answer]:
     """Prints a completion of each prompt, or the prompt with its holes filled, and returns them.
 
-    Rows keep their place in the list, so batches change nothing. Prompts that are too long are an error, or left out and
-    counted.
+    All prompts are checked before the first is decoded. Rows keep their place in the list, so batches change nothing. Prompts
+    that are too long are an error, or left out and counted.
     """
-    size, answers, dropped = 1 if request.show else batch, [], 0
-    for start in range(0, len(prompts), size):
-        part = prompts[start : start + size]
-        why = [_too_long(request, prompt) if request.drop_too_long else "" for prompt in part]
-        for prompt, found, reason in zip(part, _answers(request, part, why, start), why, strict=True):
-            if found is None:
-                dropped += 1
-                if as_json:
-                    print(json.dumps({"prompt": prompt, "text": None, "dropped": reason}), flush=True)
-                continue
-            if as_json:
-                print(json.dumps(found._asdict()), flush=True)  # ASCII: nothing that a terminal obeys
-            else:
-                print(printable(found.text), flush=True)
-            answers.append(found)
+    tasks = [_task(request, row, prompt) for row, prompt in enumerate(prompts)]
+    why = [_too_long(request, task) for task in tasks]
+    dropped = [row for row, reason in enumerate(why) if reason]
+    if dropped and not request.drop_too_long:
+        raise ConfigError(
+            f"prompt {dropped[0]}: {why[dropped[0]]}; shorten it, or leave such prompts out by --too-long drop"
+        )
+    size, answers = 1 if request.show else batch, []
+    for start in range(0, len(tasks), size):
+        part = [task for task in tasks[start : start + size] if not why[task.row]]
+        found = dict(zip((task.row for task in part), _answers(request, part, size), strict=True))
+        for row in range(start, min(start + size, len(tasks))):
+            if as_json:  # ASCII: nothing that a terminal obeys
+                left_out = {"prompt": prompts[row], "text": None, "dropped": why[row]}
+                print(json.dumps(left_out if why[row] else found[row]._asdict()), flush=True)
+            elif not why[row]:
+                print(printable(found[row].text), flush=True)
+        answers += found.values()
     if dropped:
-        print(f"left out {dropped} of {len(prompts)} prompts that are too long (--too-long drop)", file=sys.stderr)
+        which = ", ".join(map(str, dropped[:10])) + (", ..." if len(dropped) > 10 else "")
+        print(f"left out {len(dropped)} of {len(prompts)} prompts that are too long: {which}", file=sys.stderr)
     return answers
 
 
-def _answers(request: Request, prompts: list[str], left_out: list[str], start: int) -> list[Answer | None]:
-    """The answers in the order of the prompts; None for those left out. Plain prompts are one batch."""
-    found: list[Answer | None] = [None] * len(prompts)
-    plain = []
-    for row, prompt in enumerate(prompts):
-        if left_out[row]:
-            continue
-        if has_holes(prompt):
-            found[row] = _fill(request, prompt, start + row)
-        else:
-            plain.append(row)
-    # A batch of rows that are not neighbours would change their draws: each run of neighbours is sampled by itself.
-    for run in _neighbours(plain):
-        completions = _sample(request, [_as_prompt(request, prompts[row]) for row in run], start + run[0])
-        for index, row in enumerate(run):
-            found[row] = Answer(
-                prompts[row], completions.text[index],
-                *_lists(completions.tokens[index], completions.reveal_step[index], completions.confidence[index]),
-                int(completions.nfe[index]),
-            )  # fmt: skip
-    return found
+def _task(request: Request, row: int, prompt: str) -> Task:
+    if has_holes(prompt):
+        if request.system:
+            raise ConfigError("--system has no place in a text with holes; leave it out")
+        return Task(row, prompt, True, lay_out(request.policy.tokenizer, prompt).ids)
+    return Task(row, prompt, False, prompt_ids(request.policy, _as_prompt(request, prompt)))
 
 
-def _fill(request: Request, prompt: str, row: int) -> Answer:
-    if request.system:
-        raise ConfigError("--system has no place in a text with holes; leave it out")
-    if request.show:
-        filled = _watched_filling(request, prompt, row)
+def _too_long(request: Request, task: Task) -> str:
+    """Why this prompt and what is to be written do not fit the model's positions, or ""."""
+    new = sum(take_apart(task.prompt)[1]) if task.holes else request.config.completion_length
+    try:
+        check_length(len(task.ids) + new, request.policy.config, f"{len(task.ids)} tokens of prompt and {new} new ones")
+    except ConfigError as error:
+        return str(error)
+    return ""
+
+
+def _answers(request: Request, tasks: list[Task], size: int) -> list[Answer]:
+    """Their answers. Plain prompts are one batch of `size` rows (the last one is repeated), so few programs are compiled."""
+    found: dict[int, Answer] = {}
+    plain, holed = ([task for task in tasks if task.holes == holes] for holes in (False, True))
+    if plain and request.show:
+        completions = _watched(request, _as_prompt(request, plain[0].prompt), plain[0].row)
+    elif plain:
+        padded = plain + plain[-1:] * (size - len(plain) if request.fixed_batches else 0)
+        draws = (request.seed, request.temperature, [task.row for task in padded])
+        completions = sample_ids(request.policy, [task.ids for task in padded], request.config, *draws)
+    for index, task in enumerate(plain):
+        values = (values[index] for values in (completions.tokens, completions.reveal_step, completions.confidence))
+        found[task.row] = Answer(task.prompt, completions.text[index], *_lists(*values), int(completions.nfe[index]))
+    if holed and request.show:
+        filled = [_watched_filling(request, holed[0].prompt, holed[0].row)]
     else:
-        (filled,) = infill(request.policy, [prompt], request.config, **request.settings(row))
-    return Answer(prompt, filled.text, *_lists(filled.tokens, filled.reveal_step, filled.confidence), filled.nfe)
+        draws = (request.seed, request.temperature, [task.row for task in holed])
+        filled = fill(request.policy, [task.prompt for task in holed], request.config, *draws)
+    for task, one in zip(holed, filled, strict=True):
+        found[task.row] = Answer(task.prompt, one.text, *_lists(one.tokens, one.reveal_step, one.confidence), one.nfe)
+    return [found[task.row] for task in tasks]
 
 
 def _lists(tokens: np.ndarray, reveal_step: np.ndarray, confidence: np.ndarray) -> tuple[list, list, list]:
     return tokens.tolist(), reveal_step.tolist(), [round(float(value), 4) for value in confidence]
-
-
-def _neighbours(rows: Sequence[int]) -> Iterator[list[int]]:
-    run: list[int] = []
-    for row in rows:
-        if run and row != run[-1] + 1:
-            yield run
-            run = []
-        run.append(row)
-    if run:
-        yield run
-
-
-def _too_long(request: Request, prompt: str) -> str:
-    if has_holes(prompt):
-        holed = take_apart(prompt)
-        given, _ = tokens_before(request.policy.tokenizer, holed)
-        return too_long(request.policy, given, SamplerConfig(completion_length=sum(holed.sizes)))
-    return too_long(request.policy, _as_prompt(request, prompt), request.config)
 
 
 def converse(request: Request) -> None:
@@ -139,7 +142,11 @@ def converse(request: Request) -> None:
             continue
         said.append({"role": "user", "content": text})
         try:
-            completions = _sample(request, [said if chats else _as_prompt(request, text)], turn)
+            prompt = said if chats else _as_prompt(request, text)
+            if request.show:
+                completions = _watched(request, prompt, turn)
+            else:
+                completions = sample(request.policy, [prompt], request.config, **request.settings(turn))
         except ConfigError as error:  # what cannot be written, or a conversation that has become too long
             print(f"error: {printable(str(error))}", file=sys.stderr)
             said.pop()
@@ -149,18 +156,17 @@ def converse(request: Request) -> None:
         turn += 1
 
 
-def _sample(request: Request, prompts: list[Prompt], first_row: int) -> Completions:
-    if not request.show:
-        return sample(request.policy, prompts, request.config, **request.settings(first_row))
-    states = watch(request.policy, prompts, request.config, **request.settings(first_row))
-    return _draw(request, states, lambda pieces: pieces)
+def _watched(request: Request, prompt: Prompt, row: int) -> Completions:
+    return _draw(
+        request, watch(request.policy, [prompt], request.config, **request.settings(row)), lambda pieces: pieces
+    )
 
 
 def _watched_filling(request: Request, prompt: str, row: int) -> Filled:
-    given, before = tokens_before(request.policy.tokenizer, take_apart(prompt))
-    around = [(piece, False) for piece in request.policy.tokenizer.pieces(given)]
+    laid = lay_out(request.policy.tokenizer, prompt)
+    around = [(piece, False) for piece in request.policy.tokenizer.pieces(laid.ids)]
     states = watch_infill(request.policy, prompt, request.config, **request.settings(row))
-    return _draw(request, states, lambda holes: interleave(around, holes, before))
+    return _draw(request, states, lambda holes: interleave(around, holes, laid.before))
 
 
 def _draw(request: Request, states: Iterator[Any], weave: Any) -> Any:
@@ -189,9 +195,16 @@ def _as_prompt(request: Request, text: str) -> Prompt:
     if request.raw or not request.policy.tokenizer.chats:
         if request.system:
             raise ConfigError("--system needs a checkpoint with a chat template, and no --raw")
-        return request.policy.tokenizer.encode(text) if request.raw else text
+        return _encoded(request, text) if request.raw else text
     system = [{"role": "system", "content": request.system}] if request.system else []
     return [*system, {"role": "user", "content": text.strip()}]  # what is piped in ends with a line break
+
+
+def _encoded(request: Request, text: str) -> list[int]:
+    try:
+        return request.policy.tokenizer.encode(text)
+    except ValueError as error:
+        raise ConfigError(f"--raw: {error}") from None
 
 
 def _ask() -> str:

@@ -292,7 +292,10 @@ IMPOSSIBLE = [
     ({"sampler.schedule": "entropy_bound"}, "set sampler.remasking = entropy (here: low_confidence)"),
     ({"sampler.threshold": "1.5"}, "sampler.threshold = 1.5 must lie in (0, 1]"),
     ({"sampler.schedule": "klass", "sampler.remasking": "random"}, "to an order that is not drawn (here: random)"),
-    ({"sampler.schedule": "threshold", "sampler.remasking_temperature": "0.5"}, "and sampler.remasking_temperature = 0"),
+    (
+        {"sampler.schedule": "threshold", "sampler.remasking_temperature": "0.5"},
+        "and sampler.remasking_temperature = 0",
+    ),
     ({"sampler.cache": "dual", "sampler.guidance": "1"}, "sampler.cache = dual with guidance"),
     ({"sampler.cache_refresh": "2"}, "sampler.cache_refresh = 2 without a cache"),
     ({"sampler.top_p": "0"}, "sampler.top_p = 0.0 must lie in (0, 1]"),

@@ -93,7 +93,7 @@ def test_the_samplers_rules_are_flags(run, model):
     )
     assert parallel["nfe"] == 2 < plain["nfe"] and len(cached["tokens"]) == 8
     code, _, err = run(*flags, "--schedule", "entropy_bound")
-    assert code == 2 and "set sampler.remasking = entropy" in err
+    assert code == 2 and "set --remasking = entropy" in err
 
 
 def test_prompts_that_are_too_long_fail_or_are_left_out_and_counted(run, write_checkpoint):
@@ -106,6 +106,28 @@ def test_prompts_that_are_too_long_fail_or_are_left_out_and_counted(run, write_c
     assert code == 0 and "left out 2 of 3 prompts" in err
     assert found[0]["text"] and [record["text"] for record in found[1:]] == [None, None]
     assert all("12 positions" in record["dropped"] for record in found[1:])
+
+
+def test_all_prompts_are_checked_before_the_first_is_decoded(run, write_checkpoint):
+    short = str(write_checkpoint("short", max_positions=12)[0])
+    flags = ["--model", short, *SHORT, "--batch", "1", "--prompt", "abc"]
+    for bad, message in (
+        ("abcdefgh", "prompt 1: 8 tokens"),
+        ("Z", "sample:"),
+        ("Z{{mask:2}}", "infill:"),
+        ("a{{mask}}", "a hole is"),
+    ):
+        for more in ([], ["--show", "always"], ["--too-long", "drop"] if bad != "abcdefgh" else []):
+            code, out, err = run(*flags, "--prompt", bad, *more)
+            assert code == 2 and out == "" and message in err, (bad, more, err)
+    assert run(*flags, "--raw", "--prompt", "Z")[0] == 2
+
+
+def test_a_length_without_a_block_near_the_usual_one_is_told(run, model):
+    code, _, err = run("--model", model, "--prompt", "abc", "--length", "101")
+    assert code == 2 and "--length 96 or 128" in err and "--block" in err
+    code, _, err = run("--model", model, "--prompt", "abc", "--length", "100000000000", "--block", "3")
+    assert code == 2 and "more than 1000000 tokens" in err
 
 
 def test_a_conversation_ends_at_an_empty_line(run, model):

@@ -112,6 +112,8 @@ def test_interleaving_puts_each_hole_token_after_as_many_given_ones(given_ids, b
         ("a{{mask:²}}b", "needs a number"),
         ("{{mask:3}}", "no text around the holes"),
         ("Z{{mask:3}}", "infill:"),
+        ("a{{mask:" + "9" * 5000 + "}}", "needs a number"),
+        ("a{{mask:999999999}}", "needs a number"),
     ],
 )
 def test_malformed_texts_are_refused(write_checkpoint, text, message):
@@ -128,6 +130,22 @@ def test_holes_that_do_not_fit_and_a_cache_that_cannot_score_them_are_refused(wr
     dream = load_pretrained(write_checkpoint("dream", alignment="shifted")[0])
     with pytest.raises(ConfigError, match="set cache = none"):
         infill(dream, ["abc{{mask:4}}"], dataclasses.replace(SETTINGS, cache="dual"))
+
+
+def test_nothing_around_one_text_of_a_batch_and_texts_that_are_no_list_are_refused(write_checkpoint):
+    policy = load_pretrained(write_checkpoint()[0])
+    with pytest.raises(ConfigError, match="no text around"):
+        infill(policy, ["{{mask:2}}", "ab{{mask:2}}"], SETTINGS)
+    with pytest.raises(ConfigError, match="write a list"):
+        infill(policy, "a{{mask:2}}b", SETTINGS)
+    with pytest.raises(ConfigError, match="must be above 0"):
+        infill(policy, ["a{{mask:2}}b"], dataclasses.replace(SETTINGS, completion_length=0))
+
+
+@pytest.mark.parametrize("text", ["a{{mask}}", "a{{ mask:4 }}", "a{{MASK:4}}b{{mask:2}}"])
+def test_what_looks_like_a_hole_and_is_none_is_told(text):
+    with pytest.raises(ConfigError, match="a hole is written"):
+        has_holes(text)
 
 
 def test_the_package_offers_it_and_knows_what_a_hole_is():

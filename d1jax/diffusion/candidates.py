@@ -41,7 +41,8 @@ def candidates(
 
     confidence_of: "model" is softmax(logits)[candidate], "sampling" the same of the tempered and filtered logits. The mask
     token and ids beyond the tokenizer's are never candidates, but stay in the softmax of the confidence. end_token:
-    "forbidden" takes the end token out of the distribution; "last" takes end tokens out of everyone's confidence.
+    "forbidden" takes the end token out of the distribution, "all_forbidden" also what closes a turn; "last" takes end tokens
+    out of everyone's confidence.
 
     Source: LLaDA's generate, with its options logits_eos_inf ("forbidden") and confidence_eos_eot_inf ("last"); Dream's
     diffusion_generate.
@@ -53,6 +54,10 @@ def candidates(
     if config.top_k or config.top_p < 1:
         within_BSV = _without_forbidden(logits_BSV, ids_V[None, None, :], special, config) / divisor
         sampled_BSV, divisor = keep_top(within_BSV, config.top_k, config.top_p), 1.0
+        # Where a filter leaves only tokens that are never sampled (the mask, when the model shouts it), it is not applied.
+        never_V = (ids_V == special.mask) | (ids_V >= special.vocab_size)
+        some_BS1 = jnp.any(jnp.isfinite(sampled_BSV) & ~never_V[None, None, :], axis=-1, keepdims=True)
+        sampled_BSV = jnp.where(some_BS1, sampled_BSV, within_BSV)
 
     # What differs from the stored logits is computed where it is read: another [B, S, V] array would cost more than the sums.
     def allowed(values: Array, ids: Array) -> Array:
@@ -74,6 +79,8 @@ def candidates(
         token_logp_BS = jnp.zeros(token_BS.shape, jnp.float32)
     scored_BSV = scored(source_BSV, ids_V[None, None, :])
     total_BS = jax.nn.logsumexp(scored_BSV, axis=-1)
+    # A filter may leave end tokens only, which "last" takes out of the confidence.
+    total_BS = jnp.where(jnp.isfinite(total_BS), total_BS, 0.0)
     confidence_BS = jnp.exp(scored(_at(source_BSV, token_BS), token_BS) - total_BS)
     # Of all log-probabilities only margin, entropy and klass make use; elsewhere the compiler drops them.
     logp_BSV = scored_BSV - total_BS[:, :, None]
@@ -168,7 +175,10 @@ def _like(ids: Array, values: Array) -> Array:
 def _first_beyond(mass_xN: Array, uniform_x: Array) -> Array:
     """The first index up to which the mass is more than `uniform` of the whole; never one without mass."""
     upto_xN = jnp.cumsum(mass_xN, axis=-1)
-    return jnp.sum(upto_xN <= uniform_x[..., None] * upto_xN[..., -1:], axis=-1)
+    first_x = jnp.sum(upto_xN <= uniform_x[..., None] * upto_xN[..., -1:], axis=-1)
+    # A parallel sum may round its last terms apart although nothing is added between them.
+    last_x = mass_xN.shape[-1] - 1 - jnp.argmax(mass_xN[..., ::-1] > 0, axis=-1)
+    return jnp.minimum(first_x, last_x)
 
 
 def keep_top(logits: Array, top_k: int, top_p: float) -> Array:
@@ -194,4 +204,6 @@ def _at(values_BSV: Array, token_BS: Array) -> Array:
 
 
 def _without_forbidden(values: Array, ids: Array, special: SpecialTokens, config: SamplerConfig) -> Array:
-    return jnp.where(ids == special.end, -jnp.inf, values) if config.end_token == "forbidden" else values
+    if config.end_token == "forbidden":
+        return jnp.where(ids == special.end, -jnp.inf, values)
+    return jnp.where(is_end(ids, special), -jnp.inf, values) if config.end_token == "all_forbidden" else values

@@ -13,6 +13,7 @@ from jax import Array
 
 from d1jax.diffusion.candidates import Candidates
 from d1jax.models.token_logprobs import LOGITS_PER_CHUNK
+from d1jax.runtime import mesh as mesh_rules
 
 LOGITS_PER_GROUP = 1_000_000  # fewer are not worth a turn of the loop
 ROWS_PER_PRODUCT = {"cpu": 32}  # enough for the head to run at full speed; elsewhere 256 (above the ridge of GPUs)
@@ -52,6 +53,9 @@ def of_open_columns(
 
 def columns_at_a_time(rows: int, block: int, vocabulary: int) -> int:
     """A divisor of the block: few enough that the logits fit LOGITS_PER_CHUNK, but a group is worth its turn."""
+    # Rows are cut over devices; each does a product of its own part.
+    mesh = jax.sharding.get_abstract_mesh()
+    rows = max(rows // (1 if mesh.empty else mesh_rules.row_shards(mesh)), 1)
     enough = ROWS_PER_PRODUCT.get(jax.default_backend(), 256)
     sizes = [size for size in range(1, block + 1) if block % size == 0]
     worth = (size for size in sizes if rows * size >= enough and rows * size * vocabulary >= LOGITS_PER_GROUP)

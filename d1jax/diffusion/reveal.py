@@ -56,6 +56,8 @@ def in_order(
         end_BS = is_end(candidates.token_BS, special)
         priority_BS = jnp.where(end_BS, jnp.finfo(jnp.float32).min, priority_BS)
         drawn_BS &= ~end_BS
+    # A model that has become NaN must still end.
+    priority_BS = jnp.where(jnp.isnan(priority_BS), jnp.finfo(jnp.float32).min, priority_BS)
     priority_BS = jnp.where(forced_BS, jnp.inf, priority_BS)
     order_BS = jnp.argsort(jnp.where(open_BS, -priority_BS, jnp.inf), axis=1, stable=True)
     rank_BS = jnp.argsort(order_BS, axis=1)

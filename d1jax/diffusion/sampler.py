@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from d1jax.config import SamplerConfig
+from d1jax.config import ADAPTIVE, SamplerConfig
 from d1jax.data.tokenizers import SpecialTokens
 from d1jax.diffusion.candidates import Candidates, candidates
 from d1jax.diffusion.canvas import Canvas, block_columns, completion_hidden, through_first_end
@@ -21,7 +21,7 @@ from d1jax.diffusion.kv_cache import block_hidden
 from d1jax.diffusion.noise import Noise, keyed_noise
 from d1jax.diffusion.open_columns import columns_at_a_time, of_open_columns
 from d1jax.diffusion.reveal import Evidence, accepted, by_chance, change, first_ones, in_order, is_drawn
-from d1jax.diffusion.schedule import ADAPTIVE, plan
+from d1jax.diffusion.schedule import plan
 from d1jax.models.transformer import (
     KeyValues,
     Transformer,
@@ -40,14 +40,13 @@ class Rollout(NamedTuple):
     """What a sampler returns."""
 
     tokens_BC: Array
-    reveal_step_BC: (
-        Array  # the step that committed the position; NEVER_DECODED behind the end token of a row that stopped early
-    )
+    # The step that committed the position; NEVER_DECODED behind the end token of a row that stopped early.
+    reveal_step_BC: Array
     confidence_BC: Array  # the model's probability of the token when it was committed
-    token_logp_BC: Array  # log-probability of drawing the token then, at the sampler's temperature and filters
-    order_logp_BC: (
-        Array  # log-probability of when the position was taken, given the candidates; 0 unless the order is drawn
-    )
+    # Log-probabilities of drawing the token then, at the sampler's temperature and filters, and of taking the position when it
+    # was taken, given the candidates (0 where the order is not drawn).
+    token_logp_BC: Array
+    order_logp_BC: Array
     length_B: Array  # through the first end token
     nfe_B: Array  # forward passes that the row took part in
     cached_nfe_B: Array  # those of them over a window only
@@ -195,7 +194,7 @@ def denoising(
 
         # A shifted model on a cache cannot score the first column of a block from a window: the block's first pass commits it.
         forced_BS = jnp.zeros_like(open_BS)
-        if cached and model.config.alignment == "shifted":
+        if cached and config.cache_refresh != 1 and model.config.alignment == "shifted":
             forced_BS = open_BS & (first_pass & (jnp.arange(block) == 0))[None, :]
         order = in_order(proposal, uniform_BS, open_BS, forced_BS, special, config)
         if config.schedule == "chance":
@@ -244,7 +243,7 @@ def denoise(*args: Any, config: SamplerConfig, **settings: Any) -> Rollout:
         state, keys = loop.full_step(state)
         if keys is None:
             return state
-        # The cache is no part of what this loop carries: nothing copies it.
+        # The cache is no part of what this loop carries, so it is not handed on from step to step.
         return jax.lax.while_loop(
             lambda state: loop.running(state) & ~loop.stale(state), lambda state: loop.cached_step(state, keys), state
         )

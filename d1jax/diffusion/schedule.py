@@ -6,17 +6,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from d1jax.config import SamplerConfig
+from d1jax.config import ADAPTIVE, SamplerConfig
 
 TIME_EPS = 1e-3  # where Dream's time ends
-
-
-ADAPTIVE = (
-    "threshold",
-    "factor",
-    "entropy_bound",
-    "klass",
-)  # how many positions a step commits depends on what the model says
 
 
 class Plan(NamedTuple):

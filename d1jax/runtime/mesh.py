@@ -44,7 +44,7 @@ def make_mesh(config: MeshConfig) -> Mesh:
     return jax.make_mesh(tuple(shape), AXES, axis_types=(AxisType.Auto,) * 3)
 
 
-def row_shards(mesh: Mesh) -> int:
+def row_shards(mesh: Mesh | jax.sharding.AbstractMesh) -> int:
     """How many parts a batch is cut into."""
     return mesh.shape["data"] * mesh.shape["fsdp"]
 

@@ -54,9 +54,12 @@ def plain_candidate(logits_V, gumbel_V, temperature, config):
     """(token, log-probability of drawing it, confidence, sureness) of one position, from the words of the docstring."""
     logits_V = np.asarray(logits_V, np.float64).copy()
     ends = [SPECIAL.end, SPECIAL.turn_end]
-    if config.end_token == "forbidden":
-        logits_V[SPECIAL.end] = -np.inf
-    sampled_V = plain_filter(logits_V / temperature if temperature else logits_V, config.top_k, config.top_p)
+    if config.end_token in ("forbidden", "all_forbidden"):
+        logits_V[ends if config.end_token == "all_forbidden" else SPECIAL.end] = -np.inf
+    unfiltered_V = logits_V / temperature if temperature else logits_V
+    sampled_V = plain_filter(unfiltered_V, config.top_k, config.top_p)
+    if not np.isfinite(np.delete(sampled_V, SPECIAL.mask)).any():  # only the mask is left
+        sampled_V = unfiltered_V
     values = [
         -np.inf if token == SPECIAL.mask else value + (gumbel_V[token] if temperature else 0)
         for token, value in enumerate(sampled_V)
@@ -65,7 +68,7 @@ def plain_candidate(logits_V, gumbel_V, temperature, config):
     scored_V = (sampled_V if config.confidence_of == "sampling" else logits_V).copy()
     if config.end_token == "last":
         scored_V[ends] = -np.inf
-    p_V = softmax(scored_V)
+    p_V = softmax(scored_V) if np.isfinite(scored_V).any() else np.zeros(len(scored_V))
     best = sorted(p_V, reverse=True)
     sureness = {
         "topk_margin": best[0] - best[1],
@@ -77,7 +80,7 @@ def plain_candidate(logits_V, gumbel_V, temperature, config):
     return token, np.log(softmax(allowed_V)[token]) if temperature else 0.0, p_V[token], sureness
 
 
-@pytest.mark.parametrize("end_token", ["allowed", "forbidden", "last"])
+@pytest.mark.parametrize("end_token", ["allowed", "forbidden", "all_forbidden", "last"])
 @pytest.mark.parametrize("temperature", [0.0, 0.6])
 @pytest.mark.parametrize("remasking", ["low_confidence", "topk_margin", "entropy"])
 @pytest.mark.parametrize("changes", [{}, {"confidence_of": "sampling", "top_k": 5, "top_p": 0.9}], ids=str)
@@ -94,10 +97,12 @@ def test_candidates_and_their_confidence_equal_a_plain_loop(end_token, temperatu
         for s in range(8):
             expected = plain_candidate(logits_BSV[b, s], gumbel_BSV[b, s], temperature, config)
             values = (found.token_BS, found.token_logp_BS, found.confidence_BS, found.sureness_BS)
+            assert np.isfinite(expected).all()
             np.testing.assert_allclose([value[b, s] for value in values], expected, rtol=1e-4, atol=1e-5)
     tokens = np.asarray(found.token_BS)
     assert found.token_BS.dtype == jnp.int32 and not (tokens == SPECIAL.mask).any()
-    assert (tokens == SPECIAL.end).any() == (end_token != "forbidden")
+    assert (tokens == SPECIAL.end).any() == (end_token not in ("forbidden", "all_forbidden"))
+    assert (tokens == SPECIAL.turn_end).any() == (end_token != "all_forbidden")
 
 
 @given(st.integers(1, 12), st.floats(0.05, 1.0), st.integers(0, 10_000))
@@ -122,6 +127,20 @@ def test_the_mask_token_keeps_its_share_of_the_confidence():
     found = propose(logits, SamplerConfig())
     assert found.token_BS[0, 0] == 0  # ties go to the lowest index
     np.testing.assert_allclose(found.confidence_BS[0, 0], 1 / 16, rtol=1e-5)
+
+
+@pytest.mark.parametrize("changes", [{"top_k": 1}, {"top_p": 0.3}, {"top_k": 1, "confidence_of": "sampling"}], ids=str)
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_filter_that_leaves_only_the_mask_is_not_applied(temperature, changes):
+    logits = np.random.default_rng(0).standard_normal((2, 3, 9)).astype(np.float32)
+    logits[:, :, SPECIAL.mask] = 12.0
+    gumbel_BSV = np.zeros(logits.shape, np.float32)
+    found = propose(logits, SamplerConfig(**changes), temperature, gumbel_BSV)
+    np.testing.assert_array_equal(
+        found.token_BS, np.where(np.arange(9) == SPECIAL.mask, -np.inf, logits).argmax(axis=2)
+    )
+    for values in found[1:4]:
+        assert np.isfinite(values).all()
 
 
 def test_without_a_second_closing_token_no_ordinary_token_is_put_last():

@@ -375,8 +375,9 @@ def test_random_remasking_reveals_every_position_first_equally_often(tiny):
 # -- devices and compilation -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("changes", WAYS, ids=str)
 @pytest.mark.parametrize("axes", [{"data": 8}, {"data": 2, "fsdp": 2, "tensor": 2}], ids=str)
-def test_eight_devices_decode_what_one_decodes(tiny, initialized, random_prompts, axes):
+def test_eight_devices_decode_what_one_decodes(tiny, initialized, random_prompts, axes, changes):
     model, host_variables = tiny(heads=4, kv_heads=2, vocab_size=14, qkv_bias=True)
     mesh = mesh_rules.make_mesh(MeshConfig(**axes))
     prompt_BP, length_B = random_prompts(5, 8, 3)
@@ -385,7 +386,7 @@ def test_eight_devices_decode_what_one_decodes(tiny, initialized, random_prompts
     def decode(variables, prompt_BP, length_B, row_ids_B):
         return sample(
             model, variables, prompt_BP, length_B, jax.random.key(0), row_ids_B,
-            config=GREEDY, special=SPECIAL, temperature=0.0,
+            config=dataclasses.replace(GREEDY, **changes), special=SPECIAL, temperature=0.5 if changes else 0.0,
         )  # fmt: skip
 
     with jax.set_mesh(mesh):
@@ -398,7 +399,7 @@ def test_eight_devices_decode_what_one_decodes(tiny, initialized, random_prompts
     assert len(variables["params"]["ff_out"].sharding.device_set) == 8
     one = decode(host_variables, *map(jnp.asarray, host))
     assert len(one.tokens_BC.sharding.device_set) == 1
-    for field in ("tokens_BC", "reveal_step_BC", "length_B", "nfe_B"):
+    for field in ("tokens_BC", "reveal_step_BC", "length_B", "nfe_B", "cached_nfe_B"):
         np.testing.assert_array_equal(getattr(many, field), getattr(one, field), err_msg=field)
     assert len(np.unique(one.tokens_BC)) > 3
 
