@@ -102,11 +102,10 @@ def measured(experiment, variables, problems, sampler):
     )
     passes, cached = float(rollout.nfe_B.mean()), float(rollout.cached_nfe_B.mean())
     columns = sampler.completion_length + problems.prompt_RP.shape[1]
-    window = 0
-    if cached:  # the narrowest compiled window that holds what is to be computed, over the blocks
+    window = sampler.block_length
+    if sampler.cache == "prefix":  # the narrowest compiled window that holds what is to be computed, over the blocks
         needed = range(sampler.completion_length, 0, -sampler.block_length)
-        fitting = [min(size for size in window_sizes(sampler) if size >= columns) for columns in needed]
-        window = sampler.block_length if sampler.cache == "dual" else np.mean(fitting)
+        window = np.mean([min(size for size in window_sizes(sampler) if size >= columns) for columns in needed])
     return solved, passes, passes - cached + cached * float(window) / columns
 
 
