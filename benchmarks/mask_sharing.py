@@ -16,8 +16,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from d1jax.analysis import accuracy, summary
+from d1jax.config import EstimatorConfig
 from d1jax.diffusion.canvas import Canvas
-from d1jax.diffusion.likelihood import one_step_views, score
+from d1jax.diffusion.estimators import views_of
+from d1jax.diffusion.likelihood import score
 from d1jax.diffusion.sampler import sample
 from d1jax.experiment import build
 from d1jax.files import write_json
@@ -44,7 +46,10 @@ def main() -> None:
     @jax.jit
     def gradient(variables, canvas, advantage_B, key, mask_ids_B, prompt_mask):
         def loss(variables):
-            views = one_step_views(key, canvas, mask_ids_B, mask_id=special.mask, prompt_mask=prompt_mask)
+            views = views_of(
+                key, canvas, mask_ids_B, jnp.zeros_like(canvas.completion_BC),
+                estimator=EstimatorConfig(), sampler=config.sampler, special=special, prompt_mask=prompt_mask,
+            )  # fmt: skip
             return -jnp.mean(advantage_B[:, None] * score(model, variables, canvas, views).logp)
 
         return jnp.concatenate([leaf.reshape(-1) for leaf in jax.tree.leaves(jax.grad(loss)(variables))])

@@ -49,13 +49,15 @@ def main() -> None:
         )  # fmt: skip
 
     advantage = jnp.asarray(np.random.default_rng(0).standard_normal(rows), jnp.float32)
-    batch = Batch(Canvas(rollout().tokens_BC, *prompts), jnp.arange(rows) // config.rl.group_size, advantage)
+    made = rollout()
+    groups_B = jnp.arange(rows) // config.rl.group_size
+    batch = Batch(Canvas(made.tokens_BC, *prompts), groups_B, made.reveal_step_BC, advantage)
     states, updates = {}, {}
     for parts in arguments.micro_batches:
         settings = dataclasses.replace(config.rl, micro_batches=parts)
         optimizer = make_optimizer(settings.optimizer, 1000)
         state = new_state(optimizer, variables, experiment.mesh)
-        updates[parts] = make_update(experiment.model, optimizer, settings, special, state)
+        updates[parts] = make_update(experiment.model, optimizer, settings, config.sampler, special, state)
         states[parts], _ = jax.block_until_ready(updates[parts](state, {}, {}, batch, jax.random.key(0)))
 
     seconds: dict[str, list[float]] = {"rollout": []} | {f"update, {parts} micro-batches": [] for parts in updates}

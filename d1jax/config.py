@@ -167,6 +167,27 @@ class SftConfig:
 
 
 @dataclass(frozen=True)
+class EstimatorConfig:
+    """How the likelihood of a completion is estimated: a plan of masked views (diffusion/estimators.py)."""
+
+    name: Literal["one_step", "elbo", "coupled", "quadrature", "block", "trajectory", "autoregressive"] = setting(
+        "one_step",
+        "all masked (d1); random maskings; complementary pairs; fixed ratios; inside one block; recorded states; left to right",
+    )
+    samples: int = setting(1, "maskings (elbo, block), pairs (coupled), nodes (quadrature), segments (trajectory)")
+    counts: Literal["exact", "independent"] = setting(
+        "exact", "a masking hides a drawn number of tokens, or each token with a drawn probability"
+    )
+    weight: Literal["inverse", "uniform"] = setting(
+        "inverse", "elbo, block: by 1 / share that is masked, or the mean over the views that mask a token"
+    )
+    low: float = setting(0.0, "smallest share that is masked")
+    high: float = setting(1.0, "largest share that is masked")
+    full_mask: bool = setting(False, "coupled: also score with all masked (DiffuCoder)")
+    shrink: int = setting(0, "trajectory: segments of so many steps instead of `samples` segments (TraceRL)")
+
+
+@dataclass(frozen=True)
 class RlConfig:
     """diffu-GRPO."""
 
@@ -176,6 +197,7 @@ class RlConfig:
     inner_updates: int = setting(4, "optimizer updates on a rollout batch, mu, each under its own prompt masks")
     micro_batches: int = setting(1, "gradient accumulation: parts of a rollout batch")
     temperature: float = setting(1.0, "of the rollouts")
+    estimator: EstimatorConfig = section(EstimatorConfig)
     prompt_mask: float = setting(0.15, "probability p that the likelihood hides a prompt token")
     mask_sharing: Literal["group", "row"] = setting(
         "group", "completions of a group meet one prompt mask, or (d1) each its own"
@@ -183,17 +205,32 @@ class RlConfig:
     fresh_masks: bool = setting(
         True, "a new prompt mask in every inner update (false: d1's ablation, one mask for all)"
     )
+    ratio: Literal["none", "token", "block", "sequence_mean", "sequence_sum"] = setting(
+        "token", "what the new and the old likelihood are compared on; none: the policy gradient, without old scores"
+    )
+    clip: Literal["ppo", "dual", "cispo", "none"] = setting(
+        "ppo", "ppo; ppo with a bound where the advantage is negative; cispo (keeps every gradient); none"
+    )
     clip_low: float = setting(0.2, "ratio is clipped below 1 - clip_low")
     clip_high: float = setting(0.2, "and above 1 + clip_high")
-    advantage: Literal["center", "zscore", "leave_one_out"] = setting(
-        "center", "how a group's rewards become advantages"
+    dual_clip: float = setting(3.0, "clip dual: the loss is at most this times -advantage")
+    advantage: Literal["center", "zscore", "leave_one_out", "batch", "softmax"] = setting(
+        "center",
+        "how a group's rewards become advantages; softmax: wd1's weights of good minus those of bad completions",
     )
-    kl_coefficient: float = setting(0.0, "beta of the k3 penalty to the reference (0 = no reference)")
+    softmax_scale: float = setting(1.0, "advantage softmax: psi, the scale of the centred rewards")
+    kl_coefficient: float = setting(0.0, "beta of the KL penalty (0 = none)")
+    kl: Literal["k1", "k2", "k3"] = setting("k3", "its estimator")
+    kl_level: Literal["token", "sequence"] = setting("token", "of each token, or of their sum / L")
+    kl_to: Literal["reference", "old"] = setting(
+        "reference", "the policy at the start, or that of the rollouts (TraceRL)"
+    )
     reference_sync_every: int = setting(
         0, "steps between copies of the policy into the reference (0 = frozen; full fine-tuning only)"
     )
-    pooling: Literal["bnpo", "grpo", "dr_grpo"] = setting(
-        "bnpo", "bnpo: mean over tokens (d1); grpo: mean of row means; dr_grpo: sum / (rows x C)"
+    pooling: Literal["bnpo", "dapo", "grpo", "dr_grpo", "row_sum"] = setting(
+        "bnpo",
+        "bnpo, dapo: mean over tokens (d1); grpo: mean of row means; dr_grpo: sum / (rows x C); row_sum: mean of row sums",
     )
     reward_weights: dict[str, float] = setting(
         lambda: {"solved": 1.0}, "reward = sum of weight x the task's reward of that name"

@@ -24,7 +24,7 @@ def _rules(config: Config) -> list[tuple[bool, str]]:
     model, sampler, sft, rl = config.model, config.sampler, config.sft, config.rl
     c, block, steps = sampler.completion_length, sampler.block_length, sampler.steps
     blocks = max(c // max(block, 1), 1)
-    rows = rl.prompts_per_step * rl.group_size
+    rows, estimator = rl.prompts_per_step * rl.group_size, rl.estimator
     positive = {
         "model.width": model.width, "model.layers": model.layers, "model.heads": model.heads, "model.kv_heads": model.kv_heads,
         "model.mlp_width": model.mlp_width, "sampler.completion_length": c, "sampler.block_length": block, "sampler.steps": steps,
@@ -33,7 +33,7 @@ def _rules(config: Config) -> list[tuple[bool, str]]:
         "evaluation.batch_size": config.evaluation.batch_size, "checkpoint_every": config.checkpoint_every,
         "max_bad_updates": config.max_bad_updates, "sft.optimizer.learning_rate": sft.optimizer.learning_rate,
         "rl.optimizer.learning_rate": rl.optimizer.learning_rate, "model.rope_theta": model.rope_theta,
-        "lora.alpha": config.lora.alpha,
+        "lora.alpha": config.lora.alpha, "rl.estimator.samples": estimator.samples, "rl.softmax_scale": rl.softmax_scale,
     }  # fmt: skip
     not_negative = {
         "sampler.remasking_temperature": sampler.remasking_temperature, "sampler.top_k": sampler.top_k,
@@ -42,6 +42,7 @@ def _rules(config: Config) -> list[tuple[bool, str]]:
         "sampler.entropy_bound": sampler.entropy_bound, "model.max_positions": model.max_positions,
         "sft.completion_length": sft.completion_length,
         "seed": config.seed, "task.seed": config.task.seed,
+        "rl.estimator.shrink": estimator.shrink,
         "lora.rank": config.lora.rank, "task.train_rows": config.task.train_rows, "task.eval_rows": config.task.eval_rows,
         "evaluation.every": config.evaluation.every, "evaluation.samples": config.evaluation.samples,
         "evaluation.temperature": config.evaluation.temperature, "rl.kl_coefficient": rl.kl_coefficient,
@@ -160,6 +161,35 @@ def _rules(config: Config) -> list[tuple[bool, str]]:
             f"sft.micro_batches = {sft.micro_batches} does not divide sft.batch_size = {sft.batch_size}",
         ),
         (not 0 <= rl.prompt_mask < 1, f"rl.prompt_mask = {rl.prompt_mask} must lie in [0, 1)"),
+        (
+            not 0 <= estimator.low < estimator.high <= 1,
+            f"rl.estimator.low = {estimator.low} and high = {estimator.high} must satisfy 0 <= low < high <= 1",
+        ),
+        (
+            estimator.full_mask and estimator.name != "coupled",
+            f"rl.estimator.full_mask belongs to the coupled estimator, not to {estimator.name}",
+        ),
+        (
+            estimator.shrink > 0 and estimator.name != "trajectory",
+            f"rl.estimator.shrink belongs to the trajectory estimator, not to {estimator.name}",
+        ),
+        (
+            estimator.weight == "uniform" and estimator.name not in ("elbo", "block"),
+            f"rl.estimator.weight = uniform is for elbo and block; {estimator.name} has weights of its own, set inverse",
+        ),
+        (
+            rl.kl == "k3" and rl.kl_level == "sequence" and rl.kl_coefficient > 0,
+            "rl.kl = k3 on sequences: exp of a sum over tokens has no bound; set rl.kl = k2, or rl.kl_level = token",
+        ),
+        (
+            rl.kl == "k1" and rl.kl_coefficient > 0,
+            "rl.kl = k1 in the loss has an expected gradient of zero; set rl.kl = k2 or k3",
+        ),
+        (rl.clip == "dual" and rl.dual_clip <= 1, f"rl.dual_clip = {rl.dual_clip} must be above 1"),
+        (
+            rl.reference_sync_every > 0 and rl.kl_to == "old",
+            "rl.reference_sync_every > 0 with rl.kl_to = old: there is no reference; set it to 0",
+        ),
         (not 0 < sft.eps < 1, f"sft.eps = {sft.eps} must lie in (0, 1)"),
         (rl.clip_low > 1, f"rl.clip_low = {rl.clip_low} must be at most 1 (the ratio is never negative)"),
         (

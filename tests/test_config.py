@@ -172,7 +172,11 @@ def test_an_unknown_key_like_nothing_lists_the_choices(write):
     ("flag", "value", "message"),
     [
         ("model.dtype", "bfloat", "model.dtype = 'bfloat' is not one of float32, bfloat16 (did you mean 'bfloat16'?)"),
-        ("rl.pooling", "dr-grpo", "rl.pooling = 'dr-grpo' is not one of bnpo, grpo, dr_grpo (did you mean 'dr_grpo'?)"),
+        (
+            "rl.pooling",
+            "dr-grpo",
+            "rl.pooling = 'dr-grpo' is not one of bnpo, dapo, grpo, dr_grpo, row_sum (did you mean 'dr_grpo'?)",
+        ),
         (
             "task.name",
             "soduku",
@@ -247,6 +251,8 @@ def test_a_file_that_is_not_text_is_named(tmp_path):
 # -- impossible combinations -------------------------------------------------------------------------------------------
 
 POSITIVE = (
+    "rl.estimator.samples",
+    "rl.softmax_scale",
     "model.width",
     "model.layers",
     "model.heads",
@@ -271,6 +277,7 @@ POSITIVE = (
     "lora.alpha",
 )
 FLOATS = (
+    "rl.estimator.low", "rl.estimator.high", "rl.dual_clip", "rl.softmax_scale",
     "sampler.remasking_temperature", "sampler.top_p", "sampler.guidance", "sampler.threshold", "sampler.factor",
     "sampler.entropy_bound", "sampler.kl_threshold",
     "model.rope_theta", "model.norm_eps", "lora.alpha", "sft.eps", "rl.temperature", "rl.prompt_mask", "rl.clip_low", "rl.clip_high",
@@ -280,7 +287,7 @@ FLOATS = (
 NOT_NEGATIVE = (
     "seed", "task.seed",
     "sampler.remasking_temperature", "sampler.top_k", "sampler.guidance", "sampler.factor", "sampler.entropy_bound",
-    "sampler.kl_threshold", "sampler.cache_refresh",
+    "sampler.kl_threshold", "sampler.cache_refresh", "rl.estimator.shrink",
     "model.max_positions", "sft.completion_length",
     "lora.rank", "task.train_rows", "task.eval_rows", "evaluation.every", "evaluation.samples",
     "evaluation.temperature", "rl.kl_coefficient", "rl.reference_sync_every", "rl.clip_low", "rl.clip_high",
@@ -333,6 +340,17 @@ IMPOSSIBLE = [
     ({"rl.group_size": "1"}, "rl.group_size = 1: advantages compare completions of a group"),
     ({"rl.micro_batches": "7"}, "rl.micro_batches = 7 does not divide the 512 rows of a step"),
     ({"sft.micro_batches": "7"}, "sft.micro_batches = 7 does not divide sft.batch_size = 128"),
+    ({"rl.estimator.low": "0.8", "rl.estimator.high": "0.2"}, "must satisfy 0 <= low < high <= 1"),
+    ({"rl.estimator.full_mask": "true"}, "belongs to the coupled estimator, not to one_step"),
+    ({"rl.estimator.shrink": "2"}, "belongs to the trajectory estimator, not to one_step"),
+    ({"rl.estimator.weight": "uniform"}, "one_step has weights of its own"),
+    ({"rl.kl_coefficient": "0.1", "rl.kl_level": "sequence"}, "exp of a sum over tokens has no bound"),
+    ({"rl.kl_coefficient": "0.1", "rl.kl": "k1"}, "an expected gradient of zero"),
+    ({"rl.clip": "dual", "rl.dual_clip": "1"}, "rl.dual_clip = 1.0 must be above 1"),
+    (
+        {"rl.kl_coefficient": "0.1", "rl.kl_to": "old", "rl.reference_sync_every": "2"},
+        "there is no reference; set it to 0",
+    ),
     ({"rl.prompt_mask": "1"}, "rl.prompt_mask = 1.0 must lie in [0, 1)"),
     ({"rl.prompt_mask": "-0.1"}, "rl.prompt_mask = -0.1 must lie in [0, 1)"),
     ({"sft.eps": "0"}, "sft.eps = 0.0 must lie in (0, 1)"),
@@ -437,7 +455,7 @@ def test_the_help_names_every_key_with_its_default_and_its_choices():
     assert set(described) == {f"--{key}" for key in leaves()}
     assert "peak  [0.0003]" in described["--rl.optimizer.learning_rate"]
     assert "peak  [0.003]" in described["--sft.optimizer.learning_rate"]
-    assert described["--rl.pooling"].endswith("[bnpo] of bnpo | grpo | dr_grpo")
+    assert described["--rl.pooling"].endswith("[bnpo] of bnpo | dapo | grpo | dr_grpo | row_sum")
 
 
 def test_a_key_of_every_kind_can_be_set_from_the_command_line():

@@ -87,10 +87,11 @@ def test_rollout_and_update_lower(recipe):
         assert "while" in sample.lower(model, variables, *prompts, key, ids, **settings).as_text()
         optimizer = make_optimizer(config.rl.optimizer, config.rl.steps)
         state = abstract_state(optimizer, trainable)
-        update = rl.make_update(model, optimizer, config.rl, special, state)
+        update = rl.make_update(model, optimizer, config.rl, config.sampler, special, state)
         batch = rl.Batch(
             Canvas(abstract(mesh, jnp.int32, rows, length), *prompts),
             ids,
+            abstract(mesh, jnp.int32, rows, length),
             abstract(mesh, jnp.float32, rows),
         )
         lowered = update.lower(state, frozen, frozen, batch, key)

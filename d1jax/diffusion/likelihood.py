@@ -1,6 +1,6 @@
-"""Likelihood estimators as plans of masked views, and the one scorer that runs them.
+"""What a likelihood estimator shows to the model, and the one scorer of all estimators.
 
-An estimator is a plan `(key, canvas, row ids) -> Views`; `score` runs one forward pass a view and sums the weighted
+An estimator is a plan of views (estimators.py); `score` runs one forward pass a view and sums the weighted
 log-probabilities. The policy, the old policy and the reference always see the same plan, because it is a pure function of its key.
 
 N views, B rows, C completion columns, P prompt columns.
@@ -27,24 +27,14 @@ class Views(NamedTuple):
     weight_NBC: Array
 
 
-def one_step_views(key: Array, canvas: Canvas, row_ids_B: Array, *, mask_id: int, prompt_mask: float) -> Views:
-    """One view: the completion all masked, each prompt token masked with probability `prompt_mask`.
-
-    score_k = log p(o_k | q', all of o masked). Every prompt token is eligible, special tokens too; padding never is.
+def hidden_prompt(key: Array, canvas: Canvas, row_ids_B: Array, *, mask_id: int, prompt_mask: float) -> Array:
+    """The prompt with each of its tokens masked with probability `prompt_mask`: special tokens too, padding never.
 
     Source: d1, arXiv 2504.12216, section 3.2 (p = 0.15).
     Differs from the released code: draws are keyed by (key, row, position), not by a 12-bit global seed.
     """
     hide_BP = (row_uniforms(key, row_ids_B, canvas.prompt_BP.shape[1]) < prompt_mask) & canvas.prompt_mask_BP
-    return all_masked_view(canvas, hide_BP, mask_id)
-
-
-def all_masked_view(canvas: Canvas, hide_BP: Array, mask_id: int) -> Views:
-    return Views(
-        completion_NBC=jnp.full((1, *canvas.completion_BC.shape), mask_id, canvas.completion_BC.dtype),
-        prompt_NBP=jnp.where(hide_BP, mask_id, canvas.prompt_BP)[None],
-        weight_NBC=jnp.ones((1, *canvas.completion_BC.shape), jnp.float32),
-    )
+    return jnp.where(hide_BP, mask_id, canvas.prompt_BP)
 
 
 def score(model: Transformer, variables: Variables, canvas: Canvas, views: Views) -> TokenScores:

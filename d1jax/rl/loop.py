@@ -49,7 +49,7 @@ def train(experiment: Experiment, start: Variables, journal: Journal) -> Variabl
     optimizer = make_optimizer(config.optimizer, config.steps * config.inner_updates)
     schedule = make_schedule(config.optimizer, config.steps * config.inner_updates)
     state = new_state(optimizer, trainable, mesh)
-    update = make_update(experiment.model, optimizer, config, special, state)
+    update = make_update(experiment.model, optimizer, config, experiment.config.sampler, special, state)
     reference = _reference(config, trainable, frozen)
     items, first = journal.resume(_items(config, state, reference))
     state, reference = TrainState(items["trainable"], items["optimizer"]), items.get("reference", reference)
@@ -75,13 +75,16 @@ def train(experiment: Experiment, start: Variables, journal: Journal) -> Variabl
         texts = accuracy.texts_of(experiment, rollout)
         parts_B, failures = reward_rows(task, [problems.rows[row] for row in rows_B], texts, config.reward_weights)
         reward_QG = total_rewards(parts_B, config.reward_weights).reshape(config.prompts_per_step, config.group_size)
-        advantage_QG = group_advantages(config.advantage, _controlled(config, reward_QG, experiment.config.seed, step))
+        settings = {"scale": config.softmax_scale} if config.advantage == "softmax" else {}
+        controlled_QG = _controlled(config, reward_QG, experiment.config.seed, step)
+        advantage_QG = group_advantages(config.advantage, controlled_QG, **settings)
         if config.negative_control == "zero_advantages":
             advantage_QG = np.zeros_like(advantage_QG)
         clock.append(time.perf_counter())
 
         # -- mu inner updates in one compiled call
-        batch = Batch(canvas, mask_ids_B, mesh_rules.place_rows(mesh, advantage_QG.reshape(-1)))
+        advantage_B, reveal_step_BC = mesh_rules.place_rows(mesh, (advantage_QG.reshape(-1), rollout.reveal_step_BC))
+        batch = Batch(canvas, mask_ids_B, reveal_step_BC, advantage_B)
         state, inner = update(state, frozen, reference, batch, jax.random.fold_in(key, 1))
         inner = jax.device_get(inner)
         if config.reference_sync_every and (step + 1) % config.reference_sync_every == 0:
@@ -110,7 +113,7 @@ def _copy(tree: Any) -> Any:
 
 def _reference(config: RlConfig, trainable: Variables, frozen: Variables) -> Variables:
     """The policy at the start. Under LoRA that is the model without its adapter: no copy. Without a KL term nothing is needed."""
-    if config.kl_coefficient == 0:
+    if config.kl_coefficient == 0 or config.kl_to == "old":
         return {}
     return frozen if "lora" in trainable else _copy(trainable)
 

@@ -1,18 +1,22 @@
-"""The GRPO objective: ratio, clip, KL, pooling. Pure functions on per-token arrays.
+"""The policy objective: ratio, clip, KL, pooling. Pure functions on arrays a token; a method is a choice of names.
 
-B rows, C completion columns.
+B rows, C completion columns, L tokens of a row's text.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import Array
 
+from d1jax.config import RlConfig
+
 
 class TokenTerms(NamedTuple):
-    """Per completion token, fp32."""
+    """Per completion token, fp32. Under a ratio of sequences or blocks all of its tokens have the same value."""
 
     loss_BC: Array
     ratio_BC: Array
@@ -26,33 +30,106 @@ def token_terms(
     old_logp_BC: Array,
     reference_logp_BC: Array | None,
     advantage_B: Array,
-    *,
-    clip_low: float,
-    clip_high: float,
-    kl_coefficient: float,
+    mask_BC: Array,
+    config: RlConfig,
+    block_length: int,
 ) -> TokenTerms:
-    """-min(r A, clip(r, 1 - low, 1 + high) A) + beta k3, with r = exp(logp - old).
+    """surrogate(ratio, advantage) + kl_coefficient x KL, with log ratio = logp - old at the level of config.ratio.
 
-    Source: DeepSeekMath, arXiv 2402.03300, eq. 3; d1, arXiv 2504.12216, eq. 4 (low = high = 0.5, beta = 0.04).
+    clip "ppo": -min(r A, clip(r, 1 - low, 1 + high) A), DeepSeekMath, arXiv 2402.03300, eq. 3. "dual": also at most dual_clip x |A|
+    where A < 0 (arXiv 1912.09729). "cispo": -sg(min(r, 1 + high)) A log p, so that a clipped token keeps its gradient
+    (MiniMax-M1, arXiv 2506.13585). "none": -r A.
+    ratio "none": the policy gradient, -A log p, as r = exp(logp - sg(logp)).
     """
-    ratio_BC = jnp.exp(logp_BC - old_logp_BC)
-    clipped_BC = jnp.clip(ratio_BC, 1 - clip_low, 1 + clip_high)
     advantage_B1 = advantage_B[:, None]
-    policy_BC = -jnp.minimum(ratio_BC * advantage_B1, clipped_BC * advantage_B1)
-    kl_BC = jnp.zeros_like(logp_BC) if reference_logp_BC is None else k3(logp_BC, reference_logp_BC)
+    if config.ratio == "none":
+        old_logp_BC = jax.lax.stop_gradient(logp_BC)
+    log_ratio_BC = LEVELS[config.ratio]((logp_BC - old_logp_BC) * mask_BC, mask_BC, block_length)
+    ratio_BC = jnp.exp(log_ratio_BC)
+    low, high = 1 - config.clip_low, 1 + config.clip_high
+    clipped_BC = jnp.clip(ratio_BC, low, high)
+    if config.clip == "none" or config.ratio == "none":
+        policy_BC = -ratio_BC * advantage_B1
+    elif config.clip == "cispo":
+        policy_BC = -jax.lax.stop_gradient(jnp.minimum(ratio_BC, high)) * advantage_B1 * log_ratio_BC
+    else:
+        policy_BC = -jnp.minimum(ratio_BC * advantage_B1, clipped_BC * advantage_B1)
+        if config.clip == "dual":
+            policy_BC = jnp.where(advantage_B1 < 0, jnp.minimum(policy_BC, -config.dual_clip * advantage_B1), policy_BC)
+    if reference_logp_BC is None:
+        kl_BC = jnp.zeros_like(logp_BC)
+    elif config.kl_level == "token":
+        kl_BC = KL[config.kl](logp_BC, reference_logp_BC)
+    else:  # of the sums, shared by the row's tokens
+        sums = (jnp.sum(x * mask_BC, axis=1, keepdims=True) for x in (logp_BC, reference_logp_BC))
+        kl_BC = jnp.broadcast_to(KL[config.kl](*sums) / _length(mask_BC), logp_BC.shape)
     return TokenTerms(
-        loss_BC=policy_BC + kl_coefficient * kl_BC,
+        loss_BC=policy_BC + config.kl_coefficient * kl_BC,
         ratio_BC=ratio_BC,
         kl_BC=kl_BC,
-        clipped_low_BC=(ratio_BC < 1 - clip_low) & (advantage_B1 < 0),
-        clipped_high_BC=(ratio_BC > 1 + clip_high) & (advantage_B1 > 0),
+        clipped_low_BC=(ratio_BC < low) & (advantage_B1 < 0),
+        clipped_high_BC=(ratio_BC > high) & (advantage_B1 > 0),
     )
+
+
+# -- log ratios: (per token, mask, block length) -> per token ----------------------------------------------------------
+
+
+def of_token(log_ratio_BC: Array, mask_BC: Array, block_length: int) -> Array:
+    return log_ratio_BC
+
+
+def of_block(log_ratio_BC: Array, mask_BC: Array, block_length: int) -> Array:
+    """The sum over the tokens of the sampler's block."""
+    rows, columns = log_ratio_BC.shape
+    sums = jnp.sum(log_ratio_BC.reshape(rows, columns // block_length, block_length), axis=2, keepdims=True)
+    return jnp.broadcast_to(sums, (rows, columns // block_length, block_length)).reshape(rows, columns)
+
+
+def of_sequence_sum(log_ratio_BC: Array, mask_BC: Array, block_length: int) -> Array:
+    """GDPO, arXiv 2510.08554: exp(ELBO - old ELBO)."""
+    return jnp.broadcast_to(jnp.sum(log_ratio_BC, axis=1, keepdims=True), log_ratio_BC.shape)
+
+
+def of_sequence_mean(log_ratio_BC: Array, mask_BC: Array, block_length: int) -> Array:
+    """ESPO, arXiv 2512.03759; GSPO, arXiv 2507.18071: exp((ELBO - old ELBO) / L)."""
+    return of_sequence_sum(log_ratio_BC, mask_BC, block_length) / _length(mask_BC)
+
+
+Level = Callable[[Array, Array, int], Array]
+LEVELS: dict[str, Level] = {
+    "none": of_token,
+    "token": of_token,
+    "block": of_block,
+    "sequence_sum": of_sequence_sum,
+    "sequence_mean": of_sequence_mean,
+}
+
+
+def _length(mask_BC: Array) -> Array:
+    return jnp.maximum(jnp.sum(mask_BC, axis=1, keepdims=True), 1)
+
+
+# -- KL(policy || reference) from the log-probabilities of a sample of the policy (Schulman, 2020) -------------------------
+
+
+def k1(logp: Array, reference_logp: Array) -> Array:
+    """d' = policy - reference: unbiased, of either sign. As a loss its expected gradient is zero; it belongs into rewards."""
+    return logp - reference_logp
+
+
+def k2(logp: Array, reference_logp: Array) -> Array:
+    """d'^2 / 2: biased as a value, but its gradient is that of the KL."""
+    return (logp - reference_logp) ** 2 / 2
 
 
 def k3(logp: Array, reference_logp: Array) -> Array:
     """exp(d) - d - 1 with d = reference - policy: unbiased for KL(policy || reference) under the policy, never negative."""
     difference = reference_logp - logp
     return jnp.exp(difference) - difference - 1
+
+
+KL: dict[str, Callable[[Array, Array], Array]] = {"k1": k1, "k2": k2, "k3": k3}
 
 
 # -- pooling: per-token losses -> one number, as weights over the whole batch ----------------------------------------------
@@ -65,7 +142,7 @@ def bnpo(mask_BC: Array) -> Array:
 
 
 def grpo(mask_BC: Array) -> Array:
-    """Mean over rows of the mean over a row's tokens (DeepSeekMath)."""
+    """Mean over rows of the mean over a row's tokens (DeepSeekMath); under a sequence ratio the mean over sequences."""
     return mask_BC / (mask_BC.shape[0] * jnp.maximum(mask_BC.sum(axis=1, keepdims=True), 1))
 
 
@@ -74,4 +151,10 @@ def dr_grpo(mask_BC: Array) -> Array:
     return mask_BC / mask_BC.size
 
 
-POOLINGS = {"bnpo": bnpo, "grpo": grpo, "dr_grpo": dr_grpo}
+def row_sum(mask_BC: Array) -> Array:
+    """Mean over rows of the sum over a row's tokens (wd1)."""
+    return mask_BC / mask_BC.shape[0]
+
+
+# DAPO's mean over the tokens of the whole batch is bnpo here, where no micro-batch has a mean of its own.
+POOLINGS = {"bnpo": bnpo, "dapo": bnpo, "grpo": grpo, "dr_grpo": dr_grpo, "row_sum": row_sum}

@@ -1,4 +1,4 @@
-"""The compiled inner loop of diffu-GRPO: score old and reference, then mu optimizer updates, in one donated function.
+"""The compiled inner loop of every method: score old and reference, then mu optimizer updates, in one donated function.
 
 U inner updates (mu), B rows, C completion columns, P prompt columns.
 """
@@ -15,10 +15,11 @@ import optax
 from jax import Array
 from optax.microbatching import AccumulationType
 
-from d1jax.config import RlConfig
+from d1jax.config import RlConfig, SamplerConfig
 from d1jax.data.tokenizers import SpecialTokens
 from d1jax.diffusion.canvas import Canvas, through_first_end
-from d1jax.diffusion.likelihood import one_step_views, score
+from d1jax.diffusion.estimators import views_of
+from d1jax.diffusion.likelihood import Views, score
 from d1jax.models.transformer import Transformer, Variables
 from d1jax.rl.objective import POOLINGS, token_terms
 from d1jax.runtime.optimizer import TrainState, apply_gradient, bad_updates, gradients, over_micro_batches, placement
@@ -30,7 +31,8 @@ class Batch(NamedTuple):
     """A rollout batch; every array has a row axis."""
 
     canvas: Canvas
-    mask_ids_B: Array  # rows of equal id meet equal prompt masks
+    mask_ids_B: Array  # rows of equal id meet equal masks
+    reveal_step_BC: Array
     advantage_B: Array
 
 
@@ -38,7 +40,7 @@ class Scored(NamedTuple):
     """What one micro-batch of an inner update needs."""
 
     batch: Batch
-    weight_BC: Array  # pooling weights: they sum the batch, and vanish behind the end token
+    weight_BC: Array  # pooling weights: they sum the batch, and vanish where no view scores a token
     old_logp_BC: Array
     reference_logp_BC: Array | None
 
@@ -52,6 +54,7 @@ def make_update(
     model: Transformer,
     optimizer: optax.GradientTransformation,
     config: RlConfig,
+    sampler: SamplerConfig,
     special: SpecialTokens,
     state: TrainState,
 ) -> Update:
@@ -61,27 +64,34 @@ def make_update(
     whole reference policy ({} without KL). Old and reference scores are taken under the same masked views as the policy's:
     the views are a pure function of (key, u, mask id).
     """
-    views_of = partial(one_step_views, mask_id=special.mask, prompt_mask=config.prompt_mask)
     with_kl = config.kl_coefficient > 0
+    with_reference = with_kl and config.kl_to == "reference"
+    with_old = config.ratio != "none" or (with_kl and config.kl_to == "old")
+
+    def plan(key: Array, batch: Batch) -> Views:
+        return views_of(
+            key, batch.canvas, batch.mask_ids_B, batch.reveal_step_BC,
+            estimator=config.estimator, sampler=sampler, special=special, prompt_mask=config.prompt_mask,
+        )  # fmt: skip
 
     def logps(variables: Variables, batch: Batch, key: Array) -> Array:
         def score_rows(variables: Variables, batch: Batch) -> Array:
-            return score(model, variables, batch.canvas, views_of(key, batch.canvas, batch.mask_ids_B)).logp
+            return score(model, variables, batch.canvas, plan(key, batch)).logp
 
         return over_micro_batches(score_rows, 1, batch, config.micro_batches, AccumulationType.CONCAT)(variables, batch)
 
     def loss(
         trainable: Any, rows: Scored, frozen: Variables, key: Array, first: Array
     ) -> tuple[Array, dict[str, Array]]:
-        views = views_of(key, rows.batch.canvas, rows.batch.mask_ids_B)
+        views = plan(key, rows.batch)
         scores = score(model, {**frozen, **trainable}, rows.batch.canvas, views)
         # Before the first inner update the old policy is the current one: its score is this very number, so the ratio is exactly 1.
         old_logp_BC = jnp.where(first, jax.lax.stop_gradient(scores.logp), rows.old_logp_BC)
-        terms = token_terms(
-            scores.logp, old_logp_BC, rows.reference_logp_BC, rows.batch.advantage_B,
-            clip_low=config.clip_low, clip_high=config.clip_high, kl_coefficient=config.kl_coefficient,
-        )  # fmt: skip
+        compared_BC = rows.reference_logp_BC if with_reference else old_logp_BC if with_kl else None
         mask_BC = rows.weight_BC > 0
+        terms = token_terms(
+            scores.logp, old_logp_BC, compared_BC, rows.batch.advantage_B, mask_BC, config, sampler.block_length
+        )
         hidden_BP = (views.prompt_NBP[0] != rows.batch.canvas.prompt_BP) & rows.batch.canvas.prompt_mask_BP
         sums = {
             "tokens": mask_BC,
@@ -105,17 +115,22 @@ def make_update(
         keys_U = view_keys(key, config.inner_updates, config.fresh_masks)
         behaviour = {**frozen, **state.trainable}
         unused_1BC = jnp.zeros((1, *batch.canvas.completion_BC.shape), jnp.float32)
-        later_UBC = jax.lax.map(lambda k: logps(behaviour, batch, k), keys_U[1:])
+        if with_old:
+            later_UBC = jax.lax.map(lambda k: logps(behaviour, batch, k), keys_U[1:])
+        else:  # never read
+            later_UBC = jnp.zeros((config.inner_updates - 1, *unused_1BC.shape[1:]), jnp.float32)
         old_logp_UBC = jnp.concatenate([unused_1BC, later_UBC])
-        reference_logp_UBC = jax.lax.map(lambda k: logps(reference, batch, k), keys_U) if with_kl else None
-        weight_BC = POOLINGS[config.pooling](
-            through_first_end(batch.canvas.completion_BC, special.end).astype(jnp.float32)
-        )
+        reference_logp_UBC = jax.lax.map(lambda k: logps(reference, batch, k), keys_U) if with_reference else None
+        text_BC = through_first_end(batch.canvas.completion_BC, special.end)
 
         def inner(
             state: TrainState, xs: tuple[Array, Array, Array, Array | None]
         ) -> tuple[TrainState, dict[str, Array]]:
             u, key, old_logp_BC, reference_logp_BC = xs
+            counted_BC = text_BC
+            if config.estimator.weight == "uniform":  # a mean of scores: tokens that no view masks have none
+                counted_BC = text_BC & jnp.any(plan(key, batch).weight_NBC > 0, axis=0)
+            weight_BC = POOLINGS[config.pooling](counted_BC.astype(jnp.float32))
             rows = Scored(batch, weight_BC, old_logp_BC, reference_logp_BC)
             value, sums, gradient = gradients(
                 lambda t, r: loss(t, r, frozen, key, u == 0), state.trainable, rows, config.micro_batches

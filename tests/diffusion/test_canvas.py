@@ -7,10 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from d1jax.config import SamplerConfig
+from d1jax.config import EstimatorConfig, SamplerConfig
 from d1jax.data.tokenizers import SpecialTokens
 from d1jax.diffusion.canvas import Canvas, completion_hidden, row_keys, row_uniforms, through_first_end
-from d1jax.diffusion.likelihood import one_step_views, score
+from d1jax.diffusion.estimators import views_of
+from d1jax.diffusion.likelihood import score
 from d1jax.diffusion.sampler import sample
 from d1jax.models.transformer import head_matrix, hidden_states, project
 
@@ -127,7 +128,10 @@ def test_a_prompt_alone_in_a_batch_and_at_any_padding_is_the_same(tiny, alignmen
 
     @jax.jit
     def scores_and_tokens(canvas, ids):
-        views = one_step_views(jax.random.key(7), canvas, ids, mask_id=12, prompt_mask=0.4)
+        views = views_of(
+            jax.random.key(7), canvas, ids, jnp.zeros_like(canvas.completion_BC),
+            estimator=EstimatorConfig(), sampler=config, special=special, prompt_mask=0.4,
+        )  # fmt: skip
         rollout = sample(
             model, variables, canvas.prompt_BP, canvas.prompt_length_B, jax.random.key(0), ids,
             config=config, special=special, temperature=0.0,

@@ -1,15 +1,30 @@
 """Likelihood estimators: what their views hide, and what the shared scorer sums."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from d1jax.config import EstimatorConfig, SamplerConfig
+from d1jax.data.tokenizers import SpecialTokens
 from d1jax.diffusion.canvas import Canvas
-from d1jax.diffusion.likelihood import Views, one_step_views, score
+from d1jax.diffusion.estimators import views_of
+from d1jax.diffusion.likelihood import Views, score
 
 MASK = 12
-plan = jax.jit(one_step_views, static_argnames=("mask_id", "prompt_mask"))
+
+
+@partial(jax.jit, static_argnames=("mask_id", "prompt_mask"))
+def plan(key, which, ids, mask_id, prompt_mask):
+    """d1's: no token of these completions is an end token."""
+    return views_of(
+        key, which, ids, jnp.zeros_like(which.completion_BC), estimator=EstimatorConfig(), sampler=SamplerConfig(),
+        special=SpecialTokens(mask=mask_id, end=-1), prompt_mask=prompt_mask,
+    )  # fmt: skip
+
+
 run_score = jax.jit(score, static_argnums=0)
 
 

@@ -1,5 +1,7 @@
 """Advantages against plain loops."""
 
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -12,12 +14,22 @@ groups = st.integers(2, 6).flatmap(
 )
 
 
-def oracle(kind: str, group: list[float]) -> list[float]:
+def oracle(kind: str, group: list[float], every: list[list[float]]) -> list[float]:
+    if max(group) == min(group):
+        return [0.0] * len(group)
     mean = sum(group) / len(group)
     if kind == "center":
         return [r - mean for r in group]
     if kind == "leave_one_out":
         return [r - (sum(group) - r) / (len(group) - 1) for r in group]
+    if kind == "softmax":
+        good, bad = ([math.exp(sign * (r - mean)) for r in group] for sign in (1, -1))
+        return [len(group) * (g / sum(good) - b / sum(bad)) for g, b in zip(good, bad, strict=True)]
+    if kind == "batch":
+        rewards = [r for row in every for r in row]
+        centre = sum(rewards) / len(rewards)
+        std = (sum((r - centre) ** 2 for r in rewards) / (len(rewards) - 1)) ** 0.5
+        return [(r - mean) / (std + 1e-4) for r in group]
     std = (sum((r - mean) ** 2 for r in group) / (len(group) - 1)) ** 0.5
     return [(r - mean) / (std + 1e-4) for r in group]
 
@@ -25,8 +37,15 @@ def oracle(kind: str, group: list[float]) -> list[float]:
 @pytest.mark.parametrize("kind", ADVANTAGES)
 @given(rewards=groups)
 def test_equals_plain_loop(kind, rewards):
-    expected = [oracle(kind, group) for group in rewards]
+    expected = [oracle(kind, group, rewards) for group in rewards]
     np.testing.assert_allclose(group_advantages(kind, np.array(rewards)), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_the_scale_of_wd1_sharpens_its_weights():
+    rewards = np.array([[0.0, 0.5, 1.0]])
+    mild, sharp = (group_advantages("softmax", rewards, scale=scale)[0] for scale in (1.0, 50.0))
+    np.testing.assert_allclose(sharp, [-3, 0, 3], atol=1e-6)  # the best one against the worst
+    assert 0 < mild[2] < sharp[2] and abs(mild.sum()) < 1e-6
 
 
 @pytest.mark.parametrize("kind", ADVANTAGES)

@@ -6,10 +6,11 @@ import numpy as np
 import optax
 import pytest
 
+from d1jax.config import RlConfig
 from d1jax.diffusion.canvas import Canvas
-from d1jax.diffusion.likelihood import all_masked_view, score
+from d1jax.diffusion.likelihood import Views, score
 from d1jax.models.families import FAMILIES
-from d1jax.rl.objective import POOLINGS, k3, token_terms
+from d1jax.rl.objective import KL, LEVELS, POOLINGS, k3, token_terms
 from d1jax.weights.convert import to_published
 
 
@@ -28,7 +29,8 @@ def test_terms_equal_plain_numpy():
     rng = np.random.default_rng(0)
     new, old, reference = (-rng.exponential(1.0, (5, 7)).astype(np.float32) for _ in range(3))
     advantage = np.array([1.0, -0.5, 0.0, 2.0, -1.5], np.float32)
-    terms = token_terms(new, old, reference, advantage, clip_low=0.2, clip_high=0.3, kl_coefficient=0.04)
+    config = RlConfig(clip_low=0.2, clip_high=0.3, kl_coefficient=0.04)
+    terms = token_terms(new, old, reference, advantage, np.ones(new.shape, bool), config, 7)
     np.testing.assert_allclose(
         terms.loss_BC, numpy_loss(new, old, reference, advantage, 0.2, 0.3, 0.04), rtol=1e-5, atol=1e-6
     )
@@ -37,13 +39,99 @@ def test_terms_equal_plain_numpy():
     np.testing.assert_array_equal(terms.clipped_low_BC, (ratio < 0.8) & (advantage[:, None] < 0))
 
 
+def plain_terms(new, old, reference, advantage, mask, config, block):
+    """Loss of every token, from the equations, one token at a time."""
+    rows, columns = new.shape
+    loss = np.zeros((rows, columns))
+    for i in range(rows):
+        delta = (new[i] - old[i]) * mask[i]
+        length = max(mask[i].sum(), 1)
+        for k in range(columns):
+            start = k // block * block
+            log_ratio = {
+                "none": 0.0,
+                "token": delta[k],
+                "block": delta[start : start + block].sum(),
+                "sequence_sum": delta.sum(),
+                "sequence_mean": delta.sum() / length,
+            }[config.ratio]
+            r, a = np.exp(log_ratio), advantage[i]
+            clipped = min(max(r, 1 - config.clip_low), 1 + config.clip_high)
+            if config.clip == "none" or config.ratio == "none":
+                value = -r * a
+            elif config.clip == "cispo":
+                value = -min(r, 1 + config.clip_high) * a * log_ratio
+            else:
+                value = -min(r * a, clipped * a)
+                if config.clip == "dual" and a < 0:
+                    value = min(value, -config.dual_clip * a)
+            if config.kl_coefficient:
+                p, q = new[i, k], reference[i, k]
+                if config.kl_level == "sequence":
+                    p, q = (new[i] * mask[i]).sum(), (reference[i] * mask[i]).sum()
+                kl = {"k1": p - q, "k2": (p - q) ** 2 / 2, "k3": np.exp(q - p) - (q - p) - 1}[config.kl]
+                value += config.kl_coefficient * kl / (length if config.kl_level == "sequence" else 1)
+            loss[i, k] = value
+    return loss
+
+
+AXES = [
+    *({"ratio": ratio} for ratio in LEVELS),
+    *({"ratio": ratio, "clip": clip} for ratio in ("token", "sequence_mean") for clip in ("dual", "cispo", "none")),
+    *({"kl": kl, "kl_coefficient": 0.1} for kl in ("k2", "k3")),
+    {"kl": "k2", "kl_level": "sequence", "kl_coefficient": 0.1, "ratio": "sequence_mean"},
+]
+
+
+@pytest.mark.parametrize("changes", AXES, ids=str)
+def test_every_axis_equals_its_equations(changes):
+    config = RlConfig(**{"clip_low": 0.2, "clip_high": 0.3, "dual_clip": 1.2} | changes)
+    rng = np.random.default_rng(0)
+    new, old, reference = (-rng.exponential(0.6, (5, 6)).astype(np.float32) for _ in range(3))
+    advantage = np.array([1.0, -0.5, 0.0, 2.0, -1.5], np.float32)
+    mask = np.arange(6)[None, :] < np.array([6, 1, 3, 4, 5])[:, None]
+    terms = token_terms(new, old, reference if config.kl_coefficient else None, advantage, jnp.asarray(mask), config, 2)
+    expected = plain_terms(new, old, reference, advantage, mask, config, 2)
+    np.testing.assert_allclose(np.where(mask, terms.loss_BC, 0), np.where(mask, expected, 0), rtol=1e-4, atol=1e-5)
+
+
+def test_without_a_ratio_the_gradient_is_that_of_advantage_times_log_probability():
+    old, advantage, mask = jnp.zeros((2, 3)), jnp.array([2.0, -1.0]), jnp.ones((2, 3), bool)
+    config = RlConfig(ratio="none")
+    gradient = jax.grad(lambda x: token_terms(x, old, None, advantage, mask, config, 3).loss_BC.sum())(
+        -jnp.ones((2, 3))
+    )
+    np.testing.assert_allclose(gradient, [[-2.0] * 3, [1.0] * 3])
+
+
+def test_cispo_keeps_the_gradient_of_a_clipped_token():
+    config, mask = RlConfig(clip="cispo"), jnp.ones((1, 1), bool)
+    new = jnp.log(jnp.array([[1.5]]))
+    gradient = jax.grad(
+        lambda x: token_terms(x, jnp.zeros((1, 1)), None, jnp.array([1.0]), mask, config, 1).loss_BC.sum()
+    )(new)
+    np.testing.assert_allclose(gradient, [[-1.2]], rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["k2", "k3"])
+def test_kl_losses_pull_towards_the_reference_as_the_kl_does(name):
+    """k2: its expected gradient under the policy is that of KL(policy || reference), exactly."""
+    reference, at = jax.nn.log_softmax(jnp.array([-0.2, 0.4, 0.1])), jnp.array([0.3, -1.0, 0.5])
+    exact = jax.grad(lambda z: jnp.sum(jax.nn.softmax(z) * (jax.nn.log_softmax(z) - reference)))(at)
+    p = jax.nn.softmax(at)
+    found = jax.grad(lambda z: jnp.sum(p * KL[name](jax.nn.log_softmax(z), reference)))(at)
+    if name == "k2":
+        np.testing.assert_allclose(found, exact, atol=1e-6)
+    else:  # k3 has the gradient of the KL the other way round
+        other = jax.grad(lambda z: jnp.sum(jnp.exp(reference) * (reference - jax.nn.log_softmax(z))))(at)
+        np.testing.assert_allclose(found, other, atol=1e-6)
+
+
 def test_a_clipped_token_has_no_gradient():
     old = jnp.zeros((2, 2))
     new = jnp.log(jnp.array([[1.5, 1.1], [0.5, 0.9]]))
     gradient = jax.grad(
-        lambda x: token_terms(
-            x, old, None, jnp.array([1.0, -1.0]), clip_low=0.2, clip_high=0.2, kl_coefficient=0.0
-        ).loss_BC.sum()
+        lambda x: token_terms(x, old, None, jnp.array([1.0, -1.0]), jnp.ones((2, 2), bool), RlConfig(), 2).loss_BC.sum()
     )(new)
     assert (np.asarray(gradient) == 0).tolist() == [[True, False], [True, False]]
 
@@ -68,6 +156,8 @@ def test_pooling_equals_its_definition(name):
     loss = rng.standard_normal((3, 6)).astype(np.float32)
     expected = {
         "bnpo": sum(loss[i, : lengths[i]].sum() for i in range(3)) / sum(lengths),
+        "dapo": sum(loss[i, : lengths[i]].sum() for i in range(3)) / sum(lengths),
+        "row_sum": sum(loss[i, : lengths[i]].sum() for i in range(3)) / 3,
         "grpo": sum(loss[i, : lengths[i]].mean() for i in range(3)) / 3,
         "dr_grpo": sum(loss[i, : lengths[i]].sum() for i in range(3)) / (3 * 6),
     }[name]
@@ -81,15 +171,19 @@ def test_golden_diffu_grpo_step(golden):
     prompt = int(io["prompt_len"])
     ids = jnp.asarray(io["prompt_completion_ids"])
     canvas = Canvas(ids[:, prompt:], ids[:, :prompt], jnp.full(ids.shape[0], prompt))
-    views = all_masked_view(canvas, jnp.asarray(io["prompt_token_mask"])[:, :prompt], golden.special.mask)
+    mask, hidden_BP = golden.special.mask, jnp.asarray(io["prompt_token_mask"])[:, :prompt].astype(bool)
+    everywhere_NBC = jnp.ones((1, *canvas.completion_BC.shape))
+    views = Views(
+        jnp.full(everywhere_NBC.shape, mask), jnp.where(hidden_BP, mask, canvas.prompt_BP)[None], everywhere_NBC
+    )
     np.testing.assert_array_equal(np.concatenate([views.prompt_NBP[0], views.completion_NBC[0]], 1), io["noisy_ids"])
     eps, beta = map(float, io["eps_beta"])
 
     def loss(variables):
         logp = score(golden.model, variables, canvas, views).logp
-        terms = token_terms(
-            logp, io["old_logps"], io["ref_logps"], io["advantages"], clip_low=eps, clip_high=eps, kl_coefficient=beta
-        )
+        config = RlConfig(clip_low=eps, clip_high=eps, kl_coefficient=beta)
+        mask_BC = jnp.ones(logp.shape, bool)  # the fixture has terms behind the text too
+        terms = token_terms(logp, io["old_logps"], io["ref_logps"], io["advantages"], mask_BC, config, logp.shape[1])
         return jnp.sum(POOLINGS["bnpo"](io["completion_mask"].astype(np.float32)) * terms.loss_BC), (logp, terms)
 
     (value, (logp, terms)), gradient = jax.value_and_grad(loss, has_aux=True)(golden.variables)

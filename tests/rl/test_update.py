@@ -8,10 +8,11 @@ import numpy as np
 import optax
 import pytest
 
-from d1jax.config import LoraConfig, MeshConfig, ModelConfig, OptimizerConfig, RlConfig
+from d1jax.config import LoraConfig, MeshConfig, ModelConfig, OptimizerConfig, RlConfig, SamplerConfig
 from d1jax.data.tokenizers import SpecialTokens
 from d1jax.diffusion.canvas import Canvas, through_first_end
-from d1jax.diffusion.likelihood import one_step_views, score
+from d1jax.diffusion.estimators import views_of
+from d1jax.diffusion.likelihood import score
 from d1jax.models.transformer import Transformer, initialize
 from d1jax.rl.objective import POOLINGS, token_terms
 from d1jax.rl.update import Batch, make_update, view_keys
@@ -25,6 +26,7 @@ CONFIG = RlConfig(
     prompts_per_step=4, group_size=4, inner_updates=3, prompt_mask=0.3, kl_coefficient=0.04,
     optimizer=OptimizerConfig(learning_rate=1e-2, clip_norm=1.0),
 )  # fmt: skip
+SAMPLER = SamplerConfig(completion_length=8, block_length=4, steps=4)
 ROWS = 16
 FULL = LoraConfig(rank=0)
 
@@ -44,7 +46,18 @@ def batch(advantage=None, rows=ROWS):
     prompts = rng.integers(0, 8, (rows // 4, 6)).repeat(4, axis=0).astype(np.int32)
     completions = rng.integers(0, 9, (rows, 8)).astype(np.int32)
     advantage = rng.standard_normal(rows).astype(np.float32) if advantage is None else advantage
-    return Batch(Canvas(completions, prompts, lengths), (np.arange(rows) // 4).astype(np.int32), advantage)
+    reveal = rng.permuted(np.tile(np.arange(8, dtype=np.int32) // 2, (rows, 1)), axis=1)
+    return Batch(Canvas(completions, prompts, lengths), (np.arange(rows) // 4).astype(np.int32), reveal, advantage)
+
+
+def plan(key, rows, config=CONFIG, **changes):
+    settings = {
+        "estimator": config.estimator,
+        "sampler": SAMPLER,
+        "special": SPECIAL,
+        "prompt_mask": config.prompt_mask,
+    }
+    return views_of(key, rows.canvas, rows.mask_ids_B, rows.reveal_step_BC, **(settings | changes))
 
 
 def copied(tree):
@@ -58,23 +71,19 @@ def test_equals_a_plain_python_loop():
     reference = jax.tree.map(lambda x: x * 1.05, state.trainable)
     start = copied(state.trainable)
 
-    got, metrics = make_update(model, optimizer, CONFIG, SPECIAL, state)(copied(state), frozen, reference, rows, key)
+    got, metrics = make_update(model, optimizer, CONFIG, SAMPLER, SPECIAL, state)(
+        copied(state), frozen, reference, rows, key
+    )
 
     weight = POOLINGS["bnpo"](through_first_end(rows.canvas.completion_BC, SPECIAL.end).astype(jnp.float32))
     expected, losses = TrainState(start, optimizer.init(start)), []
     for u in range(CONFIG.inner_updates):
-        views = one_step_views(
-            jax.random.fold_in(key, u),
-            rows.canvas,
-            rows.mask_ids_B,
-            mask_id=SPECIAL.mask,
-            prompt_mask=CONFIG.prompt_mask,
-        )
+        views = plan(jax.random.fold_in(key, u), rows)
         old, ref = (score(model, v, rows.canvas, views).logp for v in (start, reference))
 
         def loss(trainable, views=views, old=old, ref=ref):
             logp = score(model, trainable, rows.canvas, views).logp
-            terms = token_terms(logp, old, ref, rows.advantage_B, clip_low=0.2, clip_high=0.2, kl_coefficient=0.04)
+            terms = token_terms(logp, old, ref, rows.advantage_B, weight > 0, CONFIG, SAMPLER.block_length)
             return jnp.sum(weight * terms.loss_BC)
 
         value, gradient = jax.value_and_grad(loss)(expected.trainable)
@@ -90,7 +99,7 @@ def test_equals_a_plain_python_loop():
 def test_ratio_is_exactly_one_at_the_first_inner_update(lora):
     model, optimizer, state, frozen = setup(lora=lora)
     reference = frozen or copied(state.trainable)
-    _, metrics = make_update(model, optimizer, CONFIG, SPECIAL, state)(
+    _, metrics = make_update(model, optimizer, CONFIG, SAMPLER, SPECIAL, state)(
         state, frozen, reference, batch(), jax.random.key(0)
     )
     assert float(metrics["ratio/mean"][0]) == 1.0 and float(metrics["ratio/log_rms"][0]) == 0.0
@@ -102,7 +111,7 @@ def test_old_scores_equal_the_policy_under_the_same_views():
     """The shortcut of the first update is no fiction: scoring twice gives the same number."""
     model, _, state, _ = setup()
     rows = jax.tree.map(jnp.asarray, batch())
-    views = one_step_views(jax.random.key(1), rows.canvas, rows.mask_ids_B, mask_id=SPECIAL.mask, prompt_mask=0.3)
+    views = plan(jax.random.key(1), rows)
     scored = jax.jit(lambda v: score(model, v, rows.canvas, views).logp)
     np.testing.assert_array_equal(scored(state.trainable), scored(copied(state.trainable)))
 
@@ -112,7 +121,7 @@ def test_zero_advantages_leave_the_parameters_unchanged(lora):
     """Also with a KL term: at the reference its gradient is exactly zero."""
     model, optimizer, state, frozen = setup(lora=lora)
     before, reference = copied(state.trainable), frozen or copied(state.trainable)
-    state, metrics = make_update(model, optimizer, CONFIG, SPECIAL, state)(
+    state, metrics = make_update(model, optimizer, CONFIG, SAMPLER, SPECIAL, state)(
         state, frozen, reference, batch(np.zeros(ROWS, np.float32)), jax.random.key(0)
     )
     jax.tree.map(np.testing.assert_array_equal, state.trainable, before)
@@ -131,7 +140,9 @@ def test_group_of_equal_rewards_contributes_nothing():
         model, optimizer, state, frozen = setup(config)
         changed = rows._replace(canvas=rows.canvas._replace(completion_BC=completion))
         results.append(
-            make_update(model, optimizer, config, SPECIAL, state)(state, frozen, {}, changed, jax.random.key(0))[0]
+            make_update(model, optimizer, config, SAMPLER, SPECIAL, state)(
+                state, frozen, {}, changed, jax.random.key(0)
+            )[0]
         )
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), *(r.trainable for r in results))
 
@@ -144,10 +155,10 @@ def test_inner_updates_meet_different_prompt_masks_for_every_accumulation(micro_
     key, rows = jax.random.key(5), jax.tree.map(jnp.asarray, batch())
     masks = []
     for k in view_keys(key, config.inner_updates, fresh_masks=True):
-        views = one_step_views(k, rows.canvas, rows.mask_ids_B, mask_id=SPECIAL.mask, prompt_mask=0.3)
+        views = plan(k, rows)
         masks.append(np.asarray(views.prompt_NBP[0] == SPECIAL.mask))
     assert len({mask.tobytes() for mask in masks}) == config.inner_updates
-    _, metrics = make_update(model, optimizer, config, SPECIAL, state)(
+    _, metrics = make_update(model, optimizer, config, SAMPLER, SPECIAL, state)(
         state, frozen, copied(state.trainable), rows, key
     )
     tokens = np.asarray(rows.canvas.prompt_length_B).sum()
@@ -166,7 +177,7 @@ def test_update_does_not_depend_on_micro_batches(micro_batches):
         config = dataclasses.replace(CONFIG, micro_batches=parts)
         model, optimizer, state, frozen = setup(config)
         results.append(
-            make_update(model, optimizer, config, SPECIAL, state)(
+            make_update(model, optimizer, config, SAMPLER, SPECIAL, state)(
                 state, frozen, copied(state.trainable), batch(), jax.random.key(0)
             )
         )
@@ -183,7 +194,7 @@ def test_update_does_not_depend_on_the_mesh(axes):
         mesh = make_mesh(MeshConfig(*shape))
         with jax.set_mesh(mesh):
             model, optimizer, state, frozen = setup(mesh=mesh)
-            update = make_update(model, optimizer, CONFIG, SPECIAL, state)
+            update = make_update(model, optimizer, CONFIG, SAMPLER, SPECIAL, state)
             results.append(update(state, frozen, copied(state.trainable), place_rows(mesh, batch()), jax.random.key(0)))
     one_device = jax.device_put(jax.device_get(setup()[2]), jax.devices()[0])
     update = make_update(Transformer(MODEL), make_optimizer(CONFIG.optimizer, 100), CONFIG, SPECIAL, one_device)
@@ -195,7 +206,7 @@ def test_update_does_not_depend_on_the_mesh(axes):
 
 def test_compiles_once():
     model, optimizer, state, frozen = setup()
-    update, reference = make_update(model, optimizer, CONFIG, SPECIAL, state), copied(state.trainable)
+    update, reference = make_update(model, optimizer, CONFIG, SAMPLER, SPECIAL, state), copied(state.trainable)
     for step in range(3):
         state, _ = update(state, frozen, reference, batch(), jax.random.fold_in(jax.random.key(0), step))
     assert update._cache_size() == 1
@@ -213,7 +224,7 @@ def test_tokens_behind_the_end_token_do_not_count():
         model, optimizer, state, frozen = setup()
         changed = rows._replace(canvas=rows.canvas._replace(completion_BC=tokens))
         losses.append(
-            make_update(model, optimizer, CONFIG, SPECIAL, state)(
+            make_update(model, optimizer, CONFIG, SAMPLER, SPECIAL, state)(
                 state, frozen, copied(state.trainable), changed, jax.random.key(0)
             )[1]["loss"]
         )

@@ -1,0 +1,231 @@
+"""Every published likelihood estimator as a plan of masked views: which positions each view hides, and what each counts.
+
+One rule for all: a completion is its L tokens through the first end token. Only they are masked by a plan and scored; what
+stands behind is masked in every view and counts nothing (the sampler has decided the text with masks there, too).
+
+N views, B rows, C completion columns, P prompt columns, L tokens of a row's text, K samples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from d1jax.config import EstimatorConfig, SamplerConfig
+from d1jax.data.tokenizers import SpecialTokens
+from d1jax.diffusion.canvas import Canvas, row_uniforms, through_first_end
+from d1jax.diffusion.likelihood import Views, hidden_prompt
+
+
+class Text(NamedTuple):
+    """What a plan may look at."""
+
+    key: Array
+    row_ids_B: Array  # rows of one id draw the same numbers
+    valid_BC: Array  # the text of each row
+    reveal_step_BC: Array  # when the sampler committed each position
+
+    def uniforms(self, number: int, columns: int) -> Array:
+        """[B, columns] in [0, 1), others for each number."""
+        return row_uniforms(jax.random.fold_in(self.key, number), self.row_ids_B, columns)
+
+    @property
+    def length_B1(self) -> Array:
+        return jnp.sum(self.valid_BC, axis=1, keepdims=True)
+
+
+class Masking(NamedTuple):
+    """One view of a plan."""
+
+    masked_BC: Array
+    weight_BC: Array
+
+
+def views_of(
+    key: Array,
+    canvas: Canvas,
+    row_ids_B: Array,
+    reveal_step_BC: Array,
+    *,
+    estimator: EstimatorConfig,
+    sampler: SamplerConfig,
+    special: SpecialTokens,
+    prompt_mask: float,
+) -> Views:
+    """The views of `estimator`, each with every prompt token masked with probability `prompt_mask` (the same in all views)."""
+    valid_BC = through_first_end(canvas.completion_BC, special.end)
+    text = Text(jax.random.fold_in(key, 1), row_ids_B, valid_BC, reveal_step_BC)
+    maskings = PLANS[estimator.name](text, estimator, sampler)
+    prompt_BP = hidden_prompt(key, canvas, row_ids_B, mask_id=special.mask, prompt_mask=prompt_mask)
+    return Views(
+        completion_NBC=jnp.stack(
+            [jnp.where(one.masked_BC | ~valid_BC, special.mask, canvas.completion_BC) for one in maskings]
+        ),
+        prompt_NBP=jnp.broadcast_to(prompt_BP[None], (len(maskings), *prompt_BP.shape)),
+        weight_NBC=jnp.stack([jnp.where(valid_BC, one.weight_BC, 0.0).astype(jnp.float32) for one in maskings]),
+    )
+
+
+# -- plans -------------------------------------------------------------------------------------------------------------
+
+
+def one_step(text: Text, estimator: EstimatorConfig, sampler: SamplerConfig) -> list[Masking]:
+    """score_k = log p(o_k | q', all of o masked). d1, arXiv 2504.12216, section 3.2. A mean-field score, no bound."""
+    return [Masking(jnp.ones_like(text.valid_BC), jnp.ones(text.valid_BC.shape))]
+
+
+def elbo(text: Text, estimator: EstimatorConfig, sampler: SamplerConfig) -> list[Masking]:
+    """K maskings, their ratios spread evenly over (low, high); sum of scores, unbiased for the ELBO where (low, high) = (0, 1).
+
+    counts "independent": each position with probability t, weight 1 / t. "exact": n = 1 + floor(t L) positions, weight L / n; the
+    same expectation with less variance and no 1 / t without bound (LLaDA's likelihood; arXiv 2502.09992, eq. 6). weight
+    "uniform": the mean over the views that mask the position (UniGRPO, arXiv 2505.15809; its maskings are fresh in every inner
+    update).
+    """
+    draw_B1 = text.uniforms(0, 1)
+    maskings = []
+    for k in range(estimator.samples):
+        ratio_B1 = _between(estimator, (draw_B1 + k) / estimator.samples)
+        masked_BC, share_B1 = _mask(text, text.valid_BC, ratio_B1, k + 1, estimator.counts)
+        maskings.append(Masking(masked_BC, masked_BC / share_B1 / estimator.samples))
+    return _averaged(maskings) if estimator.weight == "uniform" else maskings
+
+
+def coupled(text: Text, estimator: EstimatorConfig, sampler: SamplerConfig) -> list[Masking]:
+    """K pairs of a masking and its complement, so that each position is scored once a pair.
+
+    With full_mask also a view of all masks (DiffuCoder, arXiv 2506.20639): (full + 1/t on z + 1/(1 - t) on its complement) / 2 with
+    t in (low, high) = (0.2, 0.8) there. Without it and with counts "exact" (ESPO, arXiv 2512.03759): n ~ U{0..L}, weights (L + 1) / n
+    and (L + 1) / (L - n), halved: unbiased for the ELBO.
+    """
+    draw_B1, length_B1 = text.uniforms(0, 1), text.length_B1
+    maskings = []
+    for k in range(estimator.samples):
+        ratio_B1 = _between(estimator, (draw_B1 + k) / estimator.samples)
+        if estimator.counts == "exact":
+            count_B1 = jnp.floor(ratio_B1 * (length_B1 + 1))
+            masked_BC = _lowest(text, text.valid_BC, count_B1, k + 1)
+            share_B1 = count_B1 / (length_B1 + 1)
+            others_B1 = (length_B1 - count_B1) / (length_B1 + 1)
+        else:
+            masked_BC, share_B1 = _mask(text, text.valid_BC, ratio_B1, k + 1, "independent")
+            others_B1 = 1 - share_B1
+        for part_BC, part_B1 in ((masked_BC, share_B1), (text.valid_BC & ~masked_BC, others_B1)):
+            weight_BC = part_BC / jnp.where(part_B1 > 0, part_B1, 1.0) / (2 * estimator.samples)
+            maskings.append(Masking(part_BC, weight_BC))
+    if estimator.full_mask:
+        maskings.append(Masking(jnp.ones_like(text.valid_BC), jnp.full(text.valid_BC.shape, 0.5)))
+    return maskings
+
+
+def quadrature(text: Text, estimator: EstimatorConfig, sampler: SamplerConfig) -> list[Masking]:
+    """Gauss and Legendre's K ratios on [0, 1] with one masking of floor(t L) positions each, weight w / t (GDPO, arXiv 2510.08554).
+
+    Biased a little, because the ratios are fixed, but the same for policy and old policy; at least one position is masked.
+    """
+    nodes, weights = np.polynomial.legendre.leggauss(estimator.samples)
+    maskings = []
+    for k, (node, weight) in enumerate(zip(nodes, weights, strict=True)):
+        ratio = (1 + node) / 2
+        count_B1 = jnp.maximum(jnp.floor(ratio * text.length_B1), 1)
+        masked_BC = _lowest(text, text.valid_BC, count_B1, k + 1)
+        maskings.append(Masking(masked_BC, masked_BC * (weight / 2 / ratio)))
+    return maskings
+
+
+def block(text: Text, estimator: EstimatorConfig, sampler: SamplerConfig) -> list[Masking]:
+    """K maskings of one of the rollout's blocks, with all before it clean and all behind it masked (SPG, arXiv 2510.09541).
+
+    These are states that a semi-autoregressive sampler visits. counts and weight as in `elbo`, of the block; with weight "inverse" the sum
+    is unbiased for the sum over blocks of their ELBOs.
+    """
+    size = sampler.block_length
+    place_C = jnp.arange(text.valid_BC.shape[1])[None, :] // size
+    blocks_B1 = -(-text.length_B1 // size)
+    draw_B2 = text.uniforms(0, 2 * estimator.samples)
+    maskings = []
+    for k in range(estimator.samples):
+        which_B1 = jnp.floor(draw_B2[:, 2 * k : 2 * k + 1] * blocks_B1)
+        inside_BC = text.valid_BC & (place_C == which_B1)
+        ratio_B1 = _between(estimator, draw_B2[:, 2 * k + 1 : 2 * k + 2])
+        masked_BC, share_B1 = _mask(text, inside_BC, ratio_B1, k + 1, estimator.counts)
+        weight_BC = masked_BC * (blocks_B1 / share_B1 / estimator.samples)
+        maskings.append(Masking(masked_BC | (place_C > which_B1), weight_BC))
+    return _averaged(maskings) if estimator.weight == "uniform" else maskings
+
+
+def trajectory(text: Text, estimator: EstimatorConfig, sampler: SamplerConfig) -> list[Masking]:
+    """The rollout replayed in K segments: a position is scored in the state at the start of the segment that committed it.
+
+    K segments of equal length (d2, arXiv 2509.21474), or segments of `shrink` steps (TraceRL, arXiv 2509.06949). As many segments as
+    steps: the log-probability of the tokens along the recorded order, exactly; one segment: `one_step`.
+    """
+    decoded_BC = text.valid_BC & (text.reveal_step_BC >= 0)
+    steps_B1 = jnp.max(jnp.where(decoded_BC, text.reveal_step_BC, 0), axis=1, keepdims=True) + 1
+    if estimator.shrink:
+        most = sampler.steps if sampler.schedule in ("even", "time", "chance") else sampler.completion_length
+        segment_BC, segments = text.reveal_step_BC // estimator.shrink, -(-most // estimator.shrink)
+    else:
+        segment_BC, segments = ((text.reveal_step_BC + 1) * estimator.samples - 1) // steps_B1, estimator.samples
+    return [
+        Masking((segment_BC >= one) | ~decoded_BC, (decoded_BC & (segment_BC == one)).astype(jnp.float32))
+        for one in range(segments)
+    ]
+
+
+def autoregressive(text: Text, estimator: EstimatorConfig, sampler: SamplerConfig) -> list[Masking]:
+    """One view a position: score_k = log p(o_k | q, o before k, masks from k on) (JustGRPO, arXiv 2601.15165).
+
+    Exact for left-to-right decoding, one token a step.
+    """
+    place_C = jnp.broadcast_to(jnp.arange(text.valid_BC.shape[1])[None, :], text.valid_BC.shape)
+    return [Masking(place_C >= k, (place_C == k).astype(jnp.float32)) for k in range(text.valid_BC.shape[1])]
+
+
+Plan = Callable[[Text, EstimatorConfig, SamplerConfig], list[Masking]]
+PLANS: dict[str, Plan] = {
+    "one_step": one_step,
+    "elbo": elbo,
+    "coupled": coupled,
+    "quadrature": quadrature,
+    "block": block,
+    "trajectory": trajectory,
+    "autoregressive": autoregressive,
+}
+
+
+# -- maskings ----------------------------------------------------------------------------------------------------------
+
+
+def _between(estimator: EstimatorConfig, uniform_B1: Array) -> Array:
+    return estimator.low + (estimator.high - estimator.low) * uniform_B1
+
+
+def _mask(text: Text, among_BC: Array, ratio_B1: Array, number: int, counts: str) -> tuple[Array, Array]:
+    """(a masking of these positions, the share of them that its weight divides by)."""
+    if counts == "exact":
+        size_B1 = jnp.sum(among_BC, axis=1, keepdims=True)
+        count_B1 = jnp.minimum(1 + jnp.floor(ratio_B1 * size_B1), size_B1)
+        return _lowest(text, among_BC, count_B1, number), count_B1 / size_B1
+    uniform_BC = text.uniforms(number, among_BC.shape[1])
+    # A ratio of 0 masks nothing, and 0 / 0 is no weight.
+    return among_BC & (uniform_BC < ratio_B1), jnp.maximum(ratio_B1, jnp.finfo(jnp.float32).tiny)
+
+
+def _lowest(text: Text, among_BC: Array, count_B1: Array, number: int) -> Array:
+    """`count` of these positions, drawn without replacement."""
+    uniform_BC = jnp.where(among_BC, text.uniforms(number, among_BC.shape[1]), jnp.inf)
+    rank_BC = jnp.argsort(jnp.argsort(uniform_BC, axis=1), axis=1)
+    return among_BC & (rank_BC < count_B1)
+
+
+def _averaged(maskings: list[Masking]) -> list[Masking]:
+    """The same maskings; each position counts 1 / (number of views that score it)."""
+    scored = [one.weight_BC > 0 for one in maskings]
+    often_BC = jnp.maximum(sum(one.astype(jnp.float32) for one in scored), 1.0)
+    return [one._replace(weight_BC=hit_BC / often_BC) for one, hit_BC in zip(maskings, scored, strict=True)]

@@ -1,0 +1,275 @@
+"""Plans of views: their expectation over all draws, enumerated, against the exact likelihood bounds; and what they hide."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.special import log_softmax
+
+from d1jax.config import EstimatorConfig, SamplerConfig
+from d1jax.data.tokenizers import SpecialTokens
+from d1jax.diffusion.canvas import Canvas
+from d1jax.diffusion.estimators import PLANS, Text, views_of
+from d1jax.diffusion.likelihood import Views, score
+
+MASK, END = 3, 2
+SPECIAL = SpecialTokens(mask=MASK, end=END)
+LENGTH, PROMPT, COMPLETION = 4, (1, 0), (0, 1, 1, 0)
+SAMPLER = SamplerConfig(completion_length=4, block_length=2, steps=4)
+
+
+@pytest.fixture(scope="module")
+def world(tiny, oracle):
+    """A model with three tokens and the mask, and logp(masked positions) -> [L] log p(completion token | the others)."""
+    model, variables = tiny(seed=3, vocab_size=4)
+    forward, known = oracle(model, variables), {}
+
+    def logp(masked):
+        if masked not in known:
+            seen = [MASK if place in masked else token for place, token in enumerate(COMPLETION)]
+            z = forward([*PROMPT, *seen])[1][len(PROMPT) :]
+            known[masked] = log_softmax(z, axis=-1)[np.arange(LENGTH), COMPLETION]
+        return known[masked]
+
+    return model, variables, lambda masked: logp(frozenset(masked))
+
+
+def exact_elbo(logp, places=range(LENGTH), also_masked=()):
+    """E over n ~ U{1..L} and subsets of n places of (L / n) x the sum of their scores."""
+    places = list(places)
+    total = 0.0
+    for n in range(1, len(places) + 1):
+        subsets = list(itertools.combinations(places, n))
+        total += np.mean([logp((*subset, *also_masked))[list(subset)].sum() for subset in subsets]) / n
+    return total
+
+
+class Prescribed(Text):
+    """Numbers from a table instead of a key: table[number] is [B, columns]."""
+
+    def uniforms(self, number, columns):
+        return jnp.asarray(self.key[number], jnp.float32)
+
+
+def scores(world, name, tables, estimator, probability=None, reveal_step=None, valid=LENGTH):
+    """[L]: the mean over rows (one a draw) of the score of every position."""
+    model, variables, _ = world
+    rows = len(next(iter(tables.values()))) if tables else 1
+    completion_BC = jnp.tile(jnp.array([COMPLETION]), (rows, 1))
+    valid_BC = jnp.broadcast_to(jnp.arange(LENGTH)[None, :] < valid, (rows, LENGTH))
+    reveal_BC = jnp.zeros((rows, LENGTH), jnp.int32) if reveal_step is None else jnp.array([reveal_step])
+    maskings = PLANS[name](Prescribed(tables, jnp.arange(rows), valid_BC, reveal_BC), estimator, SAMPLER)
+    canvas = Canvas(completion_BC, jnp.tile(jnp.array([PROMPT]), (rows, 1)), jnp.full(rows, 2))
+    views = Views(
+        jnp.stack([jnp.where(one.masked_BC, MASK, completion_BC) for one in maskings]),
+        jnp.broadcast_to(canvas.prompt_BP[None], (len(maskings), rows, 2)),
+        jnp.stack([jnp.asarray(one.weight_BC, jnp.float32) for one in maskings]),
+    )
+    found_BC = np.asarray(score(model, variables, canvas, views).logp, np.float64)
+    return np.average(found_BC, axis=0, weights=probability)
+
+
+def draws(values, permutations):
+    """Every value with every permutation: tables of number 0 ([B, 1]) and of the permutation as uniforms ([B, L])."""
+    pairs = list(itertools.product(values, permutations))
+    first = np.array([[value] for value, _ in pairs])
+    return first, (np.array([order for _, order in pairs]) + 0.5) / LENGTH
+
+
+PERMUTATIONS = list(itertools.permutations(range(LENGTH)))
+
+
+def test_one_step_scores_every_position_with_all_masked(world):
+    found = scores(world, "one_step", None, EstimatorConfig())
+    np.testing.assert_allclose(found, world[2](range(LENGTH)), atol=1e-5)
+
+
+@pytest.mark.parametrize("samples", [1, 2, 4])
+def test_exact_counts_are_unbiased_for_the_elbo(world, samples):
+    parts = LENGTH // samples  # (u + k) / K meets each of the L counts once
+    first, orders = draws([(part + 0.5) / parts for part in range(parts)], PERMUTATIONS)
+    tables = {0: first, **{k + 1: orders for k in range(samples)}}
+    found = scores(world, "elbo", tables, EstimatorConfig("elbo", samples=samples))
+    np.testing.assert_allclose(found.sum(), exact_elbo(world[2]), atol=1e-5)
+
+
+def test_independent_masks_are_unbiased_for_the_elbo(world):
+    nodes, weights = np.polynomial.legendre.leggauss(8)  # exact for polynomials in t of degree 15
+    rows = [
+        ((1 + node) / 2, hidden, weight / 2)
+        for node, weight in zip(nodes, weights, strict=True)
+        for hidden in itertools.product([False, True], repeat=LENGTH)
+    ]
+    probability = [w * np.prod([t if hit else 1 - t for hit in hidden]) for t, hidden, w in rows]
+    tables = {0: np.array([[t] for t, _, _ in rows]), 1: 1.0 - np.array([hidden for _, hidden, _ in rows])}
+    tables[1] = np.where(tables[1] == 0, 0.0, 0.999999)
+    found = scores(world, "elbo", tables, EstimatorConfig("elbo", counts="independent"), probability)
+    np.testing.assert_allclose(found.sum(), exact_elbo(world[2]), atol=1e-4)
+
+
+def test_coupled_pairs_of_exact_counts_are_unbiased_for_the_elbo(world):
+    first, orders = draws([(n + 0.5) / (LENGTH + 1) for n in range(LENGTH + 1)], PERMUTATIONS)
+    found = scores(world, "coupled", {0: first, 1: orders}, EstimatorConfig("coupled"))
+    np.testing.assert_allclose(found.sum(), exact_elbo(world[2]), atol=1e-5)
+
+
+def test_diffucoders_pair_is_half_the_full_view_and_half_the_weighted_masks(world):
+    ratio, uniform = 0.4, np.array([[0.1, 0.5, 0.39, 0.9]])
+    settings = EstimatorConfig("coupled", counts="independent", low=0.2, high=0.8, full_mask=True)
+    found = scores(world, "coupled", {0: np.array([[(ratio - 0.2) / 0.6]]), 1: uniform}, settings)
+    logp = world[2]
+    first, second = (0, 2), (1, 3)
+    expected = logp(range(LENGTH)) / 2
+    expected[list(first)] += logp(first)[list(first)] / ratio / 2
+    expected[list(second)] += logp(second)[list(second)] / (1 - ratio) / 2
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("samples", [1, 2, 3])
+def test_quadrature_masks_the_share_of_its_nodes(world, samples):
+    nodes, weights = np.polynomial.legendre.leggauss(samples)
+    order = [0.1, 0.7, 0.3, 0.9]
+    tables = {k + 1: np.array([order]) for k in range(samples)}
+    found = scores(world, "quadrature", tables, EstimatorConfig("quadrature", samples=samples))
+    expected = np.zeros(LENGTH)
+    for node, weight in zip(nodes, weights, strict=True):
+        t = (1 + node) / 2
+        masked = sorted(range(LENGTH), key=lambda place: order[place])[: max(int(t * LENGTH), 1)]
+        expected[masked] += weight / 2 / t * world[2](masked)[masked]
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_blocks_are_unbiased_for_the_sum_of_their_elbos(world):
+    pairs = [(b, n) for b in range(2) for n in range(2)]
+    rows = list(itertools.product(pairs, PERMUTATIONS))
+    first = np.array([[(b + 0.5) / 2, (n + 0.5) / 2] for (b, n), _ in rows])
+    orders = (np.array([order for _, order in rows]) + 0.5) / LENGTH
+    found = scores(world, "block", {0: first, 1: orders}, EstimatorConfig("block"))
+    expected = exact_elbo(world[2], (0, 1), also_masked=(2, 3)) + exact_elbo(world[2], (2, 3))
+    np.testing.assert_allclose(found.sum(), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["elbo", "block"])
+def test_uniform_weights_average_the_views_that_score_a_position(world, name):
+    settings = EstimatorConfig(name, samples=2, weight="uniform")
+    tables = {
+        0: np.array([[0.1, 0.9, 0.1, 0.2]]),
+        1: np.array([[0.1, 0.2, 0.8, 0.9]]),
+        2: np.array([[0.1, 0.9, 0.8, 0.2]]),
+    }
+    if name == "elbo":
+        tables[0] = tables[0][:, 1:2]  # ratios 0.45 and 0.95: counts 2 and 4
+        expected = world[2](range(4)) / 1
+        expected[:2] = (world[2]((0, 1))[:2] + world[2](range(4))[:2]) / 2
+    else:  # block 0 twice: two of its positions, then the first one
+        expected = np.zeros(LENGTH)
+        expected[0] = (world[2](range(4))[0] + world[2]((0, 2, 3))[0]) / 2
+        expected[1] = world[2](range(4))[1]
+    np.testing.assert_allclose(scores(world, name, tables, settings), expected, atol=1e-5)
+
+
+REVEAL = (2, 0, 3, 1)
+
+
+def replayed(logp, boundaries):
+    """Each position in the state at the start of its segment of the recorded order REVEAL."""
+    expected = np.zeros(LENGTH)
+    for start, stop in itertools.pairwise([*boundaries, 99]):
+        state = [place for place in range(LENGTH) if REVEAL[place] >= start]
+        inside = [place for place in state if REVEAL[place] < stop]
+        expected[inside] = logp(state)[inside]
+    return expected
+
+
+@pytest.mark.parametrize(
+    ("settings", "boundaries"),
+    [
+        (EstimatorConfig("trajectory", samples=4), [0, 1, 2, 3]),  # exact along the order
+        (EstimatorConfig("trajectory", samples=2), [0, 2]),
+        (EstimatorConfig("trajectory", samples=3), [0, 1, 2]),  # 4 s / 3, rounded down
+        (EstimatorConfig("trajectory", samples=1), [0]),
+        (EstimatorConfig("trajectory", shrink=1), [0, 1, 2, 3]),
+        (EstimatorConfig("trajectory", shrink=3), [0, 3]),
+    ],
+    ids=str,
+)
+def test_trajectories_score_a_position_in_the_state_at_the_start_of_its_segment(world, settings, boundaries):
+    found = scores(world, "trajectory", None, settings, reveal_step=REVEAL)
+    np.testing.assert_allclose(found, replayed(world[2], boundaries), atol=1e-5)
+
+
+def test_autoregressive_scores_each_position_with_all_later_ones_masked(world):
+    found = scores(world, "autoregressive", None, EstimatorConfig("autoregressive"))
+    np.testing.assert_allclose(found, [world[2](range(k, LENGTH))[k] for k in range(LENGTH)], atol=1e-5)
+
+
+# -- what every plan keeps ---------------------------------------------------------------------------------------------
+
+EVERY = [
+    EstimatorConfig(),
+    EstimatorConfig("elbo", samples=2),
+    EstimatorConfig("elbo", samples=2, counts="independent"),
+    EstimatorConfig("elbo", samples=3, weight="uniform"),
+    EstimatorConfig("coupled", samples=2),
+    EstimatorConfig("coupled", counts="independent", low=0.2, high=0.8, full_mask=True),
+    EstimatorConfig("quadrature", samples=3),
+    EstimatorConfig("block", samples=2),
+    EstimatorConfig("trajectory", samples=2),
+    EstimatorConfig("trajectory", shrink=2),
+    EstimatorConfig("autoregressive"),
+]
+
+
+def test_every_estimator_is_covered():
+    assert {estimator.name for estimator in EVERY} == set(PLANS)
+
+
+@pytest.mark.parametrize("estimator", EVERY, ids=str)
+def test_plans_mask_what_they_score_and_nothing_behind_the_text_counts(estimator):
+    rng = np.random.default_rng(0)
+    rows, columns = 40, 4
+    completion_BC = jnp.asarray(rng.integers(0, 3, (rows, columns)), jnp.int32)  # END is 2: texts of all lengths
+    lengths = [row.index(END) + 1 if END in row else columns for row in np.asarray(completion_BC).tolist()]
+    canvas = Canvas(completion_BC, jnp.zeros((rows, 3), jnp.int32), jnp.full(rows, 2))
+    reveal_BC = jnp.asarray(rng.permuted(np.tile(np.arange(columns), (rows, 1)), axis=1))
+    settings = {"estimator": estimator, "sampler": SAMPLER, "special": SPECIAL, "prompt_mask": 0.5}
+    ids = jnp.arange(rows) // 2
+    views = views_of(jax.random.key(0), canvas, ids, reveal_BC, **settings)
+    seen, weight = np.asarray(views.completion_NBC), np.asarray(views.weight_NBC)
+    behind = np.arange(columns)[None, :] >= np.array(lengths)[:, None]
+    assert np.isfinite(weight).all() and (weight >= 0).all() and weight.dtype == np.float32
+    assert (seen[:, behind] == MASK).all() and (weight[:, behind] == 0).all()
+    assert (seen[weight > 0] == MASK).all(), "a token that is seen is not scored"
+    assert ((seen == MASK) | (seen == np.asarray(completion_BC))).all()
+    prompts = np.asarray(views.prompt_NBP)
+    assert (prompts[:, :, 2] == 0).all(), "padding is never masked"
+    assert (prompts == prompts[:1]).all() and 0.2 < (prompts[0, :, :2] == MASK).mean() < 0.8
+    # Rows of one id draw the same numbers; another key draws others.
+    again = views_of(jax.random.key(0), canvas, ids, reveal_BC, **settings)
+    np.testing.assert_array_equal(again.completion_NBC, seen)
+    np.testing.assert_array_equal(prompts[:, 0::2], prompts[:, 1::2])
+    other = views_of(jax.random.key(1), canvas, ids, reveal_BC, **settings)
+    fixed = estimator.name in ("one_step", "trajectory", "autoregressive")
+    assert (np.asarray(other.completion_NBC) != seen).any() == (not fixed)
+
+
+def test_golden_coupled_scores(golden, golden_dream):
+    """DiffuCoder's pair on recorded masks: log-probabilities of the PyTorch code, shifted and not."""
+    for reference in (golden, golden_dream):
+        io = reference.io
+        ids, ratio = io["coupled/ids"], 0.35
+        width = ids.shape[1] - io["coupled/logp_full"].shape[1]
+        rows, columns = io["coupled/logp_full"].shape
+        completion_BC = jnp.asarray(ids[:, width:])
+        masks = [np.ones((rows, columns), bool), *(io[f"coupled/mask{n}"][:, width:] for n in (1, 2))]
+        weights = [np.full((rows, columns), 0.5), masks[1] / ratio / 2, masks[2] / (1 - ratio) / 2]
+        canvas = Canvas(completion_BC, jnp.asarray(ids[:, :width]), jnp.full(rows, width))
+        views = Views(
+            jnp.stack([jnp.where(mask, reference.special.mask, completion_BC) for mask in masks]),
+            jnp.broadcast_to(canvas.prompt_BP[None], (3, rows, width)),
+            jnp.asarray(np.stack(weights), jnp.float32),
+        )
+        found = score(reference.model, reference.variables, canvas, views).logp
+        np.testing.assert_allclose(found, io["coupled/per_token_logps"], atol=1e-4)

@@ -1,0 +1,124 @@
+"""Every file of configs/methods: it loads, it lowers, and DESIGN's invariants 1, 2, 5, 9 and 10 hold for it."""
+
+import dataclasses
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from d1jax.config import MeshConfig, ModelConfig, OptimizerConfig, SamplerConfig
+from d1jax.config_file import parse
+from d1jax.data.tokenizers import SpecialTokens
+from d1jax.diffusion.canvas import Canvas
+from d1jax.diffusion.estimators import PLANS, views_of
+from d1jax.models.transformer import Transformer, initialize
+from d1jax.rl.advantages import ADVANTAGES, group_advantages
+from d1jax.rl.objective import KL, LEVELS
+from d1jax.rl.update import Batch, make_update, view_keys
+from d1jax.runtime.mesh import make_mesh
+from d1jax.runtime.optimizer import make_optimizer, new_state
+
+FOLDER = Path(__file__).parents[2] / "configs"
+FILES = sorted((FOLDER / "methods").glob("*.yaml"))
+SPECIAL = SpecialTokens(mask=9, end=8)
+SAMPLER = SamplerConfig(completion_length=8, block_length=4, steps=4)
+ROWS = 8
+
+
+@pytest.fixture(scope="module", params=FILES, ids=lambda path: path.stem)
+def method(request):
+    """The rl section, at most three inner updates of eight rows."""
+    config = parse(["--config", str(FOLDER / "quickstart.yaml"), "--rl", str(request.param)]).rl
+    small = {"prompts_per_step": 2, "group_size": 4, "inner_updates": min(config.inner_updates, 3), "micro_batches": 1}
+    return dataclasses.replace(config, **small, optimizer=OptimizerConfig(learning_rate=1e-2, clip_norm=1.0))
+
+
+class Built:
+    """The compiled update of a method, with random weights and an optional reference."""
+
+    def __init__(self, config, micro_batches):
+        self.config = dataclasses.replace(config, micro_batches=micro_batches)
+        sizes = {"width": 16, "layers": 1, "heads": 2, "kv_heads": 2, "mlp_width": 24, "vocab_size": 16}
+        model, self.mesh = Transformer(ModelConfig(**sizes, rope_theta=100)), make_mesh(MeshConfig())
+        self.variables = initialize(model, jax.random.key(0), self.mesh)
+        self.optimizer = make_optimizer(config.optimizer, 100)
+        self.update = make_update(model, self.optimizer, self.config, SAMPLER, SPECIAL, self.state())
+
+    def state(self):
+        return new_state(self.optimizer, self.variables, self.mesh)
+
+    def __call__(self, advantage, reference_scale=1.0):
+        """(weights, metrics) after the inner updates of one batch."""
+        with_reference = self.config.kl_coefficient > 0 and self.config.kl_to == "reference"
+        reference = jax.tree.map(lambda x: x * reference_scale, self.variables) if with_reference else {}
+        after, metrics = self.update(self.state(), {}, reference, batch(advantage), jax.random.key(0))
+        return after.trainable, jax.device_get(metrics)
+
+
+@pytest.fixture(scope="module")
+def built(method):
+    return Built(method, micro_batches=1)
+
+
+def batch(advantage):
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(2, 7, ROWS // 4).repeat(4).astype(np.int32)
+    prompts = rng.integers(0, 8, (ROWS // 4, 6)).repeat(4, axis=0).astype(np.int32)
+    completions = rng.integers(0, 9, (ROWS, 8)).astype(np.int32)
+    reveal = np.concatenate(
+        [rng.permuted(np.tile([0, 0, 1, 1], (ROWS, 1)), axis=1) + 2 * half for half in (0, 1)], axis=1
+    )
+    ids = (np.arange(ROWS) // 4).astype(np.int32)
+    return Batch(Canvas(completions, prompts, lengths), ids, reveal.astype(np.int32), np.asarray(advantage, np.float32))
+
+
+def test_names_of_the_files_are_those_that_the_guide_lists():
+    guide = (FOLDER.parent / "docs" / "methods.md").read_text(encoding="utf-8")
+    assert len(FILES) >= 12 and [path.stem for path in FILES if f"`{path.stem}`" not in guide] == []
+
+
+def test_the_ratio_is_one_at_first_and_any_split_gives_the_same_update(method, built):
+    rewards = np.random.default_rng(1).random((2, 4))
+    advantage = group_advantages(method.advantage, rewards).reshape(-1)
+    whole, metrics = built(advantage, reference_scale=1.05)
+    assert float(metrics["ratio/mean"][0]) == 1.0 and float(metrics["ratio/log_rms"][0]) == 0.0
+    assert np.isfinite(metrics["loss"]).all() and (metrics["grad_norm"] > 0).all()
+    if method.inner_updates > 1 and method.ratio != "none":
+        assert (metrics["ratio/log_rms"][1:] > 0).all()
+    parts, others = Built(method, micro_batches=2)(advantage, reference_scale=1.05)
+    np.testing.assert_allclose(metrics["loss"], others["loss"], atol=2e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4), whole, parts)
+
+
+def test_groups_of_equal_rewards_leave_the_weights_as_they_are(method, built):
+    advantage = group_advantages(method.advantage, np.ones((2, 4))).reshape(-1)
+    after, metrics = built(advantage)
+    assert (metrics["grad_norm"] == 0).all() and built.update._cache_size() == 1
+    jax.tree.map(np.testing.assert_array_equal, after, built.variables)
+
+
+def test_inner_updates_meet_other_masks_unless_the_method_says_one(method):
+    rows = jax.tree.map(jnp.asarray, batch(np.zeros(ROWS)))
+    settings = {
+        "estimator": method.estimator,
+        "sampler": SAMPLER,
+        "special": SPECIAL,
+        "prompt_mask": method.prompt_mask,
+    }
+    seen = set()
+    for key in view_keys(jax.random.key(0), method.inner_updates, method.fresh_masks):
+        views = views_of(key, rows.canvas, rows.mask_ids_B, rows.reveal_step_BC, **settings)
+        seen.add((np.asarray(views.completion_NBC).tobytes(), np.asarray(views.prompt_NBP).tobytes()))
+    drawn = method.prompt_mask > 0 or method.estimator.name not in ("one_step", "trajectory", "autoregressive")
+    assert len(seen) == (method.inner_updates if method.fresh_masks and drawn else 1)
+
+
+def test_the_files_use_every_kind_of_estimator_ratio_and_advantage_but_a_few():
+    """A method that loses its file would show here."""
+    used = [parse(["--config", str(FOLDER / "quickstart.yaml"), "--rl", str(path)]).rl for path in FILES]
+    assert set(PLANS) - {config.estimator.name for config in used} == {"block"}
+    assert set(LEVELS) - {config.ratio for config in used} == {"block"}
+    assert set(ADVANTAGES) - {config.advantage for config in used} == {"batch"}
+    assert set(KL) - {config.kl for config in used if config.kl_coefficient} == {"k1"}
