@@ -19,7 +19,7 @@ TINY = {
     "task.train_rows": 64, "task.eval_rows": 16, "model.width": 16, "model.layers": 1, "model.heads": 2, "model.kv_heads": 2,
     "model.mlp_width": 16, "model.rope_theta": 100, "sampler.completion_length": 20, "sampler.block_length": 20,
     "sampler.steps": 2, "sft.steps": 6, "sft.batch_size": 16, "rl.steps": 6, "rl.prompts_per_step": 4, "rl.group_size": 4,
-    "rl.inner_updates": 3, "rl.kl_coefficient": 0.01, "rl.reward_weights": "{units: 1}", "checkpoint_every": 2,
+    "rl.inner_updates": 3, "rl.kl_coefficient": 0.01, "rl.reward_weights": "{clues: 1, cells: 1}", "checkpoint_every": 2,
     "evaluation.batch_size": 16,
 }  # fmt: skip
 
@@ -128,7 +128,7 @@ def test_a_run_leaves_everything_it_promises(finished):
     lines = read_metrics(finished / "metrics.jsonl")
     assert [(line["stage"], line["step"]) for line in lines] == [(s, i) for s in ("sft", "rl") for i in range(1, 7)]
     wanted = {
-        "reward", "reward_std", "rewards/solved/mean", "rewards/units/mean", "frac_reward_zero_std", "kl", "entropy", "loss",
+        "reward", "reward_std", "rewards/solved/mean", "rewards/cells/mean", "frac_reward_zero_std", "kl", "entropy", "loss",
         "clip_ratio/low_mean", "clip_ratio/high_mean", "clip_ratio/region_mean", "ratio/mean", "mask/prompt_frac", "grad_norm",
         "learning_rate", "completions/mean_length", "completions/clipped_ratio", "completions/distinct_per_group",
         "time/rollout_s", "time/reward_s", "time/update_s", "nonfinite/total", "decoding/local_ar_1", "decoding/global_ar_4",
