@@ -57,8 +57,8 @@ def test_there_are_configurations():
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT / "configs")))
 def test_every_shipped_file_parses(path):
-    if path.parent.name == "models":
-        config = parse(["--model", str(path)])
+    if path.parent.name in ("models", "methods"):  # a section each
+        config = parse(["--model" if path.parent.name == "models" else "--rl", str(path)])
     else:
         start = ["--init_from", "a/checkpoint"] if path.stem.endswith("_8b") else []
         config = parse(["--config", str(path), *start])
