@@ -197,7 +197,9 @@ def test_update_does_not_depend_on_the_mesh(axes):
             update = make_update(model, optimizer, CONFIG, SAMPLER, SPECIAL, state)
             results.append(update(state, frozen, copied(state.trainable), place_rows(mesh, batch()), jax.random.key(0)))
     one_device = jax.device_put(jax.device_get(setup()[2]), jax.devices()[0])
-    update = make_update(Transformer(MODEL), make_optimizer(CONFIG.optimizer, 100), CONFIG, SPECIAL, one_device)
+    update = make_update(
+        Transformer(MODEL), make_optimizer(CONFIG.optimizer, 100), CONFIG, SAMPLER, SPECIAL, one_device
+    )
     results.append(update(one_device, {}, copied(one_device.trainable), batch(), jax.random.key(0)))
     for _, metrics in results[1:]:
         np.testing.assert_allclose(metrics["loss"], results[0][1]["loss"], atol=1e-5)
