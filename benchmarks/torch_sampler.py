@@ -30,6 +30,7 @@ def bidirectional_llama(config, tensors):
         rms_norm_eps=config.norm_eps, tie_word_embeddings=False, attn_implementation="sdpa",
         rope_parameters={"rope_type": "default", "rope_theta": config.rope_theta}, is_causal=False,
     )  # fmt: skip
+    # No weights are drawn, only to be replaced; `strict` sees to it that none of the uninitialised ones is left.
     with torch.device("meta"):
         model = LlamaForCausalLM(settings)
     model = model.to_empty(device="cpu").eval().requires_grad_(False)

@@ -12,7 +12,7 @@ import numpy as np
 
 from d1jax.config import ConfigError, SamplerConfig
 from d1jax.diffusion.sampler import Decoding
-from d1jax.infilling import Filled, fill, has_holes, interleave, lay_out, take_apart, watch_infill
+from d1jax.infilling import Filled, fill, has_holes, interleave, lay_out, watch_infill
 from d1jax.policy import Policy, check_length
 from d1jax.sampling import Completions, Prompt, prompt_ids, sample, sample_ids, watch
 from d1jax.telemetry.terminal import DenoisingView, printable
@@ -46,13 +46,14 @@ class Answer(NamedTuple):
     nfe: int
 
 
-class Task(NamedTuple):
-    """A prompt that has been checked."""
+class Checked(NamedTuple):
+    """A prompt that can be answered."""
 
     row: int  # its place in the list: what its draws depend on
     prompt: str
     holes: bool
     ids: list[int]
+    new: int  # tokens to be written
 
 
 def answer(request: Request, prompts: list[str], batch: int, as_json: bool) -> list[Answer]:
@@ -61,7 +62,7 @@ def answer(request: Request, prompts: list[str], batch: int, as_json: bool) -> l
     All prompts are checked before the first is decoded. Rows keep their place in the list, so batches change nothing. Prompts
     that are too long are an error, or left out and counted.
     """
-    tasks = [_task(request, row, prompt) for row, prompt in enumerate(prompts)]
+    tasks = [_checked(request, row, prompt) for row, prompt in enumerate(prompts)]
     why = [_too_long(request, task) for task in tasks]
     dropped = [row for row, reason in enumerate(why) if reason]
     if dropped and not request.drop_too_long:
@@ -85,25 +86,27 @@ def answer(request: Request, prompts: list[str], batch: int, as_json: bool) -> l
     return answers
 
 
-def _task(request: Request, row: int, prompt: str) -> Task:
+def _checked(request: Request, row: int, prompt: str) -> Checked:
     if has_holes(prompt):
         if request.system:
             raise ConfigError("--system has no place in a text with holes; leave it out")
-        return Task(row, prompt, True, lay_out(request.policy.tokenizer, prompt).ids)
-    return Task(row, prompt, False, prompt_ids(request.policy, _as_prompt(request, prompt)))
+        laid = lay_out(request.policy.tokenizer, prompt)
+        return Checked(row, prompt, True, laid.ids, len(laid.before))
+    ids = prompt_ids(request.policy, _as_prompt(request, prompt))
+    return Checked(row, prompt, False, ids, request.config.completion_length)
 
 
-def _too_long(request: Request, task: Task) -> str:
+def _too_long(request: Request, task: Checked) -> str:
     """Why this prompt and what is to be written do not fit the model's positions, or ""."""
-    new = sum(take_apart(task.prompt)[1]) if task.holes else request.config.completion_length
+    given, new = len(task.ids), task.new
     try:
-        check_length(len(task.ids) + new, request.policy.config, f"{len(task.ids)} tokens of prompt and {new} new ones")
+        check_length(given + new, request.policy.config, f"{given} tokens of prompt and {new} new ones")
     except ConfigError as error:
         return str(error)
     return ""
 
 
-def _answers(request: Request, tasks: list[Task], size: int) -> list[Answer]:
+def _answers(request: Request, tasks: list[Checked], size: int) -> list[Answer]:
     """Their answers. Plain prompts are one batch of `size` rows (the last one is repeated), so few programs are compiled."""
     found: dict[int, Answer] = {}
     plain, holed = ([task for task in tasks if task.holes == holes] for holes in (False, True))

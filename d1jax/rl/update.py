@@ -86,7 +86,10 @@ def make_update(
         views = plan(key, rows.batch)
         scores = score(model, {**frozen, **trainable}, rows.batch.canvas, views)
         # Before the first inner update the old policy is the current one: its score is this very number, so the ratio is exactly 1.
-        old_logp_BC = jnp.where(first, jax.lax.stop_gradient(scores.logp), rows.old_logp_BC)
+        # A method without old scores has it there always.
+        old_logp_BC = jax.lax.stop_gradient(scores.logp)
+        if with_old:
+            old_logp_BC = jnp.where(first, old_logp_BC, rows.old_logp_BC)
         compared_BC = rows.reference_logp_BC if with_reference else old_logp_BC if with_kl else None
         mask_BC = rows.weight_BC > 0
         terms = token_terms(
