@@ -185,6 +185,25 @@ class EstimatorConfig:
     high: float = setting(1.0, "largest share that is masked")
     full_mask: bool = setting(False, "coupled: also score with all masked (DiffuCoder)")
     shrink: int = setting(0, "trajectory: segments of so many steps instead of `samples` segments (TraceRL)")
+    upper_share: float = setting(
+        0.0,
+        "where the advantage is negative, share of an upper bound in the score (SPG's omega; 0 = the lower bound alone)",
+    )
+    upper_exponent: float = setting(1.5, "of that bound (SPG's beta)")
+
+
+@dataclass(frozen=True)
+class GuardConfig:
+    """When a run has collapsed: any of these for `patience` steps in a row stops it (rl/guards.py)."""
+
+    patience: int = setting(5, "steps in a row (0 = never stop)")
+    repeated_tokens: float = setting(0.8, "share of tokens that equal the one before them is above this")
+    distinct: float = setting(
+        0.0, "distinct completions / completions of a group are at or below this (0 = not watched)"
+    )
+    entropy: float = setting(0.0, "mean entropy of a prediction, in nats, is below this (0 = not watched)")
+    log_ratio: float = setting(5.0, "rms of the log ratio is above this (0 = not watched)")
+    kl: float = setting(0.0, "mean KL is above this (0 = not watched)")
 
 
 @dataclass(frozen=True)
@@ -197,6 +216,9 @@ class RlConfig:
     inner_updates: int = setting(4, "optimizer updates on a rollout batch, mu, each under its own prompt masks")
     micro_batches: int = setting(1, "gradient accumulation: parts of a rollout batch")
     temperature: float = setting(1.0, "of the rollouts")
+    data: Literal["policy", "reference", "targets"] = setting(
+        "policy", "who writes the completions: the policy, the reference (offline), or the task's solutions"
+    )
     estimator: EstimatorConfig = section(EstimatorConfig)
     prompt_mask: float = setting(0.15, "probability p that the likelihood hides a prompt token")
     mask_sharing: Literal["group", "row"] = setting(
@@ -214,29 +236,48 @@ class RlConfig:
     clip_low: float = setting(0.2, "ratio is clipped below 1 - clip_low")
     clip_high: float = setting(0.2, "and above 1 + clip_high")
     dual_clip: float = setting(3.0, "clip dual: the loss is at most this times -advantage")
-    advantage: Literal["center", "zscore", "leave_one_out", "batch", "softmax"] = setting(
+    advantage: Literal["center", "zscore", "leave_one_out", "batch", "softmax", "accepted", "pairs"] = setting(
         "center",
-        "how a group's rewards become advantages; softmax: wd1's weights of good minus those of bad completions",
+        "how a group's rewards become advantages; softmax: wd1's weights of good minus those of bad completions; "
+        "accepted: 1 where `accept` is earned (RFT); pairs: the best against the worst of a group (DPO)",
     )
     softmax_scale: float = setting(1.0, "advantage softmax: psi, the scale of the centred rewards")
+    accept: str = setting("solved", "advantage accepted: the reward that must be 1")
+    preference_scale: float = setting(0.1, "advantage pairs: beta of DPO")
+    drop_equal_groups: bool = setting(False, "leave groups of equal rewards out of the means, too (DAPO)")
+    supervision: Literal["outcome", "text_steps", "commit_steps"] = setting(
+        "outcome", "one reward a completion, or the gain of each line or of each part of the decoding (DeepSeekMath)"
+    )
+    supervision_steps: int = setting(4, "commit_steps: parts of equal length that the decoding is cut into")
     kl_coefficient: float = setting(0.0, "beta of the KL penalty (0 = none)")
     kl: Literal["k1", "k2", "k3"] = setting("k3", "its estimator")
+    kl_in: Literal["loss", "reward"] = setting("loss", "a term of the loss, or (PPO) taken off the reward")
     kl_level: Literal["token", "sequence"] = setting("token", "of each token, or of their sum / L")
     kl_to: Literal["reference", "old"] = setting(
         "reference", "the policy at the start, or that of the rollouts (TraceRL)"
     )
+    entropy_coefficient: float = setting(0.0, "bonus for the entropy of the predictions, in the loss")
     reference_sync_every: int = setting(
-        0, "steps between copies of the policy into the reference (0 = frozen; full fine-tuning only)"
+        0, "steps between moves of the reference towards the policy (0 = frozen; full fine-tuning only)"
     )
-    pooling: Literal["bnpo", "dapo", "grpo", "dr_grpo", "row_sum"] = setting(
+    reference_mix: float = setting(1.0, "share of the policy in such a move (DiffuCoder: 0.6; 1 = a copy)")
+    pooling: Literal["bnpo", "dapo", "grpo", "sequence_mean", "dr_grpo", "row_sum"] = setting(
         "bnpo",
-        "bnpo, dapo: mean over tokens (d1); grpo: mean of row means; dr_grpo: sum / (rows x C); row_sum: mean of row sums",
+        "bnpo, dapo: mean over tokens (d1); grpo, sequence_mean: mean of row means; dr_grpo: sum / (rows x C); "
+        "row_sum: mean of row sums",
     )
     reward_weights: dict[str, float] = setting(
         lambda: {"solved": 1.0}, "reward = sum of weight x the task's reward of that name"
     )
+    guard: GuardConfig = section(GuardConfig)
     negative_control: Literal["none", "shuffled_rewards", "zero_advantages"] = setting("none", "must teach nothing")
     optimizer: OptimizerConfig = section(lambda: OptimizerConfig(learning_rate=3e-4, clip_norm=0.2))
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether the method looks at a policy that the updates do not move."""
+        with_kl = self.kl_coefficient > 0 and self.kl_to == "reference"
+        return with_kl or self.advantage == "pairs" or self.data == "reference"
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from d1jax.config import ADAPTIVE, Config, ConfigError
+from d1jax.rl_rules import rl_rules
 
 MOST_TOKENS = 1_000_000  # schedules are arrays of this length
 
@@ -24,7 +25,7 @@ def _rules(config: Config) -> list[tuple[bool, str]]:
     model, sampler, sft, rl = config.model, config.sampler, config.sft, config.rl
     c, block, steps = sampler.completion_length, sampler.block_length, sampler.steps
     blocks = max(c // max(block, 1), 1)
-    rows, estimator = rl.prompts_per_step * rl.group_size, rl.estimator
+    estimator = rl.estimator
     positive = {
         "model.width": model.width, "model.layers": model.layers, "model.heads": model.heads, "model.kv_heads": model.kv_heads,
         "model.mlp_width": model.mlp_width, "sampler.completion_length": c, "sampler.block_length": block, "sampler.steps": steps,
@@ -34,6 +35,7 @@ def _rules(config: Config) -> list[tuple[bool, str]]:
         "max_bad_updates": config.max_bad_updates, "sft.optimizer.learning_rate": sft.optimizer.learning_rate,
         "rl.optimizer.learning_rate": rl.optimizer.learning_rate, "model.rope_theta": model.rope_theta,
         "lora.alpha": config.lora.alpha, "rl.estimator.samples": estimator.samples, "rl.softmax_scale": rl.softmax_scale,
+        "rl.preference_scale": rl.preference_scale, "rl.supervision_steps": rl.supervision_steps,
     }  # fmt: skip
     not_negative = {
         "sampler.remasking_temperature": sampler.remasking_temperature, "sampler.top_k": sampler.top_k,
@@ -46,6 +48,9 @@ def _rules(config: Config) -> list[tuple[bool, str]]:
         "lora.rank": config.lora.rank, "task.train_rows": config.task.train_rows, "task.eval_rows": config.task.eval_rows,
         "evaluation.every": config.evaluation.every, "evaluation.samples": config.evaluation.samples,
         "evaluation.temperature": config.evaluation.temperature, "rl.kl_coefficient": rl.kl_coefficient,
+        "rl.entropy_coefficient": rl.entropy_coefficient, "rl.guard.patience": rl.guard.patience,
+        "rl.guard.repeated_tokens": rl.guard.repeated_tokens, "rl.guard.distinct": rl.guard.distinct,
+        "rl.guard.entropy": rl.guard.entropy, "rl.guard.log_ratio": rl.guard.log_ratio, "rl.guard.kl": rl.guard.kl,
         "rl.reference_sync_every": rl.reference_sync_every, "rl.clip_low": rl.clip_low, "rl.clip_high": rl.clip_high,
     }  # fmt: skip
     for name, optimizer in (("sft.optimizer", sft.optimizer), ("rl.optimizer", rl.optimizer)):
@@ -149,66 +154,10 @@ def _rules(config: Config) -> list[tuple[bool, str]]:
             f"model.kv_heads = {model.kv_heads} does not divide model.heads = {model.heads}",
         ),
         (
-            rl.group_size < 2,
-            f"rl.group_size = {rl.group_size}: advantages compare completions of a group, so at least 2",
-        ),
-        (
-            rows % rl.micro_batches != 0,
-            f"rl.micro_batches = {rl.micro_batches} does not divide the {rows} rows of a step",
-        ),
-        (
             sft.batch_size % sft.micro_batches != 0,
             f"sft.micro_batches = {sft.micro_batches} does not divide sft.batch_size = {sft.batch_size}",
         ),
-        (not 0 <= rl.prompt_mask < 1, f"rl.prompt_mask = {rl.prompt_mask} must lie in [0, 1)"),
-        (
-            not 0 <= estimator.low < estimator.high <= 1,
-            f"rl.estimator.low = {estimator.low} and high = {estimator.high} must satisfy 0 <= low < high <= 1",
-        ),
-        (
-            estimator.full_mask and estimator.name != "coupled",
-            f"rl.estimator.full_mask belongs to the coupled estimator, not to {estimator.name}",
-        ),
-        (
-            estimator.shrink > 0 and estimator.name != "trajectory",
-            f"rl.estimator.shrink belongs to the trajectory estimator, not to {estimator.name}",
-        ),
-        (
-            estimator.weight == "uniform" and estimator.name not in ("elbo", "block"),
-            f"rl.estimator.weight = uniform is for elbo and block; {estimator.name} has weights of its own, set inverse",
-        ),
-        (
-            rl.kl == "k3" and rl.kl_level == "sequence" and rl.kl_coefficient > 0,
-            "rl.kl = k3 on sequences: exp of a sum over tokens has no bound; set rl.kl = k2, or rl.kl_level = token",
-        ),
-        (
-            rl.kl == "k1" and rl.kl_coefficient > 0,
-            "rl.kl = k1 in the loss has an expected gradient of zero; set rl.kl = k2 or k3",
-        ),
-        (rl.clip == "dual" and rl.dual_clip <= 1, f"rl.dual_clip = {rl.dual_clip} must be above 1"),
-        (
-            rl.reference_sync_every > 0 and rl.kl_to == "old",
-            "rl.reference_sync_every > 0 with rl.kl_to = old: there is no reference; set it to 0",
-        ),
         (not 0 < sft.eps < 1, f"sft.eps = {sft.eps} must lie in (0, 1)"),
-        (rl.clip_low > 1, f"rl.clip_low = {rl.clip_low} must be at most 1 (the ratio is never negative)"),
-        (
-            rl.temperature <= 0,
-            f"rl.temperature = {rl.temperature}: a group of greedy completions is all the same; use e.g. 1.0",
-        ),
-        (
-            not all(map(math.isfinite, rl.reward_weights.values())),
-            f"rl.reward_weights = {rl.reward_weights} must be finite numbers",
-        ),
-        (not rl.reward_weights, "rl.reward_weights is empty; write e.g. {solved: 1.0}"),
-        (
-            rl.reference_sync_every > 0 and config.lora.rank > 0,
-            "rl.reference_sync_every > 0 with LoRA: the reference is the model without its adapter and never moves; set it to 0",
-        ),
-        (
-            rl.reference_sync_every > 0 and rl.kl_coefficient == 0,
-            "rl.reference_sync_every > 0 without a KL term: there is no reference; set rl.kl_coefficient too",
-        ),
         (config.lora.rank > 0 and not config.lora.targets, "lora.targets is empty"),
         ([config.mesh.data, config.mesh.fsdp, config.mesh.tensor].count(-1) > 1, "mesh: at most one axis may be -1"),
     ]
@@ -216,7 +165,7 @@ def _rules(config: Config) -> list[tuple[bool, str]]:
         for beta in ("beta1", "beta2"):
             value = getattr(optimizer, beta)
             rules.append((not 0 <= value < 1, f"{name}.{beta} = {value} must lie in [0, 1)"))
-    return sizes + rules
+    return [*sizes, *rules, *rl_rules(config)]
 
 
 def _floats(section: Any, prefix: str = "") -> Iterator[tuple[str, float]]:

@@ -62,11 +62,13 @@ def build(
     }
     if training:
         offered = task.rewards(eval_rows[next(iter(eval_rows))][0], "")
-        unknown = sorted(set(config.rl.reward_weights) - set(offered))
-        if unknown and "rl" in config.stages:
-            raise ConfigError(
-                f"config: rl.reward_weights names {unknown}, which {task.name} does not have; choices: {', '.join(offered)}"
-            )
+        accept = [config.rl.accept] if config.rl.advantage == "accepted" else []
+        for setting, names in (("rl.reward_weights", config.rl.reward_weights), ("rl.accept", accept)):
+            unknown = sorted(set(names) - set(offered))
+            if unknown and "rl" in config.stages:
+                raise ConfigError(
+                    f"config: {setting} names {unknown}, which {task.name} does not have; choices: {', '.join(offered)}"
+                )
         train_rows = _without_overlap(task, config.task, train_rows, eval_rows, log)
     else:
         train_rows = []

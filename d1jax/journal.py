@@ -14,14 +14,16 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from types import TracebackType
-from typing import Any
+from typing import Any, NoReturn
 
 from d1jax.config import Config
 from d1jax.runtime.checkpoint import Checkpoints
 from d1jax.runtime.run_directory import RunDirectory
 from d1jax.runtime.stopping import Diverged, StopRequest
-from d1jax.telemetry.metrics import MetricsLog
+from d1jax.telemetry.metrics import MetricsLog, read_metrics
 from d1jax.telemetry.progress import Progress
+
+RECENT = 100  # steps that a guard may look back
 
 
 class Journal:
@@ -30,13 +32,17 @@ class Journal:
     ) -> None:
         self.stage, self.steps = stage, steps
         self._config, self._metrics, self._stop = config, metrics, stop
-        self._checkpoints = Checkpoints(run.checkpoints(stage), owner=True)
+        self._checkpoints, self._collapsed = Checkpoints(run.checkpoints(stage), owner=True), run.collapsed(stage)
         self._progress: Progress | None = None
         self._began = time.perf_counter()
+        self.recent: list[Mapping[str, float]] = []  # metrics of the last steps, those before a stop included
 
     def note(self, line: str) -> None:
-        """A line for the log of a stage that has yet to begin."""
-        print(f"{self.stage}: {line}", file=sys.stderr)
+        """A line for the log."""
+        if self._progress is None:
+            print(f"{self.stage}: {line}", file=sys.stderr)
+        else:
+            self._progress.note(f"{self.stage}: {line}")
 
     def resume(self, items: dict[str, Any]) -> tuple[dict[str, Any], int]:
         """(items, first step to do): as given, or as the last checkpoint has them."""
@@ -44,6 +50,7 @@ class Journal:
         if saved is not None:
             items = self._checkpoints.load(saved, items)
         first = saved or 0
+        self.recent = [row for row in read_metrics(self._metrics.path) if row["stage"] == self.stage][-RECENT:]
         if first < self.steps:
             self._progress = Progress(self.stage, self.steps, initial=first)
             self._progress.__enter__()
@@ -59,6 +66,7 @@ class Journal:
         now = time.perf_counter()
         values, self._began = {**values, "time/step_s": now - self._began}, now
         self._metrics.write(self.stage, step, values)
+        self.recent = [*self.recent, values][-RECENT:]
         self._progress.update({name: values[name] for name in watch if name in values})
         in_a_row = int(values["nonfinite/in_a_row"])
         if in_a_row >= self._config.max_bad_updates:
@@ -68,6 +76,18 @@ class Journal:
                 f"{self.stage} step {step}: the last {in_a_row} updates were NaN or infinite and were skipped; "
                 + (f"the last good checkpoint is step {good}; {advice} and init_from this one" if good else advice)
             )
+
+    def roll_back(self, step: int, steps: int, signs: Sequence[str]) -> NoReturn:
+        """Sets aside what was saved in the last `steps` steps, which were bad, and raises Diverged with what was seen."""
+        good = max((saved for saved in self._checkpoints.steps() if saved <= step - steps), default=0)
+        self._checkpoints.set_aside(good, self._collapsed)
+        raise Diverged(
+            f"{self.stage} step {step}: the policy has collapsed; for {steps} steps in a row it showed {', '.join(signs)}. "
+            + (f"The last good checkpoint is step {good}" if good else "There is no checkpoint from before")
+            + f"; later ones are in {self._collapsed}. Start a new run_dir with a lower {self.stage}.optimizer.learning_rate or a KL term"
+            + (" and init_from this one" if good else "")
+            + f", or set {self.stage}.guard.patience to 0"
+        )
 
     def keep(self, step: int, items: dict[str, Any]) -> None:
         """Saves a checkpoint when one is due or a signal has come; then, after a signal, raises Stopped."""

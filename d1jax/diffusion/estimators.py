@@ -44,6 +44,7 @@ class Masking(NamedTuple):
 
     masked_BC: Array
     weight_BC: Array
+    slot: int = 0  # maskings of one slot score disjoint positions
 
 
 def views_of(
@@ -68,6 +69,7 @@ def views_of(
         ),
         prompt_NBP=jnp.broadcast_to(prompt_BP[None], (len(maskings), *prompt_BP.shape)),
         weight_NBC=jnp.stack([jnp.where(valid_BC, one.weight_BC, 0.0).astype(jnp.float32) for one in maskings]),
+        slot_N=tuple(one.slot for one in maskings),
     )
 
 
@@ -92,7 +94,7 @@ def elbo(text: Text, estimator: EstimatorConfig, sampler: SamplerConfig) -> list
     for k in range(estimator.samples):
         ratio_B1 = _between(estimator, (draw_B1 + k) / estimator.samples)
         masked_BC, share_B1 = _mask(text, text.valid_BC, ratio_B1, k + 1, estimator.counts)
-        maskings.append(Masking(masked_BC, masked_BC / share_B1 / estimator.samples))
+        maskings.append(Masking(masked_BC, masked_BC / share_B1 / estimator.samples, slot=k))
     return _averaged(maskings) if estimator.weight == "uniform" else maskings
 
 
@@ -117,9 +119,10 @@ def coupled(text: Text, estimator: EstimatorConfig, sampler: SamplerConfig) -> l
             others_B1 = 1 - share_B1
         for part_BC, part_B1 in ((masked_BC, share_B1), (text.valid_BC & ~masked_BC, others_B1)):
             weight_BC = part_BC / jnp.where(part_B1 > 0, part_B1, 1.0) / (2 * estimator.samples)
-            maskings.append(Masking(part_BC, weight_BC))
+            maskings.append(Masking(part_BC, weight_BC, slot=k))
     if estimator.full_mask:
-        maskings.append(Masking(jnp.ones_like(text.valid_BC), jnp.full(text.valid_BC.shape, 0.5)))
+        every_BC = jnp.ones_like(text.valid_BC)
+        maskings.append(Masking(every_BC, every_BC / 2, slot=estimator.samples))
     return maskings
 
 
@@ -134,7 +137,7 @@ def quadrature(text: Text, estimator: EstimatorConfig, sampler: SamplerConfig) -
         ratio = (1 + node) / 2
         count_B1 = jnp.maximum(jnp.floor(ratio * text.length_B1), 1)
         masked_BC = _lowest(text, text.valid_BC, count_B1, k + 1)
-        maskings.append(Masking(masked_BC, masked_BC * (weight / 2 / ratio)))
+        maskings.append(Masking(masked_BC, masked_BC * (weight / 2 / ratio), slot=k))
     return maskings
 
 
@@ -155,7 +158,7 @@ def block(text: Text, estimator: EstimatorConfig, sampler: SamplerConfig) -> lis
         ratio_B1 = _between(estimator, draw_B2[:, 2 * k + 1 : 2 * k + 2])
         masked_BC, share_B1 = _mask(text, inside_BC, ratio_B1, k + 1, estimator.counts)
         weight_BC = masked_BC * (blocks_B1 / share_B1 / estimator.samples)
-        maskings.append(Masking(masked_BC | (place_C > which_B1), weight_BC))
+        maskings.append(Masking(masked_BC | (place_C > which_B1), weight_BC, slot=k))
     return _averaged(maskings) if estimator.weight == "uniform" else maskings
 
 

@@ -1,13 +1,15 @@
 """What a likelihood estimator shows to the model, and the one scorer of all estimators.
 
-An estimator is a plan of views (estimators.py); `score` runs one forward pass a view and sums the weighted
-log-probabilities. The policy, the old policy and the reference always see the same plan, because it is a pure function of its key.
+An estimator is a plan of views (estimators.py); `score` runs one forward pass a view and sums the weighted log-probabilities.
+The policy, the old policy and the reference always see the same plan, because it is a pure function of its key.
 
-N views, B rows, C completion columns, P prompt columns.
+N views, S slots of disjoint views, B rows, C completion columns, P prompt columns.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -19,12 +21,28 @@ from d1jax.models.token_logprobs import TokenScores, token_logprobs
 from d1jax.models.transformer import Transformer, Variables, head_matrix, hidden_states
 
 
-class Views(NamedTuple):
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["completion_NBC", "prompt_NBP", "weight_NBC"],
+    meta_fields=["slot_N"],
+)
+@dataclass(frozen=True)
+class Views:
     """What the model sees in each forward pass, and how much each position of it counts in the score."""
 
     completion_NBC: Array
     prompt_NBP: Array
     weight_NBC: Array
+    # Views of one slot score disjoint positions, so that the vocabulary head runs once for all of them. () : a slot a view.
+    slot_N: tuple[int, ...] = ()
+
+
+class Scores(NamedTuple):
+    """Of every completion position, [B, C] fp32."""
+
+    logp: Array  # sum over views of weight x log p
+    entropy: Array  # sum over views of weight x entropy of the prediction
+    upper: Array | None  # with an upper_exponent: log of a weighted power mean of p over views
 
 
 def hidden_prompt(key: Array, canvas: Canvas, row_ids_B: Array, *, mask_id: int, prompt_mask: float) -> Array:
@@ -37,17 +55,52 @@ def hidden_prompt(key: Array, canvas: Canvas, row_ids_B: Array, *, mask_id: int,
     return jnp.where(hide_BP, mask_id, canvas.prompt_BP)
 
 
-def score(model: Transformer, variables: Variables, canvas: Canvas, views: Views) -> TokenScores:
-    """sum over views of weight x log p(completion token | view), [B, C] fp32; the entropy is summed alike."""
+def score(
+    model: Transformer, variables: Variables, canvas: Canvas, views: Views, upper_exponent: float | None = None
+) -> Scores:
+    """One forward pass a view, one pass of the vocabulary head a slot; see Scores.
+
+    upper: (1 / b) log(sum over views of weight x p^b) with b = upper_exponent >= 1, and 0 where no view scores the token. With weights
+    (1 / share masked) / views it is SPG's evidence upper bound of a token (arXiv 2510.09541, section 3.2).
+    Differs from the released code: fp32 and logarithms throughout (there: probabilities from a softmax in the model's dtype).
+    """
+    views_N = views.weight_NBC.shape[0]
+    slot_N = views.slot_N or tuple(range(views_N))
     alignment: Alignment = model.config.alignment
 
-    def one_view(view: Views) -> TokenScores:
-        seen = canvas._replace(completion_BC=view.completion_NBC, prompt_BP=view.prompt_NBP)
+    def hidden_of(completion_BC: Array, prompt_BP: Array) -> Array:
+        seen = canvas._replace(completion_BC=completion_BC, prompt_BP=prompt_BP)
         hidden_BTD = hidden_states(model, variables, seen.tokens_BT, seen.positions_BT, seen.length_B)
-        hidden_BCD = completion_hidden(hidden_BTD, canvas, alignment)
-        scores = token_logprobs(hidden_BCD, head_matrix(variables), canvas.completion_BC)
-        return TokenScores(*(view.weight_NBC * value for value in scores))
+        return completion_hidden(hidden_BTD, canvas, alignment)
 
-    if views.completion_NBC.shape[0] == 1:
-        return one_view(jax.tree.map(lambda x: x[0], views))
-    return jax.tree.map(lambda x: x.sum(0), jax.lax.map(jax.checkpoint(one_view), views))
+    def scores_of(hidden_BCD: Array) -> TokenScores:
+        return token_logprobs(hidden_BCD, head_matrix(variables), canvas.completion_BC)
+
+    if views_N == 1:
+        scores_SBC = jax.tree.map(lambda x: x[None], scores_of(hidden_of(views.completion_NBC[0], views.prompt_NBP[0])))
+        weight_SBC = views.weight_NBC
+    else:
+        width = head_matrix(variables).shape[0]
+        slots = max(slot_N) + 1
+        empty_SBCD = jnp.zeros((slots, *canvas.completion_BC.shape, width), jnp.dtype(model.config.dtype))
+
+        def add(hidden_SBCD: Array, view: tuple[Array, Array, Array, Array]) -> tuple[Array, None]:
+            completion_BC, prompt_BP, weight_BC, slot = view
+            hidden_BCD = jax.checkpoint(hidden_of)(completion_BC, prompt_BP)
+            # A sum of disjoint parts: its gradient needs nothing of the carry, so no copy of it is kept for the way back.
+            return hidden_SBCD.at[slot].add(jnp.where(weight_BC[:, :, None] != 0, hidden_BCD, 0)), None
+
+        xs = (views.completion_NBC, views.prompt_NBP, views.weight_NBC, jnp.array(slot_N))
+        hidden_SBCD, _ = jax.lax.scan(add, empty_SBCD, xs)
+        scores_SBC = jax.lax.map(jax.checkpoint(scores_of), hidden_SBCD)
+        weight_SBC = jnp.zeros((slots, *canvas.completion_BC.shape)).at[jnp.array(slot_N)].add(views.weight_NBC)
+    upper_BC = None if upper_exponent is None else _upper(scores_SBC.logp, weight_SBC, upper_exponent)
+    return Scores(*((weight_SBC * value).sum(0) for value in scores_SBC), upper_BC)
+
+
+def _upper(logp_SBC: Array, weight_SBC: Array, exponent: float) -> Array:
+    scored_BC = jnp.any(weight_SBC > 0, axis=0)
+    weight_SBC = jnp.where(
+        scored_BC[None], weight_SBC, 1.0
+    )  # log 0 would make the gradient NaN, also where it is not read
+    return jnp.where(scored_BC, jax.nn.logsumexp(exponent * logp_SBC, b=weight_SBC, axis=0) / exponent, 0.0)

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from d1jax.config import ADAPTIVE, SamplerConfig
@@ -50,6 +51,16 @@ class Rollout(NamedTuple):
     length_B: Array  # through the first end token
     nfe_B: Array  # forward passes that the row took part in
     cached_nfe_B: Array  # those of them over a window only
+
+
+def given(tokens_BC: Any, end_id: int) -> Rollout:
+    """Texts that nobody decoded, as host arrays: no order, no confidence, no passes."""
+    tokens_BC = np.asarray(tokens_BC, np.int32)
+    ended_BC = tokens_BC == end_id
+    length_B = np.where(ended_BC.any(axis=1), ended_BC.argmax(axis=1) + 1, tokens_BC.shape[1]).astype(np.int32)
+    none_BC, none_B = np.zeros(tokens_BC.shape, np.float32), np.zeros(len(tokens_BC), np.int32)
+    never_BC = np.full_like(tokens_BC, NEVER_DECODED)
+    return Rollout(tokens_BC, never_BC, none_BC, none_BC, none_BC, length_B, none_B, none_B)
 
 
 class Decoding(NamedTuple):

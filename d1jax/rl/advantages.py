@@ -40,11 +40,65 @@ def softmax(rewards_QG: np.ndarray, scale: float = 1.0) -> np.ndarray:
     return rewards_QG.shape[1] * weights
 
 
-ADVANTAGES = {"center": center, "zscore": zscore, "leave_one_out": leave_one_out, "batch": batch, "softmax": softmax}
+def accepted(rewards_QG: np.ndarray) -> np.ndarray:
+    """1 where the reward is 1, else 0: imitate what is right (rejection sampling; DeepSeekMath's gradient coefficient of RFT)."""
+    return (rewards_QG == 1.0).astype(np.float64)
+
+
+ADVANTAGES = {
+    "center": center,
+    "zscore": zscore,
+    "leave_one_out": leave_one_out,
+    "batch": batch,
+    "softmax": softmax,
+    "accepted": accepted,
+}
 
 
 def group_advantages(kind: str, rewards_QG: np.ndarray, **settings: float) -> np.ndarray:
-    """[Q, G] fp32. A group of equal rewards gets exactly zero, which rounding of its mean would not give."""
+    """[Q, G] fp32. A group of equal rewards gets exactly zero, which rounding of its mean would not give; accepted compares
+    with no group.
+    """
     rewards_QG = np.asarray(rewards_QG, np.float64)
-    equal_Q1 = rewards_QG.max(axis=1, keepdims=True) == rewards_QG.min(axis=1, keepdims=True)
-    return np.where(equal_Q1, 0.0, ADVANTAGES[kind](rewards_QG, **settings)).astype(np.float32)
+    advantages_QG = ADVANTAGES[kind](rewards_QG, **settings)
+    if kind != "accepted":
+        advantages_QG = np.where(equal_groups(rewards_QG)[:, None], 0.0, advantages_QG)
+    return advantages_QG.astype(np.float32)
+
+
+def equal_groups(rewards_QG: np.ndarray) -> np.ndarray:
+    """[Q]: whether all completions of a problem have the same reward, so that nothing is to be learnt from comparing them."""
+    return rewards_QG.max(axis=1) == rewards_QG.min(axis=1)
+
+
+def pairs(rewards_QG: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(rows [2 Q] of the flat batch, advantages [2 Q]): the best of each group with 1, then the worst with -1; of ties the first.
+
+    A group of equal rewards has advantage 0: its pair says nothing.
+    """
+    group = rewards_QG.shape[1]
+    first_Q = np.arange(len(rewards_QG)) * group
+    rows = np.concatenate([first_Q + rewards_QG.argmax(axis=1), first_Q + rewards_QG.argmin(axis=1)])
+    differ_Q = (~equal_groups(rewards_QG)).astype(np.float32)
+    return rows, np.concatenate([differ_Q, -differ_Q])
+
+
+def process_advantages(
+    kind: str, gains_QGK: np.ndarray, step_QGC: np.ndarray, steps_QG: np.ndarray, eps: float = 1e-4
+) -> np.ndarray:
+    """[Q, G, C] fp32: A of a token = sum of the normalised rewards of its step and all later ones (DeepSeekMath, section 4.1.3).
+
+    gains [Q, G, K] are the rewards of steps 0 .. steps - 1 of each completion; `step` says to which step a token belongs. Normalised
+    over all steps of all completions of the group: minus the mean ("center"), and / (std + eps) ("zscore").
+    """
+    real_QGK = np.arange(gains_QGK.shape[2])[None, None, :] < steps_QG[:, :, None]
+    out_QGC = np.zeros(step_QGC.shape)
+    for q, (gains_GK, real_GK) in enumerate(zip(gains_QGK, real_QGK, strict=True)):
+        values = gains_GK[real_GK]
+        if values.max() == values.min():
+            continue
+        scale = values.std(ddof=1) + eps if kind == "zscore" else 1.0
+        normal_GK = np.where(real_GK, (gains_GK - values.mean()) / scale, 0.0)
+        later_GK = normal_GK[:, ::-1].cumsum(axis=1)[:, ::-1]
+        out_QGC[q] = np.take_along_axis(later_GK, step_QGC[q], axis=1)
+    return out_QGC.astype(np.float32)

@@ -17,85 +17,116 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from d1jax.analysis import accuracy, autoregressiveness
-from d1jax.config import RlConfig
+from d1jax.analysis import accuracy
+from d1jax.config import ConfigError, RlConfig
 from d1jax.data.pipeline import RowOrder
 from d1jax.diffusion.canvas import Canvas
-from d1jax.diffusion.sampler import Rollout, sample
+from d1jax.diffusion.sampler import given, sample
 from d1jax.experiment import Experiment
 from d1jax.journal import Journal
 from d1jax.models import lora
 from d1jax.models.transformer import Variables
-from d1jax.rl.advantages import group_advantages
+from d1jax.rl import guards, metrics
+from d1jax.rl.credit import credit
 from d1jax.rl.rewards import reward_rows, total_rewards
-from d1jax.rl.update import Batch, make_update
+from d1jax.rl.scoring import Batch, Scorer, make_penalty
+from d1jax.rl.update import make_update
 from d1jax.runtime import mesh as mesh_rules
 from d1jax.runtime.optimizer import TrainState, make_optimizer, make_schedule, new_state
 from d1jax.setup import split, trained_table, with_adapter
+from d1jax.tasks.task import Row
 
 
 def train(experiment: Experiment, start: Variables, journal: Journal) -> Variables:
     """Runs (or continues, or finds finished) the stage; returns its last weights, adapters merged."""
     config, problems, task, mesh = experiment.config.rl, experiment.train, experiment.task, experiment.mesh
-    special, root = experiment.tokenizer.special, experiment.key("rl")
-    rows_per_step = config.prompts_per_step * config.group_size
-    row_ids_B = mesh_rules.place_rows(mesh, np.arange(rows_per_step, dtype=np.int32))
+    sampler, special, root = experiment.config.sampler, experiment.tokenizer.special, experiment.key("rl")
+    questions, group = config.prompts_per_step, config.group_size
+    row_ids_B = mesh_rules.place_rows(mesh, np.arange(questions * group, dtype=np.int32))
     # Completions of a group under one prompt mask: what they share cancels in their advantages, which sum to zero. With a mask
     # a row (d1) it does not, and most of the gradient's variance is of that kind (docs/architecture.md has the measurement).
-    mask_ids_B = row_ids_B // config.group_size if config.mask_sharing == "group" else row_ids_B
+    mask_ids_B = row_ids_B // group if config.mask_sharing == "group" else row_ids_B
 
     trainable, frozen = split(with_adapter(experiment, start, "rl"))
     trained_table(trainable, frozen, journal.note)
     optimizer = make_optimizer(config.optimizer, config.steps * config.inner_updates)
     schedule = make_schedule(config.optimizer, config.steps * config.inner_updates)
     state = new_state(optimizer, trainable, mesh)
-    update = make_update(experiment.model, optimizer, config, experiment.config.sampler, special, state)
+    update = make_update(experiment.model, optimizer, config, sampler, special, state)
+    penalty = make_penalty(Scorer(experiment.model, config, sampler, special))
     reference = _reference(config, trainable, frozen)
-    items, first = journal.resume(_items(config, state, reference))
+    items, first = journal.resume(_items(state, reference))
     state, reference = TrainState(items["trainable"], items["optimizer"]), items.get("reference", reference)
 
-    order = RowOrder(len(problems), experiment.config.seed + 1)
+    names = {*config.reward_weights, *([config.accept] if config.advantage == "accepted" else [])}
+    usable = problems.has_target_R.nonzero()[0] if config.data == "targets" else np.arange(len(problems))
+    if not len(usable):
+        raise ConfigError(
+            "config: rl.data = targets needs rows with solutions, and the task has none; set it to policy"
+        )
+    order = RowOrder(len(usable), experiment.config.seed + 1)
     for step in range(first, config.steps):
         key = jax.random.fold_in(root, step)
         clock = [time.perf_counter()]
 
         # -- rollouts: G completions of each problem
-        rows_B = np.repeat(order.take(step * config.prompts_per_step, config.prompts_per_step), config.group_size)
+        rows_B = np.repeat(usable[order.take(step * questions, questions)], group)
         prompts = mesh_rules.place_rows(mesh, (problems.prompt_RP[rows_B], problems.prompt_length_R[rows_B]))
         policy = {**frozen, **state.trainable}
-        rollout = sample(
-            experiment.model, policy, *prompts, jax.random.fold_in(key, 0), row_ids_B,
-            config=experiment.config.sampler, special=special, temperature=config.temperature,
-        )  # fmt: skip
-        canvas = Canvas(rollout.tokens_BC, *prompts)
-        rollout = jax.device_get(rollout)
+        if config.data == "targets":
+            rollout = given(problems.target_RC[rows_B], special.end)
+        else:
+            rollout = jax.device_get(sample(
+                experiment.model, reference if config.data == "reference" else policy, *prompts, jax.random.fold_in(key, 0),
+                row_ids_B, config=sampler, special=special, temperature=config.temperature,
+            ))  # fmt: skip
+        placed = mesh_rules.place_rows(mesh, (rollout.tokens_BC, rollout.reveal_step_BC))
+        canvas, reveal_step_BC = Canvas(placed[0], *prompts), placed[1]
         clock.append(time.perf_counter())
 
         # -- rewards and advantages, on the host
         texts = accuracy.texts_of(experiment, rollout)
-        parts_B, failures = reward_rows(task, [problems.rows[row] for row in rows_B], texts, config.reward_weights)
-        reward_QG = total_rewards(parts_B, config.reward_weights).reshape(config.prompts_per_step, config.group_size)
-        settings = {"scale": config.softmax_scale} if config.advantage == "softmax" else {}
-        controlled_QG = _controlled(config, reward_QG, experiment.config.seed, step)
-        advantage_QG = group_advantages(config.advantage, controlled_QG, **settings)
-        if config.negative_control == "zero_advantages":
-            advantage_QG = np.zeros_like(advantage_QG)
+        rows = [problems.rows[row] for row in rows_B]
+        parts_B, failures = reward_rows(task, rows, texts, names)
+        for line in failures[:1]:
+            journal.note(f"step {step + 1}: {line}, so it counts as 0 ({len(failures)} of {len(rows)} rows)")
+        reward_QG = total_rewards(parts_B, config.reward_weights).reshape(questions, group)
+        values = {}
+        judged_QG = reward_QG
+        if config.kl_coefficient > 0 and config.kl_in == "reward":
+            kl_B, tokens = penalty(policy, reference, canvas, mask_ids_B, reveal_step_BC, jax.random.fold_in(key, 1))
+            judged_QG = reward_QG - config.kl_coefficient * np.asarray(kl_B, np.float64).reshape(reward_QG.shape)
+            values["kl"] = float(kl_B.sum() / tokens)
+        elif config.advantage == "accepted":
+            judged_QG = parts_B[config.accept].reshape(reward_QG.shape)
+        judged_QG = _controlled(config, judged_QG, experiment.config.seed, step)
+
+        def judge(texts: list[str], rows: list[Row] = rows) -> np.ndarray:
+            return total_rewards(reward_rows(task, rows, texts, config.reward_weights)[0], config.reward_weights)
+
+        credits = credit(config, rollout, judged_QG, experiment.tokenizer, judge)
         clock.append(time.perf_counter())
 
         # -- mu inner updates in one compiled call
-        advantage_B, reveal_step_BC = mesh_rules.place_rows(mesh, (advantage_QG.reshape(-1), rollout.reveal_step_BC))
-        batch = Batch(canvas, mask_ids_B, reveal_step_BC, advantage_B)
-        state, inner = update(state, frozen, reference, batch, jax.random.fold_in(key, 1))
+        batch = Batch(canvas, mask_ids_B, reveal_step_BC, credits.advantage_BC, credits.kept_B)
+        if config.advantage == "pairs":  # the best and the worst of each group
+            taken = jax.tree.map(lambda x, rows_B=credits.rows_B: x[rows_B], batch[:3])
+            batch = Batch(*taken, *batch[3:])
+        batch = mesh_rules.place_rows(mesh, batch)
+        state, inner = update(state, frozen, reference, batch, jax.random.fold_in(key, 1), step == 0)
         inner = jax.device_get(inner)
+        if step == 0:
+            for line in guards.check_start(inner, config, experiment.config.model.dtype):
+                journal.note(line)
         if config.reference_sync_every and (step + 1) % config.reference_sync_every == 0:
-            reference = _copy({**frozen, **state.trainable})
+            reference = _mixed(reference, {**frozen, **state.trainable}, config.reference_mix)
         clock.append(time.perf_counter())
 
         # -- what is left behind
-        values = {
-            **_reward_metrics(parts_B, reward_QG, failures),
-            **_completion_metrics(rollout, texts, config.group_size, special.end),
-            **_update_metrics(inner, with_kl=config.kl_coefficient > 0),
+        values |= {
+            **metrics.of_rewards(parts_B, reward_QG, len(failures)),
+            **metrics.of_completions(rollout, texts, group, special.end),
+            **metrics.of_update(inner, config),
             "learning_rate": float(schedule(step * config.inner_updates)),
             **dict(zip(("time/rollout_s", "time/reward_s", "time/update_s"), np.diff(clock).tolist(), strict=True)),
         }
@@ -103,7 +134,10 @@ def train(experiment: Experiment, start: Variables, journal: Journal) -> Variabl
         if every and (step + 1) % every == 0:
             values |= accuracy.headline(experiment, lora.merge({**frozen, **state.trainable}, experiment.config.lora))
         journal.record(step + 1, values, watch=("reward", "rewards/solved/mean", "kl", "entropy"))
-        journal.keep(step + 1, _items(config, state, reference))
+        signs = guards.collapsed(journal.recent, group, config.guard)
+        if signs:
+            journal.roll_back(step + 1, config.guard.patience, signs)
+        journal.keep(step + 1, _items(state, reference))
     return lora.merge({**frozen, **state.trainable}, experiment.config.lora)
 
 
@@ -111,14 +145,22 @@ def _copy(tree: Any) -> Any:
     return jax.tree.map(jnp.copy, tree)
 
 
+@jax.jit
+def _mixed(reference: Variables, policy: Variables, share: float) -> Variables:
+    """share x policy + (1 - share) x reference; 1 is a copy, bit for bit."""
+    return jax.tree.map(
+        lambda r, p: jnp.where(share == 1, p, (share * p + (1 - share) * r).astype(r.dtype)), reference, policy
+    )
+
+
 def _reference(config: RlConfig, trainable: Variables, frozen: Variables) -> Variables:
-    """The policy at the start. Under LoRA that is the model without its adapter: no copy. Without a KL term nothing is needed."""
-    if config.kl_coefficient == 0 or config.kl_to == "old":
+    """The policy at the start. Under LoRA that is the model without its adapter: no copy. A method without one gets {}."""
+    if not config.needs_reference:
         return {}
     return frozen if "lora" in trainable else _copy(trainable)
 
 
-def _items(config: RlConfig, state: TrainState, reference: Variables) -> dict[str, Any]:
+def _items(state: TrainState, reference: Variables) -> dict[str, Any]:
     """What a checkpoint holds. A reference that is the frozen base is not saved again."""
     moving = {"reference": reference} if reference and "params" in state.trainable else {}
     return {"trainable": state.trainable, "optimizer": state.optimizer, **moving}
@@ -129,34 +171,3 @@ def _controlled(config: RlConfig, reward_QG: np.ndarray, seed: int, step: int) -
     if config.negative_control != "shuffled_rewards":
         return reward_QG
     return np.random.default_rng((seed, step)).permutation(reward_QG.reshape(-1)).reshape(reward_QG.shape)
-
-
-def _reward_metrics(parts_B: dict[str, np.ndarray], reward_QG: np.ndarray, failures: int) -> dict[str, float]:
-    values = {"reward": reward_QG.mean(), "reward_std": reward_QG.std(axis=1).mean(), "rewards/failures": failures}
-    values["frac_reward_zero_std"] = (reward_QG.max(axis=1) == reward_QG.min(axis=1)).mean()
-    for name, rewards_B in parts_B.items():
-        values |= {f"rewards/{name}/mean": rewards_B.mean(), f"rewards/{name}/std": rewards_B.std()}
-    return {name: float(value) for name, value in values.items()}
-
-
-def _completion_metrics(rollout: Rollout, texts: list[str], group: int, end_id: int) -> dict[str, float]:
-    distinct = [len(set(texts[i : i + group])) for i in range(0, len(texts), group)]
-    return {
-        "completions/mean_length": float(rollout.length_B.mean()),
-        "completions/clipped_ratio": float((rollout.tokens_BC != end_id).all(axis=1).mean()),
-        "completions/distinct_per_group": float(np.mean(distinct)),
-        "sampler/nfe": float(rollout.nfe_B.mean()),
-        **autoregressiveness.metrics(rollout),
-    }
-
-
-def _update_metrics(inner: dict[str, np.ndarray], with_kl: bool) -> dict[str, float]:
-    """Means over the inner updates; the first ratio by itself, because it must be exactly 1."""
-    values = {name: float(value.mean()) for name, value in inner.items() if not name.startswith("nonfinite")}
-    if not with_kl:
-        del values["kl"]
-    values["ratio/first"] = float(inner["ratio/mean"][0])
-    return values | {
-        "nonfinite/in_a_row": int(inner["nonfinite/in_a_row"][-1]),
-        "nonfinite/total": int(inner["nonfinite/total"][-1]),
-    }

@@ -18,6 +18,7 @@ from d1jax.config import RlConfig
 class TokenTerms(NamedTuple):
     """Per completion token, fp32. Under a ratio of sequences or blocks all of its tokens have the same value."""
 
+    policy_BC: Array  # the surrogate alone; exactly 0 where the advantage is 0
     loss_BC: Array
     ratio_BC: Array
     kl_BC: Array
@@ -29,19 +30,18 @@ def token_terms(
     logp_BC: Array,
     old_logp_BC: Array,
     reference_logp_BC: Array | None,
-    advantage_B: Array,
+    advantage_BC: Array,
     mask_BC: Array,
     config: RlConfig,
     block_length: int,
 ) -> TokenTerms:
-    """surrogate(ratio, advantage) + kl_coefficient x KL, with log ratio = logp - old at the level of config.ratio.
+    """surrogate(ratio, advantage) + kl_coefficient x KL (where a reference is given), log ratio = logp - old at the level of config.ratio.
 
     clip "ppo": -min(r A, clip(r, 1 - low, 1 + high) A), DeepSeekMath, arXiv 2402.03300, eq. 3. "dual": also at most dual_clip x |A|
     where A < 0 (arXiv 1912.09729). "cispo": -sg(min(r, 1 + high)) A log p, so that a clipped token keeps its gradient
     (MiniMax-M1, arXiv 2506.13585). "none": -r A.
     ratio "none": the policy gradient, -A log p, as r = exp(logp - sg(logp)).
     """
-    advantage_B1 = advantage_B[:, None]
     if config.ratio == "none":
         old_logp_BC = jax.lax.stop_gradient(logp_BC)
     log_ratio_BC = LEVELS[config.ratio]((logp_BC - old_logp_BC) * mask_BC, mask_BC, block_length)
@@ -49,13 +49,13 @@ def token_terms(
     low, high = 1 - config.clip_low, 1 + config.clip_high
     clipped_BC = jnp.clip(ratio_BC, low, high)
     if config.clip == "none" or config.ratio == "none":
-        policy_BC = -ratio_BC * advantage_B1
+        policy_BC = -ratio_BC * advantage_BC
     elif config.clip == "cispo":
-        policy_BC = -jax.lax.stop_gradient(jnp.minimum(ratio_BC, high)) * advantage_B1 * log_ratio_BC
+        policy_BC = -jax.lax.stop_gradient(jnp.minimum(ratio_BC, high)) * advantage_BC * log_ratio_BC
     else:
-        policy_BC = -jnp.minimum(ratio_BC * advantage_B1, clipped_BC * advantage_B1)
+        policy_BC = -jnp.minimum(ratio_BC * advantage_BC, clipped_BC * advantage_BC)
         if config.clip == "dual":
-            policy_BC = jnp.where(advantage_B1 < 0, jnp.minimum(policy_BC, -config.dual_clip * advantage_B1), policy_BC)
+            policy_BC = jnp.where(advantage_BC < 0, jnp.minimum(policy_BC, -config.dual_clip * advantage_BC), policy_BC)
     if reference_logp_BC is None:
         kl_BC = jnp.zeros_like(logp_BC)
     elif config.kl_level == "token":
@@ -64,12 +64,32 @@ def token_terms(
         sums = (jnp.sum(x * mask_BC, axis=1, keepdims=True) for x in (logp_BC, reference_logp_BC))
         kl_BC = jnp.broadcast_to(KL[config.kl](*sums) / _length(mask_BC), logp_BC.shape)
     return TokenTerms(
+        policy_BC=policy_BC,
         loss_BC=policy_BC + config.kl_coefficient * kl_BC,
         ratio_BC=ratio_BC,
         kl_BC=kl_BC,
-        clipped_low_BC=(ratio_BC < low) & (advantage_B1 < 0),
-        clipped_high_BC=(ratio_BC > high) & (advantage_B1 > 0),
+        clipped_low_BC=(ratio_BC < low) & (advantage_BC < 0),
+        clipped_high_BC=(ratio_BC > high) & (advantage_BC > 0),
     )
+
+
+def preference_terms(
+    logp_BC: Array, reference_logp_BC: Array, advantage_BC: Array, mask_BC: Array, config: RlConfig
+) -> TokenTerms:
+    """-log sigmoid(preference_scale x [(chosen - its reference) - (rejected - its reference)]) of the summed scores; both rows of a pair.
+
+    The first half of the rows is chosen, the second rejected, in the same order; a pair of advantage 0 is a tie and has no loss.
+    ratio: exp of the scaled margin, 1 where policy and reference are one.
+
+    Source: DPO, arXiv 2305.18290, eq. 7; with bounds for likelihoods LLaDA 1.5, arXiv 2505.19223, eq. 9.
+    """
+    gain_B1 = jnp.sum((logp_BC - reference_logp_BC) * mask_BC, axis=1, keepdims=True)
+    pairs = gain_B1.shape[0] // 2
+    margin_B1 = jnp.tile(config.preference_scale * (gain_B1[:pairs] - gain_B1[pairs:]), (2, 1))
+    loss_BC = jnp.where(advantage_BC == 0, 0.0, -jax.nn.log_sigmoid(margin_B1))
+    nothing_BC = jnp.zeros_like(logp_BC)
+    ratio_BC = jnp.broadcast_to(jnp.exp(margin_B1), logp_BC.shape)
+    return TokenTerms(loss_BC, loss_BC, ratio_BC, nothing_BC, nothing_BC > 0, nothing_BC > 0)
 
 
 # -- log ratios: (per token, mask, block length) -> per token ----------------------------------------------------------
@@ -133,28 +153,37 @@ KL: dict[str, Callable[[Array, Array], Array]] = {"k1": k1, "k2": k2, "k3": k3}
 
 
 # -- pooling: per-token losses -> one number, as weights over the whole batch ----------------------------------------------
-# The weights know the totals of the batch, so the weighted sums of micro-batches add up to the loss of the batch.
+# The weights know the totals of the batch, so the weighted sums of micro-batches add up to the loss of the batch. `rows` is how
+# many rows count: all, or those that were not dropped (their mask is empty).
 
 
-def bnpo(mask_BC: Array) -> Array:
+def bnpo(mask_BC: Array, rows: Array) -> Array:
     """Mean over the tokens of the batch (d1)."""
     return mask_BC / jnp.maximum(mask_BC.sum(), 1)
 
 
-def grpo(mask_BC: Array) -> Array:
+def grpo(mask_BC: Array, rows: Array) -> Array:
     """Mean over rows of the mean over a row's tokens (DeepSeekMath); under a sequence ratio the mean over sequences."""
-    return mask_BC / (mask_BC.shape[0] * jnp.maximum(mask_BC.sum(axis=1, keepdims=True), 1))
+    return mask_BC / (rows * jnp.maximum(mask_BC.sum(axis=1, keepdims=True), 1))
 
 
-def dr_grpo(mask_BC: Array) -> Array:
+def dr_grpo(mask_BC: Array, rows: Array) -> Array:
     """Sum over tokens / (rows x C): a long answer weighs more than a short one (Dr. GRPO, arXiv 2503.20783)."""
-    return mask_BC / mask_BC.size
+    return mask_BC / (rows * mask_BC.shape[1])
 
 
-def row_sum(mask_BC: Array) -> Array:
+def row_sum(mask_BC: Array, rows: Array) -> Array:
     """Mean over rows of the sum over a row's tokens (wd1)."""
-    return mask_BC / mask_BC.shape[0]
+    return mask_BC / rows
 
 
-# DAPO's mean over the tokens of the whole batch is bnpo here, where no micro-batch has a mean of its own.
-POOLINGS = {"bnpo": bnpo, "dapo": bnpo, "grpo": grpo, "dr_grpo": dr_grpo, "row_sum": row_sum}
+# DAPO's mean over the tokens of the whole batch is bnpo here, where no micro-batch has a mean of its own; and the mean over
+# sequences is grpo, because the tokens of a sequence have one value under a ratio of sequences.
+POOLINGS = {
+    "bnpo": bnpo,
+    "dapo": bnpo,
+    "grpo": grpo,
+    "sequence_mean": grpo,
+    "dr_grpo": dr_grpo,
+    "row_sum": row_sum,
+}

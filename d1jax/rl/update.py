@@ -13,27 +13,15 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax import Array
-from optax.microbatching import AccumulationType
 
 from d1jax.config import RlConfig, SamplerConfig
 from d1jax.data.tokenizers import SpecialTokens
-from d1jax.diffusion.canvas import Canvas, through_first_end
-from d1jax.diffusion.estimators import views_of
-from d1jax.diffusion.likelihood import Views, score
 from d1jax.models.transformer import Transformer, Variables
-from d1jax.rl.objective import POOLINGS, token_terms
-from d1jax.runtime.optimizer import TrainState, apply_gradient, bad_updates, gradients, over_micro_batches, placement
+from d1jax.rl.objective import POOLINGS, preference_terms, token_terms
+from d1jax.rl.scoring import Batch, Scorer
+from d1jax.runtime.optimizer import TrainState, apply_gradient, bad_updates, gradients, placement
 
-Update = Callable[[TrainState, Variables, Variables, "Batch", Array], tuple[TrainState, dict[str, Array]]]
-
-
-class Batch(NamedTuple):
-    """A rollout batch; every array has a row axis."""
-
-    canvas: Canvas
-    mask_ids_B: Array  # rows of equal id meet equal masks
-    reveal_step_BC: Array
-    advantage_B: Array
+Update = Callable[..., tuple[TrainState, dict[str, Array]]]
 
 
 class Scored(NamedTuple):
@@ -58,83 +46,86 @@ def make_update(
     special: SpecialTokens,
     state: TrainState,
 ) -> Update:
-    """`update(state, frozen, reference, batch, key) -> (state, metrics)`; metrics are fp32 arrays [U], one value an inner update.
+    """`update(state, frozen, reference, batch, key, check=False) -> (state, metrics)`; metrics are fp32 arrays [U], one value an
+    inner update, and those of the check (see `checks`) scalars.
 
     `state` is an example that says where arrays live. `frozen` holds the collections that are not trained; `reference` the
-    whole reference policy ({} without KL). Old and reference scores are taken under the same masked views as the policy's:
-    the views are a pure function of (key, u, mask id).
+    whole reference policy ({} without one). Old and reference scores are taken under the same masked views as the policy's:
+    the views are a pure function of (key, u, mask id). The old policy is not scored where it is the current one, before the first
+    inner update, unless `check` asks for a comparison.
     """
-    with_kl = config.kl_coefficient > 0
-    with_reference = with_kl and config.kl_to == "reference"
-    with_old = config.ratio != "none" or (with_kl and config.kl_to == "old")
-
-    def plan(key: Array, batch: Batch) -> Views:
-        return views_of(
-            key, batch.canvas, batch.mask_ids_B, batch.reveal_step_BC,
-            estimator=config.estimator, sampler=sampler, special=special, prompt_mask=config.prompt_mask,
-        )  # fmt: skip
-
-    def logps(variables: Variables, batch: Batch, key: Array) -> Array:
-        def score_rows(variables: Variables, batch: Batch) -> Array:
-            return score(model, variables, batch.canvas, plan(key, batch)).logp
-
-        return over_micro_batches(score_rows, 1, batch, config.micro_batches, AccumulationType.CONCAT)(variables, batch)
+    scorer = Scorer(model, config, sampler, special)
+    pairs = config.advantage == "pairs"
+    kl_in_loss = config.kl_coefficient > 0 and config.kl_in == "loss"
+    with_reference = pairs or (kl_in_loss and config.kl_to == "reference")
+    with_old = (config.ratio != "none" and not pairs) or (kl_in_loss and config.kl_to == "old")
 
     def loss(
         trainable: Any, rows: Scored, frozen: Variables, key: Array, first: Array
     ) -> tuple[Array, dict[str, Array]]:
-        views = plan(key, rows.batch)
-        scores = score(model, {**frozen, **trainable}, rows.batch.canvas, views)
+        batch, mask_BC = rows.batch, rows.weight_BC > 0
+        views = scorer.views(key, batch)
+        scores = scorer.scores({**frozen, **trainable}, batch, views)
         # Before the first inner update the old policy is the current one: its score is this very number, so the ratio is exactly 1.
         # A method without old scores has it there always.
         old_logp_BC = jax.lax.stop_gradient(scores.logp)
         if with_old:
             old_logp_BC = jnp.where(first, old_logp_BC, rows.old_logp_BC)
-        compared_BC = rows.reference_logp_BC if with_reference else old_logp_BC if with_kl else None
-        mask_BC = rows.weight_BC > 0
-        terms = token_terms(
-            scores.logp, old_logp_BC, compared_BC, rows.batch.advantage_B, mask_BC, config, sampler.block_length
-        )
-        hidden_BP = (views.prompt_NBP[0] != rows.batch.canvas.prompt_BP) & rows.batch.canvas.prompt_mask_BP
+        if pairs:
+            terms = preference_terms(scores.logp, rows.reference_logp_BC, batch.advantage_BC, mask_BC, config)
+        else:
+            compared_BC = None if not kl_in_loss else rows.reference_logp_BC if with_reference else old_logp_BC
+            terms = token_terms(
+                scores.logp, old_logp_BC, compared_BC, batch.advantage_BC, mask_BC, config, sampler.block_length
+            )
+        # The mean over the views that score a token, whatever their weights.
+        weight_BC = jnp.sum(views.weight_NBC, axis=0)
+        entropy_BC = scores.entropy / jnp.where(weight_BC > 0, weight_BC, 1.0)
+        loss_BC = terms.loss_BC - config.entropy_coefficient * entropy_BC
+        hidden_BP = (views.prompt_NBP[0] != batch.canvas.prompt_BP) & batch.canvas.prompt_mask_BP
         sums = {
             "tokens": mask_BC,
+            "scored": mask_BC & (weight_BC > 0),
             "ratio/mean": terms.ratio_BC * mask_BC,
             "ratio/log_square": (scores.logp - old_logp_BC) ** 2 * mask_BC,
             "kl": terms.kl_BC * mask_BC,
-            "entropy": scores.entropy * mask_BC,
+            "entropy": entropy_BC * mask_BC,
             "clip_ratio/low_mean": terms.clipped_low_BC & mask_BC,
             "clip_ratio/high_mean": terms.clipped_high_BC & mask_BC,
             "mask/prompt_hidden": hidden_BP,
-            "mask/prompt_tokens": rows.batch.canvas.prompt_mask_BP,
+            "mask/prompt_tokens": batch.canvas.prompt_mask_BP,
+            "check/score_square": (scores.logp - rows.old_logp_BC) ** 2 * mask_BC,
+            "check/zero_advantage_loss": jnp.where(batch.advantage_BC == 0, jnp.abs(terms.policy_BC), 0.0) * mask_BC,
         }
-        return jnp.sum(rows.weight_BC * terms.loss_BC), {
-            name: jnp.sum(x, dtype=jnp.float32) for name, x in sums.items()
-        }
+        return jnp.sum(rows.weight_BC * loss_BC), {name: jnp.sum(x, dtype=jnp.float32) for name, x in sums.items()}
 
     @partial(jax.jit, donate_argnums=0, out_shardings=(placement(state), None))
     def update(
-        state: TrainState, frozen: Variables, reference: Variables, batch: Batch, key: Array
+        state: TrainState,
+        frozen: Variables,
+        reference: Variables,
+        batch: Batch,
+        key: Array,
+        check: Array | bool = False,
     ) -> tuple[TrainState, dict[str, Array]]:
         keys_U = view_keys(key, config.inner_updates, config.fresh_masks)
-        behaviour = {**frozen, **state.trainable}
-        unused_1BC = jnp.zeros((1, *batch.canvas.completion_BC.shape), jnp.float32)
-        if with_old:
-            later_UBC = jax.lax.map(lambda k: logps(behaviour, batch, k), keys_U[1:])
-        else:  # never read
-            later_UBC = jnp.zeros((config.inner_updates - 1, *unused_1BC.shape[1:]), jnp.float32)
-        old_logp_UBC = jnp.concatenate([unused_1BC, later_UBC])
-        reference_logp_UBC = jax.lax.map(lambda k: logps(reference, batch, k), keys_U) if with_reference else None
-        text_BC = through_first_end(batch.canvas.completion_BC, special.end)
+        behaviour, nothing_BC = {**frozen, **state.trainable}, jnp.zeros(batch.canvas.completion_BC.shape, jnp.float32)
+        needed_U = (jnp.arange(config.inner_updates) > 0) & with_old | check
+        old_logp_UBC = jax.lax.map(
+            lambda x: jax.lax.cond(x[1], lambda: scorer.logps(behaviour, batch, x[0]), lambda: nothing_BC),
+            (keys_U, needed_U),
+        )
+        reference_logp_UBC = None
+        if with_reference:
+            reference_logp_UBC = jax.lax.map(lambda k: scorer.logps(reference, batch, k), keys_U)
+        rows_kept = jnp.maximum(jnp.sum(batch.kept_B), 1)
 
         def inner(
             state: TrainState, xs: tuple[Array, Array, Array, Array | None]
         ) -> tuple[TrainState, dict[str, Array]]:
             u, key, old_logp_BC, reference_logp_BC = xs
-            counted_BC = text_BC
-            if config.estimator.weight == "uniform":  # a mean of scores: tokens that no view masks have none
-                counted_BC = text_BC & jnp.any(plan(key, batch).weight_NBC > 0, axis=0)
-            weight_BC = POOLINGS[config.pooling](counted_BC.astype(jnp.float32))
-            rows = Scored(batch, weight_BC, old_logp_BC, reference_logp_BC)
+            counted_BC = scorer.counted_BC(key, batch).astype(jnp.float32)
+            rows = Scored(batch, POOLINGS[config.pooling](counted_BC, rows_kept), old_logp_BC, reference_logp_BC)
             value, sums, gradient = gradients(
                 lambda t, r: loss(t, r, frozen, key, u == 0), state.trainable, rows, config.micro_batches
             )
@@ -143,21 +134,40 @@ def make_update(
             counts = {"nonfinite/in_a_row": in_a_row, "nonfinite/total": in_all}
             return state, {**summarize(sums), "loss": value, "grad_norm": optax.tree.norm(gradient), **counts}
 
-        return jax.lax.scan(inner, state, (jnp.arange(config.inner_updates), keys_U, old_logp_UBC, reference_logp_UBC))
+        xs = (jnp.arange(config.inner_updates), keys_U, old_logp_UBC, reference_logp_UBC)
+        state, metrics = jax.lax.scan(inner, state, xs)
+        return state, metrics | masks_alone(old_logp_UBC, scorer.text_BC(batch) & batch.kept_B[:, None], config)
 
     return update
 
 
 def summarize(sums: dict[str, Array]) -> dict[str, Array]:
-    """Sums over tokens -> means over tokens, under TRL's names."""
+    """Sums over tokens -> means over tokens, under TRL's names. The entropy is that of the tokens that some view scores."""
     tokens = jnp.maximum(sums["tokens"], 1)
-    means = {
-        name: sums[name] / tokens
-        for name in ("ratio/mean", "kl", "entropy", "clip_ratio/low_mean", "clip_ratio/high_mean")
-    }
+    means = {name: sums[name] / tokens for name in ("ratio/mean", "kl", "clip_ratio/low_mean", "clip_ratio/high_mean")}
     return {
         **means,
+        "ratio/mean": jnp.where(
+            sums["tokens"] > 0, means["ratio/mean"], 1.0
+        ),  # of nothing, e.g. when no completion was right
+        "entropy": sums["entropy"] / jnp.maximum(sums["scored"], 1),
         "ratio/log_rms": jnp.sqrt(sums["ratio/log_square"] / tokens),
         "clip_ratio/region_mean": means["clip_ratio/low_mean"] + means["clip_ratio/high_mean"],
         "mask/prompt_frac": sums["mask/prompt_hidden"] / jnp.maximum(sums["mask/prompt_tokens"], 1),
+        "check/score_rms": jnp.sqrt(sums["check/score_square"] / tokens),
+        "check/zero_advantage_loss": sums["check/zero_advantage_loss"],
+    }
+
+
+def masks_alone(old_logp_UBC: Array, text_BC: Array, config: RlConfig) -> dict[str, Array]:
+    """How far apart the scores of one policy are under two plans, and the share of tokens that this alone would clip.
+
+    It is what a method would see whose policy and old policy do not share their masks. 0 where there is one plan only.
+    """
+    apart_BC = (old_logp_UBC[-1] - old_logp_UBC[0]) * text_BC
+    ratio_BC, tokens = jnp.exp(apart_BC), jnp.maximum(jnp.sum(text_BC), 1)
+    outside_BC = (ratio_BC < 1 - config.clip_low) | (ratio_BC > 1 + config.clip_high)
+    return {
+        "check/masks_alone_log_rms": jnp.sqrt(jnp.sum(apart_BC**2) / tokens),
+        "check/masks_alone_clipped": jnp.sum(outside_BC & text_BC) / tokens,
     }

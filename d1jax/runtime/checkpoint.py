@@ -41,6 +41,13 @@ class Checkpoints:
             warnings.simplefilter("ignore")  # Orbax warns about partial loads, which are what evaluation wants
             return self._checkpointer.load_checkpointables(step, jax.tree.map(_abstract, like))
 
+    def set_aside(self, after: int, directory: Path) -> None:
+        """Moves all checkpoints behind step `after` into another directory, so that a run goes on from before them."""
+        directory.mkdir(parents=True, exist_ok=True)
+        for step in self.steps():
+            if step > after:
+                (Path(self._checkpointer.directory) / str(step)).rename(directory / str(step))
+
     def close(self) -> None:
         self._checkpointer.close()
 

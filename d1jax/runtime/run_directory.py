@@ -1,7 +1,7 @@
 """The directory of one run: its paths, its lock, and the configuration that it belongs to.
 
 config.yaml  source/  metrics.jsonl  checkpoints/<stage>/<step>/  evaluations/<stage>.json
-samples.jsonl  summary.json  report.html
+samples.jsonl  summary.json  report.html  collapsed/<stage>/<step>/
 """
 
 from __future__ import annotations
@@ -48,6 +48,10 @@ class RunDirectory:
 
     def checkpoints(self, stage: str) -> Path:
         return self.path / "checkpoints" / stage
+
+    def collapsed(self, stage: str) -> Path:
+        """Checkpoints of a policy that had collapsed; nothing reads them."""
+        return self.path / "collapsed" / stage
 
     def saved_steps(self, stages: Sequence[str]) -> dict[str, int]:
         """How far each stage that has begun is saved (0: not yet)."""

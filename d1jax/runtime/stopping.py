@@ -16,7 +16,7 @@ class Stopped(Exception):
 
 
 class Diverged(Exception):
-    """Too many updates in a row were not finite."""
+    """The run cannot learn any more: updates that are not finite, a policy that has collapsed, an invariant that does not hold."""
 
 
 class StopRequest:

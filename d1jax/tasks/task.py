@@ -8,6 +8,8 @@ every text sooner or later.
 from typing import Any, ClassVar, Protocol
 
 Row = dict[str, Any]
+HOLE = "_"
+"""Stands for a token that is not decided yet, where a task judges the text of an unfinished decoding (process supervision)."""
 
 
 class DataError(ValueError):

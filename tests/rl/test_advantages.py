@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from d1jax.rl.advantages import ADVANTAGES, group_advantages
+from d1jax.rl.advantages import ADVANTAGES, equal_groups, group_advantages, pairs, process_advantages
 
 groups = st.integers(2, 6).flatmap(
     lambda g: st.lists(st.lists(st.floats(-5, 5, width=32), min_size=g, max_size=g), min_size=1, max_size=5)
@@ -15,6 +15,8 @@ groups = st.integers(2, 6).flatmap(
 
 
 def oracle(kind: str, group: list[float], every: list[list[float]]) -> list[float]:
+    if kind == "accepted":
+        return [float(r == 1) for r in group]
     if max(group) == min(group):
         return [0.0] * len(group)
     mean = sum(group) / len(group)
@@ -48,7 +50,7 @@ def test_the_scale_of_wd1_sharpens_its_weights():
     assert 0 < mild[2] < sharp[2] and abs(mild.sum()) < 1e-6
 
 
-@pytest.mark.parametrize("kind", ADVANTAGES)
+@pytest.mark.parametrize("kind", sorted(set(ADVANTAGES) - {"accepted"}))
 @pytest.mark.parametrize("reward", [0.0, 0.1, 1 / 3, 1e8])
 def test_group_of_equal_rewards_is_exactly_zero(kind, reward):
     advantage = group_advantages(kind, np.array([[reward] * 7, [0, 1, 0, 1, 0, 1, 0]]))
@@ -60,3 +62,34 @@ def test_constant_added_to_a_group_changes_nothing(kind):
     rewards = np.random.default_rng(0).random((3, 4))
     shifted = rewards + np.array([[1.0], [-2.0], [5.0]])
     np.testing.assert_allclose(group_advantages(kind, rewards), group_advantages(kind, shifted), atol=1e-6)
+
+
+def test_what_is_right_is_accepted_whatever_the_others_are():
+    assert group_advantages("accepted", np.array([[1.0, 1.0], [0.0, 0.9]])).tolist() == [[1, 1], [0, 0]]
+
+
+def test_pairs_are_the_best_and_the_worst_and_ties_say_nothing():
+    rows, advantage = pairs(np.array([[0.5, 2.0, 0.1], [1.0, 1.0, 1.0], [0.0, 1.0, 1.0]]))
+    assert rows.tolist() == [1, 3, 7, 2, 3, 6]
+    assert advantage.tolist() == [1, 0, 1, -1, 0, -1]
+    assert equal_groups(np.array([[1.0, 1.0], [1.0, 0.0]])).tolist() == [True, False]
+
+
+@pytest.mark.parametrize("kind", ["center", "zscore"])
+def test_process_advantages_equal_a_plain_loop(kind):
+    """DeepSeekMath, section 4.1.3: normalise all step rewards of a group, then sum those from a token's step on."""
+    rng = np.random.default_rng(0)
+    steps = np.array([[3, 1], [2, 4], [2, 2]])
+    gains = rng.random((3, 2, 4))
+    gains[2] = 0.25  # a group whose steps all gain the same
+    step = np.array([[np.sort(rng.integers(0, steps[q, g], 5)) for g in range(2)] for q in range(3)])
+    found = process_advantages(kind, gains, step, steps)
+    for q in range(3):
+        every = [gains[q, g, j] for g in range(2) for j in range(steps[q, g])]
+        mean = sum(every) / len(every)
+        std = (sum((r - mean) ** 2 for r in every) / (len(every) - 1)) ** 0.5
+        scale = std + 1e-4 if kind == "zscore" else 1.0
+        for g in range(2):
+            for c in range(5):
+                later = [(gains[q, g, j] - mean) / scale for j in range(step[q, g, c], steps[q, g])]
+                assert found[q, g, c] == pytest.approx(0.0 if q == 2 else sum(later), abs=1e-5)

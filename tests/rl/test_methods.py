@@ -51,8 +51,9 @@ class Built:
 
     def __call__(self, advantage, reference_scale=1.0):
         """(weights, metrics) after the inner updates of one batch."""
-        with_reference = self.config.kl_coefficient > 0 and self.config.kl_to == "reference"
-        reference = jax.tree.map(lambda x: x * reference_scale, self.variables) if with_reference else {}
+        reference = {}
+        if self.config.needs_reference:
+            reference = jax.tree.map(lambda x: x * reference_scale, self.variables)
         after, metrics = self.update(self.state(), {}, reference, batch(advantage), jax.random.key(0))
         return after.trainable, jax.device_get(metrics)
 
@@ -60,6 +61,15 @@ class Built:
 @pytest.fixture(scope="module")
 def built(method):
     return Built(method, micro_batches=1)
+
+
+def advantages(method, rewards):
+    """[B]: of two groups of four; under pairs the first half of the rows is chosen, the second rejected."""
+    if method.advantage == "pairs":
+        return np.repeat([1.0, -1.0], ROWS // 2) * (rewards.max() > rewards.min())
+    if method.advantage == "accepted":
+        rewards = (rewards > 0.3) * 1.0 * (rewards.max() > rewards.min())  # of equal ones none is right
+    return group_advantages(method.advantage, rewards).reshape(-1)
 
 
 def batch(advantage):
@@ -71,29 +81,33 @@ def batch(advantage):
         [rng.permuted(np.tile([0, 0, 1, 1], (ROWS, 1)), axis=1) + 2 * half for half in (0, 1)], axis=1
     )
     ids = (np.arange(ROWS) // 4).astype(np.int32)
-    return Batch(Canvas(completions, prompts, lengths), ids, reveal.astype(np.int32), np.asarray(advantage, np.float32))
+    advantage_BC = np.repeat(np.asarray(advantage, np.float32)[:, None], 8, axis=1)
+    return Batch(Canvas(completions, prompts, lengths), ids, reveal.astype(np.int32), advantage_BC, np.ones(ROWS, bool))
 
 
 def test_names_of_the_files_are_those_that_the_guide_lists():
     guide = (FOLDER.parent / "docs" / "methods.md").read_text(encoding="utf-8")
-    assert len(FILES) >= 12 and [path.stem for path in FILES if f"`{path.stem}`" not in guide] == []
+    assert len(FILES) >= 23 and [path.stem for path in FILES if f"`{path.stem}`" not in guide] == []
 
 
 def test_the_ratio_is_one_at_first_and_any_split_gives_the_same_update(method, built):
     rewards = np.random.default_rng(1).random((2, 4))
-    advantage = group_advantages(method.advantage, rewards).reshape(-1)
-    whole, metrics = built(advantage, reference_scale=1.05)
+    advantage = advantages(method, rewards)
+    apart = (
+        1.0 if method.advantage == "pairs" else 1.05
+    )  # a pair is compared with the reference, which is the policy at the start
+    whole, metrics = built(advantage, reference_scale=apart)
     assert float(metrics["ratio/mean"][0]) == 1.0 and float(metrics["ratio/log_rms"][0]) == 0.0
     assert np.isfinite(metrics["loss"]).all() and (metrics["grad_norm"] > 0).all()
     if method.inner_updates > 1:
         assert ((metrics["ratio/log_rms"][1:] > 0) == (method.ratio != "none")).all()
-    parts, others = Built(method, micro_batches=2)(advantage, reference_scale=1.05)
+    parts, others = Built(method, micro_batches=2)(advantage, reference_scale=apart)
     np.testing.assert_allclose(metrics["loss"], others["loss"], atol=2e-5)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4), whole, parts)
 
 
 def test_groups_of_equal_rewards_leave_the_weights_as_they_are(method, built):
-    advantage = group_advantages(method.advantage, np.ones((2, 4))).reshape(-1)
+    advantage = advantages(method, np.ones((2, 4)))
     after, metrics = built(advantage)
     assert (metrics["grad_norm"] == 0).all() and built.update._cache_size() == 1
     jax.tree.map(np.testing.assert_array_equal, after, built.variables)
@@ -118,7 +132,8 @@ def test_inner_updates_meet_other_masks_unless_the_method_says_one(method):
 def test_the_files_use_every_kind_of_estimator_ratio_and_advantage_but_a_few():
     """A method that loses its file would show here."""
     used = [parse(["--config", str(FOLDER / "quickstart.yaml"), "--rl", str(path)]).rl for path in FILES]
-    assert set(PLANS) - {config.estimator.name for config in used} == {"block"}
+    assert set(PLANS) == {config.estimator.name for config in used}
     assert set(LEVELS) - {config.ratio for config in used} == {"block"}
-    assert set(ADVANTAGES) - {config.advantage for config in used} == {"batch"}
-    assert set(KL) - {config.kl for config in used if config.kl_coefficient} == {"k1"}
+    assert {*ADVANTAGES, "pairs"} - {config.advantage for config in used} == {"batch"}
+    assert set(KL) == {config.kl for config in used if config.kl_coefficient}
+    assert {config.data for config in used} == {"policy", "reference", "targets"}

@@ -14,6 +14,11 @@ from d1jax.rl.objective import KL, LEVELS, POOLINGS, k3, token_terms
 from d1jax.weights.convert import to_published
 
 
+def each(advantage, columns):
+    """One advantage a row, for every token."""
+    return np.repeat(np.asarray(advantage, np.float32)[:, None], columns, axis=1)
+
+
 def numpy_loss(new, old, reference, advantage, low, high, beta):
     loss = np.zeros_like(new)
     for i in range(new.shape[0]):
@@ -30,7 +35,7 @@ def test_terms_equal_plain_numpy():
     new, old, reference = (-rng.exponential(1.0, (5, 7)).astype(np.float32) for _ in range(3))
     advantage = np.array([1.0, -0.5, 0.0, 2.0, -1.5], np.float32)
     config = RlConfig(clip_low=0.2, clip_high=0.3, kl_coefficient=0.04)
-    terms = token_terms(new, old, reference, advantage, np.ones(new.shape, bool), config, 7)
+    terms = token_terms(new, old, reference, each(advantage, 7), np.ones(new.shape, bool), config, 7)
     np.testing.assert_allclose(
         terms.loss_BC, numpy_loss(new, old, reference, advantage, 0.2, 0.3, 0.04), rtol=1e-5, atol=1e-6
     )
@@ -90,13 +95,15 @@ def test_every_axis_equals_its_equations(changes):
     new, old, reference = (-rng.exponential(0.6, (5, 6)).astype(np.float32) for _ in range(3))
     advantage = np.array([1.0, -0.5, 0.0, 2.0, -1.5], np.float32)
     mask = np.arange(6)[None, :] < np.array([6, 1, 3, 4, 5])[:, None]
-    terms = token_terms(new, old, reference if config.kl_coefficient else None, advantage, jnp.asarray(mask), config, 2)
+    terms = token_terms(
+        new, old, reference if config.kl_coefficient else None, each(advantage, 6), jnp.asarray(mask), config, 2
+    )
     expected = plain_terms(new, old, reference, advantage, mask, config, 2)
     np.testing.assert_allclose(np.where(mask, terms.loss_BC, 0), np.where(mask, expected, 0), rtol=1e-4, atol=1e-5)
 
 
 def test_without_a_ratio_the_gradient_is_that_of_advantage_times_log_probability():
-    old, advantage, mask = jnp.zeros((2, 3)), jnp.array([2.0, -1.0]), jnp.ones((2, 3), bool)
+    old, advantage, mask = jnp.zeros((2, 3)), each([2.0, -1.0], 3), jnp.ones((2, 3), bool)
     config = RlConfig(ratio="none")
     gradient = jax.grad(lambda x: token_terms(x, old, None, advantage, mask, config, 3).loss_BC.sum())(
         -jnp.ones((2, 3))
@@ -108,7 +115,7 @@ def test_cispo_keeps_the_gradient_of_a_clipped_token():
     config, mask = RlConfig(clip="cispo"), jnp.ones((1, 1), bool)
     new = jnp.log(jnp.array([[1.5]]))
     gradient = jax.grad(
-        lambda x: token_terms(x, jnp.zeros((1, 1)), None, jnp.array([1.0]), mask, config, 1).loss_BC.sum()
+        lambda x: token_terms(x, jnp.zeros((1, 1)), None, each([1.0], 1), mask, config, 1).loss_BC.sum()
     )(new)
     np.testing.assert_allclose(gradient, [[-1.2]], rtol=1e-6)
 
@@ -131,7 +138,7 @@ def test_a_clipped_token_has_no_gradient():
     old = jnp.zeros((2, 2))
     new = jnp.log(jnp.array([[1.5, 1.1], [0.5, 0.9]]))
     gradient = jax.grad(
-        lambda x: token_terms(x, old, None, jnp.array([1.0, -1.0]), jnp.ones((2, 2), bool), RlConfig(), 2).loss_BC.sum()
+        lambda x: token_terms(x, old, None, each([1.0, -1.0], 2), jnp.ones((2, 2), bool), RlConfig(), 2).loss_BC.sum()
     )(new)
     assert (np.asarray(gradient) == 0).tolist() == [[True, False], [True, False]]
 
@@ -159,9 +166,10 @@ def test_pooling_equals_its_definition(name):
         "dapo": sum(loss[i, : lengths[i]].sum() for i in range(3)) / sum(lengths),
         "row_sum": sum(loss[i, : lengths[i]].sum() for i in range(3)) / 3,
         "grpo": sum(loss[i, : lengths[i]].mean() for i in range(3)) / 3,
+        "sequence_mean": sum(loss[i, : lengths[i]].mean() for i in range(3)) / 3,
         "dr_grpo": sum(loss[i, : lengths[i]].sum() for i in range(3)) / (3 * 6),
     }[name]
-    np.testing.assert_allclose((POOLINGS[name](mask) * loss).sum(), expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose((POOLINGS[name](mask, 3) * loss).sum(), expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.smoke
@@ -183,8 +191,19 @@ def test_golden_diffu_grpo_step(golden):
         logp = score(golden.model, variables, canvas, views).logp
         config = RlConfig(clip_low=eps, clip_high=eps, kl_coefficient=beta)
         mask_BC = jnp.ones(logp.shape, bool)  # the fixture has terms behind the text too
-        terms = token_terms(logp, io["old_logps"], io["ref_logps"], io["advantages"], mask_BC, config, logp.shape[1])
-        return jnp.sum(POOLINGS["bnpo"](io["completion_mask"].astype(np.float32)) * terms.loss_BC), (logp, terms)
+        terms = token_terms(
+            logp,
+            io["old_logps"],
+            io["ref_logps"],
+            each(io["advantages"], logp.shape[1]),
+            mask_BC,
+            config,
+            logp.shape[1],
+        )
+        return jnp.sum(POOLINGS["bnpo"](io["completion_mask"].astype(np.float32), len(logp)) * terms.loss_BC), (
+            logp,
+            terms,
+        )
 
     (value, (logp, terms)), gradient = jax.value_and_grad(loss, has_aux=True)(golden.variables)
     np.testing.assert_allclose(logp, io["per_token_logps"], atol=1e-4)

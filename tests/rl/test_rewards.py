@@ -8,6 +8,8 @@ import pytest
 from d1jax.rl.rewards import reward_rows, total_rewards
 from d1jax.tasks.sudoku import Sudoku
 
+ODD = {"nan": math.nan, "inf": math.inf, "list": [1.0, 0.0], "none": None}
+
 
 class Moody:
     """A task whose rewards misbehave as its text says."""
@@ -17,13 +19,20 @@ class Moody:
     def rewards(self, row, text):
         if text == "raise":
             raise RuntimeError("boom")
-        return {"good": {"nan": math.nan, "inf": math.inf}.get(text, 1.0), "other": 0.5}
+        return {"good": ODD.get(text, 1.0), "other": 0.5}
 
 
-def test_failures_are_zero_and_counted():
-    parts, failures = reward_rows(Moody(), [{}] * 4, ["fine", "raise", "nan", "inf"], {"good": 1.0})
-    assert failures == 3
-    assert parts["good"].tolist() == [1.0, 0.0, 0.0, 0.0] and parts["other"].tolist() == [0.5, 0.0, 0.0, 0.0]
+def test_failures_are_zero_and_named():
+    texts = ["fine", "raise", "nan", "inf", "list", "none"]
+    parts, failures = reward_rows(Moody(), [{}] * 6, texts, {"good": 1.0})
+    assert failures == [
+        "task 'moody', row 1: rewards raised RuntimeError: boom",
+        "task 'moody', row 2: reward 'good' is nan, not a finite number",
+        "task 'moody', row 3: reward 'good' is inf, not a finite number",
+        "task 'moody', row 4: reward 'good' is [1.0, 0.0], not a finite number",
+        "task 'moody', row 5: reward 'good' is None, not a finite number",
+    ]
+    assert parts["good"].tolist() == [1.0, 0, 0, 0, 0, 0] and parts["other"].tolist() == [0.5, 0, 0, 0, 0, 0]
 
 
 def test_a_reward_that_the_task_does_not_have_is_an_error():
@@ -36,5 +45,5 @@ def test_total_is_the_weighted_sum():
     rows = task.generate("train", 4, 0)
     texts = [task.target(rows[0]), "nonsense", task.target(rows[2]), ""]
     parts, failures = reward_rows(task, rows, texts, {"solved": 1.0, "units": 0.5})
-    assert failures == 0
+    assert failures == []
     np.testing.assert_allclose(total_rewards(parts, {"solved": 1.0, "units": 0.5}), [1.5, 0.0, 1.5, 0.0])

@@ -47,7 +47,9 @@ def batch(advantage=None, rows=ROWS):
     completions = rng.integers(0, 9, (rows, 8)).astype(np.int32)
     advantage = rng.standard_normal(rows).astype(np.float32) if advantage is None else advantage
     reveal = rng.permuted(np.tile(np.arange(8, dtype=np.int32) // 2, (rows, 1)), axis=1)
-    return Batch(Canvas(completions, prompts, lengths), (np.arange(rows) // 4).astype(np.int32), reveal, advantage)
+    advantage_BC = np.repeat(np.asarray(advantage, np.float32)[:, None], 8, axis=1)
+    ids = (np.arange(rows) // 4).astype(np.int32)
+    return Batch(Canvas(completions, prompts, lengths), ids, reveal, advantage_BC, np.ones(rows, bool))
 
 
 def plan(key, rows, config=CONFIG, **changes):
@@ -75,7 +77,7 @@ def test_equals_a_plain_python_loop():
         copied(state), frozen, reference, rows, key
     )
 
-    weight = POOLINGS["bnpo"](through_first_end(rows.canvas.completion_BC, SPECIAL.end).astype(jnp.float32))
+    weight = POOLINGS["bnpo"](through_first_end(rows.canvas.completion_BC, SPECIAL.end).astype(jnp.float32), ROWS)
     expected, losses = TrainState(start, optimizer.init(start)), []
     for u in range(CONFIG.inner_updates):
         views = plan(jax.random.fold_in(key, u), rows)
@@ -83,7 +85,7 @@ def test_equals_a_plain_python_loop():
 
         def loss(trainable, views=views, old=old, ref=ref):
             logp = score(model, trainable, rows.canvas, views).logp
-            terms = token_terms(logp, old, ref, rows.advantage_B, weight > 0, CONFIG, SAMPLER.block_length)
+            terms = token_terms(logp, old, ref, rows.advantage_BC, weight > 0, CONFIG, SAMPLER.block_length)
             return jnp.sum(weight * terms.loss_BC)
 
         value, gradient = jax.value_and_grad(loss)(expected.trainable)
@@ -132,7 +134,7 @@ def test_group_of_equal_rewards_contributes_nothing():
     """Whatever its completions are, rows of advantage zero change the loss and the update by exactly nothing."""
     config = dataclasses.replace(CONFIG, kl_coefficient=0.0)
     rows = batch()
-    rows = rows._replace(advantage_B=np.where(np.arange(ROWS) < 4, 0.0, rows.advantage_B).astype(np.float32))
+    rows = rows._replace(advantage_BC=np.where(np.arange(ROWS)[:, None] < 4, 0.0, rows.advantage_BC).astype(np.float32))
     other = np.array(rows.canvas.completion_BC)
     other[:4] = np.where(other[:4] == SPECIAL.end, SPECIAL.end, (other[:4] + 3) % 8)
     results = []

@@ -1,0 +1,68 @@
+"""What a run checks about itself: at its start that the method does what it says, and at every step that the policy still lives."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from d1jax.config import GuardConfig, RlConfig
+from d1jax.runtime.stopping import Diverged
+
+# Two programs that compute one number may round differently: fp32 sums of a few hundred terms, or bf16 activations.
+TOLERANCE = {"float32": 1e-3, "bfloat16": 0.1, "float16": 0.1}
+
+
+def check_start(inner: Mapping[str, np.ndarray], config: RlConfig, dtype: str) -> list[str]:
+    """Lines for the log, from the metrics of an update with `check`. Raises Diverged where an invariant does not hold.
+
+    The old policy, scored by the program without gradients, must agree with the current one, scored by the program with them:
+    the ratio is one for both reasons, by construction and by number. Completions of advantage 0 must have a loss of exactly 0.
+    """
+    apart, ratio = float(inner["check/score_rms"][0]), float(inner["ratio/mean"][0])
+    if not (apart <= TOLERANCE[dtype] and ratio == 1.0):
+        raise Diverged(
+            f"rl start: the policy's scores differ from the same policy's old scores by {apart:.3g} (rms) and the mean ratio is {ratio}; "
+            "a ratio that is not one before any learning trains on noise. This is an error of d1jax or of the backend: please report it"
+        )
+    idle = float(inner["check/zero_advantage_loss"][0])
+    if idle != 0:
+        raise Diverged(
+            f"rl start: completions of advantage 0 have a policy loss of {idle:.3g} instead of exactly 0; please report it"
+        )
+    lines = [f"checked: ratio is one (scores agree to {apart:.1e}), groups of equal rewards have no loss"]
+    spread, clipped = float(inner["check/masks_alone_log_rms"]), float(inner["check/masks_alone_clipped"])
+    if spread > 0 and config.ratio != "none" and config.clip != "none":
+        lines.append(
+            f"under another mask the log ratio of the same policy spreads by {spread:.2f} (rms), and {clipped:.0%} of tokens "
+            f"would lie outside [{1 - config.clip_low:g}, {1 + config.clip_high:g}] before any learning; masks are shared, so here it is 0 %"
+        )
+    return lines
+
+
+def signs_of_collapse(values: Mapping[str, float], group_size: int, guard: GuardConfig) -> list[str]:
+    """What is wrong with the metrics of one step, in words; [] where nothing is."""
+    distinct = values.get("completions/distinct_per_group", group_size) / group_size
+    watched = [
+        ("repeated tokens", values.get("completions/repeated_tokens"), ">", guard.repeated_tokens),
+        ("distinct completions of a group", distinct, "<=", guard.distinct),
+        ("entropy", values.get("entropy"), "<", guard.entropy),
+        ("log ratio (rms)", values.get("ratio/log_rms"), ">", guard.log_ratio),
+        ("KL", values.get("kl"), ">", guard.kl),
+    ]
+    found = []
+    for name, value, relation, limit in watched:
+        if value is None or limit == 0:
+            continue
+        beyond = {">": value > limit, "<": value < limit, "<=": value <= limit}[relation]
+        if beyond or not np.isfinite(value):
+            found.append(f"{name} {value:.3g} ({'above' if relation == '>' else 'below'} {limit:g})")
+    return found
+
+
+def collapsed(history: Sequence[Mapping[str, float]], group_size: int, guard: GuardConfig) -> list[str] | None:
+    """What the last step saw, if it and the guard.patience - 1 steps before it all show signs of collapse; else None."""
+    if guard.patience == 0 or len(history) < guard.patience:
+        return None
+    signs = [signs_of_collapse(values, group_size, guard) for values in history[-guard.patience :]]
+    return signs[-1] if all(signs) else None

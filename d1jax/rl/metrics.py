@@ -1,0 +1,53 @@
+"""What a step of the loop reports, under TRL's names where it has one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from d1jax.analysis import autoregressiveness
+from d1jax.config import RlConfig
+from d1jax.diffusion.sampler import Rollout
+from d1jax.rl.advantages import equal_groups
+
+
+def of_rewards(parts_B: Mapping[str, np.ndarray], reward_QG: np.ndarray, failures: int) -> dict[str, float]:
+    values = {"reward": reward_QG.mean(), "reward_std": reward_QG.std(axis=1).mean(), "rewards/failures": failures}
+    values["frac_reward_zero_std"] = equal_groups(reward_QG).mean()
+    for name, rewards_B in parts_B.items():
+        values |= {f"rewards/{name}/mean": rewards_B.mean(), f"rewards/{name}/std": rewards_B.std()}
+    return {name: float(value) for name, value in values.items()}
+
+
+def of_completions(rollout: Rollout, texts: Sequence[str], group: int, end_id: int) -> dict[str, float]:
+    distinct = [len(set(texts[i : i + group])) for i in range(0, len(texts), group)]
+    return {
+        "completions/mean_length": float(rollout.length_B.mean()),
+        "completions/clipped_ratio": float((rollout.tokens_BC != end_id).all(axis=1).mean()),
+        "completions/distinct_per_group": float(np.mean(distinct)),
+        "completions/repeated_tokens": repeated_tokens(rollout.tokens_BC, rollout.length_B),
+        "sampler/nfe": float(rollout.nfe_B.mean()),
+        **autoregressiveness.metrics(rollout),
+    }
+
+
+def repeated_tokens(tokens_BC: np.ndarray, length_B: np.ndarray) -> float:
+    """Share of the tokens behind the first of a text that equal the token before them; 0 where there are none."""
+    inside_BC = np.arange(1, tokens_BC.shape[1])[None, :] < length_B[:, None]
+    same_BC = (tokens_BC[:, 1:] == tokens_BC[:, :-1]) & inside_BC
+    return float(same_BC.sum() / max(inside_BC.sum(), 1))
+
+
+def of_update(inner: Mapping[str, np.ndarray], config: RlConfig) -> dict[str, float]:
+    """Means over the inner updates; the first ratio by itself, because it must be exactly 1."""
+    values = {
+        name: float(value.mean()) for name, value in inner.items() if not name.startswith(("nonfinite/", "check/"))
+    }
+    if config.kl_coefficient == 0 or config.kl_in == "reward":
+        del values["kl"]
+    values["ratio/first"] = float(inner["ratio/mean"][0])
+    return values | {
+        "nonfinite/in_a_row": int(inner["nonfinite/in_a_row"][-1]),
+        "nonfinite/total": int(inner["nonfinite/total"][-1]),
+    }

@@ -1,0 +1,69 @@
+"""Process supervision: a completion as a chain of steps, and what each of them gains.
+
+A step is a line of the text, or a part of the decoding. Its reward is what it adds: the reward of the text with this step minus
+that of the text without it and all later ones, by the task's own rules. DeepSeekMath (arXiv 2402.03300, section 4.1.3) has a learnt
+model judge each step; here no model is needed, and the gains of a completion add up to its reward (less that of nothing).
+
+Q problems, G completions of each, B = Q G rows, C completion columns, K most steps of a row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from d1jax.data.tokenizers import SpecialTokens, Tokenizer
+from d1jax.diffusion.sampler import NEVER_DECODED
+from d1jax.tasks.task import HOLE
+
+
+def text_steps(tokens_BC: np.ndarray, length_B: np.ndarray, tokenizer: Tokenizer) -> np.ndarray:
+    """[B, C]: the line of each token; a token that holds a line break ends its line. Behind the text: the last line."""
+    breaks = np.array([["\n" in piece for piece in tokenizer.pieces(row)] for row in tokens_BC.tolist()])
+    breaks &= np.arange(tokens_BC.shape[1])[None, :] < length_B[:, None] - 1
+    return np.cumsum(breaks, axis=1) - breaks
+
+
+def commit_steps(reveal_step_BC: np.ndarray, length_B: np.ndarray, parts: int) -> np.ndarray:
+    """[B, C]: the part of the decoding, of `parts` of equal length, that committed each token of the text."""
+    decoded_BC = (np.arange(reveal_step_BC.shape[1])[None, :] < length_B[:, None]) & (reveal_step_BC != NEVER_DECODED)
+    steps_B1 = np.where(decoded_BC, reveal_step_BC, 0).max(axis=1, keepdims=True) + 1
+    return np.where(decoded_BC, reveal_step_BC, 0) * parts // np.maximum(steps_B1, parts)
+
+
+def gains(
+    step_BC: np.ndarray,
+    tokens_BC: np.ndarray,
+    tokenizer: Tokenizer,
+    reward: Callable[[Sequence[str]], np.ndarray],
+) -> tuple[np.ndarray, np.ndarray]:
+    """(gain of each step [B, K], steps of each row [B]). `reward` maps a text of every row to a reward of every row.
+
+    A token that is not there yet is a HOLE in the text, so that what stands behind it stays in its place.
+    """
+    steps_B = step_BC.max(axis=1) + 1
+    before_B, found = reward([""] * len(tokens_BC)), []
+    for step in range(int(steps_B.max())):
+        after_B = reward(
+            [unfinished(row, kept, tokenizer) for row, kept in zip(tokens_BC, step_BC <= step, strict=True)]
+        )
+        found.append(after_B - before_B)
+        before_B = after_B
+    return np.stack(found, axis=1), steps_B
+
+
+def unfinished(tokens_C: np.ndarray, kept_C: np.ndarray, tokenizer: Tokenizer) -> str:
+    """The text of the tokens that are there, with a HOLE for each that is not and has one that is behind it."""
+    special: SpecialTokens = tokenizer.special
+    last = int(np.flatnonzero(kept_C)[-1]) + 1 if kept_C.any() else 0
+    parts, start = [], 0
+    for place in range(last + 1):
+        if place == last or not kept_C[place]:
+            parts.append(tokenizer.decode(tokens_C[start:place].tolist()))
+            parts.append(HOLE if place < last else "")
+            start = place + 1
+        elif tokens_C[place] in (special.end, special.turn_end):
+            parts.append(tokenizer.decode(tokens_C[start:place].tolist()))
+            break
+    return "".join(parts)

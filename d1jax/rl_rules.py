@@ -1,0 +1,173 @@
+"""Which choices of an rl section have no meaning together, and why."""
+
+from __future__ import annotations
+
+import math
+
+from d1jax.config import Config
+
+Rule = tuple[bool, str]  # (broken, what to say)
+
+
+def rl_rules(config: Config) -> list[Rule]:
+    """Rules for numbers that are known to be finite and positive where they must be."""
+    return [*_sizes(config), *_estimator(config), *_terms(config), *_credit(config), *_data(config)]
+
+
+def _sizes(config: Config) -> list[Rule]:
+    rl = config.rl
+    pairs = rl.advantage == "pairs"
+    rows = rl.prompts_per_step * (1 if pairs else rl.group_size)
+    return [
+        (
+            rl.group_size < 2,
+            f"rl.group_size = {rl.group_size}: advantages compare completions of a group, so at least 2",
+        ),
+        (
+            rows % rl.micro_batches != 0,
+            f"rl.micro_batches = {rl.micro_batches} does not divide the {rows} {'pairs' if pairs else 'rows'} of a step",
+        ),
+        (
+            rl.temperature <= 0,
+            f"rl.temperature = {rl.temperature}: a group of greedy completions is all the same; use e.g. 1.0",
+        ),
+        (rl.clip_low > 1, f"rl.clip_low = {rl.clip_low} must be at most 1 (the ratio is never negative)"),
+        (rl.clip == "dual" and rl.dual_clip <= 1, f"rl.dual_clip = {rl.dual_clip} must be above 1"),
+        (
+            not all(map(math.isfinite, rl.reward_weights.values())),
+            f"rl.reward_weights = {rl.reward_weights} must be finite numbers",
+        ),
+        (not rl.reward_weights, "rl.reward_weights is empty; write e.g. {solved: 1.0}"),
+        (rl.guard.patience > 100, f"rl.guard.patience = {rl.guard.patience} must be at most 100"),
+    ]
+
+
+def _estimator(config: Config) -> list[Rule]:
+    rl, estimator = config.rl, config.rl.estimator
+    return [
+        (not 0 <= rl.prompt_mask < 1, f"rl.prompt_mask = {rl.prompt_mask} must lie in [0, 1)"),
+        (
+            not 0 <= estimator.low < estimator.high <= 1,
+            f"rl.estimator.low = {estimator.low} and high = {estimator.high} must satisfy 0 <= low < high <= 1",
+        ),
+        (
+            estimator.full_mask and estimator.name != "coupled",
+            f"rl.estimator.full_mask belongs to the coupled estimator, not to {estimator.name}",
+        ),
+        (
+            estimator.shrink > 0 and estimator.name != "trajectory",
+            f"rl.estimator.shrink belongs to the trajectory estimator, not to {estimator.name}",
+        ),
+        (
+            estimator.weight == "uniform" and estimator.name not in ("elbo", "block"),
+            f"rl.estimator.weight = uniform is for elbo and block; {estimator.name} has weights of its own, set inverse",
+        ),
+        (not 0 <= estimator.upper_share <= 1, f"rl.estimator.upper_share = {estimator.upper_share} must lie in [0, 1]"),
+        (
+            estimator.upper_exponent < 1,
+            f"rl.estimator.upper_exponent = {estimator.upper_exponent} must be at least 1, or it bounds nothing",
+        ),
+        (
+            estimator.upper_share > 0 and (estimator.name not in ("elbo", "block") or estimator.weight == "uniform"),
+            "rl.estimator.upper_share > 0: the upper bound needs random maskings with weights 1 / share; "
+            f"set name to elbo or block and weight to inverse (here: {estimator.name}, {estimator.weight})",
+        ),
+    ]
+
+
+def _terms(config: Config) -> list[Rule]:
+    rl = config.rl
+    in_loss = rl.kl_coefficient > 0 and rl.kl_in == "loss"
+    in_reward = rl.kl_coefficient > 0 and rl.kl_in == "reward"
+    return [
+        (
+            rl.kl == "k3" and rl.kl_level == "sequence" and in_loss,
+            "rl.kl = k3 on sequences: exp of a sum over tokens has no bound; set rl.kl = k2, or rl.kl_level = token",
+        ),
+        (
+            rl.kl == "k1" and in_loss,
+            "rl.kl = k1 in the loss has an expected gradient of zero; set rl.kl = k2 or k3, or rl.kl_in = reward",
+        ),
+        (
+            in_reward and (rl.kl_to == "old" or rl.kl_level == "sequence"),
+            "rl.kl_in = reward takes the sum of the tokens' KL to the reference; set rl.kl_to = reference and rl.kl_level = token",
+        ),
+        (
+            in_reward and rl.advantage in ("accepted", "pairs"),
+            f"rl.kl_in = reward with rl.advantage = {rl.advantage}, which looks at right and wrong only; set rl.kl_coefficient = 0",
+        ),
+        (
+            rl.reference_sync_every > 0 and not rl.needs_reference,
+            "rl.reference_sync_every > 0 but nothing looks at a reference (no KL to it, no pairs, data is not its own); set it to 0",
+        ),
+        (
+            rl.reference_sync_every > 0 and config.lora.rank > 0,
+            "rl.reference_sync_every > 0 with LoRA: the reference is the model without its adapter and never moves; set it to 0",
+        ),
+        (not 0 < rl.reference_mix <= 1, f"rl.reference_mix = {rl.reference_mix} must lie in (0, 1]"),
+        (
+            rl.reference_mix < 1 and rl.reference_sync_every == 0,
+            "rl.reference_mix < 1 without rl.reference_sync_every: the reference never moves; set both or none",
+        ),
+    ]
+
+
+def _credit(config: Config) -> list[Rule]:
+    rl = config.rl
+    by_steps, pairs = rl.supervision != "outcome", rl.advantage == "pairs"
+    return [
+        (
+            by_steps and rl.ratio not in ("none", "token"),
+            f"rl.ratio = {rl.ratio} with rl.supervision = {rl.supervision}: a ratio of many tokens has one advantage, steps have "
+            "several; set rl.ratio = token or none",
+        ),
+        (
+            by_steps and rl.advantage not in ("center", "zscore"),
+            f"rl.advantage = {rl.advantage} with rl.supervision = {rl.supervision}: rewards of steps are centred or standardised; "
+            "set it to center or zscore",
+        ),
+        (
+            by_steps and rl.kl_coefficient > 0 and rl.kl_in == "reward",
+            f"rl.kl_in = reward with rl.supervision = {rl.supervision}: the penalty is of a completion, not of a step; set it to loss",
+        ),
+        (
+            rl.drop_equal_groups and rl.advantage in ("accepted", "pairs"),
+            f"rl.drop_equal_groups with rl.advantage = {rl.advantage}, which leaves out what it has no use for by itself; set it to false",
+        ),
+        (
+            pairs and (rl.ratio != "none" or rl.clip != "none" or rl.kl_coefficient > 0),
+            "rl.advantage = pairs compares with the reference inside its loss; set rl.ratio = none, rl.clip = none and "
+            "rl.kl_coefficient = 0",
+        ),
+        (
+            pairs and rl.pooling not in ("grpo", "sequence_mean"),
+            f"rl.pooling = {rl.pooling} with rl.advantage = pairs: its loss is one number a pair; set it to sequence_mean",
+        ),
+    ]
+
+
+def _data(config: Config) -> list[Rule]:
+    rl, length = config.rl, config.sampler.completion_length
+    given = rl.data == "targets"
+    return [
+        (
+            given and rl.estimator.name == "trajectory",
+            "rl.estimator.name = trajectory needs recorded steps, and rl.data = targets was never decoded; choose another one",
+        ),
+        (
+            given and rl.supervision == "commit_steps",
+            "rl.supervision = commit_steps needs recorded steps, and rl.data = targets was never decoded; set it to text_steps",
+        ),
+        (
+            given and rl.advantage != "accepted",
+            f"rl.advantage = {rl.advantage} with rl.data = targets: the completions of a group are one text; set it to accepted",
+        ),
+        (
+            given and config.sft.completion_length not in (0, length),
+            f"sft.completion_length = {config.sft.completion_length} with rl.data = targets must be that of the sampler, {length}",
+        ),
+        (
+            rl.data == "reference" and rl.ratio != "none",
+            f"rl.ratio = {rl.ratio} with rl.data = reference: the old policy did not write these completions; set it to none",
+        ),
+    ]
