@@ -7,6 +7,7 @@
 --truth_samples 512           maskings of the ELBO that they are compared with (a multiple of 16)
 --gradient_samples 0          draws of the gradient, too (0 = none)
 --methods configs/methods     also the estimators of these files
+--only "elbo exact"           only estimators whose name contains this
 --out DIR                     write audit.json and audit.html
 --section.key VALUE           any setting of the run, e.g. --sampler.steps 16
 """
@@ -40,7 +41,7 @@ from d1jax.telemetry.audit_page import audit_html
 from d1jax.telemetry.terminal import printable
 
 USER_MISTAKE = 2
-NAMES = ("run", "stage", "step", "methods", "out")
+NAMES = ("run", "stage", "step", "methods", "only", "out")
 COUNTS = {
     "rows": (128, 2, 1),
     "samples": (32, 4, 2),
@@ -87,6 +88,10 @@ def run(own: dict[str, str], counts: dict[str, int], overrides: Sequence[str]) -
     chosen = candidates(config.sampler.completion_length)
     if "methods" in own:
         chosen += _of_files(Path(own["methods"]), flags, chosen)
+    names = [one.name for one in chosen]
+    chosen = [one for one in chosen if own.get("only", "") in one.name]
+    if not chosen:
+        raise ConfigError(f"--only {own['only']!r} is part of no estimator's name; there are {', '.join(names)}")
     saved = [name for name, last in directory.saved_steps(config.stages).items() if last]
     if stage is None and not saved:
         raise ConfigError(f"run {own['run']!r} has no checkpoint yet")

@@ -75,6 +75,7 @@ def test_the_estimators_of_method_files_join_the_table_once(tmp_path):
         (["--run", "RUN", "--stage", "sft", "--step", "7"], "7"),
         (["--run", "RUN", "--stage", "rl"], "rl"),
         (["--run", "RUN", "--methods", "EMPTY"], "no .yaml files"),
+        (["--run", "RUN", "--only", "coupld"], "--only 'coupld' is part of no estimator's name; there are one_step"),
         (["--run", "RUN", "--out", "FILE"], "cannot be made a directory"),
         (["--run", "RUN", "--sampler.stepz", "4"], "sampler.stepz"),
         (["--run", "RUN", "--model.width", "16"], "model.width"),
