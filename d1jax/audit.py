@@ -112,7 +112,7 @@ def audit_estimators(
     root = experiment.key("audit")
     bench = Bench(
         experiment.model, variables, experiment.config.sampler, experiment.tokenizer.special,
-        _rollouts(experiment, variables, counts["rows"], jax.random.fold_in(root, 0)),
+        rollouts(experiment, variables, counts["rows"], jax.random.fold_in(root, 0)),
     )  # fmt: skip
     truth_B, error_B = large_sample_elbo(bench, jax.random.fold_in(root, 1), counts["truth_samples"])
     rows = []
@@ -133,7 +133,7 @@ def audit_estimators(
     return {"truth": truth, "estimators": rows, "pairs": pairs, "findings": audit.findings(rows, pairs)}
 
 
-def _rollouts(experiment: Experiment, variables: Variables, rows: int, key: jax.Array) -> tuple[Batch, ...]:
+def rollouts(experiment: Experiment, variables: Variables, rows: int, key: jax.Array) -> tuple[Batch, ...]:
     """Completions of the headline set's problems, again from its start where there are fewer; every row draws its own numbers."""
     config, problems = experiment.config, next(iter(experiment.eval_sets.values()))
     shards = mesh_rules.row_shards(experiment.mesh)
