@@ -36,7 +36,7 @@ from d1jax.weights.huggingface import load_weights
 from d1jax.weights.tokenizer_files import load_tokenizer
 
 PRINTABLE = "".join(map(chr, range(32, 127))) + "\n"
-KEYS = {"weights": 0, "sft": 1, "rl": 2, "evaluation": 3, "sft adapter": 4, "rl adapter": 5}
+KEYS = {"weights": 0, "sft": 1, "rl": 2, "evaluation": 3, "sft adapter": 4, "rl adapter": 5, "audit": 6}
 FREE = ("dtype", "param_dtype", "remat", "max_positions")  # may differ between runs on the same weights
 
 

@@ -34,8 +34,8 @@ def check_start(inner: Mapping[str, np.ndarray], config: RlConfig, dtype: str) -
     spread, clipped = float(inner["check/masks_alone_log_rms"]), float(inner["check/masks_alone_clipped"])
     if spread > 0 and config.ratio != "none" and config.clip != "none":
         lines.append(
-            f"under another mask the log ratio of the same policy spreads by {spread:.2f} (rms), and {clipped:.0%} of tokens "
-            f"would lie outside [{1 - config.clip_low:g}, {1 + config.clip_high:g}] before any learning; masks are shared, so here it is 0 %"
+            f"under another mask the log ratio of the same policy spreads by {spread:.2f} (rms), and {clipped:.0%} of "
+            f"tokens would lie outside [{1 - config.clip_low:g}, {1 + config.clip_high:g}] before any learning; masks are shared: here it is 0 %"
         )
     return lines
 

@@ -1,0 +1,205 @@
+"""python -m d1jax.audit --run runs/quickstart: how good each likelihood estimator is on the run's own rollouts.
+
+--run DIR                     a run; by default its last stage that has a checkpoint
+--stage sft --step 240        another checkpoint of it
+--rows 128                    rollouts that are scored, sampled from the headline evaluation set at rl.temperature
+--samples 32                  draws of each estimator (even)
+--truth_samples 512           maskings of the ELBO that they are compared with (a multiple of 16)
+--gradient_samples 0          draws of the gradient, too (0 = none)
+--methods configs/methods     also the estimators of these files
+--only "elbo exact"           only estimators whose name contains this
+--out DIR                     write audit.json and audit.html
+--section.key VALUE           any setting of the run, e.g. --sampler.steps 16
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from d1jax.analysis import estimator_audit as audit
+from d1jax.analysis import summary
+from d1jax.analysis.estimator_bench import STRATA, Batch, Bench, Candidate, candidates, large_sample_elbo
+from d1jax.config import ConfigError
+from d1jax.config_file import parse, to_dict
+from d1jax.diffusion.canvas import Canvas
+from d1jax.diffusion.sampler import sample
+from d1jax.experiment import Experiment, build
+from d1jax.files import write_beside, write_json
+from d1jax.models.transformer import Variables
+from d1jax.runtime import mesh as mesh_rules
+from d1jax.runtime.run_directory import open_run
+from d1jax.setup import check_same_model, variables_at
+from d1jax.tasks.task import DataError
+from d1jax.telemetry.audit_page import audit_html
+from d1jax.telemetry.terminal import printable
+
+USER_MISTAKE = 2
+NAMES = ("run", "stage", "step", "methods", "only", "out")
+COUNTS = {
+    "rows": (128, 2, 1),
+    "samples": (32, 4, 2),
+    "truth_samples": (512, 2 * STRATA, STRATA),
+    "gradient_samples": (0, 2, 1),
+}
+
+
+def main(argv: Sequence[str]) -> int:
+    """The exit code: 0 done, 2 a mistake in the arguments."""
+    if {"-h", "--help"} & set(argv):
+        print(__doc__)
+        return 0
+    try:
+        own, overrides = _arguments(argv)
+        counts = {name: _count(own, name) for name in COUNTS}
+        out = _writable(Path(own["out"])) if "out" in own else None
+        result = run(own, counts, overrides)
+    except (ConfigError, DataError) as error:
+        print(f"error: {printable(str(error))}", file=sys.stderr)
+        return USER_MISTAKE
+    print(audit.table(result["estimators"]))
+    print("\n" + "\n".join(result["findings"]))
+    if out:
+        write_json(out / "audit.json", result)
+        write_beside(out / "audit.html", audit_html(result))
+        print(f"\npage: {out / 'audit.html'}   numbers: {out / 'audit.json'}")
+    return 0
+
+
+def run(own: dict[str, str], counts: dict[str, int], overrides: Sequence[str]) -> dict[str, Any]:
+    """{"setting", "environment", "truth", "estimators", "pairs", "findings"} of the checkpoint that `own` names."""
+    if "run" not in own:
+        raise ConfigError("name a run with --run DIR")
+    stage, step = own.get("stage"), own.get("step")
+    if step is not None and (stage is None or not step.isdigit()):
+        raise ConfigError(f"--step {step} needs --stage, and must be a number")
+    directory, trained = open_run(own["run"])
+    flags = ["--config", str(directory.config), *overrides]
+    config = parse(flags)
+    experiment = build(config, training=False, saved=directory.source)
+    config = experiment.config
+    check_same_model(experiment, directory, trained)
+    chosen = candidates(config.sampler.completion_length)
+    if "methods" in own:
+        chosen += _of_files(Path(own["methods"]), flags, chosen)
+    names = [one.name for one in chosen]
+    chosen = [one for one in chosen if own.get("only", "") in one.name]
+    if not chosen:
+        raise ConfigError(f"--only {own['only']!r} is part of no estimator's name; there are {', '.join(names)}")
+    saved = [name for name, last in directory.saved_steps(config.stages).items() if last]
+    if stage is None and not saved:
+        raise ConfigError(f"run {own['run']!r} has no checkpoint yet")
+    stage = stage or saved[-1]
+    with jax.set_mesh(experiment.mesh):
+        variables, at = variables_at(experiment, directory, stage, None if step is None else int(step))
+        result = audit_estimators(experiment, variables, chosen, counts)
+    setting = {"run": directory.path.name, "stage": stage, "step": at, **counts, "seed": config.seed}
+    setting |= {"temperature": config.rl.temperature, "problems": next(iter(experiment.eval_sets))}
+    setting["sampler"] = to_dict(config.sampler)
+    return {"setting": setting, "environment": summary.environment(), **result}
+
+
+def audit_estimators(
+    experiment: Experiment, variables: Variables, chosen: Sequence[Candidate], counts: dict[str, int]
+) -> dict[str, Any]:
+    """{"truth", "estimators", "pairs", "findings"}; a function of the weights, the settings and the seed."""
+    root = experiment.key("audit")
+    bench = Bench(
+        experiment.model, variables, experiment.config.sampler, experiment.tokenizer.special,
+        rollouts(experiment, variables, counts["rows"], jax.random.fold_in(root, 0)),
+    )  # fmt: skip
+    truth_B, error_B = large_sample_elbo(bench, jax.random.fold_in(root, 1), counts["truth_samples"])
+    rows = []
+    for candidate in chosen:
+        key = jax.random.fold_in(root, 2)
+        rows.append(
+            audit.measure(bench, candidate, truth_B, error_B, key, counts["samples"], counts["gradient_samples"])
+        )
+        print(f"measured {candidate.name}", file=sys.stderr, flush=True)
+    pairs = audit.coupled_against_decoupled(rows)
+    truth = {
+        "mean": float(truth_B.mean()),
+        "std_over_rows": float(truth_B.std(ddof=1)),
+        "error_of_a_row": float(np.sqrt(np.mean(error_B**2))),
+        "error_of_the_mean": float(np.sqrt(np.sum(error_B**2)) / len(error_B)),
+        "tokens": float(bench.valid_BC.sum(axis=1).mean()),
+    }
+    return {"truth": truth, "estimators": rows, "pairs": pairs, "findings": audit.findings(rows, pairs)}
+
+
+def rollouts(experiment: Experiment, variables: Variables, rows: int, key: jax.Array) -> tuple[Batch, ...]:
+    """Completions of the headline set's problems, again from its start where there are fewer; every row draws its own numbers."""
+    config, problems = experiment.config, next(iter(experiment.eval_sets.values()))
+    shards = mesh_rules.row_shards(experiment.mesh)
+    size = min(config.evaluation.batch_size, -(-rows // shards) * shards)
+    batches = []
+    for start in range(0, rows, size):
+        ids_B = np.arange(start, start + size)
+        at_B = ids_B % len(problems)
+        inputs = (problems.prompt_RP[at_B], problems.prompt_length_R[at_B], ids_B.astype(np.int32))
+        prompt_BP, length_B, row_ids_B = mesh_rules.place_rows(experiment.mesh, inputs)
+        rollout = sample(
+            experiment.model, variables, prompt_BP, length_B, key, row_ids_B,
+            config=config.sampler, special=experiment.tokenizer.special, temperature=config.rl.temperature,
+        )  # fmt: skip
+        canvas = Canvas(rollout.tokens_BC, prompt_BP, length_B)
+        batches.append(Batch(canvas, row_ids_B, rollout.reveal_step_BC, min(size, rows - start)))
+    return tuple(batches)
+
+
+def _of_files(folder: Path, flags: Sequence[str], known: Sequence[Candidate]) -> list[Candidate]:
+    """The estimators of the method files in `folder` that are not in the table already."""
+    files = sorted(folder.glob("*.yaml"))
+    if not files:
+        raise ConfigError(f"--methods {str(folder)!r} holds no .yaml files; name a folder like configs/methods")
+    seen, found = {(one.estimator, one.prompt_mask) for one in known}, []
+    for file in files:
+        rl = parse([*flags, "--rl", str(file)]).rl
+        if (rl.estimator, rl.prompt_mask) not in seen:
+            seen.add((rl.estimator, rl.prompt_mask))
+            found.append(Candidate(file.stem, dataclasses.replace(rl.estimator), rl.prompt_mask))
+    return found
+
+
+def _arguments(argv: Sequence[str]) -> tuple[dict[str, str], list[str]]:
+    """Our own flags, and the rest for the configuration."""
+    own, rest, queue = {}, [], list(argv)
+    while queue:
+        flag = queue.pop(0)
+        name, equals, value = flag[2:].partition("=")
+        if flag.startswith("--") and name in (*NAMES, *COUNTS):
+            if not equals and not queue:
+                raise ConfigError(f"command line: {flag} has no value")
+            own[name] = value if equals else queue.pop(0)
+        else:
+            rest.append(flag)
+    return own, rest
+
+
+def _count(own: dict[str, str], name: str) -> int:
+    default, least, multiple = COUNTS[name]
+    text = own.get(name, str(default))
+    value = int(text) if text.isdecimal() and text.isascii() else -1
+    if value != default and (value < least or value % multiple):
+        rule = f"a multiple of {multiple}, " if multiple > 1 else ""
+        raise ConfigError(f"--{name} {text} must be a whole number, {rule}at least {least}; the default is {default}")
+    return value
+
+
+def _writable(out: Path) -> Path:
+    """Known before the minutes that the audit takes."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--out {str(out)!r} cannot be made a directory: {error.strerror}") from None
+    return out
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
