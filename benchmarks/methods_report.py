@@ -248,8 +248,8 @@ def page(data: Row, conclusions: str) -> str:
         "# Experiments",
         "<!-- Written by `python benchmarks/methods.py --report`; edit benchmarks/results/methods_conclusions.md instead. -->",
         f"""Every method of [methods.md](methods.md) from the same partly trained model, at the same cost, over seeds {seeds}.
-Cost is counted in forward passes of a row: the sampler's, and for every inner update and view three for the policy (a backward pass counts as
-two), one for the reference where there is a KL term to it, and one for the old policy in all but the first inner update. A method that
+Cost is counted in forward passes of a row: the sampler's, and for every inner update and view three for the policy (a backward pass counts
+as two), one for the reference where there is a KL term to it, and one for the old policy in all but the first inner update. A method that
 takes fewer passes a step does more steps. Equal for all: {shared}; the rest is the method file's.
 Figures are greedy decoding on {problems} generated held-out problems; intervals are 95 % by Student's t over the seeds, wide with three.
 The models are tiny: the order of methods here need not be theirs at 8B.""",

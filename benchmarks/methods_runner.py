@@ -22,12 +22,13 @@ from methods_plan import Run, base_config, number_of_views
 
 from d1jax import train as command
 from d1jax.analysis import accuracy, summary
-from d1jax.config import Config
+from d1jax.config import Config, RlConfig, SamplerConfig
+from d1jax.config_file import from_yaml
 from d1jax.experiment import Experiment, build
 from d1jax.files import write_json
 from d1jax.models.transformer import Variables
 from d1jax.rl import loop
-from d1jax.runtime.run_directory import open_run
+from d1jax.runtime.run_directory import RunDirectory, open_run
 from d1jax.setup import variables_at
 
 CURVE_POINTS = 40
@@ -55,11 +56,20 @@ class Notebook:
 # -- the base ------------------------------------------------------------------------------------------------------------
 
 
+def sft_config(task: str, extra: tuple[str, ...]) -> Config:
+    """The SFT stage by itself: it knows nothing of RL and of how many steps the sampler takes, so neither makes it void."""
+    config = base_config(task, extra)
+    length = config.sampler.completion_length
+    sampler = SamplerConfig(completion_length=length, block_length=length, steps=length)
+    return dataclasses.replace(config, stages=("sft",), rl=RlConfig(), sampler=sampler)
+
+
 def train_base(task: str, extra: tuple[str, ...]) -> str:
     """SFT of a task, as an ordinary run directory: continued where it was stopped, not repeated where it is done."""
-    config = dataclasses.replace(base_config(task, extra), stages=("sft",))
-    began = time.perf_counter()
-    command.run(config)
+    config, began = sft_config(task, extra), time.perf_counter()
+    run = RunDirectory(Path(config.run_dir))
+    if not (run.evaluation("sft").exists() and from_yaml(run.config) == config):
+        command.run(config)
     return f"{task}: base ready after {time.perf_counter() - began:.0f} s"
 
 
@@ -172,8 +182,11 @@ def commit() -> str:
 
 def unfinished(runs: Sequence[Run], folder: Path) -> list[Run]:
     """The runs without a result, each setting once."""
-    todo = {run.digest: run for run in reversed(runs) if not result_file(run, folder).exists()}
-    return list(reversed(todo.values()))
+    todo: dict[str, Run] = {}
+    for run in runs:
+        if not result_file(run, folder).exists():
+            todo.setdefault(run.digest, run)
+    return list(todo.values())
 
 
 def result_file(run: Run, folder: Path) -> Path:
