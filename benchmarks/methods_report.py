@@ -262,7 +262,8 @@ The models are tiny: the order of methods here need not be theirs at 8B.""",
         if any(row["task"] == task for row in shown):
             picture = f"![Gain of each method on {NAMES[task]}](images/methods_{task}.svg)"
             parts += [f"## {NAMES[task]}", method_section(rows, task, ablations), picture]
-    parts += ["## Coupled against independent maskings", pair_section(rows)]
+    if {*PAIR} <= {row["arm"] for row in rows}:
+        parts += ["## Coupled against independent maskings", pair_section(rows)]
     if any(arm in arms for arm in ablations):
         parts += [
             "## d1's ablations, Sudoku",
@@ -275,7 +276,7 @@ The models are tiny: the order of methods here need not be theirs at 8B.""",
         ]
     parts += ["## Changed in the method files", overridden_section(shown)]
     if data["left_out"]:
-        parts += ["## Left out", "\n".join(f"- {line}" for line in data["left_out"])]
+        parts += ["## Left out", "\n".join(f"- {' '.join(line.split())}" for line in data["left_out"])]
     parts += [
         "## Again",
         f"`python benchmarks/methods.py`, stopped and continued at will; {hours:.1f} hours of one core."
