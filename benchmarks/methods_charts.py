@@ -17,7 +17,11 @@ text{font-family:system-ui,-apple-system,"Segoe UI",Roboto,sans-serif;fill:#5b64
 .s1{stroke:#1f5fa8}.s2{stroke:#b4540f}.s3{stroke:#2a7a55}.s4{stroke:#7a4a9e}.s5{stroke:#5b6470}
 .dot.s1{fill:#1f5fa8}.dot.s2{fill:#b4540f}.dot.s3{fill:#2a7a55}.dot.s4{fill:#7a4a9e}.dot.s5{fill:#5b6470}
 </style>"""
-NAMES, PLOT, ROW = 170, 360, 22
+NAMES, ZOOM = (
+    170,
+    1.3,
+)  # `interval_plot` draws in 240 columns: rows and axis keep its proportions, so that they stay in line
+PLOT, ROW, AXIS = 240 * ZOOM, 22 * ZOOM, 16 * ZOOM
 
 
 def forest(title: str, rows: Sequence[tuple[str, float, float, float]]) -> str:
@@ -32,10 +36,10 @@ def forest(title: str, rows: Sequence[tuple[str, float, float, float]]) -> str:
         y = top + number * ROW
         kind = "last" if one > 0 else "before"  # in colour where the interval leaves zero behind
         plot = interval_plot(one, mean, other, span, kind, f"{name}: {100 * mean:+.1f} points")
-        parts.append(f'<text class="name" x="8" y="{y + 15}">{esc(name)}</text>{_placed(plot, y, ROW)}')
+        parts.append(f'<text class="name" x="8" y="{y + ROW / 2 + 4:.1f}">{esc(name)}</text>{_placed(plot, y, ROW)}')
     bottom = top + len(rows) * ROW
-    parts.append(_placed(interval_axis(span), bottom, 24))
-    return _svg(NAMES + PLOT, bottom + 30, parts)
+    parts.append(_placed(interval_axis(span), bottom, AXIS))
+    return _svg(NAMES + PLOT, bottom + AXIS + 8, parts)
 
 
 def lines(chart: Chart) -> str:
@@ -56,11 +60,11 @@ def lines(chart: Chart) -> str:
 
 
 def _placed(svg: str, y: float, height: float) -> str:
-    return svg.replace("<svg ", f'<svg x="{NAMES}" y="{y}" width="{PLOT - 10}" height="{height}" ', 1)
+    return svg.replace("<svg ", f'<svg x="{NAMES}" y="{y:.1f}" width="{PLOT:.1f}" height="{height:.1f}" ', 1)
 
 
 def _svg(width: float, height: float, parts: Sequence[str]) -> str:
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{1.5 * width:.0f}">{STYLE}'
-        f'<rect width="{width}" height="{height}" fill="#fff"/>{"".join(parts)}</svg>\n'
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:.0f} {height:.0f}" width="{1.5 * width:.0f}">{STYLE}'
+        f'<rect width="{width:.0f}" height="{height:.0f}" fill="#fff"/>{"".join(parts)}</svg>\n'
     )
