@@ -71,11 +71,11 @@ def main() -> int:
 
 
 def print_plan(runs, seed):
-    print(f"{'task':<11}{'arm':<24}{'views':>6}{'passes':>8}{'steps':>7}{'updates':>9}{'of budget':>11}")
+    print(f"{'task':<11}{'arm':<24}{'passes':>8}{'steps':>7}{'updates':>9}{'of budget':>11}")
     for run in (run for run in runs if run.seed == seed):
         rl = run.config.rl
         print(
-            f"{run.task:<11}{run.arm:<24}{'':>6}{run.passes_of_row:>8}{rl.steps:>7}{rl.steps * rl.inner_updates:>9}"
+            f"{run.task:<11}{run.arm:<24}{run.passes_of_row:>8}{rl.steps:>7}{rl.steps * rl.inner_updates:>9}"
             f"{run.spends / run.budget:>11.3f}  {run.digest}"
         )
     print(f"{len(runs)} rows, {len({run.digest for run in runs})} runs")
