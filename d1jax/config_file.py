@@ -68,7 +68,8 @@ def from_yaml(path: str | Path) -> Config:
 def differences(old: Config, new: Config) -> list[str]:
     """`rl.steps: 40 -> 50`, one line a field."""
     leaves = [name for name, hint in _keys(Config) if not dataclasses.is_dataclass(hint)]
-    pairs = [(name, _value(to_dict(old), name), _value(to_dict(new), name)) for name in leaves]
+    here, there = to_dict(old), to_dict(new)
+    pairs = [(name, _value(here, name), _value(there, name)) for name in leaves]
     # repr, because mappings of another order are another configuration.
     return [f"{name}: {a!r} -> {b!r}" for name, a, b in pairs if repr(a) != repr(b)]
 

@@ -1,0 +1,294 @@
+"""docs/experiments.md from benchmarks/results/methods.json: tables, intervals over seeds, pictures."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from methods_charts import forest, lines
+from methods_plan import INNER_UPDATES, PROMPT_MASKS, SHARED, TASKS, ablation_arms
+
+from d1jax.files import write_beside
+from d1jax.telemetry.charts import Chart, Series
+
+Row = dict[str, Any]
+# Student's t at 97.5 % by degrees of freedom.
+T975 = (math.nan, 12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
+NAMES = {"sudoku": "Sudoku 4x4", "countdown": "Countdown, 3 numbers"}
+OTHER_GRADES = {"sudoku": ("cell_accuracy",), "countdown": ("numbers_used", "parsed")}
+PAIR = ("coupled_grpo", "coupled_decoupled")
+CONCLUSIONS = Path(__file__).parent / "results" / "methods_conclusions.md"
+NO_CONCLUSIONS = "*None yet. They are written by hand in `benchmarks/results/methods_conclusions.md`.*"
+
+
+def mean_and_half(values: Sequence[float]) -> tuple[float, float]:
+    """The mean, and half of its 95 % interval by Student's t; the interval of a single value is not known (NaN)."""
+    n = len(values)
+    if n < 2:
+        return float(np.mean(values)) if n else math.nan, math.nan
+    return float(np.mean(values)), T975[min(n, len(T975)) - 1] * float(np.std(values, ddof=1)) / math.sqrt(n)
+
+
+def gain(row: Row) -> float:
+    return row["after"]["shared"]["solved"] - row["before"]["shared"]["solved"]
+
+
+def points(values: Iterable[float]) -> str:
+    mean, half = mean_and_half([100 * value for value in values])
+    return f"{mean:+.1f}" + ("" if math.isnan(half) else f" ± {half:.1f}")
+
+
+def percent(values: Iterable[float]) -> str:
+    return f"{100 * float(np.mean(list(values))):.1f} %"
+
+
+def by_arm(rows: Sequence[Row], task: str) -> dict[str, list[Row]]:
+    found: dict[str, list[Row]] = {}
+    for row in rows:
+        if row["task"] == task:
+            found.setdefault(row["arm"], []).append(row)
+    return found
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines_ = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    return "\n".join(lines_ + ["| " + " | ".join(row) + " |" for row in rows])
+
+
+# -- sections --------------------------------------------------------------------------------------------------------------
+
+
+def setup_section(data: Row) -> str:
+    rows = []
+    for task, settings in data["settings"].items():
+        runs = [row for row in data["runs"] if row["task"] == task]
+        if not runs:
+            continue
+        model, rl, sampler = settings["model"], settings["rl"], settings["sampler"]
+        optimizer = rl["optimizer"]
+        rows.append([
+            NAMES[task],
+            f"width {model['width']}, {model['layers']} layers",
+            f"{sampler['completion_length']} tokens in {sampler['steps']} steps",
+            f"{settings['sft']['steps']} updates: {percent([runs[0]['before']['shared']['solved']])} solved",
+            f"{rl['prompts_per_step']} x {rl['group_size']}",
+            f"{optimizer['learning_rate']:g}, {optimizer['schedule']}",
+            ", ".join(f"{weight:g} {name}" for name, weight in rl["reward_weights"].items()),
+            f"{runs[0]['budget']:,}",
+        ])  # fmt: skip
+    head = (
+        "task",
+        "model",
+        "sampler",
+        "base (SFT)",
+        "prompts x group",
+        "learning rate",
+        "reward",
+        "forward passes x rows",
+    )
+    return table(head, rows)
+
+
+def method_section(rows: Sequence[Row], task: str, ablations: set[str]) -> str:
+    arms = {arm: runs for arm, runs in by_arm(rows, task).items() if arm not in ablations}
+    grades = OTHER_GRADES[task]
+    cells = []
+    for arm, runs in sorted(arms.items(), key=lambda item: -np.mean([gain(run) for run in item[1]])):
+        one = runs[0]
+        cells.append([
+            f"`{arm}`",
+            points(gain(run) for run in runs),
+            percent(run["after"]["shared"]["solved"] for run in runs),
+            *(percent(run["after"]["shared"][grade] for run in runs) for grade in grades),
+            f"{np.mean([run['train']['reward'] for run in runs]):.3f}",
+            str(one["passes_of_row"]),
+            f"{one['steps']} x {one['inner_updates']}",
+            f"{np.mean([run['seconds'] for run in runs]):.0f}",
+            remarks(runs),
+        ])  # fmt: skip
+    before = next(iter(arms.values()))[0]["before"]["shared"] if arms else {}
+    title = [f"{grade.replace('_', ' ')} (base {100 * before.get(grade, 0):.1f} %)" for grade in grades]
+    head = (
+        "method",
+        "gain in points",
+        "solved",
+        *title,
+        "reward at the end",
+        "passes of a row and step",
+        "steps x updates",
+    )
+    return table((*head, "seconds", "remarks"), cells)
+
+
+def remarks(runs: Sequence[Row]) -> str:
+    notes = []
+    if len(runs) < 3:
+        notes.append(f"{len(runs)} seed{'s' if len(runs) > 1 else ''} only")
+    diverged = sum(run["train"]["diverged"] for run in runs)
+    if diverged:
+        notes.append(f"diverged {diverged} of {len(runs)}")
+    fell = sum(run["after"]["shared"]["solved"] < run["before"]["shared"]["solved"] / 2 for run in runs)
+    if fell:
+        notes.append(f"fell below half of the base {fell} of {len(runs)}")
+    if "own" in runs[0]["after"]:
+        own = [run["after"]["own"]["solved"] for run in runs]
+        notes.append(f"under its own sampler {percent([runs[0]['before']['own']['solved']])} to {percent(own)}")
+    return "; ".join(notes)
+
+
+def pair_section(rows: Sequence[Row]) -> str:
+    cells = []
+    for task in TASKS:
+        arms = by_arm(rows, task)
+        if not all(arm in arms for arm in PAIR):
+            continue
+        first, second = ({run["seed"]: gain(run) for run in arms[arm]} for arm in PAIR)
+        both = sorted(first.keys() & second.keys())
+        difference = points(first[seed] - second[seed] for seed in both)
+        cells.append([NAMES[task], points(first.values()), points(second.values()), difference])
+    head = ("task", f"`{PAIR[0]}`", f"`{PAIR[1]}`", "difference, seed by seed")
+    return table(head, cells)
+
+
+def inner_updates_section(arms: dict[str, list[Row]]) -> str:
+    cells = []
+    for mu in INNER_UPDATES:
+        fresh, fixed = arms.get(f"mu {mu}, fresh masks", []), arms.get(f"mu {mu}, fixed masks", [])
+        runs = fresh or fixed
+        if runs:
+            cells.append([str(mu), str(runs[0]["steps"]), gain_of(fresh), gain_of(fixed) if mu > 1 else "the same"])
+    return table(("inner updates", "RL steps", "fresh masks, gain", "one mask for all, gain"), cells)
+
+
+def prompt_mask_section(arms: dict[str, list[Row]]) -> str:
+    runs = {p: arms.get(f"p {p}", []) for p in PROMPT_MASKS}
+    cells = [[f"{p:g}", gain_of(rows), reward_of(rows)] for p, rows in runs.items() if rows]
+    return table(("p", "gain", "reward at the end"), cells)
+
+
+def gain_of(runs: Sequence[Row]) -> str:
+    return points(gain(run) for run in runs) if runs else "–"
+
+
+def reward_of(runs: Sequence[Row]) -> str:
+    return f"{np.mean([run['train']['reward'] for run in runs]):.3f}"
+
+
+def overridden_section(rows: Sequence[Row]) -> str:
+    """What the experiment changed in a method's file, by method; what is the same for both tasks stands once."""
+    found: dict[str, dict[str, None]] = {}
+    for row in rows:
+        for name, change in row["overridden"].items():
+            if not name.startswith("rl.steps"):
+                found.setdefault(row["arm"], {})[f"{name}: {change}"] = None
+    return "\n".join(f"- `{arm}`: {'; '.join(changes)}" for arm, changes in sorted(found.items()))
+
+
+# -- pictures --------------------------------------------------------------------------------------------------------------
+
+
+def pictures(data: Row, ablations: set[str]) -> dict[str, str]:
+    """File name -> SVG."""
+    found = {}
+    for task in TASKS:
+        arms = {arm: runs for arm, runs in by_arm(data["runs"], task).items() if arm not in ablations}
+        if arms:
+            found[f"methods_{task}.svg"] = forest(f"{NAMES[task]}: gain in solved problems, mean and 95 %", bars(arms))
+    arms = by_arm(data["runs"], "sudoku")
+    mus = [
+        Series(f"{kind} masks", *xy(arms, INNER_UPDATES, name))
+        for kind, name in (
+            ("fresh", lambda mu: f"mu {mu}, fresh masks"),
+            ("fixed", lambda mu: f"mu {mu}, {'fixed' if mu > 1 else 'fresh'} masks"),
+        )
+    ]
+    ps = Series("d1", *xy(arms, PROMPT_MASKS, lambda p: f"p {p}", scale=100))
+    for file, title, label, series in (
+        ("ablation_inner_updates.svg", "d1 on Sudoku: inner updates at equal cost", "inner updates", tuple(mus)),
+        ("ablation_prompt_mask.svg", "d1 on Sudoku: prompt mask", "share of the prompt that is masked, %", (ps,)),
+    ):
+        picture = lines(Chart(title, label, "gain in points", tuple(s for s in series if s.x), smooth=False))
+        if picture:
+            found[file] = picture
+    return found
+
+
+def bars(arms: dict[str, list[Row]]) -> list[tuple[str, float, float, float]]:
+    rows = []
+    for arm, runs in arms.items():
+        mean, half = mean_and_half([gain(run) for run in runs])
+        half = 0.0 if math.isnan(half) else half
+        rows.append((arm, mean - half, mean, mean + half))
+    return sorted(rows, key=lambda row: -row[2])
+
+
+def xy(
+    arms: dict[str, list[Row]], values: Sequence[float], name: Callable[[Any], str], scale: float = 1.0
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    there = [value for value in values if arms.get(name(value))]
+    means = [100 * float(np.mean([gain(run) for run in arms[name(value)]])) for value in there]
+    return tuple(scale * value for value in there), tuple(means)
+
+
+# -- the page --------------------------------------------------------------------------------------------------------------
+
+
+def page(data: Row, conclusions: str) -> str:
+    rows, ablations = data["runs"], set(ablation_arms())
+    shown = [row for row in rows if row["arm"] not in ablations]
+    problems = next(iter(data["settings"].values()))["task"]["eval_rows"]
+    environments = sorted({" ".join(f"{k} {v}," for k, v in row["environment"].items()).rstrip(",") for row in rows})
+    hours = sum({row["digest"]: row["seconds"] for row in rows}.values()) / 3600
+    arms = by_arm(rows, "sudoku")
+    seeds, shared = ", ".join(map(str, data["seeds"])), ", ".join(f"`{name}`" for name in SHARED)
+    parts = [
+        "# Experiments",
+        "<!-- Written by `python benchmarks/methods.py --report`; edit benchmarks/results/methods_conclusions.md instead. -->",
+        f"""Every method of [methods.md](methods.md) from the same partly trained model, at the same cost, over seeds {seeds}.
+Cost is counted in forward passes of a row: the sampler's, and for every inner update and view three for the policy (a backward pass counts
+as two), one for the reference where there is a KL term to it, and one for the old policy in all but the first inner update. A method that
+takes fewer passes a step does more steps. Equal for all: {shared}; the rest is the method file's.
+Figures are greedy decoding on {problems} generated held-out problems; intervals are 95 % by Student's t over the seeds, wide with three.
+The models are tiny: the order of methods here need not be theirs at 8B.""",
+        setup_section(data),
+        "## Conclusions\n\n<!-- conclusions: begin (benchmarks/results/methods_conclusions.md) -->\n"
+        + (conclusions.strip() or NO_CONCLUSIONS)
+        + "\n<!-- conclusions: end -->",
+    ]
+    for task in TASKS:
+        if any(row["task"] == task for row in shown):
+            picture = f"![Gain of each method on {NAMES[task]}](images/methods_{task}.svg)"
+            parts += [f"## {NAMES[task]}", method_section(rows, task, ablations), picture]
+    if {*PAIR} <= {row["arm"] for row in rows}:
+        parts += ["## Coupled against independent maskings", pair_section(rows)]
+    if any(arm in arms for arm in ablations):
+        parts += [
+            "## d1's ablations, Sudoku",
+            "How many inner updates a batch of rollouts bears, with a new prompt mask in each or one for all (figure 5 of the paper):",
+            inner_updates_section(arms),
+            "![Gain by inner updates](images/ablation_inner_updates.svg)",
+            "How much of the prompt is masked, with 12 inner updates:",
+            prompt_mask_section(arms),
+            "![Gain by prompt mask](images/ablation_prompt_mask.svg)",
+        ]
+    parts += ["## Changed in the method files", overridden_section(shown)]
+    if data["left_out"]:
+        parts += ["## Left out", "\n".join(f"- {' '.join(line.split())}" for line in data["left_out"])]
+    parts += [
+        "## Again",
+        f"`python benchmarks/methods.py`, stopped and continued at will; {hours:.1f} hours of one core."
+        " Numbers: `benchmarks/results/methods.json`.",
+        "\n".join(f"- {environment}" for environment in environments),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def write_report(data: Row, docs: Path) -> None:
+    conclusions = CONCLUSIONS.read_text(encoding="utf-8") if CONCLUSIONS.exists() else ""
+    write_beside(docs / "experiments.md", page(data, conclusions))
+    for name, svg in pictures(data, set(ablation_arms())).items():
+        write_beside(docs / "images" / name, svg)
+    print(f"report: {docs / 'experiments.md'}")

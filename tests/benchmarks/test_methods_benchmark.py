@@ -1,0 +1,129 @@
+"""What benchmarks/methods.py promises: equal cost, counted as written, and no run done twice."""
+
+import dataclasses
+import importlib
+import sys
+from pathlib import Path
+
+import pytest
+
+FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def benchmarks():
+    """Scripts of the folder import one another by name."""
+    sys.path.insert(0, str(FOLDER))
+    yield
+    sys.path.remove(str(FOLDER))
+
+
+@pytest.fixture(scope="module")
+def plan():
+    return importlib.import_module("methods_plan")
+
+
+@pytest.fixture(scope="module")
+def runner():
+    return importlib.import_module("methods_runner")
+
+
+# On 20 tokens in two steps. nfe + views x (3 mu + mu of the reference + (mu - 1) of the old policy), worked out by hand.
+BY_HAND = {
+    "d1": 2 + 1 * (36 + 12 + 11),
+    "coupled_grpo": 2 + 3 * (6 + 2 + 1),
+    "wd1": 2 + 1 * 24,  # neither old policy nor reference
+    "just_grpo": 20 + 20 * 3,  # a view and a step for each token, one inner update
+    "d2": 2 + 8 * (12 + 4 + 3),
+    "tracerl": 2 + 1 * (12 + 3),  # two steps are one segment; KL to the old policy
+}
+
+
+@pytest.mark.parametrize("name", BY_HAND)
+def test_forward_passes(plan, name):
+    flags = ("--sampler.steps", "2")
+    config, _ = plan.method_config("sudoku", plan.CONFIGS / "methods" / f"{name}.yaml", flags)
+    assert plan.forward_passes(config) == BY_HAND[name]
+
+
+def test_every_run_spends_the_budget_to_half_a_step(plan):
+    runs, _ = plan.plan_runs(seeds=(1,))
+    assert {run.arm for run in runs} >= {"d1", "coupled_grpo", "just_grpo", "p 0.5", "mu 1, fresh masks"}
+    for run in runs:
+        step = plan.row_passes(run.config)
+        assert abs(run.spends - run.budget) <= step / 2
+        assert run.spends == run.config.rl.steps * step
+
+
+def test_what_is_shared_is_equal_and_what_it_changed_is_said(plan):
+    base = plan.base_config("sudoku")
+    config, changed = plan.method_config("sudoku", plan.CONFIGS / "methods" / "coupled_grpo.yaml")
+    assert all(getattr(config.rl, name) == getattr(base.rl, name) for name in plan.SHARED)
+    assert config.rl.clip_low == 0.5 and config.rl.inner_updates == 2
+    assert changed["rl.temperature"] == "1.2 -> 1.0"
+
+
+def test_arms_of_equal_settings_share_a_run(plan):
+    runs, _ = plan.plan_runs(("sudoku",), (1,))
+    digests = {run.arm: run.digest for run in runs}
+    assert digests["d1"] == digests["mu 12, fresh masks"] != digests["d1_fixed_mask"]
+    assert digests["d1_fixed_mask"] == digests["mu 12, fixed masks"]
+
+
+def result(run, solved=0.5):
+    scores = {"shared": {"solved": solved}}
+    return {"steps": run.config.rl.steps, "before": {"shared": {"solved": 0.25}}, "after": scores, "seconds": 1.0}
+
+
+def test_what_is_done_is_not_done_again(plan, runner, tmp_path):
+    runs, _ = plan.plan_runs(("sudoku",), (1, 2), [plan.CONFIGS / "methods" / "d1.yaml"], ablations=False)
+    # another arm of the same settings, as an ablation has it
+    runs.append(dataclasses.replace(runs[0], arm="the same"))
+    done = []
+
+    def carry_out(todo):
+        for run in todo:
+            done.append((run.arm, run.seed))
+            yield run, result(run) if len(done) == 1 else RuntimeError("killed")
+
+    assert runner.finish_all(runs, tmp_path, carry_out) == 1
+    assert done == [("d1", 1), ("d1", 2)]
+    assert [row["arm"] for row in runner.collected(runs, tmp_path)] == ["d1", "the same"]
+
+    def carry_out_all(todo):
+        for run in todo:
+            done.append((run.arm, run.seed))
+            yield run, result(run)
+
+    assert runner.finish_all(runs, tmp_path, carry_out_all) == 0
+    assert done == [("d1", 1), ("d1", 2), ("d1", 2)]
+    assert runner.finish_all(runs, tmp_path, carry_out_all) == 0
+    assert len(done) == 3
+    assert len(runner.collected(runs, tmp_path)) == 3
+
+
+def test_the_report_keeps_what_was_written_by_hand(plan, runner):
+    report = importlib.import_module("methods_report")
+    runs, _ = plan.plan_runs(("sudoku",), (1, 2, 3), [plan.CONFIGS / "methods" / "d1.yaml"], ablations=True)
+    rows = []
+    for run in runs:
+        train = {"reward": 1.0, "diverged": run.seed == 2}
+        solved = 0.5 + 0.01 * run.seed
+        scores = {"shared": {"solved": solved, "cell_accuracy": 0.9}}
+        before = {"shared": {"solved": 0.25, "cell_accuracy": 0.8}}
+        one = {**runner.identity(run), "before": before, "after": scores, "train": train, "seconds": 3.0}
+        rows.append(one | {"environment": {"jax": "0"}})
+    settings = {"sudoku": plan.settings_of(plan.base_config("sudoku"))}
+    data = {"seeds": [1, 2, 3], "settings": settings, "left_out": ["sudoku / x: why"], "runs": rows}
+    text = report.page(data, "What we saw.")
+    assert "What we saw." in text and "diverged 1 of 3" in text and "sudoku / x: why" in text
+    assert "+27.0 ± 2.5" in text  # 26, 27, 28 points; 4.303 x 1 / sqrt 3
+    pictures = report.pictures(data, set(plan.ablation_arms()))
+    assert set(pictures) == {"methods_sudoku.svg", "ablation_inner_updates.svg", "ablation_prompt_mask.svg"}
+    assert all(svg.startswith("<svg xmlns") for svg in pictures.values())
+
+
+@pytest.mark.parametrize(("values", "mean", "half"), [((1.0, 2.0, 3.0), 2.0, 2.4843), ((1.0, 3.0), 2.0, 12.706)])
+def test_intervals_by_student(benchmarks, values, mean, half):
+    report = importlib.import_module("methods_report")
+    assert report.mean_and_half(values) == (pytest.approx(mean), pytest.approx(half, abs=1e-3))
