@@ -75,7 +75,7 @@ def print_plan(runs, seed):
     for run in (run for run in runs if run.seed == seed):
         rl = run.config.rl
         print(
-            f"{run.task:<11}{run.arm:<24}{run.passes_of_row:>8}{rl.steps:>7}{rl.steps * rl.inner_updates:>9}"
+            f"{run.task:<11}{run.arm:<24}{run.passes_of_step:>8}{rl.steps:>7}{rl.steps * rl.inner_updates:>9}"
             f"{run.spends / run.budget:>11.3f}  {run.digest}"
         )
     print(f"{len(runs)} rows, {len({run.digest for run in runs})} runs")

@@ -42,7 +42,7 @@ class Run:
     seed: int
     config: Config
     overridden: dict[str, str]  # "rl.temperature": "1.2 -> 1.0"
-    passes_of_row: int  # forward passes of a row in an RL step
+    passes_of_step: int  # forward passes x rows of an RL step
     spends: int  # forward passes x rows of the whole run
     budget: int
 
@@ -72,27 +72,37 @@ def number_of_views(rl: RlConfig, sampler: SamplerConfig) -> int:
     return jax.eval_shape(plan, jax.random.key(0), canvas, one, columns).completion_NBC.shape[0]
 
 
-def forward_passes(config: Config) -> int:
-    """Forward passes of one row in one RL step: nfe + N (3 mu + mu [reference] + (mu - 1) [old]).
-
-    nfe is the sampler's (early exit spares some of it, which is not counted); N the number of views. Each of the mu inner
-    updates takes a forward and a backward pass of every view, one pass of the reference under a KL term to it, and one of the old
-    policy where its scores are read. The first inner update has the old scores for nothing.
-    """
-    rl, sampler = config.rl, config.sampler
-    with_kl = rl.kl_coefficient > 0
-    reference = with_kl and rl.kl_to == "reference"
-    old = rl.ratio != "none" or (with_kl and rl.kl_to == "old")
-    mu = rl.inner_updates
-    views = number_of_views(rl, sampler)
+def rollout_passes(config: Config) -> int:
+    """Forward passes of a row while it is decoded (early exit spares some of them, which is not counted); none for given texts."""
+    sampler = config.sampler
+    if config.rl.data == "targets":
+        return 0
     steps = sampler.completion_length if sampler.schedule in ADAPTIVE else sampler.steps
-    nfe = steps * (2 if sampler.guidance > 0 else 1)
-    return nfe + views * (FORWARD_AND_BACKWARD * mu + reference * mu + old * (mu - 1))
+    return steps * (2 if sampler.guidance > 0 else 1)
+
+
+def update_passes(config: Config) -> int:
+    """N (3 mu + mu [reference] + (mu - 1) [old]), and 2 N for a KL in the reward, of a row that is trained on.
+
+    N is the number of views. Each of the mu inner updates takes a forward and a backward pass of every view, one pass of the reference
+    where the loss reads it, and one of the old policy where its scores are read. The first inner update has the old scores for nothing.
+    """
+    rl = config.rl
+    in_loss = rl.kl_coefficient > 0 and rl.kl_in == "loss"
+    reference = rl.advantage == "pairs" or (in_loss and rl.kl_to == "reference")
+    old = (rl.ratio != "none" and rl.advantage != "pairs") or (in_loss and rl.kl_to == "old")
+    in_reward = rl.kl_coefficient > 0 and rl.kl_in == "reward"
+    mu = rl.inner_updates
+    return number_of_views(rl, config.sampler) * (
+        FORWARD_AND_BACKWARD * mu + reference * mu + old * (mu - 1) + 2 * in_reward
+    )
 
 
 def row_passes(config: Config) -> int:
-    """Forward passes x rows of one RL step."""
-    return forward_passes(config) * config.rl.prompts_per_step * config.rl.group_size
+    """Forward passes x rows of one RL step. Of pairs, only the best and the worst row of each group are trained on."""
+    rl = config.rl
+    trained = rl.prompts_per_step * (2 if rl.advantage == "pairs" else rl.group_size)
+    return rl.prompts_per_step * rl.group_size * rollout_passes(config) + trained * update_passes(config)
 
 
 # -- configurations ------------------------------------------------------------------------------------------------------
@@ -138,7 +148,7 @@ def make_run(task: str, arm: str, seed: int, config: Config, overridden: dict[st
     cost = row_passes(config)
     steps = max(round(budget / cost), 1)
     config = dataclasses.replace(config, seed=seed, rl=dataclasses.replace(config.rl, steps=steps))
-    return Run(task, arm, seed, config, overridden, forward_passes(config), steps * cost, budget)
+    return Run(task, arm, seed, config, overridden, cost, steps * cost, budget)
 
 
 def method_files() -> list[Path]:
@@ -174,7 +184,7 @@ def plan_runs(
         for file in method_files() if files is None else files:
             try:
                 config, overridden = method_config(task, file, extra)
-                forward_passes(config)
+                row_passes(config)
             except (ConfigError, ValueError, KeyError, TypeError) as error:
                 skipped.append(f"{task} / {file.stem}: {error}")
                 continue

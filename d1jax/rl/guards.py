@@ -35,7 +35,7 @@ def check_start(inner: Mapping[str, np.ndarray], config: RlConfig, dtype: str) -
     if spread > 0 and config.ratio != "none" and config.clip != "none":
         lines.append(
             f"under another mask the log ratio of the same policy spreads by {spread:.2f} (rms), and {clipped:.0%} of "
-            f"tokens would lie outside [{1 - config.clip_low:g}, {1 + config.clip_high:g}] before any learning; masks are shared: here it is 0 %"
+            f"tokens would lie outside [{1 - config.clip_low:g}, {1 + config.clip_high:g}] before any learning; masks are shared: here none"
         )
     return lines
 
