@@ -104,7 +104,7 @@ def method_section(rows: Sequence[Row], task: str, ablations: set[str]) -> str:
             percent(run["after"]["shared"]["solved"] for run in runs),
             *(percent(run["after"]["shared"][grade] for run in runs) for grade in grades),
             f"{np.mean([run['train']['reward'] for run in runs]):.3f}",
-            str(one["passes_of_row"]),
+            f"{one['passes_of_step']:,}",
             f"{one['steps']} x {one['inner_updates']}",
             f"{np.mean([run['seconds'] for run in runs]):.0f}",
             remarks(runs),
@@ -117,7 +117,7 @@ def method_section(rows: Sequence[Row], task: str, ablations: set[str]) -> str:
         "solved",
         *title,
         "reward at the end",
-        "passes of a row and step",
+        "passes x rows of a step",
         "steps x updates",
     )
     return table((*head, "seconds", "remarks"), cells)

@@ -28,14 +28,17 @@ def runner():
     return importlib.import_module("methods_runner")
 
 
-# On 20 tokens in two steps. nfe + views x (3 mu + mu of the reference + (mu - 1) of the old policy), worked out by hand.
+# On 20 tokens in two steps, of a row: nfe, and views x (3 mu + mu of the reference + (mu - 1) of the old policy), worked out by hand.
 BY_HAND = {
-    "d1": 2 + 1 * (36 + 12 + 11),
-    "coupled_grpo": 2 + 3 * (6 + 2 + 1),
-    "wd1": 2 + 1 * 24,  # neither old policy nor reference
-    "just_grpo": 20 + 20 * 3,  # a view and a step for each token, one inner update
-    "d2": 2 + 8 * (12 + 4 + 3),
-    "tracerl": 2 + 1 * (12 + 3),  # two steps are one segment; KL to the old policy
+    "d1": (2, 1 * (36 + 12 + 11)),
+    "coupled_grpo": (2, 3 * (6 + 2 + 1)),
+    "wd1": (2, 1 * 24),  # neither old policy nor reference
+    "just_grpo": (20, 20 * 3),  # a view and a step for each token, one inner update
+    "d2": (2, 8 * (12 + 4 + 3)),
+    "tracerl": (2, 1 * (12 + 3)),  # two steps are one segment; KL to the old policy
+    "ppo_kl": (2, 12 + 3 + 2),  # policy and reference once for the penalty in the reward
+    "vrpo": (2, 8 * (3 + 1)),
+    "sft": (0, 3),  # nobody decodes
 }
 
 
@@ -43,7 +46,13 @@ BY_HAND = {
 def test_forward_passes(plan, name):
     flags = ("--sampler.steps", "2")
     config, _ = plan.method_config("sudoku", plan.CONFIGS / "methods" / f"{name}.yaml", flags)
-    assert plan.forward_passes(config) == BY_HAND[name]
+    rollout, update = BY_HAND[name]
+    assert (plan.rollout_passes(config), plan.update_passes(config)) == (rollout, update)
+    trained = (
+        2 / config.rl.group_size if config.rl.advantage == "pairs" else 1
+    )  # of a group, the best and the worst row
+    rows = config.rl.prompts_per_step * config.rl.group_size
+    assert plan.row_passes(config) == rows * (rollout + trained * update)
 
 
 def test_every_run_spends_the_budget_to_half_a_step(plan):

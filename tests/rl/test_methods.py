@@ -8,43 +8,28 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from d1jax.config import MeshConfig, ModelConfig, OptimizerConfig, SamplerConfig
+from d1jax.config import MeshConfig
 from d1jax.config_file import parse
-from d1jax.data.tokenizers import SpecialTokens
-from d1jax.diffusion.canvas import Canvas
 from d1jax.diffusion.estimators import PLANS, views_of
 from d1jax.models.transformer import Transformer, initialize
-from d1jax.rl.advantages import ADVANTAGES, group_advantages
+from d1jax.rl.advantages import ADVANTAGES
 from d1jax.rl.objective import KL, LEVELS
-from d1jax.rl.update import Batch, make_update, view_keys
+from d1jax.rl.update import make_update, view_keys
 from d1jax.runtime.mesh import make_mesh
 from d1jax.runtime.optimizer import make_optimizer, new_state
 
-FOLDER = Path(__file__).parents[2] / "configs"
-FILES = sorted((FOLDER / "methods").glob("*.yaml"))
-SPECIAL = SpecialTokens(mask=9, end=8)
-SAMPLER = SamplerConfig(completion_length=8, block_length=4, steps=4)
-ROWS = 8
-
-
-@pytest.fixture(scope="module", params=FILES, ids=lambda path: path.stem)
-def method(request):
-    """The rl section, at most three inner updates of eight rows."""
-    config = parse(["--config", str(FOLDER / "quickstart.yaml"), "--rl", str(request.param)]).rl
-    small = {"prompts_per_step": 2, "group_size": 4, "inner_updates": min(config.inner_updates, 3), "micro_batches": 1}
-    return dataclasses.replace(config, **small, optimizer=OptimizerConfig(learning_rate=1e-2, clip_norm=1.0))
+DOCS = Path(__file__).parents[2] / "docs"
 
 
 class Built:
     """The compiled update of a method, with random weights and an optional reference."""
 
-    def __init__(self, config, micro_batches):
-        self.config = dataclasses.replace(config, micro_batches=micro_batches)
-        sizes = {"width": 16, "layers": 1, "heads": 2, "kv_heads": 2, "mlp_width": 24, "vocab_size": 16}
-        model, self.mesh = Transformer(ModelConfig(**sizes, rope_theta=100)), make_mesh(MeshConfig())
+    def __init__(self, toy, config, micro_batches):
+        self.toy, self.config = toy, dataclasses.replace(config, micro_batches=micro_batches)
+        model, self.mesh = Transformer(toy.model), make_mesh(MeshConfig())
         self.variables = initialize(model, jax.random.key(0), self.mesh)
         self.optimizer = make_optimizer(config.optimizer, 100)
-        self.update = make_update(model, self.optimizer, self.config, SAMPLER, SPECIAL, self.state())
+        self.update = make_update(model, self.optimizer, self.config, toy.sampler, toy.special, self.state())
 
     def state(self):
         return new_state(self.optimizer, self.variables, self.mesh)
@@ -54,45 +39,23 @@ class Built:
         reference = {}
         if self.config.needs_reference:
             reference = jax.tree.map(lambda x: x * reference_scale, self.variables)
-        after, metrics = self.update(self.state(), {}, reference, batch(advantage), jax.random.key(0))
+        after, metrics = self.update(self.state(), {}, reference, self.toy.batch(advantage), jax.random.key(0))
         return after.trainable, jax.device_get(metrics)
 
 
 @pytest.fixture(scope="module")
-def built(method):
-    return Built(method, micro_batches=1)
+def built(toy, method):
+    return Built(toy, method, micro_batches=1)
 
 
-def advantages(method, rewards):
-    """[B]: of two groups of four; under pairs the first half of the rows is chosen, the second rejected."""
-    if method.advantage == "pairs":
-        return np.repeat([1.0, -1.0], ROWS // 2) * (rewards.max() > rewards.min())
-    if method.advantage == "accepted":
-        rewards = (rewards > 0.3) * 1.0 * (rewards.max() > rewards.min())  # of equal ones none is right
-    return group_advantages(method.advantage, rewards).reshape(-1)
+def test_names_of_the_files_are_those_that_the_guide_lists(toy):
+    guide = (DOCS / "methods.md").read_text(encoding="utf-8")
+    assert len(toy.files) >= 23 and [path.stem for path in toy.files if f"`{path.stem}`" not in guide] == []
 
 
-def batch(advantage):
-    rng = np.random.default_rng(0)
-    lengths = rng.integers(2, 7, ROWS // 4).repeat(4).astype(np.int32)
-    prompts = rng.integers(0, 8, (ROWS // 4, 6)).repeat(4, axis=0).astype(np.int32)
-    completions = rng.integers(0, 9, (ROWS, 8)).astype(np.int32)
-    reveal = np.concatenate(
-        [rng.permuted(np.tile([0, 0, 1, 1], (ROWS, 1)), axis=1) + 2 * half for half in (0, 1)], axis=1
-    )
-    ids = (np.arange(ROWS) // 4).astype(np.int32)
-    advantage_BC = np.repeat(np.asarray(advantage, np.float32)[:, None], 8, axis=1)
-    return Batch(Canvas(completions, prompts, lengths), ids, reveal.astype(np.int32), advantage_BC, np.ones(ROWS, bool))
-
-
-def test_names_of_the_files_are_those_that_the_guide_lists():
-    guide = (FOLDER.parent / "docs" / "methods.md").read_text(encoding="utf-8")
-    assert len(FILES) >= 23 and [path.stem for path in FILES if f"`{path.stem}`" not in guide] == []
-
-
-def test_the_ratio_is_one_at_first_and_any_split_gives_the_same_update(method, built):
+def test_the_ratio_is_one_at_first_and_any_split_gives_the_same_update(toy, method, built):
     rewards = np.random.default_rng(1).random((2, 4))
-    advantage = advantages(method, rewards)
+    advantage = toy.advantages(method, rewards)
     apart = (
         1.0 if method.advantage == "pairs" else 1.05
     )  # a pair is compared with the reference, which is the policy at the start
@@ -101,24 +64,24 @@ def test_the_ratio_is_one_at_first_and_any_split_gives_the_same_update(method, b
     assert np.isfinite(metrics["loss"]).all() and (metrics["grad_norm"] > 0).all()
     if method.inner_updates > 1:
         assert ((metrics["ratio/log_rms"][1:] > 0) == (method.ratio != "none")).all()
-    parts, others = Built(method, micro_batches=2)(advantage, reference_scale=apart)
+    parts, others = Built(toy, method, micro_batches=2)(advantage, reference_scale=apart)
     np.testing.assert_allclose(metrics["loss"], others["loss"], atol=2e-5)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4), whole, parts)
 
 
-def test_groups_of_equal_rewards_leave_the_weights_as_they_are(method, built):
-    advantage = advantages(method, np.ones((2, 4)))
+def test_groups_of_equal_rewards_leave_the_weights_as_they_are(toy, method, built):
+    advantage = toy.advantages(method, np.ones((2, 4)))
     after, metrics = built(advantage)
     assert (metrics["grad_norm"] == 0).all() and built.update._cache_size() == 1
     jax.tree.map(np.testing.assert_array_equal, after, built.variables)
 
 
-def test_inner_updates_meet_other_masks_unless_the_method_says_one(method):
-    rows = jax.tree.map(jnp.asarray, batch(np.zeros(ROWS)))
+def test_inner_updates_meet_other_masks_unless_the_method_says_one(toy, method):
+    rows = jax.tree.map(jnp.asarray, toy.batch(np.zeros(8)))
     settings = {
         "estimator": method.estimator,
-        "sampler": SAMPLER,
-        "special": SPECIAL,
+        "sampler": toy.sampler,
+        "special": toy.special,
         "prompt_mask": method.prompt_mask,
     }
     seen = set()
@@ -129,9 +92,9 @@ def test_inner_updates_meet_other_masks_unless_the_method_says_one(method):
     assert len(seen) == (method.inner_updates if method.fresh_masks and drawn else 1)
 
 
-def test_the_files_use_every_kind_of_estimator_ratio_and_advantage_but_a_few():
+def test_the_files_use_every_kind_of_estimator_ratio_and_advantage_but_a_few(toy):
     """A method that loses its file would show here."""
-    used = [parse(["--config", str(FOLDER / "quickstart.yaml"), "--rl", str(path)]).rl for path in FILES]
+    used = [parse(["--config", str(toy.quickstart), "--rl", str(path)]).rl for path in toy.files]
     assert set(PLANS) == {config.estimator.name for config in used}
     assert set(LEVELS) - {config.ratio for config in used} == {"block"}
     assert {*ADVANTAGES, "pairs"} - {config.advantage for config in used} == {"batch"}

@@ -1,0 +1,308 @@
+"""Every method file against its paper's loss, written slowly in numpy from per-view log-probabilities.
+
+Two inner updates of the compiled engine; the second one has a ratio that is not one. The oracles take the constants of the papers
+(not those of the files) and three things from the engine: which positions each view masks, the model's log-probabilities there, and, where
+shares are drawn, their values. N views, B rows, C completion columns.
+"""
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from d1jax.config import MeshConfig
+from d1jax.diffusion.canvas import through_first_end
+from d1jax.diffusion.likelihood import Views, score
+from d1jax.models.transformer import Transformer, initialize
+from d1jax.rl.scoring import Scorer
+from d1jax.rl.update import make_update, view_keys
+from d1jax.runtime.mesh import make_mesh
+from d1jax.runtime.optimizer import make_optimizer, new_state
+
+BLOCK = 4  # of the toy's sampler
+
+
+class Case(NamedTuple):
+    """What a paper's equation is about, in float64."""
+
+    new: np.ndarray  # [N, B, C] log-probabilities of the completion under each view
+    old: np.ndarray
+    reference: np.ndarray
+    masked: np.ndarray  # [N, B, C] positions of the text that the view masks
+    weight: np.ndarray  # [N, B, C] the plan's, for the value of a drawn share only
+    length: np.ndarray  # [B]
+    advantage: np.ndarray  # [B]
+    reveal_step: np.ndarray  # [B, C]
+
+    def rows(self):
+        return range(len(self.length))
+
+    def tokens(self, row):
+        return range(self.length[row])
+
+
+def clipped(ratio, advantage, epsilon):
+    return -min(ratio * advantage, min(max(ratio, 1 - epsilon), 1 + epsilon) * advantage)
+
+
+def k3(new, reference):
+    return np.exp(reference - new) - (reference - new) - 1
+
+
+# -- likelihoods of one token, or of a text -------------------------------------------------------------------------------
+
+
+def first_view(logp, case, row, k):
+    return logp[0, row, k]
+
+
+def with_full_mask(logp, case, row, k):
+    """DiffuCoder, eq. 13: half of the full view, half of the view of the pair that masks k, over its share t or 1 - t."""
+    some = case.masked[0, row].any()
+    t = 1 / (2 * case.weight[0, row].max()) if some else 1 - 1 / (2 * case.weight[1, row].max())
+    part = logp[0, row, k] / t if case.masked[0, row, k] else logp[1, row, k] / (1 - t)
+    return (part + logp[2, row, k]) / 2
+
+
+def decoupled(logp, case, row, k):
+    views = [n for n in range(3) if case.masked[n, row, k]]
+    return sum(logp[n, row, k] * case.weight[n, row, k] for n in views)  # weight = 1 / (3 t)
+
+
+def segment_of(case, row, k, segments=None, shrink=None):
+    """Which part of the recorded decoding committed the token: parts of equal length, or of `shrink` steps."""
+    if shrink:
+        return case.reveal_step[row, k] // shrink
+    steps = max(case.reveal_step[row, j] for j in case.tokens(row)) + 1
+    return next(s for s in range(segments) if (case.reveal_step[row, k] + 1) * segments <= (s + 1) * steps)
+
+
+def trajectory(**how):
+    return lambda logp, case, row, k: logp[segment_of(case, row, k, **how), row, k]
+
+
+def left_to_right(logp, case, row, k):
+    return logp[k, row, k]
+
+
+def elbo(logp, case, row):
+    """LLaDA, eq. 6: mean over maskings of L / n x the sum of what is masked."""
+    views, length = len(logp), case.length[row]
+    total = 0.0
+    for n in range(views):
+        masked = [k for k in case.tokens(row) if case.masked[n, row, k]]
+        total += length / len(masked) * sum(logp[n, row, k] for k in masked) / views
+    return total
+
+
+def independent_elbo(logp, case, row):
+    return sum(
+        case.weight[0, row, k] * logp[0, row, k] for k in case.tokens(row) if case.masked[0, row, k]
+    )  # weight = 1 / t
+
+
+def coupled_elbo(logp, case, row):
+    """ESPO: two pairs; (L + 1) / n on a masking of n tokens and (L + 1) / (L - n) on its complement, halved."""
+    length, total = case.length[row], 0.0
+    for pair in range(2):
+        for view in (2 * pair, 2 * pair + 1):
+            masked = [k for k in case.tokens(row) if case.masked[view, row, k]]
+            if masked:
+                total += (length + 1) / len(masked) * sum(logp[view, row, k] for k in masked) / 2 / 2
+    return total
+
+
+def quadrature(logp, case, row):
+    """GDPO: sum over Gauss and Legendre's nodes on [0, 1] of weight / node x the sum of what is masked."""
+    nodes, weights = np.polynomial.legendre.leggauss(3)
+    total = 0.0
+    for n, (node, weight) in enumerate(zip((1 + nodes) / 2, weights / 2, strict=True)):
+        masked = [k for k in case.tokens(row) if case.masked[n, row, k]]
+        assert len(masked) == max(int(node * case.length[row]), 1)
+        total += weight / node * sum(logp[n, row, k] for k in masked)
+    return total
+
+
+# -- losses ------------------------------------------------------------------------------------------------------------------
+
+
+def token_losses(case, score, epsilon, beta=0.0, to="reference", credit=None):
+    """[B][L]: clipped surrogate + beta k3, DeepSeekMath's eq. 3 and d1's eq. 4."""
+    credit = case.advantage[:, None].repeat(case.new.shape[2], axis=1) if credit is None else credit
+    found = []
+    for row in case.rows():
+        losses = []
+        for k in case.tokens(row):
+            new, old, other = (score(logp, case, row, k) for logp in (case.new, case.old, getattr(case, to)))
+            losses.append(clipped(np.exp(new - old), credit[row, k], epsilon) + beta * k3(new, other))
+        found.append(losses)
+    return found
+
+
+def over_tokens(losses):
+    return sum(map(sum, losses)) / sum(map(len, losses))
+
+
+def over_rows(losses):
+    return float(np.mean([np.mean(row) for row in losses]))
+
+
+def unigrpo(case):
+    """One masking; the mean over masked tokens of the clipped surrogate and the KL, then over rows."""
+    rows = []
+    for row in case.rows():
+        masked = [k for k in case.tokens(row) if case.masked[0, row, k]]
+        losses = [
+            clipped(np.exp(case.new[0, row, k] - case.old[0, row, k]), case.advantage[row], 0.2)
+            + 0.01 * k3(case.new[0, row, k], case.reference[0, row, k])
+            for k in masked
+        ]
+        rows.append(np.mean(losses))
+    return float(np.mean(rows))
+
+
+def wd1(case):
+    """-(w+ - w-) x the sum of the one-step scores; the advantages here are the weights, times G."""
+    sums = [case.advantage[row] * sum(case.new[0, row, k] for k in case.tokens(row)) for row in case.rows()]
+    return -sum(sums) / len(sums)
+
+
+def espo(case):
+    rows = []
+    for row in case.rows():
+        new, old, reference = (coupled_elbo(logp, case, row) for logp in (case.new, case.old, case.reference))
+        length = case.length[row]
+        kl = (new - reference) ** 2 / 2 / length
+        rows.append(clipped(np.exp((new - old) / length), case.advantage[row], 4e-4) + 0.003 * kl)
+    return float(np.mean(rows))
+
+
+def gdpo(case):
+    ratios = [np.exp(quadrature(case.new, case, row) - quadrature(case.old, case, row)) for row in case.rows()]
+    return float(np.mean([clipped(r, a, 0.5) for r, a in zip(ratios, case.advantage, strict=True)]))
+
+
+def igpo(case):
+    rows = []
+    for row in case.rows():
+        apart = np.mean([case.new[0, row, k] - case.old[0, row, k] for k in case.tokens(row)])
+        kl = np.mean([k3(case.new[0, row, k], case.reference[0, row, k]) for k in case.tokens(row)])
+        rows.append(clipped(np.exp(apart), case.advantage[row], 0.2) + 0.01 * kl)
+    return float(np.mean(rows))
+
+
+def just_grpo(case):
+    total = sum(map(sum, token_losses(case, left_to_right, 0.2)))
+    return total / (len(case.length) * case.new.shape[2])
+
+
+def spg(case):
+    """A >= 0: the lower bound; A < 0: half of it, half the upper bound with b = 1.5. Weighted by length, over all tokens."""
+    block, total = BLOCK, 0.0
+    for row in case.rows():
+        length = case.length[row]
+        blocks = -(-length // block)
+        lower, powers = 0.0, {}
+        for n in range(2):
+            first = next(k for k in case.tokens(row) if case.weight[n, row, k] > 0) // block * block
+            inside = range(first, min(first + block, length))
+            masked = [k for k in inside if case.masked[n, row, k]]
+            share = len(masked) / (blocks * len(inside))  # of all tokens; here blocks are counted as if all were full
+            for k in masked:
+                lower += case.new[n, row, k] / share / 2
+                powers[k] = powers.get(k, 0.0) + np.exp(case.new[n, row, k]) ** 1.5 / share / 2
+        upper = length / len(powers) * sum(np.log(power) / 1.5 for power in powers.values())
+        chosen = lower if case.advantage[row] >= 0 else (lower + upper) / 2
+        total -= case.advantage[row] * chosen
+    return total / case.length.sum()
+
+
+def preference(bound):
+    """-log sigmoid(0.1 x [(chosen - reference) - (rejected - reference)]), mean over pairs."""
+
+    def loss(case):
+        pairs = len(case.length) // 2
+        gains = [bound(case.new, case, row) - bound(case.reference, case, row) for row in case.rows()]
+        margins = [0.1 * (gains[pair] - gains[pairs + pair]) for pair in range(pairs)]
+        return float(np.mean([np.log1p(np.exp(-margin)) for margin in margins]))
+
+    return loss
+
+
+def imitation(case):
+    """-ELBO / L, the mean over the completions that are right."""
+    rows = [-elbo(case.new, case, row) / case.length[row] for row in case.rows() if case.advantage[row] == 1]
+    return float(np.mean(rows))
+
+
+EQUATIONS = {
+    "d1": lambda case: over_tokens(token_losses(case, first_view, 0.5, 0.04)),
+    "d1_fixed_mask": lambda case: over_tokens(token_losses(case, first_view, 0.5, 0.04)),
+    "full_mask": lambda case: over_tokens(token_losses(case, first_view, 0.5, 0.01)),
+    "coupled_grpo": lambda case: over_tokens(token_losses(case, with_full_mask, 0.5, 0.01)),
+    "coupled_decoupled": lambda case: over_tokens(token_losses(case, decoupled, 0.5, 0.01)),
+    "unigrpo": unigrpo,
+    "wd1": wd1,
+    "spg": spg,
+    "espo": espo,
+    "gdpo": gdpo,
+    "igpo": igpo,
+    "d2": lambda case: over_tokens(token_losses(case, trajectory(segments=8), 0.5, 0.04)),
+    "cj_grpo": lambda case: over_tokens(token_losses(case, trajectory(shrink=1), 0.5, 0.04)),
+    "tracerl": lambda case: over_rows(token_losses(case, trajectory(shrink=8), 0.2, 0.01, to="old")),
+    "just_grpo": just_grpo,
+    "vrpo": preference(elbo),
+    "dpo": preference(independent_elbo),
+    "sft": imitation,
+    "rft": imitation,
+    "online_rft": imitation,
+    "ppo_kl": lambda case: over_rows(token_losses(case, first_view, 0.2)),
+    "grpo": lambda case: over_rows(token_losses(case, first_view, 0.2, 0.04)),
+    "grpo_process": lambda case: over_rows(token_losses(case, first_view, 0.2, 0.04)),
+}
+
+
+def test_every_file_has_its_equation(toy):
+    assert set(EQUATIONS) == {path.stem for path in toy.files}
+
+
+def test_the_loss_is_that_of_the_paper(toy, method, request):
+    name = request.node.callspec.params["method"].stem
+    config = dataclasses.replace(method, inner_updates=2)
+    model, mesh = Transformer(toy.model), make_mesh(MeshConfig())
+    variables = initialize(model, jax.random.key(0), mesh)
+    reference = jax.tree.map(lambda x: x * 1.05, variables)
+    optimizer, key = make_optimizer(config.optimizer, 100), jax.random.key(7)
+    advantage = toy.advantages(method, np.random.default_rng(1).random((2, 4)))
+    rows = jax.tree.map(jnp.asarray, toy.batch(advantage))
+    rows = rows._replace(kept_B=jnp.asarray(advantage != 0))
+
+    def losses(inner_updates):
+        chosen = dataclasses.replace(config, inner_updates=inner_updates)
+        state = new_state(optimizer, variables, mesh)
+        update = make_update(model, optimizer, chosen, toy.sampler, toy.special, state)
+        after, metrics = update(state, {}, reference if config.needs_reference else {}, rows, key)
+        return after.trainable, np.asarray(metrics["loss"])
+
+    moved, _ = losses(1)
+    _, found = losses(2)
+    scorer = Scorer(model, config, toy.sampler, toy.special)
+    views = scorer.views(view_keys(key, 2, config.fresh_masks)[1], rows)
+    text = np.asarray(through_first_end(rows.canvas.completion_BC, toy.special.end))
+
+    def per_view(weights):
+        """[N, B, C]: the model's log-probabilities under each view alone."""
+        alone = [
+            Views(views.completion_NBC[n : n + 1], views.prompt_NBP[n : n + 1], jnp.ones((1, *text.shape)))
+            for n in range(len(views.completion_NBC))
+        ]
+        return np.stack([np.asarray(score(model, weights, rows.canvas, view).logp, np.float64) for view in alone])
+
+    case = Case(
+        new=per_view(moved), old=per_view(variables), reference=per_view(reference),
+        masked=(np.asarray(views.completion_NBC) == toy.special.mask) & text[None], weight=np.asarray(views.weight_NBC),
+        length=text.sum(axis=1), advantage=advantage, reveal_step=np.asarray(rows.reveal_step_BC),
+    )  # fmt: skip
+    np.testing.assert_allclose(found[1], EQUATIONS[name](case), rtol=2e-4, atol=1e-5)
