@@ -175,7 +175,7 @@ def test_an_unknown_key_like_nothing_lists_the_choices(write):
         (
             "rl.pooling",
             "dr-grpo",
-            "rl.pooling = 'dr-grpo' is not one of bnpo, dapo, grpo, dr_grpo, row_sum (did you mean 'dr_grpo'?)",
+            "rl.pooling = 'dr-grpo' is not one of bnpo, dapo, grpo, sequence_mean, dr_grpo, row_sum (did you mean 'dr_grpo'?)",
         ),
         (
             "task.name",
@@ -252,6 +252,8 @@ def test_a_file_that_is_not_text_is_named(tmp_path):
 
 POSITIVE = (
     "rl.estimator.samples",
+    "rl.preference_scale",
+    "rl.supervision_steps",
     "rl.softmax_scale",
     "model.width",
     "model.layers",
@@ -276,8 +278,11 @@ POSITIVE = (
     "model.rope_theta",
     "lora.alpha",
 )
+GUARDED = tuple(f"rl.guard.{key}" for key in ("repeated_tokens", "distinct", "entropy", "log_ratio", "kl"))
 FLOATS = (
     "rl.estimator.low", "rl.estimator.high", "rl.dual_clip", "rl.softmax_scale",
+    "rl.estimator.upper_share", "rl.estimator.upper_exponent", "rl.preference_scale", "rl.entropy_coefficient", "rl.reference_mix",
+    *GUARDED,
     "sampler.remasking_temperature", "sampler.top_p", "sampler.guidance", "sampler.threshold", "sampler.factor",
     "sampler.entropy_bound", "sampler.kl_threshold",
     "model.rope_theta", "model.norm_eps", "lora.alpha", "sft.eps", "rl.temperature", "rl.prompt_mask", "rl.clip_low", "rl.clip_high",
@@ -285,7 +290,7 @@ FLOATS = (
     *(f"{stage}.optimizer.{key}" for stage in ("sft", "rl") for key in ("learning_rate", "beta1", "beta2", "weight_decay", "clip_norm")),
 )  # fmt: skip
 NOT_NEGATIVE = (
-    "seed", "task.seed",
+    "seed", "task.seed", "rl.entropy_coefficient", "rl.guard.patience", *GUARDED,
     "sampler.remasking_temperature", "sampler.top_k", "sampler.guidance", "sampler.factor", "sampler.entropy_bound",
     "sampler.kl_threshold", "sampler.cache_refresh", "rl.estimator.shrink",
     "model.max_positions", "sft.completion_length",
@@ -349,8 +354,35 @@ IMPOSSIBLE = [
     ({"rl.clip": "dual", "rl.dual_clip": "1"}, "rl.dual_clip = 1.0 must be above 1"),
     (
         {"rl.kl_coefficient": "0.1", "rl.kl_to": "old", "rl.reference_sync_every": "2"},
-        "there is no reference; set it to 0",
+        "nothing looks at a reference",
     ),
+    ({"rl.estimator.upper_share": "1.5"}, "rl.estimator.upper_share = 1.5 must lie in [0, 1]"),
+    ({"rl.estimator.upper_exponent": "0.5"}, "must be at least 1, or it bounds nothing"),
+    ({"rl.estimator.upper_share": "0.5"}, "set name to elbo or block and weight to inverse (here: one_step, inverse)"),
+    (
+        {"rl.estimator.upper_share": "0.5", "rl.estimator.name": "elbo", "rl.estimator.weight": "uniform"},
+        "(here: elbo, uniform)",
+    ),
+    ({"rl.kl_coefficient": "0.1", "rl.kl_in": "reward", "rl.kl_to": "old"}, "set rl.kl_to = reference"),
+    ({"rl.kl_coefficient": "0.1", "rl.kl_in": "reward", "rl.advantage": "accepted"}, "looks at right and wrong only"),
+    ({"rl.reference_mix": "0"}, "rl.reference_mix = 0.0 must lie in (0, 1]"),
+    ({"rl.reference_mix": "0.6"}, "rl.reference_mix < 1 without rl.reference_sync_every"),
+    ({"rl.supervision": "text_steps", "rl.ratio": "sequence_mean"}, "has one advantage, steps have several"),
+    ({"rl.supervision": "text_steps", "rl.advantage": "softmax"}, "set it to center or zscore"),
+    (
+        {"rl.supervision": "text_steps", "rl.kl_coefficient": "0.1", "rl.kl_in": "reward"},
+        "the penalty is of a completion, not of a step",
+    ),
+    ({"rl.drop_equal_groups": "true", "rl.advantage": "accepted"}, "leaves out what it has no use for by itself"),
+    ({"rl.advantage": "pairs"}, "set rl.ratio = none, rl.clip = none and rl.kl_coefficient = 0"),
+    ({"rl.advantage": "pairs", "rl.ratio": "none", "rl.clip": "none"}, "its loss is one number a pair"),
+    ({"rl.advantage": "pairs", "rl.micro_batches": "128"}, "does not divide the 64 pairs of a step"),
+    ({"rl.data": "targets", "rl.estimator.name": "trajectory"}, "trajectory needs recorded steps"),
+    ({"rl.data": "targets", "rl.supervision": "commit_steps"}, "commit_steps needs recorded steps"),
+    ({"rl.data": "targets"}, "the completions of a group are one text; set it to accepted"),
+    ({"rl.data": "targets", "sft.completion_length": "8"}, "must be that of the sampler, 16"),
+    ({"rl.data": "reference"}, "the old policy did not write these completions; set it to none"),
+    ({"rl.guard.patience": "101"}, "rl.guard.patience = 101 must be at most 100"),
     ({"rl.prompt_mask": "1"}, "rl.prompt_mask = 1.0 must lie in [0, 1)"),
     ({"rl.prompt_mask": "-0.1"}, "rl.prompt_mask = -0.1 must lie in [0, 1)"),
     ({"sft.eps": "0"}, "sft.eps = 0.0 must lie in (0, 1)"),
@@ -358,7 +390,7 @@ IMPOSSIBLE = [
     ({"rl.temperature": "0"}, "rl.temperature = 0.0: a group of greedy completions is all the same"),
     ({"rl.reward_weights": "{}"}, "rl.reward_weights is empty"),
     ({"rl.reference_sync_every": "2", "lora.rank": "4"}, "rl.reference_sync_every > 0 with LoRA"),
-    ({"rl.reference_sync_every": "2"}, "rl.reference_sync_every > 0 without a KL term"),
+    ({"rl.reference_sync_every": "2"}, "rl.reference_sync_every > 0 but nothing looks at a reference"),
     ({"rl.reward_weights": "{solved: .nan}"}, "rl.reward_weights = {'solved': nan} must be finite numbers"),
     ({"lora.rank": "4", "lora.targets": "[]"}, "lora.targets is empty"),
     ({"mesh.fsdp": "-1"}, "mesh: at most one axis may be -1"),
@@ -455,7 +487,7 @@ def test_the_help_names_every_key_with_its_default_and_its_choices():
     assert set(described) == {f"--{key}" for key in leaves()}
     assert "peak  [0.0003]" in described["--rl.optimizer.learning_rate"]
     assert "peak  [0.003]" in described["--sft.optimizer.learning_rate"]
-    assert described["--rl.pooling"].endswith("[bnpo] of bnpo | dapo | grpo | dr_grpo | row_sum")
+    assert described["--rl.pooling"].endswith("[bnpo] of bnpo | dapo | grpo | sequence_mean | dr_grpo | row_sum")
 
 
 def test_a_key_of_every_kind_can_be_set_from_the_command_line():

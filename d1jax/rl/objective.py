@@ -40,7 +40,7 @@ def token_terms(
     clip "ppo": -min(r A, clip(r, 1 - low, 1 + high) A), DeepSeekMath, arXiv 2402.03300, eq. 3. "dual": also at most dual_clip x |A|
     where A < 0 (arXiv 1912.09729). "cispo": -sg(min(r, 1 + high)) A log p, so that a clipped token keeps its gradient
     (MiniMax-M1, arXiv 2506.13585). "none": -r A.
-    ratio "none": the policy gradient, -A log p, as r = exp(logp - sg(logp)).
+    ratio "none": the policy gradient, -A log p; the ratio is 1.
     """
     if config.ratio == "none":
         old_logp_BC = jax.lax.stop_gradient(logp_BC)
@@ -48,7 +48,9 @@ def token_terms(
     ratio_BC = jnp.exp(log_ratio_BC)
     low, high = 1 - config.clip_low, 1 + config.clip_high
     clipped_BC = jnp.clip(ratio_BC, low, high)
-    if config.clip == "none" or config.ratio == "none":
+    if config.ratio == "none":
+        policy_BC = -advantage_BC * logp_BC
+    elif config.clip == "none":
         policy_BC = -ratio_BC * advantage_BC
     elif config.clip == "cispo":
         policy_BC = -jax.lax.stop_gradient(jnp.minimum(ratio_BC, high)) * advantage_BC * log_ratio_BC

@@ -80,8 +80,8 @@ def test_arms_of_equal_settings_share_a_run(plan):
 
 
 def result(run, solved=0.5):
-    scores = {"shared": {"solved": solved}}
-    return {"steps": run.config.rl.steps, "before": {"shared": {"solved": 0.25}}, "after": scores, "seconds": 1.0}
+    before, after = ({how: {"solved": x} for how in ("shared", "sampled")} for x in (0.25, solved))
+    return {"steps": run.config.rl.steps, "before": before, "after": after, "seconds": 1.0}
 
 
 def test_what_is_done_is_not_done_again(plan, runner, tmp_path):
@@ -118,8 +118,8 @@ def test_the_report_keeps_what_was_written_by_hand(plan, runner):
     for run in runs:
         train = {"reward": 1.0, "diverged": run.seed == 2}
         solved = 0.5 + 0.01 * run.seed
-        scores = {"shared": {"solved": solved, "cell_accuracy": 0.9}}
-        before = {"shared": {"solved": 0.25, "cell_accuracy": 0.8}}
+        scores = {how: {"solved": solved, "cell_accuracy": 0.9} for how in ("shared", "sampled")}
+        before = {how: {"solved": 0.25, "cell_accuracy": 0.8} for how in ("shared", "sampled")}
         one = {**runner.identity(run), "before": before, "after": scores, "train": train, "seconds": 3.0}
         rows.append(one | {"environment": {"jax": "0"}})
     settings = {"sudoku": plan.settings_of(plan.base_config("sudoku"))}

@@ -1,18 +1,24 @@
 """Plans of views: their expectation over all draws, enumerated, against the exact likelihood bounds; and what they hide."""
 
+import dataclasses
 import itertools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from scipy.special import log_softmax
 
-from d1jax.config import EstimatorConfig, SamplerConfig
+from d1jax.config import EstimatorConfig, RlConfig, SamplerConfig
 from d1jax.data.tokenizers import SpecialTokens
 from d1jax.diffusion.canvas import Canvas
 from d1jax.diffusion.estimators import PLANS, Text, views_of
 from d1jax.diffusion.likelihood import Views, score
+from d1jax.models.families import FAMILIES
+from d1jax.rl.advantages import group_advantages
+from d1jax.rl.objective import POOLINGS, token_terms
+from d1jax.weights.convert import to_published
 
 MASK, END = 3, 2
 SPECIAL = SpecialTokens(mask=MASK, end=END)
@@ -255,21 +261,129 @@ def test_plans_mask_what_they_score_and_nothing_behind_the_text_counts(estimator
     assert (np.asarray(other.completion_NBC) != seen).any() == (not fixed)
 
 
+def recorded_pair(reference):
+    """(canvas, views) of the pair and the full mask that a golden folder records."""
+    io = reference.io
+    ids, ratio = io["coupled/ids"], 0.35
+    width = ids.shape[1] - io["coupled/logp_full"].shape[1]
+    rows, columns = io["coupled/logp_full"].shape
+    completion_BC = jnp.asarray(ids[:, width:])
+    masks = [np.ones((rows, columns), bool), *(io[f"coupled/mask{n}"][:, width:] for n in (1, 2))]
+    weights = [np.full((rows, columns), 0.5), masks[1] / ratio / 2, masks[2] / (1 - ratio) / 2]
+    canvas = Canvas(completion_BC, jnp.asarray(ids[:, :width]), jnp.full(rows, width))
+    return canvas, Views(
+        jnp.stack([jnp.where(mask, reference.special.mask, completion_BC) for mask in masks]),
+        jnp.broadcast_to(canvas.prompt_BP[None], (3, rows, width)),
+        jnp.asarray(np.stack(weights), jnp.float32),
+        slot_N=(0, 1, 1),
+    )
+
+
 def test_golden_coupled_scores(golden, golden_dream):
     """DiffuCoder's pair on recorded masks: log-probabilities of the PyTorch code, shifted and not."""
     for reference in (golden, golden_dream):
-        io = reference.io
-        ids, ratio = io["coupled/ids"], 0.35
-        width = ids.shape[1] - io["coupled/logp_full"].shape[1]
-        rows, columns = io["coupled/logp_full"].shape
-        completion_BC = jnp.asarray(ids[:, width:])
-        masks = [np.ones((rows, columns), bool), *(io[f"coupled/mask{n}"][:, width:] for n in (1, 2))]
-        weights = [np.full((rows, columns), 0.5), masks[1] / ratio / 2, masks[2] / (1 - ratio) / 2]
-        canvas = Canvas(completion_BC, jnp.asarray(ids[:, :width]), jnp.full(rows, width))
-        views = Views(
-            jnp.stack([jnp.where(mask, reference.special.mask, completion_BC) for mask in masks]),
-            jnp.broadcast_to(canvas.prompt_BP[None], (3, rows, width)),
-            jnp.asarray(np.stack(weights), jnp.float32),
-        )
+        canvas, views = recorded_pair(reference)
         found = score(reference.model, reference.variables, canvas, views).logp
-        np.testing.assert_allclose(found, io["coupled/per_token_logps"], atol=1e-4)
+        np.testing.assert_allclose(found, reference.io["coupled/per_token_logps"], atol=1e-4)
+
+
+def test_golden_coupled_grpo_loss_and_gradients(golden_dream):
+    """DiffuCoder's step on a shifted model: leave-one-out advantages, clip, KL, loss, gradients of the PyTorch code."""
+    io, (canvas, views) = golden_dream.io, recorded_pair(golden_dream)
+    eps, beta = map(float, io["coupled/eps_beta"])
+    advantage_1G = group_advantages("leave_one_out", io["coupled/rewards"][None])
+    np.testing.assert_allclose(advantage_1G[0], io["coupled/advantages_leave_one_out"], atol=1e-6)
+    advantage_BC = np.repeat(advantage_1G.T, canvas.completion_BC.shape[1], axis=1)
+    mask_BC = jnp.asarray(io["coupled/completion_mask"], bool)
+    everywhere_BC = jnp.ones(mask_BC.shape, bool)  # the fixture has terms behind the text too
+    config = RlConfig(clip_low=eps, clip_high=eps, kl_coefficient=beta)
+
+    def loss(variables):
+        logp_BC = score(golden_dream.model, variables, canvas, views).logp
+        terms = token_terms(
+            logp_BC, io["coupled/old_logps"], io["coupled/ref_logps"], advantage_BC, everywhere_BC, config, 4
+        )
+        weight_BC = POOLINGS["bnpo"](mask_BC.astype(jnp.float32), len(logp_BC))
+        return jnp.sum(weight_BC * terms.loss_BC), terms.loss_BC
+
+    (value, loss_BC), gradient = jax.value_and_grad(loss, has_aux=True)(golden_dream.variables)
+    np.testing.assert_allclose(loss_BC, io["coupled/per_token_loss"], atol=1e-4)
+    np.testing.assert_allclose(value, io["coupled/loss"], atol=1e-4)
+    np.testing.assert_allclose(optax.tree.norm(gradient), io["coupled/grad_global_norm"], rtol=1e-4)
+    tensors = to_published(gradient, golden_dream.model.config, FAMILIES["dream"])
+    checked = [name for name in io if name.startswith("coupled/grad/")]
+    assert len(checked) == 4
+    for name in checked:
+        np.testing.assert_allclose(tensors[name.removeprefix("coupled/grad/")], io[name], atol=1e-4)
+
+
+# -- slots and bounds --------------------------------------------------------------------------------------------------
+
+
+EVERY = [
+    EstimatorConfig(),
+    EstimatorConfig(name="elbo", samples=2),
+    EstimatorConfig(name="coupled", samples=2),
+    EstimatorConfig(name="coupled", counts="independent", full_mask=True),
+    EstimatorConfig(name="quadrature", samples=3),
+    EstimatorConfig(name="block", samples=2),
+    EstimatorConfig(name="trajectory", samples=3),
+    EstimatorConfig(name="trajectory", shrink=1),
+    EstimatorConfig(name="autoregressive"),
+]
+
+
+@pytest.mark.parametrize("estimator", EVERY, ids=lambda one: f"{one.name}-{one.samples}-{one.shrink}-{one.full_mask}")
+def test_views_of_a_slot_are_disjoint_and_share_the_head_without_changing_a_score(tiny, estimator):
+    model, variables = tiny(seed=3, vocab_size=8)
+    rng = np.random.default_rng(0)
+    canvas = Canvas(
+        jnp.asarray(rng.integers(0, 6, (3, 4))), jnp.asarray(rng.integers(0, 6, (3, 5))), jnp.array([5, 2, 3])
+    )
+    reveal_BC = jnp.asarray(rng.permuted(np.tile(np.arange(4), (3, 1)), axis=1))
+    views = views_of(
+        jax.random.key(0), canvas, jnp.arange(3), reveal_BC,
+        estimator=estimator, sampler=SAMPLER, special=SpecialTokens(mask=7, end=6), prompt_mask=0.3,
+    )  # fmt: skip
+    slots = np.array(views.slot_N)
+    for slot in set(slots.tolist()):
+        assert ((np.asarray(views.weight_NBC)[slots == slot] != 0).sum(axis=0) <= 1).all()
+    heads = {"coupled": slots.max() + 1 == estimator.samples + estimator.full_mask, "elbo": slots.max() == 1}
+    assert heads.get(estimator.name, True) and (slots.max() == 0) == (
+        estimator.name in ("one_step", "trajectory", "autoregressive")
+    )
+
+    def total(variables, views):
+        scores = score(model, variables, canvas, views)
+        return (scores.logp**2).sum() + scores.entropy.sum()
+
+    apart = dataclasses.replace(views, slot_N=())
+    together, alone = (jax.value_and_grad(total)(variables, which) for which in (views, apart))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-5), together, alone)
+
+
+def test_the_upper_bound_is_the_power_mean_of_the_views_that_score(tiny):
+    """SPG: (1/b) log of the mean over maskings of p^b / share; tokens that no view scores have none; its gradient is finite."""
+    model, variables = tiny(seed=3, vocab_size=8)
+    canvas = Canvas(jnp.array([[0, 1, 2, 3]]), jnp.array([[4, 5]]), jnp.array([2]))
+    masked_NC = np.array([[1, 1, 0, 0], [0, 1, 1, 0]], bool)
+    views = Views(
+        jnp.where(masked_NC[:, None], 7, canvas.completion_BC[None]), jnp.tile(canvas.prompt_BP[None], (2, 1, 1)),
+        jnp.asarray(masked_NC[:, None] / 0.5 / 2, jnp.float32), (0, 1),
+    )  # fmt: skip
+    one_by_one = [
+        score(
+            model, variables, canvas, Views(views.completion_NBC[n : n + 1], views.prompt_NBP[:1], jnp.ones((1, 1, 4)))
+        )
+        for n in range(2)
+    ]
+    p_NC = np.exp(np.concatenate([np.asarray(one.logp, np.float64) for one in one_by_one]))
+    for exponent in (1.0, 2.0):
+        found = score(model, variables, canvas, views, exponent)
+        for k in range(4):
+            power = sum(p_NC[n, k] ** exponent / 0.5 / 2 for n in range(2) if masked_NC[n, k])
+            assert float(found.upper[0, k]) == pytest.approx(np.log(power) / exponent if power else 0.0, abs=1e-5)
+        lower = float(found.logp[0, 1])
+        assert float(found.upper[0, 1]) >= lower / 2  # both views: the weights of token 1 sum to 2
+    gradient = jax.grad(lambda v: score(model, v, canvas, views, 1.5).upper.sum())(variables)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))

@@ -62,7 +62,9 @@ def plain_terms(new, old, reference, advantage, mask, config, block):
             }[config.ratio]
             r, a = np.exp(log_ratio), advantage[i]
             clipped = min(max(r, 1 - config.clip_low), 1 + config.clip_high)
-            if config.clip == "none" or config.ratio == "none":
+            if config.ratio == "none":
+                value = -a * new[i, k]
+            elif config.clip == "none":
                 value = -r * a
             elif config.clip == "cispo":
                 value = -min(r, 1 + config.clip_high) * a * log_ratio

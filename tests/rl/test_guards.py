@@ -1,0 +1,84 @@
+"""What a run checks at its start, and when it says that its policy has collapsed."""
+
+import math
+
+import numpy as np
+import pytest
+
+from d1jax.config import GuardConfig, RlConfig
+from d1jax.rl.guards import check_start, collapsed, signs_of_collapse
+from d1jax.rl.metrics import repeated_tokens
+from d1jax.runtime.stopping import Diverged
+
+GOOD = {
+    "check/score_rms": np.array([1e-6, 0.3]), "ratio/mean": np.array([1.0, 1.1]),
+    "check/zero_advantage_loss": np.array([0.0, 0.2]),
+    "check/masks_alone_log_rms": np.float32(0.63), "check/masks_alone_clipped": np.float32(0.47),
+}  # fmt: skip
+
+
+def test_a_good_start_says_what_masks_alone_would_do():
+    first, second = check_start(GOOD, RlConfig(), "float32")
+    assert first == "checked: ratio is one (scores agree to 1.0e-06), groups of equal rewards have no loss"
+    assert "spreads by 0.63 (rms), and 47% of tokens would lie outside [0.8, 1.2]" in second
+    assert len(check_start(GOOD, RlConfig(ratio="none"), "float32")) == 1  # nothing is clipped
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"check/score_rms": np.array([0.01])}, "differ from the same policy's old scores by 0.01"),
+        ({"check/score_rms": np.array([math.nan])}, "differ from"),
+        ({"ratio/mean": np.array([0.999])}, "the mean ratio is 0.999"),
+        ({"check/zero_advantage_loss": np.array([1e-9])}, "a policy loss of 1e-09 instead of exactly 0"),
+    ],
+)
+def test_a_broken_invariant_stops_the_run(wrong, message):
+    with pytest.raises(Diverged, match=message):
+        check_start(GOOD | wrong, RlConfig(), "float32")
+
+
+def test_bf16_may_round_more():
+    assert check_start(GOOD | {"check/score_rms": np.array([0.05])}, RlConfig(), "bfloat16")
+
+
+FINE = {
+    "completions/repeated_tokens": 0.3,
+    "completions/distinct_per_group": 6.0,
+    "entropy": 0.5,
+    "ratio/log_rms": 0.2,
+    "kl": 0.1,
+}
+STRICT = GuardConfig(patience=2, repeated_tokens=0.8, distinct=0.2, entropy=0.01, log_ratio=2.0, kl=1.0)
+
+
+@pytest.mark.parametrize(
+    ("sick", "words"),
+    [
+        ({"completions/repeated_tokens": 0.95}, "repeated tokens 0.95 (above 0.8)"),
+        ({"completions/distinct_per_group": 1.0}, "distinct completions of a group 0.125 (below 0.2)"),
+        ({"entropy": 0.001}, "entropy 0.001 (below 0.01)"),
+        ({"ratio/log_rms": 3.0}, "log ratio (rms) 3 (above 2)"),
+        ({"kl": math.inf}, "KL inf (above 1)"),
+        ({"entropy": math.nan}, "entropy nan (below 0.01)"),
+    ],
+)
+def test_each_sign_of_collapse_is_named(sick, words):
+    assert signs_of_collapse(FINE, 8, STRICT) == []
+    assert signs_of_collapse(FINE | sick, 8, STRICT) == [words]
+    assert collapsed([FINE | sick], 8, STRICT) is None
+    assert collapsed([FINE | sick, FINE], 8, STRICT) is None
+    assert collapsed([FINE, FINE | sick, FINE | sick], 8, STRICT) == [words]
+
+
+def test_a_limit_of_zero_is_not_watched_and_patience_zero_never_stops():
+    off = GuardConfig(patience=1, repeated_tokens=0, distinct=0, entropy=0, log_ratio=0, kl=0)
+    bad = {name: 1e9 for name in FINE}
+    assert collapsed([bad], 8, off) is None
+    assert collapsed([FINE | {"entropy": 0.0}] * 9, 8, GuardConfig(patience=0, entropy=1.0)) is None
+
+
+def test_repeated_tokens_counts_inside_texts_only():
+    tokens = np.array([[5, 5, 5, 9, 9, 9], [1, 2, 1, 2, 2, 9]])
+    assert repeated_tokens(tokens, np.array([4, 6])) == pytest.approx(3 / 8)
+    assert repeated_tokens(tokens, np.array([1, 1])) == 0.0
