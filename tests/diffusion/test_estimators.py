@@ -309,8 +309,12 @@ def test_golden_coupled_grpo_loss_and_gradients(golden_dream):
     (value, loss_BC), gradient = jax.value_and_grad(loss, has_aux=True)(golden_dream.variables)
     np.testing.assert_allclose(loss_BC, io["coupled/per_token_loss"], atol=1e-4)
     np.testing.assert_allclose(value, io["coupled/loss"], atol=1e-4)
-    np.testing.assert_allclose(optax.tree.norm(gradient), io["coupled/grad_global_norm"], rtol=1e-4)
     tensors = to_published(gradient, golden_dream.model.config, FAMILIES["dream"])
+    # PyTorch's embedding gives its padding row, which is Dream's end token, no gradient.
+    words = np.array(tensors["model.embed_tokens.weight"])
+    words[golden_dream.special.end] = 0.0
+    norm = optax.tree.norm({**tensors, "model.embed_tokens.weight": words})
+    np.testing.assert_allclose(norm, io["coupled/grad_global_norm"], rtol=1e-5)
     checked = [name for name in io if name.startswith("coupled/grad/")]
     assert len(checked) == 4
     for name in checked:
