@@ -1,4 +1,5 @@
 """What no sampler can beat on one H200: operations and bytes of its forward passes over the chip's speed (bf16 weights).
+And the operations of an RL update.
 
 T columns computed, S columns attended to, R columns that the head scores; all per row of a batch.
 """
@@ -49,3 +50,12 @@ def sampling_flops(config, batch, prompt, new, steps, block, cache):
 
 def sampling_seconds(config, batch, prompt, new, steps, block, cache):
     return sum(forward_seconds(config, batch, *shape) for shape in passes(prompt, new, steps, block, cache))
+
+
+def update_flops(config, rows, prompt, completion, inner_updates, scorings):
+    """Matrix products of `scorings` forward passes without a gradient, and of inner_updates with one (three times a forward pass).
+
+    What is computed a second time to save memory does not count: nobody has to.
+    """
+    forward = forward_flops(config, prompt + completion, prompt + completion, completion)
+    return rows * (scorings + 3 * inner_updates) * forward

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import limits
 import numpy as np
-from sampling_sides import PROGRAMS, Setting, Side
+from sampling_sides import PROGRAMS, Setting, Side, serve
 
 import d1jax
 from d1jax.config import ModelConfig
@@ -194,7 +194,7 @@ def main():
     on_gpu, trial = arguments.preset == "8b", arguments.preset == "trial"
     with tempfile.TemporaryDirectory() as folder:
         names = ["d1jax"] if on_gpu else ["d1jax", "pytorch"]
-        sides = {name: Side(name, config, folder, hand_over=len(names) > 1) for name in names}
+        sides = {name: Side(serve, name, config, folder, len(names) > 1) for name in names}
     bench = Bench(config, sides, arguments.rounds, budget=60 if on_gpu else float("inf"))
     parameters = limits.body_parameters(config) + 2 * limits.head_parameters(config)
     result = {

@@ -163,10 +163,12 @@ def serve(connection, name, config, folder, hand_over):
 
 
 class Side:
-    def __init__(self, name, config, folder, hand_over):
+    """A process that runs `serve(connection, *arguments)`; its first answer says what it runs on."""
+
+    def __init__(self, serve, *arguments):
         context = multiprocessing.get_context("spawn")
         self.connection, other = context.Pipe()
-        self.process = context.Process(target=serve, args=(other, name, config, folder, hand_over), daemon=True)
+        self.process = context.Process(target=serve, args=(other, *arguments), daemon=True)
         self.process.start()
         other.close()
         self.device = self.answer()

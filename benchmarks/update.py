@@ -1,85 +1,196 @@
-"""Seconds of one compiled RL update and one rollout batch, by the number of micro-batches.
+"""Seconds and memory of one diffu-GRPO update batch (mu = 4): d1jax's compiled update against the same arithmetic in PyTorch.
 
-    python benchmarks/update.py --config configs/quickstart.yaml --out benchmarks/results/update.json
+    python benchmarks/update.py --out benchmarks/results/update_cpu.json
+    python benchmarks/update.py --preset tiny --rounds 2 --out /tmp/update.json     # seconds; every part, no figure of use
 
-Speed depends on shapes only, so the weights are random. Settings alternate, and the median of `repeats` is reported.
+16 prompts x 6 completions, 128 + 128 tokens, 21 million parameters, vocabulary 32,000, fp32. Under each of the four masks the reference
+is scored (KL 0.04) and the old policy, then come four updates: ratio, clip, k3, mean over tokens, gradient clip, AdamW. PyTorch
+runs once as d1's code does, and once without the old policy's first score, which d1jax leaves out because it is the policy's own.
+
+Both sides have the same weights, masks and threads. Each has a process of its own and works only while the other waits. Nothing is timed
+before both gave the same loss and gradient norm for the first inner update. Each side then picks its number of micro-batches
+on one inner update; rounds of the whole batch alternate, every call from the same start, and the median is reported.
 """
 
 import argparse
 import dataclasses
-import json
 import statistics
-import time
+import tempfile
 from pathlib import Path
 
-import jax
-import jax.numpy as jnp
-import numpy as np
+import limits
+from sampling import DISTURBED, SMALL
+from sampling_sides import Side
+from update_sides import Call, Setting, serve
 
-from d1jax.analysis import summary
-from d1jax.config_file import parse
-from d1jax.diffusion.canvas import Canvas
-from d1jax.diffusion.sampler import sample
-from d1jax.experiment import build
+from d1jax.config import ModelConfig
 from d1jax.files import write_json
-from d1jax.models.transformer import initialize
-from d1jax.rl.update import Batch, make_update
-from d1jax.runtime.optimizer import make_optimizer, new_state
+
+SETTINGS = {
+    "cpu": Setting(SMALL, prompts=16, prompt=128, completion=128),
+    "tiny": Setting(
+        ModelConfig(width=32, layers=2, heads=4, kv_heads=4, mlp_width=80, vocab_size=600),
+        prompts=4, prompt=8, completion=16, matmul=256,
+    ),
+}  # fmt: skip
+MICRO_BATCHES = {"cpu": (3, 6, 12, 24), "tiny": (1, 2, 4)}
+VARIANTS = {
+    "d1jax": ("d1jax", False),
+    "pytorch": ("pytorch", True),
+    "pytorch, first old score left out": ("pytorch", False),
+}
+TOLERANCE = 1e-3  # relative, of loss and gradient norm
+PREDICTION = (  # written before the first run at this size
+    "19 forward passes' worth of matrix products (reference 4, old 3, updates 4 x 3) are 9.0 TFLOP; PyTorch does 20. d1jax computes the "
+    "logits of the updates twice (another 0.8 TFLOP), and the entropy of every prediction, which PyTorch is spared. The sampler "
+    "reached 120 to 142 GFLOP/s on this machine; with a backward pass, and a softmax over 32,000 for every position, 100 to 120 are "
+    "expected, so d1jax: 75 to 95 s. PyTorch's matrix products are as fast, but it writes logits, log_softmax and their gradients to "
+    "fresh memory, 1.6 GB each for every inner update, and the first two for every score: 1.1 to 1.6 times d1jax's time, most likely "
+    "1.3; 5 % less without the first old score. Memory: PyTorch's grows with the rows of a micro-batch, d1jax's logits do not."
+)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", required=True)
-    parser.add_argument("--micro_batches", type=int, nargs="+", default=[1, 4, 16, 32])
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--out", required=True)
-    arguments = parser.parse_args()
-    config = parse(["--config", arguments.config])
-    experiment = build(config)
-    variables = initialize(experiment.model, experiment.key("weights"), experiment.mesh)
-    special = experiment.tokenizer.special
-    rows = config.rl.prompts_per_step * config.rl.group_size
-    picked = np.repeat(np.arange(config.rl.prompts_per_step), config.rl.group_size)
-    prompts = jnp.asarray(experiment.train.prompt_RP[picked]), jnp.asarray(experiment.train.prompt_length_R[picked])
+class Disagreement(SystemExit):
+    """The two sides do not compute the same, so there is nothing to compare."""
 
-    def rollout():
-        return sample(
-            experiment.model, variables, *prompts, jax.random.key(0), jnp.arange(rows),
-            config=config.sampler, special=special, temperature=config.rl.temperature,
-        )  # fmt: skip
 
-    advantage = jnp.asarray(np.random.default_rng(0).standard_normal(rows), jnp.float32)
-    made = rollout()
-    groups_B = jnp.arange(rows) // config.rl.group_size
-    batch = Batch(Canvas(made.tokens_BC, *prompts), groups_B, made.reveal_step_BC, advantage)
-    states, updates = {}, {}
-    for parts in arguments.micro_batches:
-        settings = dataclasses.replace(config.rl, micro_batches=parts)
-        optimizer = make_optimizer(settings.optimizer, 1000)
-        state = new_state(optimizer, variables, experiment.mesh)
-        updates[parts] = make_update(experiment.model, optimizer, settings, config.sampler, special, state)
-        states[parts], _ = jax.block_until_ready(updates[parts](state, {}, {}, batch, jax.random.key(0)))
+def apart(ours, theirs):
+    return abs(ours - theirs) / max(abs(theirs), 1e-12)
 
-    seconds: dict[str, list[float]] = {"rollout": []} | {f"update, {parts} micro-batches": [] for parts in updates}
-    for _ in range(arguments.repeats):
-        began = time.perf_counter()
-        jax.block_until_ready(rollout())
-        seconds["rollout"].append(time.perf_counter() - began)
-        for parts, update in updates.items():
-            began = time.perf_counter()
-            states[parts], _ = jax.block_until_ready(update(states[parts], {}, {}, batch, jax.random.key(0)))
-            seconds[f"update, {parts} micro-batches"].append(time.perf_counter() - began)
-    medians = {name: round(statistics.median(values), 3) for name, values in seconds.items()}
-    print(json.dumps(medians, indent=2))
-    setting = {
-        "config": arguments.config,
-        "rows": rows,
-        "inner_updates": config.rl.inner_updates,
-        "repeats": arguments.repeats,
+
+def agreement(ours, theirs, updates=1):
+    """The largest relative difference of losses and of gradient norms over the first inner updates."""
+    return {
+        f"{name}_apart": max(apart(*pair) for pair in zip(ours[name][:updates], theirs[name][:updates], strict=True))
+        for name in ("losses", "gradient_norms")
     }
-    write_json(
-        Path(arguments.out), {"setting": setting, "environment": summary.environment(), "median_seconds": medians}
-    )
+
+
+def check(sides, micro_batches):
+    """Refuses to go on where the first inner update differs."""
+    call = Call(micro_batches, 1, first_old=False)
+    ours, theirs = sides["d1jax"].call(call), sides["pytorch"].call(call)
+    found = {
+        "tolerance": TOLERANCE,
+        "d1jax": {"loss": ours["losses"][0], "gradient_norm": ours["gradient_norms"][0]},
+        "pytorch": {"loss": theirs["losses"][0], "gradient_norm": theirs["gradient_norms"][0]},
+        **agreement(ours, theirs),
+    }
+    print(f"  the same first inner update? {found}", flush=True)
+    if not max(found["losses_apart"], found["gradient_norms_apart"]) <= TOLERANCE:  # NaN too
+        raise Disagreement(f"benchmarks/update.py: not timed, because the sides disagree: {found}")
+    return found
+
+
+def choose(sides, options):
+    """{side: best number of micro-batches}, and the seconds of one inner update (with its reference score) for each: the faster of two."""
+    rows, best = [], {}
+    for name, side in sides.items():
+        seconds = {}
+        for parts in options:
+            found = [side.call(Call(parts, 1, first_old=False)) for _ in range(2)]
+            seconds[parts] = min(one["seconds"] for one in found)
+            memory = round(found[-1]["peak_memory_GB"], 3)
+            rows.append(
+                {"side": name, "micro_batches": parts, "seconds": round(seconds[parts], 4), "peak_memory_GB": memory}
+            )
+            print(f"  {rows[-1]}", flush=True)
+        best[name] = min(seconds, key=seconds.get)
+    return best, rows
+
+
+def rounds(sides, setting, best, count):
+    """Rows of the variants, called in turn; the call before the rounds warms up."""
+    found = {name: [] for name in VARIANTS}
+    for _ in range(count + 1):
+        for name, (side, first_old) in VARIANTS.items():
+            found[name].append(sides[side].call(Call(best[side], setting.inner_updates, first_old)))
+            print(f"  {name:34} {found[name][-1]['seconds']:9.3f} s", flush=True)
+    rows = []
+    for name, (side, first_old) in VARIANTS.items():
+        first, *timed = found[name]
+        seconds = [one["seconds"] for one in timed]
+        scorings = 2 * setting.inner_updates - (not first_old)
+        flops = limits.update_flops(
+            setting.model, setting.rows, setting.prompt, setting.completion, setting.inner_updates, scorings
+        )
+        median, least = statistics.median(seconds), flops / sides[side].device["matmul_GFLOP_per_second"] / 1e9
+        row = {"side": name, "micro_batches": best[side], "seconds": round(median, 4)}
+        row |= {"rounds": [round(s, 4) for s in seconds], "first_call": round(first["seconds"], 4)}
+        row |= {"peak_memory_GB": round(max(one["peak_memory_GB"] for one in timed), 3)}
+        row |= {key: first[key] for key in ("planned_memory_GB", "compile_seconds") if key in first}
+        row |= {"TFLOP": round(flops / 1e12, 4), "GFLOP_per_second": round(flops / median / 1e9, 1)}
+        row |= {"limit_seconds": round(least, 4), "fraction_of_limit": round(least / median, 3)}
+        row |= {"losses": first["losses"], "gradient_norms": first["gradient_norms"]}
+        row["cpus_others_used"] = round(max(one["cpus_others_used"] for one in timed), 2)
+        if row["cpus_others_used"] > DISTURBED:
+            print(f"  disturbed: other processes kept {row['cpus_others_used']} CPUs busy meanwhile", flush=True)
+        rows.append(row)
+    return rows
+
+
+def compare(rows, updates):
+    """PyTorch's rows against the first, d1jax's."""
+    ours, *others = rows
+    return [
+        {
+            "against": theirs["side"],
+            "times_as_fast": round(theirs["seconds"] / ours["seconds"], 3),
+            "of_each_round": [round(b / a, 3) for a, b in zip(ours["rounds"], theirs["rounds"], strict=True)],
+            "times_the_memory": round(theirs["peak_memory_GB"] / ours["peak_memory_GB"], 2),
+            **{f"{key}_over_all_updates": value for key, value in agreement(ours, theirs, updates).items()},
+        }
+        for theirs in others
+    ]
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--preset", choices=SETTINGS, default="cpu")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=2, help="of each side")
+    parser.add_argument("--prompts", type=int, help="other than the preset's")
+    parser.add_argument("--micro_batches", type=int, nargs="+", help="numbers of parts to choose from")
+    parser.add_argument("--out", type=Path, required=True)
+    arguments = parser.parse_args()
+    changes = {"threads": arguments.threads, "prompts": arguments.prompts or SETTINGS[arguments.preset].prompts}
+    setting = dataclasses.replace(SETTINGS[arguments.preset], **changes)
+    options = arguments.micro_batches or MICRO_BATCHES[arguments.preset]
+    if any(setting.rows % parts for parts in options):
+        parser.error(f"--micro_batches {options} do not all divide {setting.rows} completions")
+    with tempfile.TemporaryDirectory() as folder:
+        sides = {name: Side(serve, name, setting, folder) for name in ("d1jax", "pytorch")}
+    parameters = limits.body_parameters(setting.model) + 2 * limits.head_parameters(setting.model)
+    result = {
+        "prediction": PREDICTION,
+        "environment": {name: value for side in sides.values() for name, value in side.device["environment"].items()},
+        "setting": {
+            **dataclasses.asdict(setting), "rows": setting.rows, "million_parameters": round(parameters / 1e6, 1),
+            "rl": dataclasses.asdict(setting.rl()), "rounds": arguments.rounds, "micro_batches": list(options),
+        },
+        "matmul_GFLOP_per_second": {name: side.device["matmul_GFLOP_per_second"] for name, side in sides.items()},
+    }  # fmt: skip
+    print(f"  matrix products, GFLOP/s: {result['matmul_GFLOP_per_second']}", flush=True)
+
+    def add(found):  # at once: a run that is cut short keeps what it has
+        result.update(found)
+        write_json(arguments.out, result)
+
+    add({"same_first_inner_update": check(sides, options[-1])})
+    best, choices = choose(sides, options)
+    add({"seconds_of_one_inner_update": choices})
+    rows = rounds(sides, setting, best, arguments.rounds)
+    add({"updates": rows, "comparison": compare(rows, setting.inner_updates)})
+    for row in rows:
+        print(
+            f"  {row['side']:34} {row['seconds']:9.3f} s  {row['peak_memory_GB']:6.2f} GB  {row['GFLOP_per_second']:7.1f} GFLOP/s  "
+            f"{row['fraction_of_limit']:.0%} of the limit",
+            flush=True,
+        )
+    for line in result["comparison"]:
+        print(f"  {line}", flush=True)
+    for side in sides.values():
+        side.close()
 
 
 if __name__ == "__main__":

@@ -1,0 +1,213 @@
+"""The two processes that benchmarks/update.py sends its calls to: d1jax's compiled update, and PyTorch's."""
+
+import dataclasses
+import os
+import time
+import traceback
+from pathlib import Path
+
+import numpy as np
+import yaml
+from sampling_sides import busy_seconds, forget_peak, resident_peak
+
+from d1jax.config import ModelConfig, OptimizerConfig, RlConfig
+
+METHOD = Path(__file__).resolve().parents[1] / "configs" / "methods" / "d1.yaml"
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """The rollout batch, and what is done with it."""
+
+    model: ModelConfig
+    prompts: int
+    prompt: int  # tokens
+    completion: int
+    inner_updates: int = 4
+    learning_rate: float = 3e-6  # d1's, as the decay and the clip below; the time does not depend on it
+    matmul: int = 2048  # rows and columns of the matrix product that the limit is measured with
+    threads: int = 2
+
+    @property
+    def rows(self):
+        return self.prompts * self.rl().group_size
+
+    def rl(self, inner_updates=None, micro_batches=1):
+        """configs/methods/d1.yaml, with mu = 4 in the place of 12."""
+        published = yaml.safe_load(METHOD.read_text(encoding="utf-8"))
+        optimizer = OptimizerConfig(learning_rate=self.learning_rate, weight_decay=0.1, clip_norm=0.2)
+        inner = {"inner_updates": inner_updates or self.inner_updates, "micro_batches": micro_batches}
+        return RlConfig(**{**published, **inner, "optimizer": optimizer})
+
+    def rollouts(self):
+        """Random prompts, completions (half of them end early) and advantages; mask and end are the last two of the vocabulary."""
+        random = np.random.default_rng(0)
+        words = self.model.vocab_size - 2
+        prompt_BP = random.integers(0, words, (self.prompts, self.prompt)).repeat(self.rl().group_size, axis=0)
+        completion_BC = random.integers(0, words, (self.rows, self.completion))
+        ends_B = random.integers(0, 2 * self.completion, self.rows)
+        completion_BC[np.arange(self.completion)[None, :] >= ends_B[:, None]] = words
+        rewards_PG = random.integers(0, 2, (self.prompts, self.rl().group_size))
+        advantage_B = (rewards_PG - rewards_PG.mean(axis=1, keepdims=True)).reshape(-1)
+        return prompt_BP.astype(np.int32), completion_BC.astype(np.int32), advantage_B.astype(np.float32)
+
+
+@dataclasses.dataclass(frozen=True)
+class Call:
+    micro_batches: int
+    inner_updates: int
+    first_old: bool = True  # PyTorch scores the old policy for the first inner update; d1jax never does
+
+
+def best_of(function, times=5):
+    """Seconds of the fastest of some calls."""
+    seconds = []
+    for _ in range(times):
+        began = time.perf_counter()
+        function()
+        seconds.append(time.perf_counter() - began)
+    return min(seconds)
+
+
+def d1jax_side(setting, folder):
+    """(prepare, GFLOP/s of a matrix product, environment). prepare: call -> (start, go, known): `go(start())` is what is timed.
+
+    Writes the weights and the masked prompts for the other side.
+    """
+    import jax
+    import jax.numpy as jnp
+
+    from d1jax.analysis import summary
+    from d1jax.config import MeshConfig, SamplerConfig
+    from d1jax.data.tokenizers import SpecialTokens
+    from d1jax.diffusion.canvas import Canvas
+    from d1jax.models.families import FAMILIES
+    from d1jax.models.transformer import Transformer, initialize
+    from d1jax.rl.scoring import Batch, Scorer
+    from d1jax.rl.update import make_update, view_keys
+    from d1jax.runtime.mesh import make_mesh
+    from d1jax.runtime.optimizer import make_optimizer, new_state
+    from d1jax.weights.convert import to_published
+
+    config, mesh = setting.model, make_mesh(MeshConfig())
+    model, special = Transformer(config), SpecialTokens(mask=config.vocab_size - 1, end=config.vocab_size - 2)
+    # Another random policy as the reference: with a copy the KL and its gradient would be 0 in the comparison of the losses.
+    policy, reference = (initialize(model, jax.random.key(seed), mesh) for seed in (0, 1))
+    prompt_BP, completion_BC, advantage_B = map(jnp.asarray, setting.rollouts())
+    canvas = Canvas(completion_BC, prompt_BP, jnp.full(setting.rows, setting.prompt))
+    ids_B = jnp.arange(setting.rows)  # d1: each row meets its own masks
+    kept_B = jnp.ones(setting.rows, bool)
+    batch = Batch(
+        canvas, ids_B, jnp.zeros_like(completion_BC), advantage_B[:, None] * jnp.ones(completion_BC.shape), kept_B
+    )
+    sampler = SamplerConfig(completion_length=setting.completion, block_length=setting.completion)
+    key = jax.random.key(2)
+
+    scorer = Scorer(model, setting.rl(), sampler, special)
+    views = [scorer.views(k, batch) for k in view_keys(key, setting.inner_updates, fresh_masks=True)]
+    arrays = {
+        "prompt_UBP": np.stack([one.prompt_NBP[0] for one in views]),
+        "text_BC": np.asarray(scorer.text_BC(batch)),
+    }
+    for name, variables in (("policy", policy), ("reference", reference)):
+        tensors = to_published(variables, config, FAMILIES["dream"])  # Llama's tensors have the same names
+        arrays |= {f"{name}/{tensor}": np.asarray(x) for tensor, x in tensors.items()}
+    np.savez(folder / "handed_over.npz", **arrays)
+
+    def prepare(call):
+        rl = setting.rl(call.inner_updates, call.micro_batches)
+        optimizer = make_optimizer(rl.optimizer, 1000)
+        first = new_state(optimizer, policy, mesh)
+        began = time.perf_counter()
+        update = make_update(model, optimizer, rl, sampler, special, first)
+        compiled = update.lower(first, {}, reference, batch, key, False).compile()
+        known = {"compile_seconds": round(time.perf_counter() - began, 2)}
+        plan = compiled.memory_analysis()
+        if plan is not None:
+            size = plan.argument_size_in_bytes + plan.temp_size_in_bytes  # the state is donated: the output is in there
+            known["planned_memory_GB"] = round(size / 1e9, 3)
+
+        def start():
+            return jax.block_until_ready(new_state(optimizer, policy, mesh))
+
+        def go(state):
+            _, metrics = jax.block_until_ready(compiled(state, {}, reference, batch, key, False))
+            return metrics["loss"].tolist(), metrics["grad_norm"].tolist()
+
+        return start, go, known
+
+    square = jax.random.normal(key, (setting.matmul, setting.matmul))
+    product = jax.jit(lambda x: x @ x)
+    product(square).block_until_ready()
+    seconds = best_of(lambda: product(square).block_until_ready())
+    return prepare, 2 * setting.matmul**3 / seconds / 1e9, summary.environment()
+
+
+def torch_side(setting, folder):
+    import torch
+    import torch_update
+    from torch_sampler import bidirectional_llama
+
+    torch.set_num_threads(setting.threads)
+    with np.load(folder / "handed_over.npz") as arrays:
+        handed = {name: torch.tensor(x) for name, x in arrays.items()}
+
+    def tensors(side):
+        return {name.removeprefix(side): x for name, x in handed.items() if name.startswith(side)}
+
+    policy, reference = (bidirectional_llama(setting.model, tensors(side)) for side in ("policy/", "reference/"))
+    policy.requires_grad_(True)
+    _, completion_BC, advantage_B = map(torch.tensor, setting.rollouts())
+    rollouts = torch_update.Rollouts(
+        handed["prompt_UBP"].long(), completion_BC.long(), handed["text_BC"], advantage_B, setting.model.vocab_size - 1
+    )
+
+    def prepare(call):
+        rl = setting.rl()
+        method = torch_update.Method(
+            call.inner_updates, call.micro_batches, rl.clip_low, rl.clip_high, rl.kl_coefficient,
+            rl.optimizer.clip_norm, call.first_old,
+        )  # fmt: skip
+
+        def start():
+            policy.load_state_dict(tensors("policy/"))
+            return torch_update.new_optimizer(policy, rl.optimizer)
+
+        return start, lambda optimizer: torch_update.update(policy, reference, optimizer, rollouts, method), {}
+
+    square = torch.randn(setting.matmul, setting.matmul)
+    square @ square
+    seconds = best_of(lambda: square @ square)
+    versions = {"torch": torch.__version__, "torch_threads": str(torch.get_num_threads())}
+    return prepare, 2 * setting.matmul**3 / seconds / 1e9, versions
+
+
+SIDES = {"d1jax": d1jax_side, "pytorch": torch_side}
+
+
+def serve(connection, name, setting, folder):
+    """Answers calls with what one run of them gave, until None comes."""
+    # XLA has a thread for every CPU that the process may use.
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: setting.threads])
+    try:
+        prepare, matmul, environment = SIDES[name](setting, Path(folder))
+        connection.send({"matmul_GFLOP_per_second": round(matmul, 1), "environment": environment})
+        ready = {}
+        while (call := connection.recv()) is not None:
+            if call not in ready:
+                ready[call] = prepare(call)
+            start, go, known = ready[call]
+            state = start()
+            forget_peak()
+            all_before, own_before = busy_seconds()
+            began = time.perf_counter()
+            losses, norms = go(state)
+            seconds = time.perf_counter() - began
+            all_after, own_after = busy_seconds()
+            others = max(0.0, (all_after - all_before) - (own_after - own_before)) / seconds
+            found = {"seconds": seconds, "peak_memory_GB": resident_peak(), "cpus_others_used": others}
+            connection.send({**known, **found, "losses": losses, "gradient_norms": norms})
+    except EOFError:
+        pass  # the parent is gone
+    except Exception:
+        connection.send(RuntimeError(traceback.format_exc()))
