@@ -130,6 +130,9 @@ class SamplerConfig:
         "keys and values kept within a block (approximate): of the text before it, or of all but the block (Fast-dLLM)",
     )
     cache_refresh: int = setting(0, "steps after which a cache is made anew within a block (0 = only at its start)")
+    record_entropy: bool = setting(
+        False, "keep the entropy of the prediction behind every token (for rl.estimator.subset)"
+    )
 
 
 @dataclass(frozen=True)
@@ -184,6 +187,9 @@ class EstimatorConfig:
     low: float = setting(0.0, "smallest share that is masked")
     high: float = setting(1.0, "largest share that is masked")
     full_mask: bool = setting(False, "coupled: also score with all masked (DiffuCoder)")
+    subset: float = setting(
+        1.0, "autoregressive: score this share of the columns only, those of highest entropy (JustGRPO-Fast: 0.25)"
+    )
     shrink: int = setting(0, "trajectory: segments of so many steps instead of `samples` segments (TraceRL)")
     upper_share: float = setting(
         0.0,

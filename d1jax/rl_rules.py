@@ -62,6 +62,15 @@ def _estimator(config: Config) -> list[Rule]:
             estimator.weight == "uniform" and estimator.name not in ("elbo", "block"),
             f"rl.estimator.weight = uniform is for elbo and block; {estimator.name} has weights of its own, set inverse",
         ),
+        (not 0 < estimator.subset <= 1, f"rl.estimator.subset = {estimator.subset} must lie in (0, 1]"),
+        (
+            estimator.subset < 1 and estimator.name != "autoregressive",
+            f"rl.estimator.subset belongs to the autoregressive estimator, not to {estimator.name}",
+        ),
+        (
+            estimator.subset < 1 and not config.sampler.record_entropy,
+            "rl.estimator.subset < 1 takes the positions of highest entropy; set sampler.record_entropy = true",
+        ),
         (not 0 <= estimator.upper_share <= 1, f"rl.estimator.upper_share = {estimator.upper_share} must lie in [0, 1]"),
         (
             estimator.upper_exponent < 1,
@@ -153,6 +162,10 @@ def _data(config: Config) -> list[Rule]:
         (
             given and rl.estimator.name == "trajectory",
             "rl.estimator.name = trajectory needs recorded steps, and rl.data = targets was never decoded; choose another one",
+        ),
+        (
+            given and rl.estimator.subset < 1,
+            "rl.estimator.subset < 1 needs recorded entropies, and rl.data = targets was never decoded; set it to 1",
         ),
         (
             given and rl.supervision == "commit_steps",

@@ -281,7 +281,8 @@ POSITIVE = (
 GUARDED = tuple(f"rl.guard.{key}" for key in ("repeated_tokens", "distinct", "entropy", "log_ratio", "kl"))
 FLOATS = (
     "rl.estimator.low", "rl.estimator.high", "rl.dual_clip", "rl.softmax_scale",
-    "rl.estimator.upper_share", "rl.estimator.upper_exponent", "rl.preference_scale", "rl.entropy_coefficient", "rl.reference_mix",
+    "rl.estimator.upper_share", "rl.estimator.upper_exponent", "rl.estimator.subset",
+    "rl.preference_scale", "rl.entropy_coefficient", "rl.reference_mix",
     *GUARDED,
     "sampler.remasking_temperature", "sampler.top_p", "sampler.guidance", "sampler.threshold", "sampler.factor",
     "sampler.entropy_bound", "sampler.kl_threshold",
@@ -356,6 +357,10 @@ IMPOSSIBLE = [
         {"rl.kl_coefficient": "0.1", "rl.kl_to": "old", "rl.reference_sync_every": "2"},
         "nothing looks at a reference",
     ),
+    ({"rl.estimator.subset": "0"}, "rl.estimator.subset = 0.0 must lie in (0, 1]"),
+    ({"rl.estimator.subset": "0.5"}, "belongs to the autoregressive estimator, not to one_step"),
+    ({"rl.estimator.subset": "0.5", "rl.estimator.name": "autoregressive"}, "set sampler.record_entropy = true"),
+    ({"rl.estimator.subset": "0.5", "rl.data": "targets"}, "rl.estimator.subset < 1 needs recorded entropies"),
     ({"rl.estimator.upper_share": "1.5"}, "rl.estimator.upper_share = 1.5 must lie in [0, 1]"),
     ({"rl.estimator.upper_exponent": "0.5"}, "must be at least 1, or it bounds nothing"),
     ({"rl.estimator.upper_share": "0.5"}, "set name to elbo or block and weight to inverse (here: one_step, inverse)"),

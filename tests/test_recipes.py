@@ -92,7 +92,8 @@ def test_rollout_and_update_lower(recipe):
             Canvas(abstract(mesh, jnp.int32, rows, length), *prompts),
             ids,
             abstract(mesh, jnp.int32, rows, length),
-            abstract(mesh, jnp.float32, rows),
+            abstract(mesh, jnp.float32, rows, length),
+            abstract(mesh, jnp.bool_, rows),
         )
         lowered = update.lower(state, frozen, frozen, batch, key)
     assert lowered.as_text()

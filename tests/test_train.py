@@ -301,6 +301,57 @@ def test_run_that_diverges_stops_and_keeps_its_last_good_checkpoint(tmp_path):
     assert "were not finite and were skipped" in (run_dir / "report.html").read_text()
 
 
+def test_a_collapsed_policy_stops_the_run_and_says_what_was_seen(finished, tmp_path):
+    """A limit that every text breaks."""
+    settings = {"rl.guard.repeated_tokens": 1e-9, "rl.guard.patience": 2, "checkpoint_every": 1}
+    done = train(tmp_path / "run", stages="[rl]", init_from=finished, **settings)
+    assert done.returncode == 1 and "rl step 2: the policy has collapsed" in done.stderr, done.stderr
+    assert "repeated tokens" in done.stderr and "Traceback" not in done.stderr
+    assert list((tmp_path / "run" / "checkpoints" / "rl").iterdir()) == []
+    assert [path.name for path in (tmp_path / "run" / "collapsed" / "rl").iterdir()] == ["1"]
+    assert "checked: ratio is one" in done.stderr
+
+
+VARIANTS = {
+    "pairs from the reference": {
+        "rl.data": "reference", "rl.advantage": "pairs", "rl.ratio": "none", "rl.clip": "none", "rl.pooling": "grpo",
+        "rl.kl_coefficient": 0, "rl.estimator.name": "elbo",
+    },
+    "the task's solutions": {
+        "rl.data": "targets", "rl.advantage": "accepted", "rl.ratio": "none", "rl.kl_coefficient": 0, "rl.estimator.name": "elbo",
+    },
+    "process rewards, moving reference": {
+        "rl.supervision": "commit_steps", "rl.supervision_steps": 2, "rl.advantage": "zscore", "rl.drop_equal_groups": True,
+        "rl.entropy_coefficient": 0.01, "rl.reference_sync_every": 2, "rl.reference_mix": 0.6,
+    },
+    "penalty in the reward, a subset of positions": {
+        "rl.kl_in": "reward", "rl.kl": "k1", "rl.estimator.name": "autoregressive", "rl.estimator.subset": 0.25,
+        "sampler.record_entropy": True, "rl.inner_updates": 1,
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_every_way_of_the_loop_learns_and_resumes_exactly(finished, tmp_path, name):
+    settings = {"stages": "[rl]", "init_from": finished, "rl.steps": 4, **VARIANTS[name]}
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    done = train(whole, **settings)
+    assert done.returncode == 0, done.stderr
+    assert "checked: ratio is one" in done.stderr
+    process = start(parts, **settings)
+    wait_for_step(process, parts, "rl", 1)
+    process.send_signal(signal.SIGTERM)
+    _, stderr = process.communicate(timeout=300)
+    assert process.returncode in (0, 143), stderr
+    assert train(parts, **settings).returncode == 0
+    assert learnt(whole) == learnt(parts)
+    a, b = (_leaves(parameters(run, "rl", 4)["trainable"]) for run in (whole, parts))
+    start_from = _leaves(parameters(finished, "rl", 6)["trainable"])
+    for path in a:
+        np.testing.assert_array_equal(a[path], b[path])
+    assert any(not np.array_equal(a[path], start_from[path]) for path in a)
+
+
 def test_help_is_readable():
     done = subprocess.run(
         [sys.executable, "-m", "d1jax.train", "--help"], env=environment(), capture_output=True, text=True

@@ -21,6 +21,7 @@ class Candidates(NamedTuple):
     token_logp_BS: Array  # log-probability of drawing it; 0 at temperature 0
     confidence_BS: Array  # its probability
     sureness_BS: Array  # by the measure that config.remasking names
+    entropy_BS: Array | None  # of the prediction, where it is recorded
     logp_BSV: Array | None  # all log-probabilities, where the next step compares with them
 
 
@@ -87,9 +88,9 @@ def candidates(
     sureness_BS = SURENESS.get(config.remasking, _of_the_candidate)(confidence_BS, logp_BSV)
     if config.end_token == "last":
         sureness_BS = jnp.where(is_end(token_BS, special), jnp.finfo(jnp.float32).min, sureness_BS)
-    return Candidates(
-        token_BS, token_logp_BS, confidence_BS, sureness_BS, logp_BSV if config.schedule == "klass" else None
-    )
+    entropy_BS = -_negative_entropy(confidence_BS, logp_BSV) if config.record_entropy else None
+    kept_BSV = logp_BSV if config.schedule == "klass" else None
+    return Candidates(token_BS, token_logp_BS, confidence_BS, sureness_BS, entropy_BS, kept_BSV)
 
 
 def is_end(tokens: Array, special: SpecialTokens) -> Array:

@@ -8,6 +8,7 @@ N views, B rows, C completion columns, P prompt columns, L tokens of a row's tex
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -29,6 +30,7 @@ class Text(NamedTuple):
     row_ids_B: Array  # rows of one id draw the same numbers
     valid_BC: Array  # the text of each row
     reveal_step_BC: Array  # when the sampler committed each position
+    entropy_BC: Array | None  # of the prediction that it was drawn from
 
     def uniforms(self, number: int, columns: int) -> Array:
         """[B, columns] in [0, 1), others for each number."""
@@ -57,10 +59,14 @@ def views_of(
     sampler: SamplerConfig,
     special: SpecialTokens,
     prompt_mask: float,
+    entropy_BC: Array | None = None,
 ) -> Views:
-    """The views of `estimator`, each with every prompt token masked with probability `prompt_mask` (the same in all views)."""
+    """The views of `estimator`, each with every prompt token masked with probability `prompt_mask` (the same in all views).
+
+    entropy_BC is read by a `subset` of the autoregressive estimator only.
+    """
     valid_BC = through_first_end(canvas.completion_BC, special.end)
-    text = Text(jax.random.fold_in(key, 1), row_ids_B, valid_BC, reveal_step_BC)
+    text = Text(jax.random.fold_in(key, 1), row_ids_B, valid_BC, reveal_step_BC, entropy_BC)
     maskings = PLANS[estimator.name](text, estimator, sampler)
     prompt_BP = hidden_prompt(key, canvas, row_ids_B, mask_id=special.mask, prompt_mask=prompt_mask)
     return Views(
@@ -184,10 +190,18 @@ def trajectory(text: Text, estimator: EstimatorConfig, sampler: SamplerConfig) -
 def autoregressive(text: Text, estimator: EstimatorConfig, sampler: SamplerConfig) -> list[Masking]:
     """One view a position: score_k = log p(o_k | q, o before k, masks from k on) (JustGRPO, arXiv 2601.15165).
 
-    Exact for left-to-right decoding, one token a step.
+    Exact for left-to-right decoding, one token a step. `subset` < 1: views for the ceil(subset C) positions of the text with the highest
+    recorded entropy only (its fast variant: a quarter); the others have no score.
     """
-    place_C = jnp.broadcast_to(jnp.arange(text.valid_BC.shape[1])[None, :], text.valid_BC.shape)
-    return [Masking(place_C >= k, (place_C == k).astype(jnp.float32)) for k in range(text.valid_BC.shape[1])]
+    rows, columns = text.valid_BC.shape
+    place_BC = jnp.broadcast_to(jnp.arange(columns)[None, :], (rows, columns))
+    if estimator.subset == 1:
+        return [Masking(place_BC >= k, (place_BC == k).astype(jnp.float32)) for k in range(columns)]
+    ranked_BC = jnp.argsort(
+        jnp.where(text.valid_BC, -text.entropy_BC, jnp.inf), axis=1
+    )  # behind the text: last, and no weight
+    chosen = (ranked_BC[:, n : n + 1] for n in range(math.ceil(estimator.subset * columns)))
+    return [Masking(place_BC >= k_B1, (place_BC == k_B1).astype(jnp.float32)) for k_B1 in chosen]
 
 
 Plan = Callable[[Text, EstimatorConfig, SamplerConfig], list[Masking]]

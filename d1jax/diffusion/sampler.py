@@ -51,6 +51,7 @@ class Rollout(NamedTuple):
     length_B: Array  # through the first end token
     nfe_B: Array  # forward passes that the row took part in
     cached_nfe_B: Array  # those of them over a window only
+    entropy_BC: Array  # of the prediction that the token was drawn from, in nats; 0 unless config.record_entropy
 
 
 def given(tokens_BC: Any, end_id: int) -> Rollout:
@@ -60,7 +61,7 @@ def given(tokens_BC: Any, end_id: int) -> Rollout:
     length_B = np.where(ended_BC.any(axis=1), ended_BC.argmax(axis=1) + 1, tokens_BC.shape[1]).astype(np.int32)
     none_BC, none_B = np.zeros(tokens_BC.shape, np.float32), np.zeros(len(tokens_BC), np.int32)
     never_BC = np.full_like(tokens_BC, NEVER_DECODED)
-    return Rollout(tokens_BC, never_BC, none_BC, none_BC, none_BC, length_B, none_B, none_B)
+    return Rollout(tokens_BC, never_BC, none_BC, none_BC, none_BC, length_B, none_B, none_B, none_BC)
 
 
 class Decoding(NamedTuple):
@@ -72,6 +73,7 @@ class Decoding(NamedTuple):
     confidence_BC: Array
     token_logp_BC: Array
     order_logp_BC: Array
+    entropy_BC: Array
     finished_B: Array
     nfe_B: Array
     cached_nfe_B: Array
@@ -133,6 +135,7 @@ def denoising(
         confidence_BC=zeros_BC,
         token_logp_BC=zeros_BC,
         order_logp_BC=zeros_BC,
+        entropy_BC=zeros_BC,
         finished_B=jnp.zeros(rows, bool),
         nfe_B=zeros_B,
         cached_nfe_B=zeros_B,
@@ -230,6 +233,7 @@ def denoising(
             confidence_BC=write(state.confidence_BC, proposal.confidence_BS),
             token_logp_BC=write(state.token_logp_BC, proposal.token_logp_BS),
             order_logp_BC=state.order_logp_BC.at[jnp.arange(rows)[:, None], columns_BS].add(choice.order_logp_BS),
+            entropy_BC=write(state.entropy_BC, proposal.entropy_BS) if config.record_entropy else state.entropy_BC,
             finished_B=full_B | text_is_decided(tokens_BC, special) if config.early_exit else full_B,
             nfe_B=state.nfe_B + passes * jnp.any(open_BS, axis=1),
             logp_BSV=proposal.logp_BSV,
@@ -241,6 +245,7 @@ def denoising(
         return Rollout(
             tokens_BC, state.reveal_step_BC, state.confidence_BC, state.token_logp_BC, state.order_logp_BC,
             jnp.sum(through_first_end(tokens_BC, special.end), axis=1), state.nfe_B, state.cached_nfe_B,
+            state.entropy_BC,
         )  # fmt: skip
 
     return Loop(start, running, stale, full_step, cached_step, finish)

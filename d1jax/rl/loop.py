@@ -80,8 +80,12 @@ def train(experiment: Experiment, start: Variables, journal: Journal) -> Variabl
                 experiment.model, reference if config.data == "reference" else policy, *prompts, jax.random.fold_in(key, 0),
                 row_ids_B, config=sampler, special=special, temperature=config.temperature,
             ))  # fmt: skip
-        placed = mesh_rules.place_rows(mesh, (rollout.tokens_BC, rollout.reveal_step_BC))
-        canvas, reveal_step_BC = Canvas(placed[0], *prompts), placed[1]
+        entropy_BC = rollout.entropy_BC if config.estimator.subset < 1 else None
+        uncredited = Batch(  # before anybody knows what it is worth
+            Canvas(rollout.tokens_BC, *prompts), mask_ids_B, rollout.reveal_step_BC,
+            np.zeros(rollout.tokens_BC.shape, np.float32), np.ones(len(rows_B), bool), entropy_BC,
+        )  # fmt: skip
+        uncredited = mesh_rules.place_rows(mesh, uncredited)
         clock.append(time.perf_counter())
 
         # -- rewards and advantages, on the host
@@ -94,7 +98,7 @@ def train(experiment: Experiment, start: Variables, journal: Journal) -> Variabl
         values = {}
         judged_QG = reward_QG
         if config.kl_coefficient > 0 and config.kl_in == "reward":
-            kl_B, tokens = penalty(policy, reference, canvas, mask_ids_B, reveal_step_BC, jax.random.fold_in(key, 1))
+            kl_B, tokens = penalty(policy, reference, uncredited, jax.random.fold_in(key, 1))
             judged_QG = reward_QG - config.kl_coefficient * np.asarray(kl_B, np.float64).reshape(reward_QG.shape)
             values["kl"] = float(kl_B.sum() / tokens)
         elif config.advantage == "accepted":
@@ -108,10 +112,10 @@ def train(experiment: Experiment, start: Variables, journal: Journal) -> Variabl
         clock.append(time.perf_counter())
 
         # -- mu inner updates in one compiled call
-        batch = Batch(canvas, mask_ids_B, reveal_step_BC, credits.advantage_BC, credits.kept_B)
+        batch = uncredited
         if config.advantage == "pairs":  # the best and the worst of each group
-            taken = jax.tree.map(lambda x, rows_B=credits.rows_B: x[rows_B], batch[:3])
-            batch = Batch(*taken, *batch[3:])
+            batch = jax.tree.map(lambda x, rows_B=credits.rows_B: x[rows_B], batch)
+        batch = batch._replace(advantage_BC=credits.advantage_BC, kept_B=credits.kept_B)
         batch = mesh_rules.place_rows(mesh, batch)
         state, inner = update(state, frozen, reference, batch, jax.random.fold_in(key, 1), step == 0)
         inner = jax.device_get(inner)

@@ -32,6 +32,7 @@ class Batch(NamedTuple):
     reveal_step_BC: Array
     advantage_BC: Array
     kept_B: Array  # False: the row is in no sum and in no mean
+    entropy_BC: Array | None = None  # of the rollout, where the estimator asks for it
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class Scorer:
     def views(self, key: Array, batch: Batch) -> Views:
         return views_of(
             key, batch.canvas, batch.mask_ids_B, batch.reveal_step_BC, estimator=self.config.estimator,
-            sampler=self.sampler, special=self.special, prompt_mask=self.config.prompt_mask,
+            sampler=self.sampler, special=self.special, prompt_mask=self.config.prompt_mask, entropy_BC=batch.entropy_BC,
         )  # fmt: skip
 
     def text_BC(self, batch: Batch) -> Array:
@@ -79,23 +80,19 @@ class Scorer:
     def counted_BC(self, key: Array, batch: Batch) -> Array:
         """The tokens that pooling counts: the texts of the rows that are kept; in a mean of scores only what has one."""
         text_BC = self.text_BC(batch) & batch.kept_B[:, None]
-        if self.config.estimator.weight == "uniform":
+        if self.config.estimator.weight == "uniform" or self.config.estimator.subset < 1:
             text_BC &= jnp.any(self.views(key, batch).weight_NBC > 0, axis=0)
         return text_BC
 
 
 def make_penalty(scorer: Scorer) -> Callable[..., tuple[Array, Array]]:
-    """`penalty(policy, reference, canvas, mask_ids_B, reveal_step_BC, key) -> ([B] sums of the KL estimate over a text, tokens in all)`,
+    """`penalty(policy, reference, batch, key) -> ([B] sums of the KL estimate over a text, tokens in all)`,
     compiled: what PPO takes off the reward (DeepSeekMath, arXiv 2402.03300, eq. 2), summed over the text and without its
     gradient, which comes with the reward.
     """
 
     @jax.jit
-    def penalty(
-        policy: Variables, reference: Variables, canvas: Canvas, mask_ids_B: Array, reveal_step_BC: Array, key: Array
-    ) -> tuple[Array, Array]:
-        zeros_BC = jnp.zeros(canvas.completion_BC.shape)
-        batch = Batch(canvas, mask_ids_B, reveal_step_BC, zeros_BC, jnp.ones(mask_ids_B.shape, bool))
+    def penalty(policy: Variables, reference: Variables, batch: Batch, key: Array) -> tuple[Array, Array]:
         text_BC = scorer.text_BC(batch)
         kl_BC = KL[scorer.config.kl](*(scorer.logps(variables, batch, key) for variables in (policy, reference)))
         return jnp.sum(kl_BC * text_BC, axis=1), jnp.sum(text_BC)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import warnings
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,9 @@ class Checkpoints:
         directory.mkdir(parents=True, exist_ok=True)
         for step in self.steps():
             if step > after:
-                (Path(self._checkpointer.directory) / str(step)).rename(directory / str(step))
+                names = (directory / (f"{step}-{n}" if n else str(step)) for n in itertools.count())
+                free = next(name for name in names if not name.exists())  # of an earlier collapse nothing is lost
+                (Path(self._checkpointer.directory) / str(step)).rename(free)
 
     def close(self) -> None:
         self._checkpointer.close()

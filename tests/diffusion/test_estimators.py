@@ -66,7 +66,7 @@ def scores(world, name, tables, estimator, probability=None, reveal_step=None, v
     completion_BC = jnp.tile(jnp.array([COMPLETION]), (rows, 1))
     valid_BC = jnp.broadcast_to(jnp.arange(LENGTH)[None, :] < valid, (rows, LENGTH))
     reveal_BC = jnp.zeros((rows, LENGTH), jnp.int32) if reveal_step is None else jnp.array([reveal_step])
-    maskings = PLANS[name](Prescribed(tables, jnp.arange(rows), valid_BC, reveal_BC), estimator, SAMPLER)
+    maskings = PLANS[name](Prescribed(tables, jnp.arange(rows), valid_BC, reveal_BC, None), estimator, SAMPLER)
     canvas = Canvas(completion_BC, jnp.tile(jnp.array([PROMPT]), (rows, 1)), jnp.full(rows, 2))
     views = Views(
         jnp.stack([jnp.where(one.masked_BC, MASK, completion_BC) for one in maskings]),
@@ -391,3 +391,24 @@ def test_the_upper_bound_is_the_power_mean_of_the_views_that_score(tiny):
         assert float(found.upper[0, 1]) >= lower / 2  # both views: the weights of token 1 sum to 2
     gradient = jax.grad(lambda v: score(model, v, canvas, views, 1.5).upper.sum())(variables)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
+
+
+def test_the_positions_of_highest_entropy_are_scored_as_all_would_be(tiny):
+    model, variables = tiny(seed=3, vocab_size=8)
+    rng = np.random.default_rng(0)
+    completion_BC = jnp.array([[0, 1, 2, 3], [4, 6, 1, 1]])  # the second text ends after two tokens
+    canvas = Canvas(completion_BC, jnp.asarray(rng.integers(0, 6, (2, 5))), jnp.array([5, 2]))
+    entropy_BC = jnp.array([[0.1, 0.9, 0.3, 0.5], [0.2, 0.1, 9.0, 9.0]])
+    found = {}
+    for subset in (1.0, 0.4):
+        views = views_of(
+            jax.random.key(0), canvas, jnp.arange(2), jnp.zeros((2, 4), jnp.int32), entropy_BC=entropy_BC,
+            estimator=EstimatorConfig(name="autoregressive", subset=subset), sampler=SAMPLER,
+            special=SpecialTokens(mask=7, end=6), prompt_mask=0.0,
+        )  # fmt: skip
+        found[subset] = views, np.asarray(score(model, variables, canvas, views).logp)
+    views, scores_BC = found[0.4]
+    assert views.weight_NBC.shape[0] == 2
+    scored_BC = np.asarray(views.weight_NBC.sum(0)) > 0
+    assert scored_BC.tolist() == [[False, True, False, True], [True, True, False, False]]
+    np.testing.assert_allclose(scores_BC, np.where(scored_BC, found[1.0][1], 0.0), atol=1e-5)
