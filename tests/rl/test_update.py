@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from d1jax.config import LoraConfig, MeshConfig, ModelConfig, OptimizerConfig, RlConfig, SamplerConfig
+from d1jax.config import EstimatorConfig, LoraConfig, MeshConfig, ModelConfig, OptimizerConfig, RlConfig, SamplerConfig
 from d1jax.data.tokenizers import SpecialTokens
 from d1jax.diffusion.canvas import Canvas, through_first_end
 from d1jax.diffusion.estimators import views_of
@@ -233,3 +233,96 @@ def test_tokens_behind_the_end_token_do_not_count():
             )[1]["loss"]
         )
     np.testing.assert_array_equal(*losses)
+
+
+# -- the check at the start of a run ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ratio", ["token", "none"])
+def test_the_check_compares_two_programs_and_masks_that_are_not_shared(ratio):
+    config = dataclasses.replace(CONFIG, ratio=ratio, clip="ppo" if ratio == "token" else "none")
+    model, optimizer, state, frozen = setup(config)
+    rows, key, start = jax.tree.map(jnp.asarray, batch()), jax.random.key(2), copied(state.trainable)
+    update = make_update(model, optimizer, config, SAMPLER, SPECIAL, state)
+    checked, metrics = update(copied(state), frozen, copied(start), rows, key, True)
+    plain, unchecked = update(state, frozen, copied(start), rows, key, False)
+    assert update._cache_size() == 1
+    jax.tree.map(np.testing.assert_array_equal, checked.trainable, plain.trainable)
+    assert float(metrics["check/score_rms"][0]) < 1e-5 < float(unchecked["check/score_rms"][0])
+    assert float(metrics["check/zero_advantage_loss"][0]) == 0.0
+
+    first, last = (
+        score(model, start, rows.canvas, plan(k, rows, config)).logp for k in view_keys(key, 3, fresh_masks=True)[::2]
+    )
+    text = np.asarray(through_first_end(rows.canvas.completion_BC, SPECIAL.end))
+    apart = np.asarray(last - first)[text]
+    np.testing.assert_allclose(metrics["check/masks_alone_log_rms"], np.sqrt((apart**2).mean()), rtol=1e-4)
+    outside = (np.exp(apart) < 0.8) | (np.exp(apart) > 1.2)
+    assert float(metrics["check/masks_alone_clipped"]) == pytest.approx(outside.mean(), abs=1e-6)
+
+
+def test_one_mask_for_all_inner_updates_has_nothing_apart():
+    config = dataclasses.replace(CONFIG, fresh_masks=False)
+    model, optimizer, state, frozen = setup(config)
+    update = make_update(model, optimizer, config, SAMPLER, SPECIAL, state)
+    _, metrics = update(state, frozen, copied(state.trainable), batch(), jax.random.key(0), True)
+    assert float(metrics["check/masks_alone_log_rms"]) == 0.0
+
+
+# -- terms that a method may add ----------------------------------------------------------------------------------------------
+
+
+def first_loss_and_norm(config, rows, reference_scale=1.0):
+    model, optimizer, state, frozen = setup(config)
+    reference = jax.tree.map(lambda x: x * reference_scale, state.trainable)
+    update = make_update(model, optimizer, config, SAMPLER, SPECIAL, state)
+    _, metrics = update(state, frozen, reference, rows, jax.random.key(0))
+    return float(metrics["loss"][0]), float(metrics["grad_norm"][0]), float(metrics["entropy"][0])
+
+
+def test_the_entropy_bonus_is_the_mean_entropy_and_has_a_gradient():
+    idle = batch(np.zeros(ROWS, np.float32))
+    without = dataclasses.replace(CONFIG, kl_coefficient=0.0)
+    loss, norm, entropy = first_loss_and_norm(without, idle)
+    assert loss == norm == 0.0 and entropy > 0
+    loss, norm, entropy = first_loss_and_norm(dataclasses.replace(without, entropy_coefficient=0.1), idle)
+    assert loss == pytest.approx(-0.1 * entropy, rel=1e-5) and norm > 0
+
+
+@pytest.mark.parametrize(
+    "estimator", [{"name": "coupled", "full_mask": True, "counts": "independent"}, {"name": "elbo"}]
+)
+def test_the_entropy_does_not_depend_on_the_weights_of_the_views(estimator):
+    """A prediction of 16 tokens has at most log 16 nats; DiffuCoder's weights sum to 1.5 a token, an ELBO's to much more."""
+    config = dataclasses.replace(CONFIG, estimator=EstimatorConfig(**estimator))
+    _, _, entropy = first_loss_and_norm(config, batch())
+    assert 0 < entropy < np.log(16)
+
+
+def test_dropped_groups_are_in_no_mean():
+    """Four of sixteen rows dropped: the loss is that of a batch without them."""
+    config = dataclasses.replace(CONFIG, kl_coefficient=0.0)
+    rows = batch()
+    for pooling in ("bnpo", "grpo", "dr_grpo", "row_sum"):
+        chosen = dataclasses.replace(config, pooling=pooling)
+        kept = rows._replace(kept_B=np.arange(ROWS) >= 4)
+        alone = jax.tree.map(lambda x: x[4:], rows)
+        dropped, left = (first_loss_and_norm(chosen, which) for which in (kept, alone))
+        np.testing.assert_allclose(dropped, left, rtol=2e-4)
+        assert abs(dropped[0] - first_loss_and_norm(chosen, rows)[0]) > 1e-4
+
+
+def test_pairs_stay_together_in_micro_batches():
+    """Chosen rows first, rejected ones second: DPO's loss is the same for every split."""
+    config = dataclasses.replace(
+        CONFIG, advantage="pairs", ratio="none", clip="none", kl_coefficient=0.0, pooling="grpo", preference_scale=0.5
+    )
+    advantage = np.repeat([1.0, -1.0], ROWS // 2).astype(np.float32)
+    advantage[[2, 10]] = 0.0  # a tie
+    rows = batch(advantage)._replace(kept_B=advantage != 0)
+    found = [
+        first_loss_and_norm(dataclasses.replace(config, micro_batches=parts), rows, 1.3)[:2] for parts in (1, 2, 8)
+    ]
+    np.testing.assert_allclose(found[1], found[0], rtol=1e-4)
+    np.testing.assert_allclose(found[2], found[0], rtol=1e-4)
+    assert found[0][0] != pytest.approx(np.log(2), abs=1e-3)  # the reference is another policy here
