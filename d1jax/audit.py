@@ -161,9 +161,12 @@ def _of_files(folder: Path, flags: Sequence[str], known: Sequence[Candidate]) ->
     seen, found = {(one.estimator, one.prompt_mask) for one in known}, []
     for file in files:
         rl = parse([*flags, "--rl", str(file)]).rl
-        if (rl.estimator, rl.prompt_mask) not in seen:
-            seen.add((rl.estimator, rl.prompt_mask))
-            found.append(Candidate(file.stem, dataclasses.replace(rl.estimator), rl.prompt_mask))
+        estimator = dataclasses.replace(
+            rl.estimator, upper_share=0.0
+        )  # the audit knows no advantages: of SPG its lower bound
+        if (estimator, rl.prompt_mask) not in seen and estimator.subset == 1:
+            seen.add((estimator, rl.prompt_mask))
+            found.append(Candidate(file.stem, estimator, rl.prompt_mask))
     return found
 
 

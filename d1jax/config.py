@@ -186,7 +186,7 @@ class EstimatorConfig:
     )
     low: float = setting(0.0, "smallest share that is masked")
     high: float = setting(1.0, "largest share that is masked")
-    full_mask: bool = setting(False, "coupled: also score with all masked (DiffuCoder)")
+    full_mask: bool = setting(False, "coupled, elbo: half of a score with all masked, too (DiffuCoder)")
     subset: float = setting(
         1.0, "autoregressive: score this share of the columns only, those of highest entropy (JustGRPO-Fast: 0.25)"
     )
@@ -214,7 +214,7 @@ class GuardConfig:
 
 @dataclass(frozen=True)
 class RlConfig:
-    """diffu-GRPO."""
+    """One method: diffu-GRPO (d1) by default; configs/methods has the others."""
 
     steps: int = setting(40, "rollout batches")
     prompts_per_step: int = setting(64, "problems of a rollout batch")
@@ -284,6 +284,14 @@ class RlConfig:
         """Whether the method looks at a policy that the updates do not move."""
         with_kl = self.kl_coefficient > 0 and self.kl_to == "reference"
         return with_kl or self.advantage == "pairs" or self.data == "reference"
+
+    @property
+    def kl_in_loss(self) -> bool:
+        return self.kl_coefficient > 0 and self.kl_in == "loss"
+
+    @property
+    def kl_in_reward(self) -> bool:
+        return self.kl_coefficient > 0 and self.kl_in == "reward"
 
 
 @dataclass(frozen=True)

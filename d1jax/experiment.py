@@ -78,6 +78,10 @@ def build(
     columns = _longest_prompt(task, tokenizer, train_rows)
     _check_positions(config, columns, max(lengths), "training")
     train = _problems(task, tokenizer, train_rows, (columns, lengths[1]), "the training rows")
+    if training and "rl" in config.stages and config.rl.data == "targets" and not train.has_target_R.any():
+        raise ConfigError(
+            "config: rl.data = targets needs rows with solutions, and the task has none; set it to policy"
+        )
     columns = _longest_prompt(task, tokenizer, [row for rows in eval_rows.values() for row in rows])
     _check_positions(config, columns, lengths[0], "evaluation")
     # What an evaluation row stores as its target is shown, not scored: it may be longer than what is sampled.
@@ -101,11 +105,13 @@ def _check_positions(config: Config, prompt_columns: int, completion: int, rows:
 def _check_rows_divide(config: Config, mesh: Mesh, training: bool) -> None:
     shards = mesh_rules.row_shards(mesh)
     rollout_rows = config.rl.prompts_per_step * config.rl.group_size
+    trained_rows = 2 * config.rl.prompts_per_step if config.rl.advantage == "pairs" else rollout_rows
     sizes = {"evaluation.batch_size": config.evaluation.batch_size}
     if training and "sft" in config.stages:
         sizes["sft.batch_size"] = config.sft.batch_size // config.sft.micro_batches
     if training and "rl" in config.stages:
-        sizes["rl.prompts_per_step x rl.group_size"] = rollout_rows // config.rl.micro_batches
+        sizes["rl.prompts_per_step x rl.group_size"] = rollout_rows
+        sizes["the rows of an RL update"] = trained_rows // config.rl.micro_batches
     for name, size in sizes.items():
         if size % shards:
             raise ConfigError(

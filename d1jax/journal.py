@@ -79,14 +79,15 @@ class Journal:
 
     def roll_back(self, step: int, steps: int, signs: Sequence[str]) -> NoReturn:
         """Sets aside what was saved in the last `steps` steps, which were bad, and raises Diverged with what was seen."""
-        good = max((saved for saved in self._checkpoints.steps() if saved <= step - steps), default=0)
-        self._checkpoints.set_aside(good, self._collapsed)
+        # The first bad step decoded with the weights of the checkpoint before it, so that one is not good either.
+        good = max((saved for saved in self._checkpoints.steps() if saved < step - steps), default=0)
+        moved = self._checkpoints.set_aside(good, self._collapsed)
         raise Diverged(
             f"{self.stage} step {step}: the policy has collapsed; for {steps} steps in a row it showed {', '.join(signs)}. "
-            + (f"The last good checkpoint is step {good}" if good else "There is no checkpoint from before")
-            + f"; later ones are in {self._collapsed}. Start a new run_dir with a lower {self.stage}.optimizer.learning_rate or a KL term"
-            + (" and init_from this one" if good else "")
-            + f", or set {self.stage}.guard.patience to 0"
+            + (f"The last good checkpoint is step {good}" if good else f"No checkpoint of {self.stage} is from before")
+            + (f"; steps {moved} are now in {self._collapsed}" if moved else "")
+            + f". In a new run_dir, with init_from this one, try a lower {self.stage}.optimizer.learning_rate, a KL term, or "
+            f"{self.stage}.guard.patience = 0"
         )
 
     def keep(self, step: int, items: dict[str, Any]) -> None:

@@ -28,7 +28,7 @@ def _sizes(config: Config) -> list[Rule]:
             f"rl.micro_batches = {rl.micro_batches} does not divide the {rows} {'pairs' if pairs else 'rows'} of a step",
         ),
         (
-            rl.temperature <= 0,
+            rl.temperature <= 0 and rl.data != "targets",
             f"rl.temperature = {rl.temperature}: a group of greedy completions is all the same; use e.g. 1.0",
         ),
         (rl.clip_low > 1, f"rl.clip_low = {rl.clip_low} must be at most 1 (the ratio is never negative)"),
@@ -51,8 +51,9 @@ def _estimator(config: Config) -> list[Rule]:
             f"rl.estimator.low = {estimator.low} and high = {estimator.high} must satisfy 0 <= low < high <= 1",
         ),
         (
-            estimator.full_mask and estimator.name != "coupled",
-            f"rl.estimator.full_mask belongs to the coupled estimator, not to {estimator.name}",
+            estimator.full_mask and (estimator.name not in ("coupled", "elbo") or estimator.weight == "uniform"),
+            "rl.estimator.full_mask belongs to the coupled and elbo estimators with weight inverse "
+            f"(here: {estimator.name}, {estimator.weight})",
         ),
         (
             estimator.shrink > 0 and estimator.name != "trajectory",
@@ -77,32 +78,31 @@ def _estimator(config: Config) -> list[Rule]:
             f"rl.estimator.upper_exponent = {estimator.upper_exponent} must be at least 1, or it bounds nothing",
         ),
         (
-            estimator.upper_share > 0 and (estimator.name not in ("elbo", "block") or estimator.weight == "uniform"),
+            estimator.upper_share > 0
+            and (estimator.name not in ("elbo", "block") or estimator.weight == "uniform" or estimator.full_mask),
             "rl.estimator.upper_share > 0: the upper bound needs random maskings with weights 1 / share; "
-            f"set name to elbo or block and weight to inverse (here: {estimator.name}, {estimator.weight})",
+            f"set name to elbo or block, weight to inverse and full_mask to false (here: {estimator.name}, {estimator.weight})",
         ),
     ]
 
 
 def _terms(config: Config) -> list[Rule]:
     rl = config.rl
-    in_loss = rl.kl_coefficient > 0 and rl.kl_in == "loss"
-    in_reward = rl.kl_coefficient > 0 and rl.kl_in == "reward"
     return [
         (
-            rl.kl == "k3" and rl.kl_level == "sequence" and in_loss,
+            rl.kl == "k3" and rl.kl_level == "sequence" and rl.kl_in_loss,
             "rl.kl = k3 on sequences: exp of a sum over tokens has no bound; set rl.kl = k2, or rl.kl_level = token",
         ),
         (
-            rl.kl == "k1" and in_loss,
+            rl.kl == "k1" and rl.kl_in_loss,
             "rl.kl = k1 in the loss has an expected gradient of zero; set rl.kl = k2 or k3, or rl.kl_in = reward",
         ),
         (
-            in_reward and (rl.kl_to == "old" or rl.kl_level == "sequence"),
+            rl.kl_in_reward and (rl.kl_to == "old" or rl.kl_level == "sequence"),
             "rl.kl_in = reward takes the sum of the tokens' KL to the reference; set rl.kl_to = reference and rl.kl_level = token",
         ),
         (
-            in_reward and rl.advantage in ("accepted", "pairs"),
+            rl.kl_in_reward and rl.advantage in ("accepted", "pairs"),
             f"rl.kl_in = reward with rl.advantage = {rl.advantage}, which looks at right and wrong only; set rl.kl_coefficient = 0",
         ),
         (
@@ -136,8 +136,13 @@ def _credit(config: Config) -> list[Rule]:
             "set it to center or zscore",
         ),
         (
-            by_steps and rl.kl_coefficient > 0 and rl.kl_in == "reward",
+            by_steps and rl.kl_in_reward,
             f"rl.kl_in = reward with rl.supervision = {rl.supervision}: the penalty is of a completion, not of a step; set it to loss",
+        ),
+        (
+            by_steps and rl.negative_control == "shuffled_rewards",
+            f"rl.negative_control = shuffled_rewards with rl.supervision = {rl.supervision}: steps of one text are not those of another; "
+            "set rl.supervision = outcome",
         ),
         (
             rl.drop_equal_groups and rl.advantage in ("accepted", "pairs"),
@@ -180,7 +185,7 @@ def _data(config: Config) -> list[Rule]:
             f"sft.completion_length = {config.sft.completion_length} with rl.data = targets must be that of the sampler, {length}",
         ),
         (
-            rl.data == "reference" and rl.ratio != "none",
-            f"rl.ratio = {rl.ratio} with rl.data = reference: the old policy did not write these completions; set it to none",
+            rl.data != "policy" and rl.ratio != "none",
+            f"rl.ratio = {rl.ratio} with rl.data = {rl.data}: the old policy did not write these completions; set it to none",
         ),
     ]

@@ -347,7 +347,10 @@ IMPOSSIBLE = [
     ({"rl.micro_batches": "7"}, "rl.micro_batches = 7 does not divide the 512 rows of a step"),
     ({"sft.micro_batches": "7"}, "sft.micro_batches = 7 does not divide sft.batch_size = 128"),
     ({"rl.estimator.low": "0.8", "rl.estimator.high": "0.2"}, "must satisfy 0 <= low < high <= 1"),
-    ({"rl.estimator.full_mask": "true"}, "belongs to the coupled estimator, not to one_step"),
+    (
+        {"rl.estimator.full_mask": "true"},
+        "belongs to the coupled and elbo estimators with weight inverse (here: one_step, inverse)",
+    ),
     ({"rl.estimator.shrink": "2"}, "belongs to the trajectory estimator, not to one_step"),
     ({"rl.estimator.weight": "uniform"}, "one_step has weights of its own"),
     ({"rl.kl_coefficient": "0.1", "rl.kl_level": "sequence"}, "exp of a sum over tokens has no bound"),
@@ -363,7 +366,10 @@ IMPOSSIBLE = [
     ({"rl.estimator.subset": "0.5", "rl.data": "targets"}, "rl.estimator.subset < 1 needs recorded entropies"),
     ({"rl.estimator.upper_share": "1.5"}, "rl.estimator.upper_share = 1.5 must lie in [0, 1]"),
     ({"rl.estimator.upper_exponent": "0.5"}, "must be at least 1, or it bounds nothing"),
-    ({"rl.estimator.upper_share": "0.5"}, "set name to elbo or block and weight to inverse (here: one_step, inverse)"),
+    (
+        {"rl.estimator.upper_share": "0.5"},
+        "set name to elbo or block, weight to inverse and full_mask to false (here: one_step, inverse)",
+    ),
     (
         {"rl.estimator.upper_share": "0.5", "rl.estimator.name": "elbo", "rl.estimator.weight": "uniform"},
         "(here: elbo, uniform)",
@@ -377,6 +383,10 @@ IMPOSSIBLE = [
     (
         {"rl.supervision": "text_steps", "rl.kl_coefficient": "0.1", "rl.kl_in": "reward"},
         "the penalty is of a completion, not of a step",
+    ),
+    (
+        {"rl.supervision": "text_steps", "rl.negative_control": "shuffled_rewards"},
+        "steps of one text are not those of another",
     ),
     ({"rl.drop_equal_groups": "true", "rl.advantage": "accepted"}, "leaves out what it has no use for by itself"),
     ({"rl.advantage": "pairs"}, "set rl.ratio = none, rl.clip = none and rl.kl_coefficient = 0"),

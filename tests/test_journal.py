@@ -37,13 +37,16 @@ def test_a_collapsed_policy_is_set_aside_and_the_run_goes_on_from_before_it(tmp_
             journal.roll_back(5, 2, ["entropy 0 (below 0.1)"])
     message = str(stopped.value)
     assert "rl step 5" in message and "2 steps in a row it showed entropy 0 (below 0.1)" in message
-    assert "last good checkpoint is step 3" in message and "lower rl.optimizer.learning_rate" in message
-    assert sorted(path.name for path in (tmp_path / "checkpoints" / "rl").iterdir()) == ["1", "2", "3"]
-    assert [path.name for path in (tmp_path / "collapsed" / "rl").iterdir()] == ["4"]  # moved, not lost
+    assert (
+        "last good checkpoint is step 2; steps [3, 4] are now in" in message
+        and "lower rl.optimizer.learning_rate" in message
+    )
+    assert sorted(path.name for path in (tmp_path / "checkpoints" / "rl").iterdir()) == ["1", "2"]
+    assert sorted(path.name for path in (tmp_path / "collapsed" / "rl").iterdir()) == ["3", "4"]  # moved, not lost
     with journal_of(tmp_path) as journal:
         items, first = journal.resume(START)
-        assert first == 3
-        np.testing.assert_array_equal(items["trainable"]["w"], np.full(3, 3.0))
+        assert first == 2
+        np.testing.assert_array_equal(items["trainable"]["w"], np.full(3, 2.0))
 
 
 def test_without_a_checkpoint_from_before_it_says_so(tmp_path):
@@ -51,7 +54,7 @@ def test_without_a_checkpoint_from_before_it_says_so(tmp_path):
         journal.resume(START)
         journal.record(1, values(1), watch=())
         journal.keep(1, START)
-        with pytest.raises(Diverged, match="There is no checkpoint from before"):
+        with pytest.raises(Diverged, match="No checkpoint of rl is from before"):
             journal.roll_back(2, 2, ["KL 9 (above 1)"])
     assert list((tmp_path / "checkpoints" / "rl").iterdir()) == []
 

@@ -93,7 +93,7 @@ def elbo(text: Text, estimator: EstimatorConfig, sampler: SamplerConfig) -> list
     counts "independent": each position with probability t, weight 1 / t. "exact": n = 1 + floor(t L) positions, weight L / n; the
     same expectation with less variance and no 1 / t without bound (LLaDA's likelihood; arXiv 2502.09992, eq. 6). weight
     "uniform": the mean over the views that mask the position (UniGRPO, arXiv 2505.15809; its maskings are fresh in every inner
-    update).
+    update). full_mask: plus half of a view of all masks, on the scale of `coupled` with it (DiffuCoder's decoupled baseline).
     """
     draw_B1 = text.uniforms(0, 1)
     maskings = []
@@ -101,6 +101,8 @@ def elbo(text: Text, estimator: EstimatorConfig, sampler: SamplerConfig) -> list
         ratio_B1 = _between(estimator, (draw_B1 + k) / estimator.samples)
         masked_BC, share_B1 = _mask(text, text.valid_BC, ratio_B1, k + 1, estimator.counts)
         maskings.append(Masking(masked_BC, masked_BC / share_B1 / estimator.samples, slot=k))
+    if estimator.full_mask:
+        maskings.append(_half_of_all_masked(text, slot=estimator.samples))
     return _averaged(maskings) if estimator.weight == "uniform" else maskings
 
 
@@ -127,8 +129,7 @@ def coupled(text: Text, estimator: EstimatorConfig, sampler: SamplerConfig) -> l
             weight_BC = part_BC / jnp.where(part_B1 > 0, part_B1, 1.0) / (2 * estimator.samples)
             maskings.append(Masking(part_BC, weight_BC, slot=k))
     if estimator.full_mask:
-        every_BC = jnp.ones_like(text.valid_BC)
-        maskings.append(Masking(every_BC, every_BC / 2, slot=estimator.samples))
+        maskings.append(_half_of_all_masked(text, slot=estimator.samples))
     return maskings
 
 
@@ -239,6 +240,11 @@ def _lowest(text: Text, among_BC: Array, count_B1: Array, number: int) -> Array:
     uniform_BC = jnp.where(among_BC, text.uniforms(number, among_BC.shape[1]), jnp.inf)
     rank_BC = jnp.argsort(jnp.argsort(uniform_BC, axis=1), axis=1)
     return among_BC & (rank_BC < count_B1)
+
+
+def _half_of_all_masked(text: Text, slot: int) -> Masking:
+    every_BC = jnp.ones_like(text.valid_BC)
+    return Masking(every_BC, every_BC / 2, slot)
 
 
 def _averaged(maskings: list[Masking]) -> list[Masking]:

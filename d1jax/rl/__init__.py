@@ -1,1 +1,1 @@
-"""Reinforcement learning: diffu-GRPO."""
+"""Reinforcement learning: one engine, a method is a row of names."""

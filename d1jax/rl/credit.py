@@ -29,12 +29,16 @@ def credit(
     reward_QG: np.ndarray,
     tokenizer: Tokenizer,
     judge: Callable[[list[str]], np.ndarray],
+    seed: tuple[int, int],
 ) -> Credit:
     """Advantages of the tokens of a rollout batch. Under advantage "accepted" `reward_QG` is the reward that must be 1.
 
-    `judge` gives the reward of one text a row, for process supervision. A negative control gives everything zero.
+    `judge` gives the reward of one text a row, for process supervision. Negative controls: "shuffled_rewards" gives rewards to the wrong
+    completions (by `seed`), "zero_advantages" gives none.
     """
     rows, columns = rollout.tokens_BC.shape
+    if config.negative_control == "shuffled_rewards":
+        reward_QG = np.random.default_rng(seed).permutation(reward_QG.reshape(-1)).reshape(reward_QG.shape)
     rows_B, kept_B = np.arange(rows), np.ones(rows, bool)
     if config.advantage == "pairs":
         rows_B, advantage_B = pairs(reward_QG)

@@ -1,9 +1,9 @@
-"""One diffu-GRPO stage, top to bottom: sample, reward, compare within groups, update.
+"""One RL stage, top to bottom: sample, reward, compare within groups, update. The names in the config make it diffu-GRPO or another method.
 
 Q problems, G completions of each, B = Q G rows, C completion columns, U inner updates.
 
-Source: d1, arXiv 2504.12216, algorithm 1.
-Differs from the released code: mu inner updates meet mu different prompt masks for every accumulation setting; the reference
+Source: d1, arXiv 2504.12216, algorithm 1, for the order of things; configs/methods says what each method is.
+Differs from d1's released code: mu inner updates meet mu different prompt masks for every accumulation setting; the reference
 and old policies are scored under the same masks; completions of a group share their mask (mask_sharing); rollouts, rewards
 and updates are functions of (seed, step), so a run resumes exactly; padding is never attended to.
 """
@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from d1jax.analysis import accuracy
-from d1jax.config import ConfigError, RlConfig
+from d1jax.config import RlConfig
 from d1jax.data.pipeline import RowOrder
 from d1jax.diffusion.canvas import Canvas
 from d1jax.diffusion.sampler import given, sample
@@ -28,13 +28,12 @@ from d1jax.models import lora
 from d1jax.models.transformer import Variables
 from d1jax.rl import guards, metrics
 from d1jax.rl.credit import credit
-from d1jax.rl.rewards import reward_rows, total_rewards
+from d1jax.rl.rewards import Judge, total_rewards
 from d1jax.rl.scoring import Batch, Scorer, make_penalty
 from d1jax.rl.update import make_update
 from d1jax.runtime import mesh as mesh_rules
 from d1jax.runtime.optimizer import TrainState, make_optimizer, make_schedule, new_state
 from d1jax.setup import split, trained_table, with_adapter
-from d1jax.tasks.task import Row
 
 
 def train(experiment: Experiment, start: Variables, journal: Journal) -> Variables:
@@ -42,7 +41,7 @@ def train(experiment: Experiment, start: Variables, journal: Journal) -> Variabl
     config, problems, task, mesh = experiment.config.rl, experiment.train, experiment.task, experiment.mesh
     sampler, special, root = experiment.config.sampler, experiment.tokenizer.special, experiment.key("rl")
     questions, group = config.prompts_per_step, config.group_size
-    row_ids_B = mesh_rules.place_rows(mesh, np.arange(questions * group, dtype=np.int32))
+    row_ids_B = np.arange(questions * group, dtype=np.int32)
     # Completions of a group under one prompt mask: what they share cancels in their advantages, which sum to zero. With a mask
     # a row (d1) it does not, and most of the gradient's variance is of that kind (docs/architecture.md has the measurement).
     mask_ids_B = row_ids_B // group if config.mask_sharing == "group" else row_ids_B
@@ -54,16 +53,17 @@ def train(experiment: Experiment, start: Variables, journal: Journal) -> Variabl
     state = new_state(optimizer, trainable, mesh)
     update = make_update(experiment.model, optimizer, config, sampler, special, state)
     penalty = make_penalty(Scorer(experiment.model, config, sampler, special))
+    if config.estimator.name == "autoregressive" and (
+        sampler.remasking != "left_to_right" or sampler.steps < sampler.completion_length
+    ):
+        journal.note(
+            "rl.estimator.name = autoregressive is exact for sampler.remasking = left_to_right with one token a step only"
+        )
     reference = _reference(config, trainable, frozen)
     items, first = journal.resume(_items(state, reference))
     state, reference = TrainState(items["trainable"], items["optimizer"]), items.get("reference", reference)
 
-    names = {*config.reward_weights, *([config.accept] if config.advantage == "accepted" else [])}
     usable = problems.has_target_R.nonzero()[0] if config.data == "targets" else np.arange(len(problems))
-    if not len(usable):
-        raise ConfigError(
-            "config: rl.data = targets needs rows with solutions, and the task has none; set it to policy"
-        )
     order = RowOrder(len(usable), experiment.config.seed + 1)
     for step in range(first, config.steps):
         key = jax.random.fold_in(root, step)
@@ -71,48 +71,41 @@ def train(experiment: Experiment, start: Variables, journal: Journal) -> Variabl
 
         # -- rollouts: G completions of each problem
         rows_B = np.repeat(usable[order.take(step * questions, questions)], group)
-        prompts = mesh_rules.place_rows(mesh, (problems.prompt_RP[rows_B], problems.prompt_length_R[rows_B]))
+        prompts = problems.prompt_RP[rows_B], problems.prompt_length_R[rows_B]
         policy = {**frozen, **state.trainable}
         if config.data == "targets":
             rollout = given(problems.target_RC[rows_B], special.end)
         else:
             rollout = jax.device_get(sample(
-                experiment.model, reference if config.data == "reference" else policy, *prompts, jax.random.fold_in(key, 0),
-                row_ids_B, config=sampler, special=special, temperature=config.temperature,
+                experiment.model, reference if config.data == "reference" else policy,
+                *mesh_rules.place_rows(mesh, prompts), jax.random.fold_in(key, 0), mesh_rules.place_rows(mesh, row_ids_B),
+                config=sampler, special=special, temperature=config.temperature,
             ))  # fmt: skip
-        entropy_BC = rollout.entropy_BC if config.estimator.subset < 1 else None
-        uncredited = Batch(  # before anybody knows what it is worth
+        batch = Batch(  # all rows alike, until they are judged
             Canvas(rollout.tokens_BC, *prompts), mask_ids_B, rollout.reveal_step_BC,
-            np.zeros(rollout.tokens_BC.shape, np.float32), np.ones(len(rows_B), bool), entropy_BC,
+            np.zeros(rollout.tokens_BC.shape, np.float32), np.ones(len(rows_B), bool),
+            rollout.entropy_BC if config.estimator.subset < 1 else None,
         )  # fmt: skip
-        uncredited = mesh_rules.place_rows(mesh, uncredited)
         clock.append(time.perf_counter())
 
         # -- rewards and advantages, on the host
-        texts = accuracy.texts_of(experiment, rollout)
-        rows = [problems.rows[row] for row in rows_B]
-        parts_B, failures = reward_rows(task, rows, texts, names)
-        for line in failures[:1]:
-            journal.note(f"step {step + 1}: {line}, so it counts as 0 ({len(failures)} of {len(rows)} rows)")
+        texts, values = accuracy.texts_of(experiment, rollout), {}
+        judge = Judge(task, [problems.rows[row] for row in rows_B], rows_B.tolist(), config)
+        parts_B = judge.rewards(texts)
         reward_QG = total_rewards(parts_B, config.reward_weights).reshape(questions, group)
-        values = {}
-        judged_QG = reward_QG
-        if config.kl_coefficient > 0 and config.kl_in == "reward":
-            kl_B, tokens = penalty(policy, reference, uncredited, jax.random.fold_in(key, 1))
-            judged_QG = reward_QG - config.kl_coefficient * np.asarray(kl_B, np.float64).reshape(reward_QG.shape)
+        compared_QG = reward_QG
+        if config.kl_in_reward:
+            kl_B, tokens = penalty(policy, reference, mesh_rules.place_rows(mesh, batch), jax.random.fold_in(key, 1))
+            compared_QG = reward_QG - config.kl_coefficient * np.asarray(kl_B, np.float64).reshape(reward_QG.shape)
             values["kl"] = float(kl_B.sum() / tokens)
         elif config.advantage == "accepted":
-            judged_QG = parts_B[config.accept].reshape(reward_QG.shape)
-        judged_QG = _controlled(config, judged_QG, experiment.config.seed, step)
-
-        def judge(texts: list[str], rows: list[Row] = rows) -> np.ndarray:
-            return total_rewards(reward_rows(task, rows, texts, config.reward_weights)[0], config.reward_weights)
-
-        credits = credit(config, rollout, judged_QG, experiment.tokenizer, judge)
+            compared_QG = parts_B[config.accept].reshape(reward_QG.shape)
+        credits = credit(config, rollout, compared_QG, experiment.tokenizer, judge, (experiment.config.seed, step))
+        for line in judge.failures[:1]:
+            journal.note(f"step {step + 1}: {line}; it counts as 0 ({len(judge.failures)} such texts)")
         clock.append(time.perf_counter())
 
         # -- mu inner updates in one compiled call
-        batch = uncredited
         if config.advantage == "pairs":  # the best and the worst of each group
             batch = jax.tree.map(lambda x, rows_B=credits.rows_B: x[rows_B], batch)
         batch = batch._replace(advantage_BC=credits.advantage_BC, kept_B=credits.kept_B)
@@ -128,7 +121,7 @@ def train(experiment: Experiment, start: Variables, journal: Journal) -> Variabl
 
         # -- what is left behind
         values |= {
-            **metrics.of_rewards(parts_B, reward_QG, len(failures)),
+            **metrics.of_rewards(parts_B, reward_QG, len(judge.failures)),
             **metrics.of_completions(rollout, texts, group, special.end),
             **metrics.of_update(inner, config),
             "learning_rate": float(schedule(step * config.inner_updates)),
@@ -149,12 +142,17 @@ def _copy(tree: Any) -> Any:
     return jax.tree.map(jnp.copy, tree)
 
 
-@jax.jit
 def _mixed(reference: Variables, policy: Variables, share: float) -> Variables:
-    """share x policy + (1 - share) x reference; 1 is a copy, bit for bit."""
-    return jax.tree.map(
-        lambda r, p: jnp.where(share == 1, p, (share * p + (1 - share) * r).astype(r.dtype)), reference, policy
-    )
+    """share x policy + (1 - share) x reference, where the reference lives; 1 is a copy, bit for bit."""
+    if share == 1:
+        return _copy(policy)
+    where = jax.tree.map(lambda x: x.sharding, reference)
+    mix = jax.jit(_weighted, out_shardings=where)
+    return mix(reference, policy, share)
+
+
+def _weighted(reference: Variables, policy: Variables, share: float) -> Variables:
+    return jax.tree.map(lambda r, p: (share * p + (1 - share) * r).astype(r.dtype), reference, policy)
 
 
 def _reference(config: RlConfig, trainable: Variables, frozen: Variables) -> Variables:
@@ -168,10 +166,3 @@ def _items(state: TrainState, reference: Variables) -> dict[str, Any]:
     """What a checkpoint holds. A reference that is the frozen base is not saved again."""
     moving = {"reference": reference} if reference and "params" in state.trainable else {}
     return {"trainable": state.trainable, "optimizer": state.optimizer, **moving}
-
-
-def _controlled(config: RlConfig, reward_QG: np.ndarray, seed: int, step: int) -> np.ndarray:
-    """The rewards, or for a negative control the same rewards given to the wrong completions."""
-    if config.negative_control != "shuffled_rewards":
-        return reward_QG
-    return np.random.default_rng((seed, step)).permutation(reward_QG.reshape(-1)).reshape(reward_QG.shape)

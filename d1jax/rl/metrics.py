@@ -44,7 +44,7 @@ def of_update(inner: Mapping[str, np.ndarray], config: RlConfig) -> dict[str, fl
     values = {
         name: float(value.mean()) for name, value in inner.items() if not name.startswith(("nonfinite/", "check/"))
     }
-    if config.kl_coefficient == 0 or config.kl_in == "reward":
+    if not config.kl_in_loss:
         del values["kl"]
     values["ratio/first"] = float(inner["ratio/mean"][0])
     return values | {

@@ -22,8 +22,8 @@ class TokenTerms(NamedTuple):
     loss_BC: Array
     ratio_BC: Array
     kl_BC: Array
-    clipped_low_BC: Array  # True where the clip removes the gradient from below (negative advantage)
-    clipped_high_BC: Array  # and from above (positive advantage)
+    clipped_low_BC: Array  # True below the clip range with a negative advantage: there ppo has no gradient
+    clipped_high_BC: Array  # and above it with a positive one
 
 
 def token_terms(

@@ -3,33 +3,56 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from numbers import Real
 
 import numpy as np
 
-from d1jax.tasks.task import Row, Task
+from d1jax.config import RlConfig
+from d1jax.tasks.task import DataError, Row, Task
+
+
+class Judge:
+    """The rewards of one rollout batch, also of its unfinished texts, and what went wrong with them (`failures`)."""
+
+    def __init__(self, task: Task, rows: Sequence[Row], ids: Sequence[int], config: RlConfig) -> None:
+        self.failures: list[str] = []
+        self._task, self._rows, self._ids, self._weights = task, rows, ids, config.reward_weights
+        self._names = {*config.reward_weights, *([config.accept] if config.advantage == "accepted" else [])}
+
+    def rewards(self, texts: Sequence[str]) -> dict[str, np.ndarray]:
+        """{name: [B]} of one text a row."""
+        parts_B, failures = reward_rows(self._task, self._rows, texts, self._names, self._ids)
+        self.failures += failures
+        return parts_B
+
+    def __call__(self, texts: Sequence[str]) -> np.ndarray:
+        """[B]: the weighted sums."""
+        return total_rewards(self.rewards(texts), self._weights)
 
 
 def reward_rows(
-    task: Task, rows: Sequence[Row], texts: Sequence[str], names: Sequence[str] | Mapping[str, float]
+    task: Task, rows: Sequence[Row], texts: Sequence[str], names: Collection[str], ids: Sequence[int] | None = None
 ) -> tuple[dict[str, np.ndarray], list[str]]:
     """({name: [B] rewards} of the task, a line for every row that could not be rewarded).
 
-    A row whose reward raises, or is not a finite number, gets 0 for everything and is named: one odd text out of thousands
-    must not end a run, and must not go unnoticed either. Raises ValueError where a named reward is missing, which no text causes.
+    A row whose reward raises, or is not a finite number, gets 0 for everything and is named, by its place in the training rows (`ids`): one
+    odd text out of thousands must not end a run, and must not go unnoticed either. Raises DataError where a named reward is missing,
+    which no text causes.
     """
     judged, failures = [], []
-    for index, (row, text) in enumerate(zip(rows, texts, strict=True)):
+    for index, row, text in zip(ids or range(len(rows)), rows, texts, strict=True):
         place = f"task {task.name!r}, row {index}"
         try:
             rewards = task.rewards(row, text)
         except Exception as error:  # a task is user code; whatever it raises concerns one text
             rewards, wrong = {}, f"{place}: rewards raised {type(error).__name__}: {error}"
         else:
+            if not isinstance(rewards, Mapping):
+                raise DataError(f"{place}: rewards returned a {type(rewards).__name__}; return {{name: number}}")
             missing = sorted(set(names) - set(rewards))
             if missing:
-                raise ValueError(f"{place}: no reward named {missing}; it gives {sorted(rewards)}")
+                raise DataError(f"{place}: no reward named {missing}; it gives {sorted(rewards)}")
             wrong = next((f"{place}: reward {name!r} is {value!r}, not a finite number"
                           for name, value in rewards.items() if not _is_finite(value)), None)  # fmt: skip
         if wrong is not None:

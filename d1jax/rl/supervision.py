@@ -26,10 +26,11 @@ def text_steps(tokens_BC: np.ndarray, length_B: np.ndarray, tokenizer: Tokenizer
 
 
 def commit_steps(reveal_step_BC: np.ndarray, length_B: np.ndarray, parts: int) -> np.ndarray:
-    """[B, C]: the part of the decoding, of `parts` of equal length, that committed each token of the text."""
+    """[B, C]: the part of the decoding, of `parts` of equal length, that committed each token of the text. Behind it: the last one."""
     decoded_BC = (np.arange(reveal_step_BC.shape[1])[None, :] < length_B[:, None]) & (reveal_step_BC != NEVER_DECODED)
     steps_B1 = np.where(decoded_BC, reveal_step_BC, 0).max(axis=1, keepdims=True) + 1
-    return np.where(decoded_BC, reveal_step_BC, 0) * parts // np.maximum(steps_B1, parts)
+    part_BC = np.where(decoded_BC, reveal_step_BC, 0) * parts // np.maximum(steps_B1, parts)
+    return np.where(decoded_BC, part_BC, np.minimum(steps_B1, parts) - 1)
 
 
 def gains(

@@ -17,7 +17,7 @@ from jax import Array
 from d1jax.config import RlConfig, SamplerConfig
 from d1jax.data.tokenizers import SpecialTokens
 from d1jax.models.transformer import Transformer, Variables
-from d1jax.rl.objective import POOLINGS, preference_terms, token_terms
+from d1jax.rl.objective import LEVELS, POOLINGS, preference_terms, token_terms
 from d1jax.rl.scoring import Batch, Scorer
 from d1jax.runtime.optimizer import TrainState, apply_gradient, bad_updates, gradients, placement
 
@@ -56,9 +56,8 @@ def make_update(
     """
     scorer = Scorer(model, config, sampler, special)
     pairs = config.advantage == "pairs"
-    kl_in_loss = config.kl_coefficient > 0 and config.kl_in == "loss"
-    with_reference = pairs or (kl_in_loss and config.kl_to == "reference")
-    with_old = (config.ratio != "none" and not pairs) or (kl_in_loss and config.kl_to == "old")
+    with_reference = pairs or (config.kl_in_loss and config.kl_to == "reference")
+    with_old = (config.ratio != "none" and not pairs) or (config.kl_in_loss and config.kl_to == "old")
 
     def loss(
         trainable: Any, rows: Scored, frozen: Variables, key: Array, first: Array
@@ -74,11 +73,11 @@ def make_update(
         if pairs:
             terms = preference_terms(scores.logp, rows.reference_logp_BC, batch.advantage_BC, mask_BC, config)
         else:
-            compared_BC = None if not kl_in_loss else rows.reference_logp_BC if with_reference else old_logp_BC
+            compared_BC = None if not config.kl_in_loss else rows.reference_logp_BC if with_reference else old_logp_BC
             terms = token_terms(
                 scores.logp, old_logp_BC, compared_BC, batch.advantage_BC, mask_BC, config, sampler.block_length
             )
-        # The mean over the views that score a token, whatever their weights.
+        # The mean over the views that score a token, weighted as its score is; 0 where none does.
         weight_BC = jnp.sum(views.weight_NBC, axis=0)
         entropy_BC = scores.entropy / jnp.where(weight_BC > 0, weight_BC, 1.0)
         loss_BC = terms.loss_BC - config.entropy_coefficient * entropy_BC
@@ -87,14 +86,15 @@ def make_update(
             "tokens": mask_BC,
             "scored": mask_BC & (weight_BC > 0),
             "ratio/mean": terms.ratio_BC * mask_BC,
-            "ratio/log_square": (scores.logp - old_logp_BC) ** 2 * mask_BC,
+            "ratio/log_square": jnp.log(terms.ratio_BC) ** 2 * mask_BC,
             "kl": terms.kl_BC * mask_BC,
             "entropy": entropy_BC * mask_BC,
             "clip_ratio/low_mean": terms.clipped_low_BC & mask_BC,
             "clip_ratio/high_mean": terms.clipped_high_BC & mask_BC,
             "mask/prompt_hidden": hidden_BP,
             "mask/prompt_tokens": batch.canvas.prompt_mask_BP,
-            "check/score_square": (scores.logp - rows.old_logp_BC) ** 2 * mask_BC,
+            # A weight of 1 / share carries the rounding of log p with it.
+            "check/score_square": ((scores.logp - rows.old_logp_BC) / jnp.maximum(weight_BC, 1.0)) ** 2 * mask_BC,
             "check/zero_advantage_loss": jnp.where(batch.advantage_BC == 0, jnp.abs(terms.policy_BC), 0.0) * mask_BC,
         }
         return jnp.sum(rows.weight_BC * loss_BC), {name: jnp.sum(x, dtype=jnp.float32) for name, x in sums.items()}
@@ -136,7 +136,8 @@ def make_update(
 
         xs = (jnp.arange(config.inner_updates), keys_U, old_logp_UBC, reference_logp_UBC)
         state, metrics = jax.lax.scan(inner, state, xs)
-        return state, metrics | masks_alone(old_logp_UBC, scorer.text_BC(batch) & batch.kept_B[:, None], config)
+        text_BC = scorer.text_BC(batch) & batch.kept_B[:, None]
+        return state, metrics | masks_alone(old_logp_UBC, text_BC, config, sampler.block_length)
 
     return update
 
@@ -154,17 +155,17 @@ def summarize(sums: dict[str, Array]) -> dict[str, Array]:
         "ratio/log_rms": jnp.sqrt(sums["ratio/log_square"] / tokens),
         "clip_ratio/region_mean": means["clip_ratio/low_mean"] + means["clip_ratio/high_mean"],
         "mask/prompt_frac": sums["mask/prompt_hidden"] / jnp.maximum(sums["mask/prompt_tokens"], 1),
+        "check/tokens": sums["tokens"],
         "check/score_rms": jnp.sqrt(sums["check/score_square"] / tokens),
         "check/zero_advantage_loss": sums["check/zero_advantage_loss"],
     }
 
 
-def masks_alone(old_logp_UBC: Array, text_BC: Array, config: RlConfig) -> dict[str, Array]:
-    """How far apart the scores of one policy are under two plans, and the share of tokens that this alone would clip.
-
-    It is what a method would see whose policy and old policy do not share their masks. 0 where there is one plan only.
+def masks_alone(old_logp_UBC: Array, text_BC: Array, config: RlConfig, block_length: int) -> dict[str, Array]:
+    """How far apart the scores of one policy are under two plans, at the level of config.ratio, and the share of tokens that this
+    alone would clip: what a method would see whose policy and old policy do not share their masks. 0 where there is one plan only.
     """
-    apart_BC = (old_logp_UBC[-1] - old_logp_UBC[0]) * text_BC
+    apart_BC = LEVELS[config.ratio]((old_logp_UBC[-1] - old_logp_UBC[0]) * text_BC, text_BC, block_length) * text_BC
     ratio_BC, tokens = jnp.exp(apart_BC), jnp.maximum(jnp.sum(text_BC), 1)
     outside_BC = (ratio_BC < 1 - config.clip_low) | (ratio_BC > 1 + config.clip_high)
     return {

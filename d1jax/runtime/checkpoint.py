@@ -42,14 +42,15 @@ class Checkpoints:
             warnings.simplefilter("ignore")  # Orbax warns about partial loads, which are what evaluation wants
             return self._checkpointer.load_checkpointables(step, jax.tree.map(_abstract, like))
 
-    def set_aside(self, after: int, directory: Path) -> None:
-        """Moves all checkpoints behind step `after` into another directory, so that a run goes on from before them."""
-        directory.mkdir(parents=True, exist_ok=True)
-        for step in self.steps():
-            if step > after:
-                names = (directory / (f"{step}-{n}" if n else str(step)) for n in itertools.count())
-                free = next(name for name in names if not name.exists())  # of an earlier collapse nothing is lost
-                (Path(self._checkpointer.directory) / str(step)).rename(free)
+    def set_aside(self, after: int, directory: Path) -> list[int]:
+        """Moves all checkpoints behind step `after` into another directory, so that a run goes on from before them; which."""
+        moved = [step for step in self.steps() if step > after]
+        for step in moved:
+            directory.mkdir(parents=True, exist_ok=True)
+            names = (directory / (f"{step}-{n}" if n else str(step)) for n in itertools.count())
+            free = next(name for name in names if not name.exists())  # of an earlier collapse nothing is lost
+            (Path(self._checkpointer.directory) / str(step)).rename(free)
+        return moved
 
     def close(self) -> None:
         self._checkpointer.close()

@@ -11,6 +11,7 @@ from d1jax.rl.metrics import repeated_tokens
 from d1jax.runtime.stopping import Diverged
 
 GOOD = {
+    "check/tokens": np.array([9, 9]),
     "check/score_rms": np.array([1e-6, 0.3]), "ratio/mean": np.array([1.0, 1.1]),
     "check/zero_advantage_loss": np.array([0.0, 0.2]),
     "check/masks_alone_log_rms": np.float32(0.63), "check/masks_alone_clipped": np.float32(0.47),
@@ -28,7 +29,7 @@ def test_a_good_start_says_what_masks_alone_would_do():
     ("wrong", "message"),
     [
         ({"check/score_rms": np.array([0.01])}, "differ from the same policy's old scores by 0.01"),
-        ({"check/score_rms": np.array([math.nan])}, "differ from"),
+        ({"check/score_rms": np.array([math.nan])}, "scores are not finite"),
         ({"ratio/mean": np.array([0.999])}, "the mean ratio is 0.999"),
         ({"check/zero_advantage_loss": np.array([1e-9])}, "a policy loss of 1e-09 instead of exactly 0"),
     ],
@@ -40,6 +41,18 @@ def test_a_broken_invariant_stops_the_run(wrong, message):
 
 def test_bf16_may_round_more():
     assert check_start(GOOD | {"check/score_rms": np.array([0.05])}, RlConfig(), "bfloat16")
+
+
+def test_pairs_are_compared_with_a_reference_that_may_round():
+    close = GOOD | {"ratio/mean": np.array([0.9999])}
+    assert check_start(close, RlConfig(advantage="pairs", ratio="none"), "float32")
+    with pytest.raises(Diverged):
+        check_start(close, RlConfig(), "float32")
+
+
+def test_a_first_step_without_a_right_completion_has_nothing_to_check():
+    (line,) = check_start(GOOD | {"check/tokens": np.array([0])}, RlConfig(advantage="accepted"), "float32")
+    assert line.startswith("nothing to check")
 
 
 FINE = {
@@ -56,7 +69,7 @@ STRICT = GuardConfig(patience=2, repeated_tokens=0.8, distinct=0.2, entropy=0.01
     ("sick", "words"),
     [
         ({"completions/repeated_tokens": 0.95}, "repeated tokens 0.95 (above 0.8)"),
-        ({"completions/distinct_per_group": 1.0}, "distinct completions of a group 0.125 (below 0.2)"),
+        ({"completions/distinct_per_group": 1.0}, "distinct completions of a group 0.125 (not above 0.2)"),
         ({"entropy": 0.001}, "entropy 0.001 (below 0.01)"),
         ({"ratio/log_rms": 3.0}, "log ratio (rms) 3 (above 2)"),
         ({"kl": math.inf}, "KL inf (above 1)"),

@@ -5,8 +5,10 @@ import math
 import numpy as np
 import pytest
 
-from d1jax.rl.rewards import reward_rows, total_rewards
+from d1jax.config import RlConfig
+from d1jax.rl.rewards import Judge, reward_rows, total_rewards
 from d1jax.tasks.sudoku import Sudoku
+from d1jax.tasks.task import DataError
 
 ODD = {"nan": math.nan, "inf": math.inf, "list": [1.0, 0.0], "none": None}
 
@@ -19,6 +21,8 @@ class Moody:
     def rewards(self, row, text):
         if text == "raise":
             raise RuntimeError("boom")
+        if text == "nothing":
+            return None
         return {"good": ODD.get(text, 1.0), "other": 0.5}
 
 
@@ -36,8 +40,20 @@ def test_failures_are_zero_and_named():
 
 
 def test_a_reward_that_the_task_does_not_have_is_an_error():
-    with pytest.raises(ValueError, match="moody.*row 0.*missing.*good"):
+    with pytest.raises(DataError, match="moody.*row 0.*missing.*good"):
         reward_rows(Moody(), [{}], ["fine"], {"missing": 1.0})
+
+
+def test_rewards_that_are_no_mapping_are_an_error():
+    with pytest.raises(DataError, match="moody.*row 7.*returned a NoneType; return {name: number}"):
+        reward_rows(Moody(), [{}], ["nothing"], {"good"}, ids=[7])
+
+
+def test_a_judge_remembers_what_went_wrong_with_any_text():
+    judge = Judge(Moody(), [{}] * 2, [30, 31], RlConfig(reward_weights={"good": 2.0, "other": 1.0}))
+    assert judge(["fine", "raise"]).tolist() == [2.5, 0.0]
+    assert judge.rewards(["nan", "fine"])["good"].tolist() == [0.0, 1.0]
+    assert [line.split(":")[0] for line in judge.failures] == ["task 'moody', row 31", "task 'moody', row 30"]
 
 
 def test_total_is_the_weighted_sum():

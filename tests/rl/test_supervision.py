@@ -28,7 +28,7 @@ def test_parts_of_the_decoding_are_of_equal_length():
     reveal = np.array([[0, 7, 3, 4, 2, 1, 6, 5], [0, 1, 1, 0, -1, -1, -1, -1]])
     parts = commit_steps(reveal, np.array([8, 4]), 4)
     assert parts[0].tolist() == [0, 3, 1, 2, 1, 0, 3, 2]
-    assert parts[1].tolist() == [0, 1, 1, 0, 0, 0, 0, 0]  # two steps make two parts
+    assert parts[1].tolist() == [0, 1, 1, 0, 1, 1, 1, 1]  # two steps make two parts; what is behind comes last
 
 
 @given(st.lists(st.integers(0, 40), min_size=1, max_size=12), st.integers(1, 6))
@@ -47,6 +47,15 @@ def test_what_is_not_there_yet_is_a_hole_that_keeps_the_places_behind_it():
     assert (
         unfinished(tokens[0], np.array([1, 0, 0, 0, 1, 1], bool), TOKENIZER) == "a___"
     )  # the end is there, three letters are not
+
+
+def test_a_text_that_lacks_only_its_end_has_no_hole_behind_it():
+    """Or the whole reward would go to the part that commits the end token."""
+    tokens, length = encoded("abcd", 8)
+    reveal = np.array([[0, 1, 2, 3, 4, -1, -1, -1]])
+    part = commit_steps(reveal, length, 5)[0]
+    texts = [unfinished(tokens[0], part <= step, TOKENIZER) for step in range(5)]
+    assert texts == ["a", "ab", "abc", "abcd", "abcd"]
 
 
 def test_gains_of_a_completion_add_up_to_its_reward():
