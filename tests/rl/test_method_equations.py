@@ -293,13 +293,15 @@ def test_the_loss_is_that_of_the_paper(toy, method, request):
     views = scorer.views(view_keys(key, 2, config.fresh_masks)[1], rows)
     text = np.asarray(through_first_end(rows.canvas.completion_BC, toy.special.end))
 
+    scored = jax.jit(lambda weights, view: score(model, weights, rows.canvas, view).logp)
+
     def per_view(weights):
         """[N, B, C]: the model's log-probabilities under each view alone."""
         alone = [
             Views(views.completion_NBC[n : n + 1], views.prompt_NBP[n : n + 1], jnp.ones((1, *text.shape)))
             for n in range(len(views.completion_NBC))
         ]
-        return np.stack([np.asarray(score(model, weights, rows.canvas, view).logp, np.float64) for view in alone])
+        return np.stack([np.asarray(scored(weights, view), np.float64) for view in alone])
 
     case = Case(
         new=per_view(moved), old=per_view(variables), reference=per_view(reference),
