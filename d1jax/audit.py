@@ -27,7 +27,7 @@ from d1jax.analysis import estimator_audit as audit
 from d1jax.analysis import summary
 from d1jax.analysis.estimator_bench import STRATA, Batch, Bench, Candidate, candidates, large_sample_elbo
 from d1jax.config import ConfigError
-from d1jax.config_file import parse, to_dict
+from d1jax.config_file import own_flags, parse, to_dict
 from d1jax.diffusion.canvas import Canvas
 from d1jax.diffusion.sampler import sample
 from d1jax.experiment import Experiment, build
@@ -56,7 +56,7 @@ def main(argv: Sequence[str]) -> int:
         print(__doc__)
         return 0
     try:
-        own, overrides = _arguments(argv)
+        own, overrides = own_flags(argv, (*NAMES, *COUNTS))
         counts = {name: _count(own, name) for name in COUNTS}
         out = _writable(Path(own["out"])) if "out" in own else None
         result = run(own, counts, overrides)
@@ -161,28 +161,12 @@ def _of_files(folder: Path, flags: Sequence[str], known: Sequence[Candidate]) ->
     seen, found = {(one.estimator, one.prompt_mask) for one in known}, []
     for file in files:
         rl = parse([*flags, "--rl", str(file)]).rl
-        estimator = dataclasses.replace(
-            rl.estimator, upper_share=0.0
-        )  # the audit knows no advantages: of SPG its lower bound
+        # The audit knows no advantages: of SPG it takes the lower bound.
+        estimator = dataclasses.replace(rl.estimator, upper_share=0.0)
         if (estimator, rl.prompt_mask) not in seen and estimator.subset == 1:
             seen.add((estimator, rl.prompt_mask))
             found.append(Candidate(file.stem, estimator, rl.prompt_mask))
     return found
-
-
-def _arguments(argv: Sequence[str]) -> tuple[dict[str, str], list[str]]:
-    """Our own flags, and the rest for the configuration."""
-    own, rest, queue = {}, [], list(argv)
-    while queue:
-        flag = queue.pop(0)
-        name, equals, value = flag[2:].partition("=")
-        if flag.startswith("--") and name in (*NAMES, *COUNTS):
-            if not equals and not queue:
-                raise ConfigError(f"command line: {flag} has no value")
-            own[name] = value if equals else queue.pop(0)
-        else:
-            rest.append(flag)
-    return own, rest
 
 
 def _count(own: dict[str, str], name: str) -> int:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -19,6 +19,21 @@ from draccus.utils import DecodingError, ParsingError
 
 from d1jax.config import Config, ConfigError
 from d1jax.config_rules import check
+
+
+def own_flags(argv: Sequence[str], names: Collection[str]) -> tuple[dict[str, str], list[str]]:
+    """({name: value} of a command's own flags, the rest for `parse`). Raises ConfigError for a flag without a value."""
+    own, rest, queue = {}, [], list(argv)
+    while queue:
+        flag = queue.pop(0)
+        name, equals, value = flag[2:].partition("=")
+        if flag.startswith("--") and name in names:
+            if not equals and not queue:
+                raise ConfigError(f"command line: {flag} has no value")
+            own[name] = value if equals else queue.pop(0)
+        else:
+            rest.append(flag)
+    return own, rest
 
 
 def parse(argv: Sequence[str]) -> Config:

@@ -18,7 +18,7 @@ import jax
 
 from d1jax.analysis import accuracy, summary
 from d1jax.config import ConfigError
-from d1jax.config_file import parse
+from d1jax.config_file import own_flags, parse
 from d1jax.experiment import build
 from d1jax.files import write_json
 from d1jax.runtime.run_directory import open_run
@@ -27,6 +27,7 @@ from d1jax.tasks.task import DataError
 from d1jax.telemetry.terminal import printable
 
 USER_MISTAKE = 2
+NAMES = ("run", "stage", "step", "checkpoint", "out")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -35,7 +36,7 @@ def main(argv: Sequence[str]) -> int:
         print(__doc__)
         return 0
     try:
-        own, overrides = _arguments(argv)
+        own, overrides = own_flags(argv, NAMES)
         result = evaluate(own, overrides)
     except (ConfigError, DataError) as error:
         print(f"error: {printable(str(error))}", file=sys.stderr)
@@ -72,21 +73,6 @@ def evaluate(own: dict[str, str], overrides: Sequence[str]) -> dict[str, Any]:
         name: accuracy.baseline_scores(experiment, problems) for name, problems in experiment.eval_sets.items()
     }
     return {"stages": stages, "baselines": baselines, "environment": summary.environment()}
-
-
-def _arguments(argv: Sequence[str]) -> tuple[dict[str, str], list[str]]:
-    """Our own flags, and the rest for the configuration."""
-    own, rest, queue = {}, [], list(argv)
-    while queue:
-        flag = queue.pop(0)
-        name, equals, value = flag[2:].partition("=")
-        if flag.startswith("--") and name in ("run", "stage", "step", "checkpoint", "out"):
-            if not equals and not queue:
-                raise ConfigError(f"command line: {flag} has no value")
-            own[name] = value if equals else queue.pop(0)
-        else:
-            rest.append(flag)
-    return own, rest
 
 
 def _from_checkpoint(path: Path) -> tuple[str, str, str]:

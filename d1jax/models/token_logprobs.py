@@ -26,8 +26,9 @@ class TokenScores(NamedTuple):
 def token_logprobs(hidden_xD: Array, head_DV: Array, targets_x: Array, chunk: int | None = None) -> TokenScores:
     """log softmax(hidden head)[target] and the entropy of that softmax, for every position.
 
-    Positions are scored in chunks under `jax.checkpoint`, so neither pass keeps more than chunk x V logits.
-    Padding of the last chunk is scored and dropped. `chunk` defaults to what fits LOGITS_PER_CHUNK.
+    Positions are scored in chunks, under `jax.checkpoint` where there are several, so neither pass keeps more than chunk x V logits.
+    A single chunk is kept for the way back, which saves one of the head's four products. Padding of the last chunk is scored and dropped.
+    `chunk` defaults to what fits LOGITS_PER_CHUNK.
     """
     shape, width = targets_x.shape, hidden_xD.shape[-1]
     count = targets_x.size
@@ -37,7 +38,6 @@ def token_logprobs(hidden_xD: Array, head_DV: Array, targets_x: Array, chunk: in
     hidden_ND = jnp.pad(hidden_xD.reshape(count, width), ((0, padding), (0, 0))).reshape(chunks, chunk, width)
     targets_N = jnp.pad(targets_x.reshape(count), (0, padding)).reshape(chunks, chunk)
 
-    @jax.checkpoint
     def score(args: tuple[Array, Array]) -> TokenScores:
         hidden_nD, targets_n = args
         logits_nV = project(hidden_nD, head_DV)
@@ -49,5 +49,5 @@ def token_logprobs(hidden_xD: Array, head_DV: Array, targets_x: Array, chunk: in
     if chunks == 1:
         scores = jax.tree.map(lambda x: x[None], score((hidden_ND[0], targets_N[0])))
     else:
-        scores = jax.lax.map(score, (hidden_ND, targets_N))
+        scores = jax.lax.map(jax.checkpoint(score), (hidden_ND, targets_N))
     return jax.tree.map(lambda x: x.reshape(-1)[:count].reshape(shape), scores)

@@ -80,7 +80,9 @@ def make_update(
         # The mean over the views that score a token, weighted as its score is; 0 where none does.
         weight_BC = jnp.sum(views.weight_NBC, axis=0)
         entropy_BC = scores.entropy / jnp.where(weight_BC > 0, weight_BC, 1.0)
-        loss_BC = terms.loss_BC - config.entropy_coefficient * entropy_BC
+        loss_BC = terms.loss_BC
+        if config.entropy_coefficient > 0:  # 0 x entropy would still be differentiated
+            loss_BC = loss_BC - config.entropy_coefficient * entropy_BC
         hidden_BP = (views.prompt_NBP[0] != batch.canvas.prompt_BP) & batch.canvas.prompt_mask_BP
         sums = {
             "tokens": mask_BC,
