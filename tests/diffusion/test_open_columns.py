@@ -18,7 +18,7 @@ def counted(calls):
         values_BS = jnp.sum(hidden_BSD, axis=2)
         nothing = jnp.zeros(values_BS.shape)
         return Candidates(
-            values_BS.astype(jnp.int32), values_BS if draws_BS is None else draws_BS, nothing, nothing, None
+            values_BS.astype(jnp.int32), values_BS if draws_BS is None else draws_BS, nothing, nothing, None, None
         )
 
     return function

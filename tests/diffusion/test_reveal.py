@@ -21,7 +21,7 @@ def made(sureness_BS, confidence_BS=None, tokens_BS=None):
     sureness_BS = jnp.asarray(sureness_BS, jnp.float32)
     confidence_BS = sureness_BS if confidence_BS is None else jnp.asarray(confidence_BS, jnp.float32)
     tokens_BS = jnp.zeros(sureness_BS.shape, jnp.int32) if tokens_BS is None else jnp.asarray(tokens_BS)
-    return Candidates(tokens_BS, jnp.zeros(sureness_BS.shape), confidence_BS, sureness_BS, None)
+    return Candidates(tokens_BS, jnp.zeros(sureness_BS.shape), confidence_BS, sureness_BS, None, None)
 
 
 @given(ROWS, st.integers(0, 8))

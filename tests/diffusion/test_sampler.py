@@ -16,6 +16,8 @@ from scipy.special import softmax
 
 from d1jax.config import MeshConfig, SamplerConfig
 from d1jax.data.tokenizers import SpecialTokens
+from d1jax.diffusion.canvas import Canvas
+from d1jax.diffusion.likelihood import Views, score
 from d1jax.diffusion.noise import Noise, keyed_noise
 from d1jax.diffusion.sampler import denoise, sample, text_is_decided
 from d1jax.diffusion.schedule import time_schedule
@@ -218,6 +220,29 @@ def test_a_model_that_shouts_mask_still_leaves_none(tiny, random_prompts, toward
     )  # fmt: skip
     assert not (np.asarray(rollout.tokens_BC) == MASK).any()
     assert np.asarray(rollout.confidence_BC).max() < 0.1  # most of the probability was the mask's
+
+
+def test_recorded_entropies_are_those_of_the_predictions_and_change_nothing(tiny, random_prompts):
+    """One step decodes all: then they are what the all-masked view says."""
+    model, variables = tiny(seed=1)
+    prompts = random_prompts(0, 6, 3)
+    config = SamplerConfig(completion_length=8, block_length=8, steps=1, early_exit=False)
+    found = {
+        recorded: sample(
+            model, variables, *prompts, jax.random.key(0), jnp.arange(6), config=dataclasses.replace(config, record_entropy=recorded),
+            special=SPECIAL, temperature=1.0,
+        )
+        for recorded in (False, True)
+    }  # fmt: skip
+    np.testing.assert_array_equal(found[True].tokens_BC, found[False].tokens_BC)
+    assert (np.asarray(found[False].entropy_BC) == 0).all()
+    canvas = Canvas(found[True].tokens_BC, *prompts)
+    masked = Views(
+        jnp.full((1, *canvas.completion_BC.shape), MASK),
+        canvas.prompt_BP[None],
+        jnp.ones((1, *canvas.completion_BC.shape)),
+    )
+    np.testing.assert_allclose(found[True].entropy_BC, score(model, variables, canvas, masked).entropy, atol=1e-4)
 
 
 # -- early exit --------------------------------------------------------------------------------------------------------
