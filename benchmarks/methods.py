@@ -9,7 +9,7 @@ forward passes x rows (methods_plan.forward_passes), on the same problems, with 
 goes on with the run that it was at. One worker a core.
 
 Other flags are laid over both experiment files, for pilots, which belong in their own --out and --work:
-    python benchmarks/methods.py --methods d1,espo --seeds 100 --no_ablations --work /tmp/pilot --out /tmp/pilot.json \\
+    python benchmarks/methods.py --methods d1,espo --seeds 100 --no_ablations --work pilot --out pilot.json \\
         --rl.optimizer.learning_rate 1e-3
 """
 

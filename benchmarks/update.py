@@ -1,7 +1,7 @@
 """Seconds and memory of one diffu-GRPO update batch (mu = 4): d1jax's compiled update against the same arithmetic in PyTorch.
 
     python benchmarks/update.py --out benchmarks/results/update_cpu.json
-    python benchmarks/update.py --preset tiny --rounds 2 --out /tmp/update.json     # seconds; every part, no figure of use
+    python benchmarks/update.py --preset tiny --rounds 2 --out update.json     # seconds; every part, no figure of use
 
 16 prompts x 6 completions, 128 + 128 tokens, 21 million parameters, vocabulary 32,000, fp32. Under each of the four masks the reference
 is scored (KL 0.04) and the old policy, then come four updates: ratio, clip, k3, mean over tokens, gradient clip, AdamW. PyTorch

@@ -47,7 +47,7 @@ def make_update(
     state: TrainState,
 ) -> Update:
     """`update(state, frozen, reference, batch, key, check=False) -> (state, metrics)`; metrics are fp32 arrays [U], one value an
-    inner update, and those of the check (see `checks`) scalars.
+    inner update, and those of the check (see guards.check_start) scalars.
 
     `state` is an example that says where arrays live. `frozen` holds the collections that are not trained; `reference` the
     whole reference policy ({} without one). Old and reference scores are taken under the same masked views as the policy's:

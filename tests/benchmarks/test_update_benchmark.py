@@ -2,23 +2,11 @@
 
 import dataclasses
 import importlib
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from d1jax.config import ModelConfig
-
-FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def benchmarks():
-    """Scripts of the folder import one another by name."""
-    sys.path.insert(0, str(FOLDER))
-    yield
-    sys.path.remove(str(FOLDER))
 
 
 @pytest.fixture(scope="module")
