@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -89,8 +90,9 @@ class PretrainedTokenizer:
             return self._ids(self.render(chat))
         # The template must not see them: each is rendered under a name that no turn and no template contains, the control tokens
         # of the template are found, and what stands between them is written as plain text under its own name again.
-        quote = next(chr(code) for code in range(0xE000, 0xF900) if chr(code) not in said)
-        names = {control: f"{quote}{index}{quote}" for index, control in enumerate(spelt)}
+        private = (chr(code) for code in range(0xE000, 0xF900))
+        opening, closing = itertools.islice((mark for mark in private if mark not in said), 2)
+        names = {control: f"{opening}{index}{closing}" for index, control in enumerate(spelt)}
         either = re.compile("|".join(map(re.escape, spelt)))
         hidden = [
             {
