@@ -15,11 +15,12 @@ import jax
 from jax import Array
 from jax.sharding import Mesh
 
-from d1jax.config import Config, ConfigError, ModelConfig, TaskConfig
+from d1jax.config import Config, ConfigError, LoraConfig, ModelConfig, TaskConfig
 from d1jax.data.tokenizers import ByteTokenizer, CharacterTokenizer, SmallTokenizer, Tokenizer
 from d1jax.files import new_directory, write_json
 from d1jax.models import lora
 from d1jax.models.transformer import Transformer, Variables, abstract_variables, initialize
+from d1jax.no_effect import no_effect
 from d1jax.runtime import mesh as mesh_rules
 from d1jax.runtime.checkpoint import Checkpoints
 from d1jax.runtime.run_directory import RunDirectory, is_run, open_run
@@ -92,6 +93,11 @@ def _tokenizer(config: Config, origin: Path | None) -> Tokenizer:
     """A published one where the weights come with it; else the one that the configuration asks for, which must fit the weights."""
     found = load_tokenizer(origin) if origin is not None else None
     if found is not None and not isinstance(found, SmallTokenizer):
+        if config.tokenizer != Config().tokenizer:
+            raise ConfigError(
+                f"config: {no_effect(f'tokenizer = {config.tokenizer}', 'weights that bring no published tokenizer')} "
+                f"(here: {str(origin)!r})"
+            )
         return found
     alphabet = make_task(config.task).alphabet if config.task.style == "bare" else PRINTABLE
     made = ByteTokenizer() if config.tokenizer == "bytes" else CharacterTokenizer(alphabet)
@@ -249,32 +255,39 @@ def trained_at(setup: Setup, run: RunDirectory, stage: str, step: int | None = N
     return {**frozen, **loaded["trainable"]}, step
 
 
-def adapter_of(path: Path, mesh: Mesh) -> tuple[Setup, Variables]:
-    """(setup, {"lora": ...}) of a run whose only stage trained an adapter of a checkpoint. The base is not read.
+def adapter_of(path: Path, mesh: Mesh) -> tuple[LoraConfig, Setup, Variables]:
+    """(LoRA settings, setup, {"lora": ...}) of a run that trained adapters of a checkpoint. The base is not read.
 
-    Raises ConfigError for other runs: an adapter of later stages belongs to weights that exist nowhere as a checkpoint.
+    Each stage trains an adapter of its own on the weights of the one before: W + s A1 B1 + s A2 B2 = W + s [A1 A2] [B1; B2], so those
+    of several stages are one adapter of the sum of their ranks, on the checkpoint. (In bf16 the run rounded in between.) Raises
+    ConfigError for a run without adapters, and for one that did not start from a checkpoint: its base exists nowhere.
     """
     run, config = open_run(path)
-    if (
-        not config.lora.rank
-        or len(config.stages) != 1
-        or not config.init_from
-        or not is_checkpoint(Path(config.init_from))
-    ):
+    if not config.lora.rank or not config.init_from or not is_checkpoint(Path(config.init_from)):
+        what = "it trained all weights" if not config.lora.rank else "it did not start from a checkpoint directory"
         raise ConfigError(
-            f"run {str(path)!r}: an adapter can be exported from a run of one LoRA stage on a checkpoint; this one has stages "
-            f"{list(config.stages)}, lora.rank {config.lora.rank}, init_from {config.init_from!r}; export merged weights"
+            f"run {str(path)!r} has no adapter of a checkpoint: {what} (lora.rank {config.lora.rank}, init_from "
+            f"{config.init_from!r}); export its merged weights, without --adapter-only. For an adapter, export the weights first "
+            "and train with lora.rank and init_from that directory"
         )
-    setup, (stage,) = set_up(config, run.source, mesh), config.stages
-    checkpoints = Checkpoints(run.checkpoints(stage))
-    try:
-        saved = checkpoints.latest()
-        if saved is None:
-            raise ConfigError(f"run {str(path)!r} has no checkpoint of stage {stage!r} yet")
-        like = abstract_variables(setup.model, mesh, ("lora",))
-        return setup, checkpoints.load(saved, {"trainable": like})["trainable"]
-    finally:
-        checkpoints.close()
+    setup = set_up(config, run.source, mesh)
+    like = abstract_variables(setup.model, mesh, ("lora",))
+    done = [stage for stage, step in run.saved_steps(config.stages).items() if step]
+    if not done:
+        raise ConfigError(f"run {str(path)!r} has no checkpoint yet")
+    adapters = []
+    for stage in done:
+        checkpoints = Checkpoints(run.checkpoints(stage))
+        try:
+            saved = checkpoints.latest()
+            assert saved is not None
+            adapters.append(checkpoints.load(saved, {"trainable": like})["trainable"]["lora"])
+        finally:
+            checkpoints.close()
+    ranks = dataclasses.replace(
+        config.lora, rank=config.lora.rank * len(adapters), alpha=config.lora.alpha * len(adapters)
+    )
+    return ranks, setup, {"lora": lora.side_by_side(adapters)}
 
 
 def trained_table(trainable: Variables, frozen: Variables, log: Callable[[str], None]) -> None:

@@ -6,7 +6,7 @@ would make the ratio of the first inner update differ from 1 (d1 trains with 0.0
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -50,6 +50,16 @@ def merge_each(
     for path, array in arrays:
         adapted = path[0] == "blocks" and path[1] in blocks and path[2] == "kernel"
         yield path, _merged(array, blocks[path[1]], lora) if adapted else array
+
+
+def side_by_side(adapters: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """One adapter that does what these do together: [A1 A2 ...] and [B1; B2; ...], for a scale of the same alpha / rank."""
+
+    def joined(keys: tuple[Any, ...], *parts: Array) -> Array:
+        rank_axis = 2 if keys[-1].key == "a" else 1  # a [L, in, r], b [L, r, out]
+        return jnp.concatenate(parts, axis=rank_axis)
+
+    return jax.tree_util.tree_map_with_path(joined, *adapters)
 
 
 @partial(jax.jit, static_argnums=2)
