@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import fcntl
 import shutil
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import IO
 from d1jax.config import Config, ConfigError
 from d1jax.config_file import differences, from_yaml, to_yaml
 from d1jax.files import write_beside
+from d1jax.runtime.longer import make_longer, only_longer
 
 OURS = (".lock", "config.yaml.tmp")  # what a claim that was killed may leave
 
@@ -89,10 +91,13 @@ def claim(config: Config) -> tuple[RunDirectory, IO[str]]:
     # Before the first checkpoint nothing has been learnt, and a corrected configuration may take the directory over.
     if run.config.exists() and any(run.path.glob("checkpoints/*/[0-9]*")):
         # Where the directory lies is no part of what it holds: a moved run may be continued.
-        changed = differences(
-            dataclasses.replace(from_yaml(run.config), run_dir=""), dataclasses.replace(config, run_dir="")
-        )
-        if changed:
+        old = from_yaml(run.config)
+        changed = differences(dataclasses.replace(old, run_dir=""), dataclasses.replace(config, run_dir=""))
+        if changed and only_longer(old, config):
+            for line in make_longer(run, old, config):
+                print(line, file=sys.stderr)
+            write_beside(run.config, to_yaml(config))
+        elif changed:
             raise ConfigError(
                 f"run_dir {config.run_dir!r} holds a run with another configuration; it differs in\n  "
                 + "\n  ".join(changed)
