@@ -21,7 +21,12 @@ RL = {"rl.prompts_per_step": 2, "rl.group_size": 4, "rl.inner_updates": 1}
 
 
 def run(directory, **changes):
-    settings = {**SETTINGS, **(RL if "rl" in changes["stages"] else {}), "run_dir": directory, **{key.replace("__", "."): value for key, value in changes.items()}}
+    settings = {
+        **SETTINGS,
+        **(RL if "rl" in changes["stages"] else {}),
+        "run_dir": directory,
+        **{key.replace("__", "."): value for key, value in changes.items()},
+    }
     return train.run(parse([f"--{key}={value}" for key, value in settings.items()]))
 
 
