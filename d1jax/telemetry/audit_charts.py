@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from d1jax.telemetry.charts import tick_label, ticks
 from d1jax.telemetry.markup import compact, esc
@@ -11,6 +12,8 @@ WIDTH, HEIGHT = 720, 400
 LEFT, TOP, RIGHT, BOTTOM = 62, 12, 16, 42
 NAMES, ROW, VALUES = 210, 21, 120  # of bars: columns for names and for values, height of a row
 COLOURS = 5
+LEAST_MARKS = 3
+DENSITIES = ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 5, 7))  # round numbers of a logarithmic axis, the sparsest first
 
 
 @dataclass(frozen=True)
@@ -129,10 +132,16 @@ def _log_axis(values: Sequence[float], start: float, end: float):
     low, high = math.log10(min(values)), math.log10(max(values))
     pad = 0.06 * (high - low) or 0.3
     low, high = low - pad, high + pad
-    between = (1, 2, 5) if high - low < 2.5 else (1,)
-    decades = [m * 10.0**e for e in range(math.floor(low), math.ceil(high) + 1) for m in between]
-    marks = [mark for mark in decades if low <= math.log10(mark) <= high]
+    marks = next((found for found in map(partial(_marks, low, high), DENSITIES) if len(found) >= LEAST_MARKS), [])
+    # A range so narrow that it holds no three of them: the round numbers of a linear axis.
+    marks = marks or [mark for mark in ticks(10**low, 10**high, 5) if low <= math.log10(mark) <= high]
     return marks, lambda value: start + (math.log10(value) - low) / (high - low) * (end - start)
+
+
+def _marks(low: float, high: float, between: Sequence[float]) -> list[float]:
+    """The multiples `between` of powers of ten whose logarithms lie in the range."""
+    every = [m * 10.0**e for e in range(math.floor(low), math.ceil(high) + 1) for m in between]
+    return [mark for mark in every if low <= math.log10(mark) <= high]
 
 
 def _colour(number: int) -> str:

@@ -103,6 +103,8 @@ figcaption{display:flex;gap:4px 8px;align-items:baseline;flex-wrap:wrap;min-heig
 .grid .given{font-weight:700}
 .grid .open{color:var(--accent)}
 .grid .wrong{background:var(--badground);color:var(--bad);text-decoration:underline;text-underline-offset:2px}
+.typed{display:block;max-width:24ch;margin-top:8px;font:11px/1.4 ui-monospace,Menlo,Consolas,monospace;color:var(--soft);
+  overflow-wrap:anywhere}
 .grid .small{font-size:8px}
 .grid .boxright{margin-right:2px}
 .grid .boxdown{margin-bottom:2px}
