@@ -9,7 +9,7 @@ from d1jax.telemetry.charts import tick_label, ticks
 from d1jax.telemetry.markup import compact, esc
 
 WIDTH, HEIGHT = 720, 400
-LEFT, TOP, RIGHT, BOTTOM = 62, 12, 16, 42
+LEFT, TOP, RIGHT, BOTTOM = 80, 12, 16, 58  # room for the larger letters on a phone
 NAMES, ROW, VALUES = 210, 21, 120  # of bars: columns for names and for values, height of a row
 COLOURS = 5
 LEAST_MARKS = 3
@@ -46,16 +46,16 @@ def log_log(title: str, x_label: str, y_label: str, groups: Sequence[Group]) -> 
     for mark in y_marks:
         y = y_on(mark)
         parts.append(f'<line class="rule" x1="{LEFT}" x2="{right}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        parts.append(f'<text class="tick" x="{LEFT - 6}" y="{y + 3.5:.1f}" text-anchor="end">{esc(f"{mark:g}")}</text>')
+        parts.append(f'<text class="tick" x="{LEFT - 6}" y="{y + 5:.1f}" text-anchor="end">{esc(f"{mark:g}")}</text>')
     for mark in x_marks:
         x = x_on(mark)
         parts.append(f'<line class="axis" x1="{x:.1f}" x2="{x:.1f}" y1="{bottom}" y2="{bottom + 4}"/>')
-        parts.append(f'<text class="tick" x="{x:.1f}" y="{bottom + 16}" text-anchor="middle">{esc(f"{mark:g}")}</text>')
+        parts.append(f'<text class="tick" x="{x:.1f}" y="{bottom + 22}" text-anchor="middle">{esc(f"{mark:g}")}</text>')
     parts.append(f'<line class="axis" x1="{LEFT}" x2="{right}" y1="{bottom}" y2="{bottom}"/>')
     middle = (LEFT + right) / 2
     parts.append(f'<text class="label" x="{middle}" y="{HEIGHT - 6}" text-anchor="middle">{esc(x_label)}</text>')
     parts.append(
-        f'<text class="label" transform="translate(12 {(TOP + bottom) / 2}) rotate(-90)" text-anchor="middle">'
+        f'<text class="label" transform="translate(18 {(TOP + bottom) / 2}) rotate(-90)" text-anchor="middle">'
         f"{esc(y_label)}</text>"
     )
     for number, group in enumerate(groups):
@@ -70,7 +70,7 @@ def log_log(title: str, x_label: str, y_label: str, groups: Sequence[Group]) -> 
     spoken = "; ".join(f"{name} {compact(y)}" for group in groups for _, y, name in group.points)
     legend = "".join(_legend_item(number, group.name) for number, group in enumerate(groups))
     return (
-        f'<figure class="picture"><figcaption><span class="name">{esc(title)}</span></figcaption>'
+        f'<figure class="picture log"><figcaption><span class="name">{esc(title)}</span></figcaption>'
         f'<ul class="legend">{legend}</ul><svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
         f'aria-label="{esc(f"{title}: {spoken}")}">{"".join(parts)}</svg></figure>'
     )
