@@ -22,6 +22,7 @@ from d1jax.models import lora
 from d1jax.models.transformer import Transformer, Variables, abstract_variables, initialize
 from d1jax.runtime import mesh as mesh_rules
 from d1jax.runtime.checkpoint import Checkpoints
+from d1jax.runtime.optimizer import MASTER
 from d1jax.runtime.run_directory import RunDirectory, is_run, open_run
 from d1jax.tasks import TASKS
 from d1jax.tasks.task import Task
@@ -171,7 +172,9 @@ def start_variables(setup: Setup, run: RunDirectory) -> Variables:
         recorded = dict(zip(("stage", "step"), saved[-1], strict=True))
         write_json(run.origin, recorded)
     theirs = dataclasses.replace(setup, config=source, model=Transformer(setup.model.config, source.lora))
-    return variables_at(theirs, source_run, recorded["stage"], recorded["step"])[0]
+    variables, _ = variables_at(theirs, source_run, recorded["stage"], recorded["step"])
+    # A base that is not trained is stored as the configuration says; what will be trained loses nothing.
+    return lora.merge(variables, source.lora, config.model.param_dtype if config.lora.rank else "float32")
 
 
 def save_source(setup: Setup, run: RunDirectory) -> None:
@@ -202,8 +205,12 @@ def _architecture(config: Config) -> ModelConfig:
 
 
 def with_adapter(setup: Setup, variables: Variables, stage: str) -> Variables:
-    """The variables of a stage: under LoRA with a fresh adapter, which changes nothing until it is trained."""
-    if setup.config.lora.rank == 0:
+    """The variables of a stage: under LoRA with an adapter.
+
+    A run has one adapter. The first stage gets a fresh one, which changes nothing until it is trained; later stages go on with
+    it. (Merging it into a bf16 base between stages would round most of it away.)
+    """
+    if setup.config.lora.rank == 0 or "lora" in variables:
         return variables
     return {**variables, **initialize(setup.model, setup.key(f"{stage} adapter"), setup.mesh, ("lora",))}
 
@@ -215,13 +222,10 @@ def split(variables: Variables) -> tuple[Variables, Variables]:
 
 
 def variables_at(setup: Setup, run: RunDirectory, stage: str, step: int | None = None) -> tuple[Variables, int]:
-    """(weights, step) of a stage of a run at `step` (None: its last checkpoint), adapters merged. ConfigError if there are none."""
-    variables, step = trained_at(setup, run, stage, step)
-    return lora.merge(variables, setup.config.lora), step
+    """(weights, step) of a stage of a run at `step` (None: its last checkpoint). Raises ConfigError if there are none.
 
-
-def trained_at(setup: Setup, run: RunDirectory, stage: str, step: int | None = None) -> tuple[Variables, int]:
-    """The same with the adapter beside the weights that it was trained on."""
+    What was trained is fp32, as in training; an adapter stands beside the weights that it was trained on, not merged.
+    """
     stages = setup.config.stages
     if stage not in stages:
         raise ConfigError(f"run {str(run.path)!r} has no stage {stage!r}; choices: {', '.join(stages)}")
@@ -234,16 +238,15 @@ def trained_at(setup: Setup, run: RunDirectory, stage: str, step: int | None = N
             raise ConfigError(f"run {str(run.path)!r} has no checkpoint of stage {stage!r} yet")
         if step is not None and step not in saved:
             raise ConfigError(f"run {str(run.path)!r}: stage {stage!r} has checkpoints of steps {saved}, not of {step}")
-        index = stages.index(stage)
-        if setup.config.lora.rank and index:
-            before, _ = variables_at(setup, run, stages[index - 1])
-        elif setup.config.lora.rank:
-            before = start_variables(setup, run)
+        if setup.config.lora.rank:
+            check_one_adapter(setup.config, run)
+            frozen, names = start_variables(setup, run), ("lora",)
         else:
-            before = abstract_variables(setup.model, setup.mesh)
-        trainable, frozen = split(with_adapter(setup, before, stage))
+            frozen, names = {}, ("params",)
         step = saved[-1] if step is None else step
-        loaded = checkpoints.load(step, {"trainable": trainable})
+        trained = abstract_variables(setup.model, setup.mesh, names)
+        like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, MASTER, sharding=x.sharding), trained)
+        loaded = checkpoints.load(step, {"trainable": like})
     finally:
         checkpoints.close()
     return {**frozen, **loaded["trainable"]}, step
@@ -277,8 +280,26 @@ def adapter_of(path: Path, mesh: Mesh) -> tuple[Setup, Variables]:
         checkpoints.close()
 
 
+def check_one_adapter(config: Config, run: RunDirectory) -> None:
+    """Raises ConfigError for a LoRA run of several stages whose adapters are not one (d1jax before 0.2 merged between stages)."""
+    if config.lora.rank and len(config.stages) > 1 and not run.adapter.exists():
+        begun = [stage for stage, step in run.saved_steps(config.stages).items() if step]
+        if begun[1:]:
+            raise ConfigError(
+                f"run {str(run.path)!r} was written by an older d1jax, whose stages {', '.join(begun)} had an adapter each; "
+                "train it again, or export it with the version that wrote it"
+            )
+
+
+def mark_one_adapter(config: Config, run: RunDirectory) -> None:
+    """Writes down, before the first checkpoint, that the stages of this LoRA run share one adapter."""
+    check_one_adapter(config, run)
+    if config.lora.rank and not run.adapter.exists():
+        write_json(run.adapter, {"stages": list(config.stages), "adapters": 1})
+
+
 def trained_table(trainable: Variables, frozen: Variables, log: Callable[[str], None]) -> None:
-    """Logs every array that is trained, and how many of all parameters they are."""
+    """Logs every array that is trained, how many of all parameters they are, and the bytes of what training holds."""
     rows = lora.parameter_table(trainable)
     count, total = (
         sum(size for *_, size in rows),
@@ -288,3 +309,9 @@ def trained_table(trainable: Variables, frozen: Variables, log: Callable[[str], 
     for path, shape, size in rows:
         log(f"trained: {path:<{width}}  {'x'.join(map(str, shape)):>18}  {size:>14,}")
     log(f"trained: {count:,} of {total:,} parameters ({count / total:.2%})")
+    held = sum(leaf.nbytes for leaf in jax.tree.leaves(frozen))
+    kinds = ", ".join(sorted({str(leaf.dtype) for leaf in jax.tree.leaves(frozen)})) or "none"
+    log(
+        f"memory: trained weights, their gradient and Adam's two moments in float32: {4 * 4 * count / 1e9:.2f} GB; "
+        f"frozen weights ({kinds}): {held / 1e9:.2f} GB; over all devices, without activations"
+    )

@@ -20,7 +20,7 @@ from d1jax.journal import Journal
 from d1jax.rl import loop as rl
 from d1jax.runtime.run_directory import claim
 from d1jax.runtime.stopping import Diverged, Stopped, StopRequest
-from d1jax.setup import save_source, start_variables
+from d1jax.setup import mark_one_adapter, save_source, start_variables
 from d1jax.sft import loop as sft
 from d1jax.tasks.task import DataError
 from d1jax.telemetry.metrics import MetricsLog
@@ -59,6 +59,7 @@ def run(config: Config) -> dict[str, Any]:
         save_source(experiment, directory)
         with lock, MetricsLog(directory.path) as metrics, jax.set_mesh(experiment.mesh):
             metrics.rewind(directory.saved_steps(config.stages))
+            mark_one_adapter(config, directory)
             variables = start_variables(experiment, directory)
             for stage in config.stages:
                 stop.check(f"before {stage}")

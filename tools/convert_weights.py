@@ -27,7 +27,8 @@ from d1jax.config import ConfigError, MeshConfig, ModelConfig
 from d1jax.config_file import to_dict
 from d1jax.files import check_new
 from d1jax.models.families import family_of
-from d1jax.models.lora import merge_each
+from d1jax.models.lora import Rounding, merge_each
+from d1jax.policy import warn_of_rounding
 from d1jax.runtime.mesh import make_mesh
 from d1jax.runtime.run_directory import is_run, open_run
 from d1jax.setup import adapter_of, set_up
@@ -82,8 +83,10 @@ def merge(arguments: argparse.Namespace) -> int:
     checkpoint, mesh = open_checkpoint(arguments.source), make_mesh(MeshConfig())
     config = _stored_as(checkpoint.config, arguments.dtype)
     lora, adapters = read_adapter(arguments.adapter, config, checkpoint.family, mesh)
-    arrays = merge_each(_arrays(checkpoint, config), adapters["lora"], lora)
+    rounding = Rounding()
+    arrays = merge_each(_arrays(checkpoint, config), adapters["lora"], lora, rounding)
     save_weights(arrays, config, checkpoint.family, arguments.out, companions_of(checkpoint, config.param_dtype))
+    warn_of_rounding(rounding, config)
     return _done(arguments.out)
 
 

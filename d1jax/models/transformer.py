@@ -230,6 +230,15 @@ def project(hidden: Array, head_DV: Array) -> Array:
     return jnp.einsum("...D,DV->...V", hidden, head_DV.astype(hidden.dtype), preferred_element_type=jnp.float32)
 
 
+def in_model_dtype(variables: Variables, config: ModelConfig) -> Variables:
+    """The variables in the dtype of the activations, for many passes over the same weights.
+
+    The model casts every weight to that dtype where it uses it, so no result changes by a bit; weights that are trained in fp32
+    are just not read and cast again in every denoising step.
+    """
+    return jax.tree.map(lambda x: x.astype(config.dtype), variables)
+
+
 def initialize(model: Transformer, key: Array, mesh: Mesh, collections: tuple[str, ...] = ("params",)) -> Variables:
     """Random variables of the named collections, each created where the rule table wants it."""
     init = partial(_init, model, collections)

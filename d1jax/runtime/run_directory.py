@@ -39,6 +39,11 @@ class RunDirectory:
         return self.path / "init_from.json"
 
     @property
+    def adapter(self) -> Path:
+        """Says of a LoRA run that its stages share one adapter."""
+        return self.path / "adapter.json"
+
+    @property
     def summary(self) -> Path:
         return self.path / "summary.json"
 
