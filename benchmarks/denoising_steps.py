@@ -51,7 +51,7 @@ ESTIMATORS = {
 }
 STEPS = (2, 4, 8, 16)
 SEEDS = (1, 2, 3)
-RATES = (1.5e-4, 5e-4, 1.5e-3)
+RATES = (5e-5, 1.5e-4, 5e-4, 1.5e-3)
 CHOSEN_AT, CHOSEN_WITH = 8, 100  # denoising steps and seed of the runs that choose the learning rate
 VALIDATION_ROWS = 1024
 RL_STEPS = 60
