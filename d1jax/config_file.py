@@ -2,8 +2,8 @@
 
     config = parse(["--config", "configs/quickstart.yaml", "--rl.steps", "50"])
 
-YAML is read by draccus (so `!include` works and `1e-6` is a float where the field is one). Later sources win: defaults of
-the dataclasses, then the file, then the command line. Every mistake is a `ConfigError` that names the key, its value and the cure.
+Later sources win: defaults of the dataclasses, then files, then sections' files, then flags. A setting keeps its type: a text
+is what was typed, true is no number. Every mistake is a `ConfigError` that names the key, its value and the cure.
 """
 
 from __future__ import annotations
@@ -19,6 +19,13 @@ from draccus.utils import DecodingError, ParsingError
 
 from d1jax.config import Config, ConfigError
 from d1jax.config_rules import check
+from d1jax.no_effect import Command, leaves, no_effect, unread, value_at, without_unread
+from d1jax.yaml_text import parse_yaml, read_yaml, shown, write_yaml
+
+COMMAND_LINE = "command line"
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"  # of the repository
+FOLDERS = {"rl": "methods", "model": "models"}  # sections with files of their own there
+SECTIONS = tuple(name for name, hint in get_type_hints(Config).items() if dataclasses.is_dataclass(hint))
 
 
 def own_flags(argv: Sequence[str], names: Collection[str]) -> tuple[dict[str, str], list[str]]:
@@ -26,7 +33,8 @@ def own_flags(argv: Sequence[str], names: Collection[str]) -> tuple[dict[str, st
     own, rest, queue = {}, [], list(argv)
     while queue:
         flag = queue.pop(0)
-        name, equals, value = flag[2:].partition("=")
+        key, equals, value = flag[2:].partition("=")
+        name = key.replace("-", "_")
         if flag.startswith("--") and name in names:
             if not equals and not queue:
                 raise ConfigError(f"command line: {flag} has no value")
@@ -36,25 +44,111 @@ def own_flags(argv: Sequence[str], names: Collection[str]) -> tuple[dict[str, st
     return own, rest
 
 
-def parse(argv: Sequence[str]) -> Config:
-    """`--config file.yaml` and `--a.b value` (or `--a.b=value`) -> a checked Config. Raises ConfigError."""
-    raw = to_dict(Config())
-    for key, value, source in _command_line(argv):
-        _merge(raw, _given(key, value), Config, source)
-    return check(decode(raw))
+def parse(
+    argv: Sequence[str], base: Config | None = None, command: Command = "train", reads: Collection[str] = ()
+) -> Config:
+    """`--config file.yaml` and `--a.b value` (or `--a.b=value`) -> a checked Config. Raises ConfigError.
+
+    base: what is changed (None: the defaults). command: which settings have an effect. reads: the sections and settings that
+    the command looks at at all (none named: every one).
+    """
+    return parse_with_origins(argv, base, command, reads)[0]
+
+
+def parse_with_origins(
+    argv: Sequence[str], base: Config | None = None, command: Command = "train", reads: Collection[str] = ()
+) -> tuple[Config, dict[str, str]]:
+    """(config, {full name of a setting: the file or flag that it comes from}, for all that differ from the defaults).
+
+    A setting that has no effect is refused where its own source says so. Where a later source has taken its effect away
+    (--schedule even, over a file with a threshold), it falls back to its default.
+    """
+    raw = to_dict(Config() if base is None else base)
+    origins: dict[str, str] = {}
+    idle: set[str] = set()  # settings that had no effect already where they were given
+    for level in _levels(argv):
+        given_here: set[str] = set()
+        for key, value, source in level:
+            if reads and key != "config" and not any(f"{key}.".startswith(f"{name}.") for name in reads):
+                raise ConfigError(f"{source}: {command} does not read {key}; it reads {', '.join(reads)}")
+            given = _given(key, value)
+            _merge(raw, given, Config, source)
+            named = _named(given, Config)
+            given_here |= named
+            origins |= dict.fromkeys(named, source)
+        idle = {name for name in unread(decode(raw), command) if name in given_here or name in idle}
+    config = check(decode(raw))
+    if idle:
+        where = unread(config, command)
+        alike: dict[tuple[str, str], list[str]] = {}
+        for name in sorted(idle):
+            alike.setdefault((origins[name], where[name]), []).append(f"{name} = {shown(value_at(config, name))}")
+        told = [f"{source}: {no_effect(', '.join(names), reader)}" for (source, reader), names in alike.items()]
+        raise ConfigError("\n".join(told))
+    config = without_unread(config, command)
+    return config, {name: origins[name] for name in _changed(config) if name in origins}
+
+
+def describe_origins(config: Config, origins: Mapping[str, str]) -> list[str]:
+    """A line a file, and one for the flags: which settings that differ from the defaults come from it."""
+    by_source: dict[str, list[str]] = {}
+    for name, source in origins.items():
+        flag = source.startswith(COMMAND_LINE)
+        by_source.setdefault(COMMAND_LINE if flag else source, []).append(f"{name} = {value_at(config, name)}")
+    return [
+        f"settings from {'the ' if source == COMMAND_LINE else ''}{source}: {', '.join(found)}"
+        for source, found in by_source.items()
+    ]
+
+
+def _changed(config: Config) -> list[str]:
+    return [name for name in leaves(config) if value_at(config, name) != value_at(Config(), name)]
+
+
+def _levels(argv: Sequence[str]) -> list[list[tuple[str, str, str]]]:
+    """What is given, in the order in which it counts: each file is a level, then each section's file, then all flags together."""
+    pairs = _command_line(argv)
+    files = [pair for pair in pairs if pair[0] == "config"]
+    sections = [
+        (key, str(file), str(file))
+        for key, value, source in pairs
+        if key in SECTIONS
+        for file in [_section_file(key, value, source)]
+    ]
+    flags = [pair for pair in pairs if pair[0] != "config" and pair[0] not in SECTIONS]
+    return [*([pair] for pair in (*files, *sections)), flags]
 
 
 def _given(key: str, value: str) -> dict[str, Any]:
-    """What a flag says: a whole file, a section from a file (--model configs/models/dream_7b.yaml), or a value."""
+    """What a flag says: a whole file, a section from a file (--model configs/models/dream_7b.yaml, --rl wd1), or a value."""
     if key == "config":
-        return _read_yaml(value)
-    if (
-        key in get_type_hints(Config)
-        and dataclasses.is_dataclass(get_type_hints(Config)[key])
-        and value.endswith(".yaml")
-    ):
-        return {key: _read_yaml(value)}
+        return read_yaml(value)
+    if key in SECTIONS:
+        return {key: read_yaml(value)}
     return _nested(key, value)
+
+
+def _section_file(section: str, value: str, source: str) -> Path:
+    """The file of a section: by its path, or by its name in the repository's configs."""
+    if value.endswith((".yaml", ".yml")):
+        return Path(value)
+    folder = CONFIGS / FOLDERS[section] if section in FOLDERS else None
+    names = section_names(section)
+    if folder is not None and value in names:
+        return folder / f"{value}.yaml"
+    what = f"{source}: {shown(value)} is no file; {section!r} is a section: write --{section} FILE.yaml or --{section}.key value"
+    if folder is None:
+        raise ConfigError(what)
+    if not names:
+        raise ConfigError(f"{what} (names are looked up in {folder} of the repository, which is not here)")
+    near = difflib.get_close_matches(value, names, n=1)
+    suggestion = f" (did you mean {near[0]!r}?)" if near else ""
+    raise ConfigError(f"{what}, or --{section} with a name of {folder}: {', '.join(names)}{suggestion}")
+
+
+def section_names(section: str) -> list[str]:
+    """What may stand after --rl and --model: the names of the files in configs/methods and configs/models."""
+    return sorted(file.stem for file in (CONFIGS / FOLDERS[section]).glob("*.yaml")) if section in FOLDERS else []
 
 
 def decode(raw: Mapping[str, Any]) -> Config:
@@ -70,14 +164,14 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 
 def to_yaml(config: Config) -> str:
-    return draccus.dump(config, sort_keys=False)  # the first evaluation set is the headline: order means something
+    return write_yaml(to_dict(config))
 
 
 def from_yaml(path: str | Path) -> Config:
     """The resolved configuration that a run directory keeps."""
     raw = to_dict(Config())
-    _merge(raw, _read_yaml(str(path)), Config, str(path))
-    return check(decode(raw))
+    _merge(raw, read_yaml(path), Config, str(path))
+    return without_unread(check(decode(raw)))
 
 
 def differences(old: Config, new: Config) -> list[str]:
@@ -125,45 +219,59 @@ def help_text(program: str) -> str:
 
 
 def _command_line(argv: Sequence[str]) -> list[tuple[str, str, str]]:
-    """[(key, value, where it stood)], with the config file first so that flags win wherever it stands."""
+    """[(key, value, where it stood)] of flags in either spelling, --rl.group_size or --rl.group-size."""
     pairs, rest = [], list(argv)
     while rest:
         flag = rest.pop(0)
         if not flag.startswith("--"):
-            raise ConfigError(f"command line: {flag!r} is not a flag; write --section.key value")
+            raise ConfigError(f"{COMMAND_LINE}: {shown(flag)} is not a flag; write --section.key value")
         key, equals, value = flag[2:].partition("=")
         if not equals:
             if not rest:
-                raise ConfigError(f"command line: {flag} has no value")
+                raise ConfigError(f"{COMMAND_LINE}: {flag} has no value")
             value = rest.pop(0)
-        pairs.append((key, value, value if key == "config" else f"command line: --{key}"))
-    return sorted(pairs, key=lambda pair: pair[0] != "config")
+        key = _underscored(key)
+        pairs.append((key, value, value if key == "config" else f"{COMMAND_LINE}: --{key}"))
+    return pairs
 
 
-def _read_yaml(path: str) -> dict[str, Any]:
-    if not Path(path).is_file():
-        raise ConfigError(f"config file {path!r} does not exist")
-    try:
-        with open(path, encoding="utf-8") as stream:
-            loaded = draccus.cfgparsing.load_config(stream, file=path)
-    except (ParsingError, OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not readable as YAML: {error.__cause__ or error}") from error
-    if loaded is None:
-        return {}
-    if not isinstance(loaded, dict):
-        raise ConfigError(f"{path}: expected keys and values, found {type(loaded).__name__}")
-    return loaded
+def _underscored(key: str) -> str:
+    """--rl.group-size is --rl.group_size; the name of a reward or of an evaluation set is left as it is."""
+    section, dot, name = key.replace("-", "_").rpartition(".")
+    mapping = get_origin(_hint(section)) is dict
+    return section + dot + (key.rpartition(".")[2] if mapping else name)
 
 
 def _nested(dotted: str, value: str) -> dict[str, Any]:
-    """'rl.steps', '50' -> {'rl': {'steps': 50}}; the value is YAML, so lists and mappings can be written too."""
-    try:
-        node: Any = draccus.cfgparsing.parse_string(value)
-    except Exception as error:
-        raise ConfigError(f"command line: --{dotted} {value!r} is not a YAML value: {error}") from error
+    """'rl.steps', '50' -> {'rl': {'steps': 50}}. What is a text stays as it was typed; everything else is written as in YAML."""
+    hint = _hint(dotted)
+    as_typed = hint is str or (
+        get_origin(hint) is Literal and all(isinstance(choice, str) for choice in get_args(hint))
+    )
+    node: Any = (
+        value if as_typed else parse_yaml(value, f"{COMMAND_LINE}: --{dotted} {shown(value)} is not a YAML value")
+    )
     for key in reversed(dotted.split(".")):
         node = {key: node}
     return node
+
+
+def _hint(dotted: str) -> Any:
+    """The type of the setting, or of an entry of a setting that is a mapping; None for an unknown name."""
+    known = dict(_keys(Config))
+    above, _, _ = dotted.rpartition(".")
+    if dotted in known:
+        return known[dotted]
+    return get_args(known[above])[1] if get_origin(known.get(above)) is dict else None
+
+
+def _named(given: Mapping[str, Any], cls: type, prefix: str = "") -> set[str]:
+    """The full names of the settings in a mapping that `_merge` has accepted."""
+    found: set[str] = set()
+    for key, value in given.items():
+        hint = get_type_hints(cls)[key]
+        found |= _named(value, hint, f"{prefix}{key}.") if dataclasses.is_dataclass(hint) else {prefix + key}
+    return found
 
 
 def _merge(base: dict[str, Any], extra: Mapping[str, Any], cls: type, source: str, path: str = "") -> None:
@@ -173,23 +281,59 @@ def _merge(base: dict[str, Any], extra: Mapping[str, Any], cls: type, source: st
         if key not in hints:
             meant = _meant(str(key), path, hints)
             suggestion = f" (did you mean '{meant}'?)" if meant else ""
-            raise ConfigError(f"{source}: unknown key '{path}{key}'{suggestion}; choices: {', '.join(hints)}")
+            name = shown(f"{path}{key}")
+            raise ConfigError(f"{source}: unknown key {name}{suggestion}; choices: {', '.join(hints)}")
         if dataclasses.is_dataclass(hints[key]):
             if not isinstance(value, Mapping):
-                raise ConfigError(f"{source}: '{path}{key}' is a section; write '{path}{key}.<key>' (got {value!r})")
+                raise ConfigError(
+                    f"{source}: '{path}{key}' is a section; write '{path}{key}.<key>' (got {shown(value)})"
+                )
             _merge(base[key], value, hints[key], source, f"{path}{key}.")
             continue
-        if get_origin(hints[key]) is Literal and value not in get_args(hints[key]):
-            choices = get_args(hints[key])
-            near = difflib.get_close_matches(str(value), choices, n=1)
-            suggestion = f" (did you mean '{near[0]}'?)" if near else ""
-            raise ConfigError(f"{source}: {path}{key} = {value!r} is not one of {', '.join(choices)}{suggestion}")
-        if value is None:
-            raise ConfigError(f"{source}: {path}{key} has no value; write one, or leave the key out for its default")
-        if get_origin(hints[key]) is tuple and not isinstance(value, (list, tuple)):
-            # A string would be read letter by letter.
-            raise ConfigError(f"{source}: {path}{key} = {value!r} is not a list; write [{value}]")
-        base[key] = value
+        base[key] = _typed(value, hints[key], path + key, source)
+
+
+def _typed(value: Any, hint: Any, name: str, source: str) -> Any:
+    """The value of a setting, of exactly the type that it must have. Raises ConfigError."""
+
+    def wrong(problem: str) -> ConfigError:
+        return ConfigError(f"{source}: {name} = {shown(value)} {problem}")
+
+    if get_origin(hint) is Literal:
+        choices = get_args(hint)
+        if value in choices and isinstance(value, str):
+            return value
+        near = difflib.get_close_matches(str(value), choices, n=1)
+        raise wrong(f"is not one of {', '.join(choices)}" + (f" (did you mean '{near[0]}'?)" if near else ""))
+    if value is None:
+        raise ConfigError(f"{source}: {name} has no value; write one, or leave the key out for its default")
+    if get_origin(hint) is tuple:
+        if not isinstance(value, list | tuple):  # a string would be read letter by letter
+            raise wrong(f"is not a list; write [{shown(value).strip(chr(39))}]")
+        return [_typed(item, get_args(hint)[0], f"{name}.{index}", source) for index, item in enumerate(value)]
+    if get_origin(hint) is dict:
+        if not isinstance(value, Mapping):
+            raise wrong("is not a mapping; write {name: value}")
+        keys = [_typed(key, str, f"a name in {name}", source) for key in value]
+        return {key: _typed(value[key], get_args(hint)[1], f"{name}.{key}", source) for key in keys}
+    if hint is bool:
+        if not isinstance(value, bool):
+            raise wrong("is no bool; write true or false")
+        return value
+    if hint is int:
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise wrong("is no int; write a whole number")
+        return value
+    if hint is float:
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise wrong("is no float; write a number")
+        if isinstance(value, int) and abs(value) > 2**1000:
+            raise wrong("is too large for a float")
+        return float(value)
+    if not isinstance(value, str):
+        quoted = f"; write it in quotes, '{value}'" if isinstance(value, bool | int | float) else ""
+        raise wrong(f"is no text{quoted}")
+    return value
 
 
 def _meant(key: str, path: str, hints: Mapping[str, Any]) -> str | None:

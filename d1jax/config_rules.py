@@ -7,10 +7,21 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-from d1jax.config import ADAPTIVE, Config, ConfigError
+from d1jax.config import ADAPTIVE, Config, ConfigError, ModelConfig
 from d1jax.rl_rules import rl_rules
 
 MOST_TOKENS = 1_000_000  # schedules are arrays of this length
+MOST_PARAMETERS = 10**13
+MOST = 2**31 - 1  # what an index can be
+# Beyond these something runs for hours, or asks for more memory than there is, before it fails.
+LARGEST = {
+    "seed": 2**32 - 1, "task.seed": 2**32 - 1,  # what keys of random numbers are made from
+    "model.width": 2**17, "model.layers": 2**12, "model.heads": 2**12, "model.kv_heads": 2**12, "model.mlp_width": 2**20,
+    "model.vocab_size": 2**24, "model.max_positions": 2**24, "lora.rank": 2**16,
+    "task.train_rows": 10**8, "task.eval_rows": 10**8,
+    "sft.batch_size": 2**20, "rl.prompts_per_step": 2**20, "rl.group_size": 2**16, "rl.inner_updates": 2**12,
+    "rl.estimator.samples": 2**10, "rl.supervision_steps": 2**16, "evaluation.batch_size": 2**20, "evaluation.samples": 2**20,
+}  # fmt: skip
 
 
 def check(config: Config) -> Config:
@@ -34,6 +45,7 @@ def _rules(config: Config) -> list[tuple[bool, str]]:
         "evaluation.batch_size": config.evaluation.batch_size, "checkpoint_every": config.checkpoint_every,
         "max_bad_updates": config.max_bad_updates, "sft.optimizer.learning_rate": sft.optimizer.learning_rate,
         "rl.optimizer.learning_rate": rl.optimizer.learning_rate, "model.rope_theta": model.rope_theta,
+        "model.norm_eps": model.norm_eps,
         "lora.alpha": config.lora.alpha, "rl.estimator.samples": estimator.samples, "rl.softmax_scale": rl.softmax_scale,
         "rl.preference_scale": rl.preference_scale, "rl.supervision_steps": rl.supervision_steps,
     }  # fmt: skip
@@ -42,6 +54,7 @@ def _rules(config: Config) -> list[tuple[bool, str]]:
         "sampler.guidance": sampler.guidance, "sampler.factor": sampler.factor,
         "sampler.kl_threshold": sampler.kl_threshold, "sampler.cache_refresh": sampler.cache_refresh,
         "sampler.entropy_bound": sampler.entropy_bound, "model.max_positions": model.max_positions,
+        "model.vocab_size": model.vocab_size,
         "sft.completion_length": sft.completion_length,
         "seed": config.seed, "task.seed": config.task.seed,
         "rl.estimator.shrink": estimator.shrink,
@@ -60,10 +73,18 @@ def _rules(config: Config) -> list[tuple[bool, str]]:
     sizes = [(value <= 0, f"{name} = {value} must be above 0") for name, value in positive.items()]
     sizes += [(value < 0, f"{name} = {value} must not be negative") for name, value in not_negative.items()]
     sizes += [
-        (not math.isfinite(value), f"{name} = {value} must be a finite number") for name, value in _floats(config)
+        (not math.isfinite(value), f"{name} = {value} must be a finite number")
+        for name, value in _numbers(config, float)
+    ]
+    sizes += [
+        (
+            value > LARGEST.get(name, MOST),
+            f"{name} = {value} is more than {LARGEST.get(name, MOST)}, the most there may be",
+        )
+        for name, value in _numbers(config, int)
     ]
     if any(broken for broken, _ in sizes):
-        return sizes  # what follows divides by these
+        return sizes  # what follows divides by these, and makes arrays of them
     if c > MOST_TOKENS:
         return [*sizes, (True, f"sampler.completion_length = {c} is more than {MOST_TOKENS} tokens")]
     fits, steps_count = c % block == 0, sampler.schedule not in ADAPTIVE
@@ -117,6 +138,21 @@ def _rules(config: Config) -> list[tuple[bool, str]]:
             sampler.schedule == "chance" and sampler.remasking != "random",
             f"sampler.schedule = chance commits whatever the draw says; set sampler.remasking = random (here: {sampler.remasking})",
         ),
+        (
+            _parameters(model) > MOST_PARAMETERS,
+            f"model has {_parameters(model):.1e} parameters, more than {MOST_PARAMETERS:.0e}; lower its width, layers or vocabulary",
+        ),
+        *(
+            (
+                rows * length > MOST,
+                f"{name} makes arrays of {rows} rows of {length} tokens, more than {MOST} numbers; lower it",
+            )
+            for name, rows, length in (
+                ("sft.batch_size", sft.batch_size, sft.completion_length or c),
+                ("rl.prompts_per_step x rl.group_size", rl.prompts_per_step * rl.group_size, c),
+                ("evaluation.batch_size", config.evaluation.batch_size, c),
+            )
+        ),
         (not config.run_dir, "run_dir is empty; name a directory"),
         (not config.stages, "stages is empty; write e.g. [sft, rl]"),
         (
@@ -168,13 +204,19 @@ def _rules(config: Config) -> list[tuple[bool, str]]:
     return [*sizes, *rules, *rl_rules(config)]
 
 
-def _floats(section: Any, prefix: str = "") -> Iterator[tuple[str, float]]:
+def _numbers(section: Any, kind: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The full name and value of every setting that is an int, or a float."""
     for field in dataclasses.fields(section):
         value = getattr(section, field.name)
         if dataclasses.is_dataclass(value):
-            yield from _floats(value, f"{prefix}{field.name}.")
-        elif isinstance(value, float):
+            yield from _numbers(value, kind, f"{prefix}{field.name}.")
+        elif type(value) is kind:
             yield prefix + field.name, value
+
+
+def _parameters(model: ModelConfig) -> int:
+    """About how many weights a model of these sizes has."""
+    return model.layers * model.width * (4 * model.width + 3 * model.mlp_width) + 2 * model.vocab_size * model.width
 
 
 def _divisor(length: int, wanted: int) -> int:

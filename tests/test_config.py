@@ -1,6 +1,7 @@
 """Configuration: every way to write it, and every mistake with its cure."""
 
 import dataclasses
+import os
 from pathlib import Path
 
 import pytest
@@ -9,8 +10,20 @@ from hypothesis import strategies as st
 
 from d1jax import config_file, config_rules
 from d1jax.config import Config, ConfigError
-from d1jax.config_file import decode, differences, from_yaml, help_text, parse, to_dict, to_yaml
+from d1jax.config_file import (
+    decode,
+    describe_origins,
+    differences,
+    from_yaml,
+    help_text,
+    parse,
+    parse_with_origins,
+    section_names,
+    to_dict,
+    to_yaml,
+)
 from d1jax.config_rules import check
+from d1jax.yaml_text import parse_yaml, write_yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 FILES = sorted((ROOT / "configs").glob("**/*.yaml"))
@@ -102,10 +115,11 @@ def test_later_files_and_later_flags_win(write):
 
 def test_flags_are_yaml_values():
     config = parse([
-        "--stages", "[sft]", "--lora.targets=[q_proj, ff_out]", "--rl.fresh_masks", "false", "--run_dir=a=b",
+        "--stages", "[rl]", "--init_from", "x", "--lora.targets=[q_proj, ff_out]", "--lora.rank", "2",
+        "--rl.fresh_masks", "false", "--run_dir=a=b",
         "--task.eval_sets", "{x: generated, y: rows.jsonl}",
     ])  # fmt: skip
-    assert config.stages == ("sft",) and config.lora.targets == ("q_proj", "ff_out")
+    assert config.stages == ("rl",) and config.lora.targets == ("q_proj", "ff_out")
     assert config.rl.fresh_masks is False and config.run_dir == "a=b"
     assert list(config.task.eval_sets.items()) == [("x", "generated"), ("y", "rows.jsonl")]
     hash((config.model, config.lora, config.sampler))
@@ -120,6 +134,53 @@ def test_scientific_notation_is_a_number(write, text):
         value = parse(argv).rl.optimizer.learning_rate
         assert isinstance(value, float) and value == 1e-6
     assert parse(["--rl.reward_weights", f"{{solved: {text}}}"]).rl.reward_weights == {"solved": 1e-6}
+
+
+@pytest.mark.parametrize(
+    "text", ["1_1_1", "007", "1.10", "12:30:45", "yes", "exp #2", "true", "null", "''", "[a", "~", " x "]
+)
+def test_a_text_is_what_was_typed(write, text):
+    assert parse(["--run_dir", text]).run_dir == text
+    assert parse(["--task.eval_sets.my-set", text]).task.eval_sets == {"my-set": text}
+    resolved = parse(["--run_dir", text])
+    assert from_yaml(write(to_yaml(resolved), "resolved.yaml")) == resolved
+
+
+@pytest.mark.parametrize(
+    ("key", "text", "problem"),
+    [
+        ("rl.steps", "true", "is no int"),
+        ("rl.steps", "010", "is no int"),
+        ("rl.steps", "12:30", "is no int"),
+        ("rl.steps", "4.0", "is no int"),
+        ("rl.steps", "9" * 5000, "5000 digits"),
+        ("rl.clip_low", "true", "is no float"),
+        ("rl.clip_low", "{a: 1}", "is no float"),
+        ("rl.fresh_masks", "1", "is no bool; write true or false"),
+        ("rl.fresh_masks", "yes", "is no bool; write true or false"),
+        ("task.numbers", "[true]", "task.numbers.0 = True is no int"),
+        ("rl.reward_weights", "{solved: true}", "rl.reward_weights.solved = True is no float"),
+    ],
+)
+def test_a_value_keeps_its_type(write, key, text, problem):
+    assert problem in complaint(f"--{key}", text)
+    section, name = key.split(".")
+    assert problem in complaint("--config", write(f"{section}: {{{name}: {text}}}"))
+
+
+@pytest.mark.parametrize("value", ["true", "1.10", "{a: b}", "[a]"])
+def test_a_text_in_a_file_is_written_as_one(write, value):
+    assert "is no text" in complaint("--config", write(f"run_dir: {value}"))
+    assert parse(["--config", write("run_dir: 007")]).run_dir == "007"
+
+
+def test_values_in_errors_are_cut_short(write):
+    bomb = "a: &a [x,x,x,x,x,x,x,x,x]\n"
+    for one, two in zip("abcdefgh", "bcdefghi", strict=True):
+        bomb += f"{two}: &{two} [{', '.join(['*' + one] * 9)}]\n"
+    for text in ("run_dir: [" + "x, " * 10**4 + "]", "seed: " + "x" * 10**5, "run_dir: " + "[" * 500 + "]" * 500):
+        assert len(complaint("--config", write(text))) < 500
+    assert len(complaint("--config", write("task: {eval_sets: {" + bomb.replace("\n", ", ") + "}}"))) < 500
 
 
 def test_files_include_files_next_to_them(write, tmp_path):
@@ -182,11 +243,11 @@ def test_an_unknown_key_like_nothing_lists_the_choices(write):
             "soduku",
             "task.name = 'soduku' is not one of sudoku, countdown, traces (did you mean 'sudoku'?)",
         ),
-        ("model.dtype", "16", "model.dtype = 16 is not one of float32, bfloat16"),
+        ("model.dtype", "16", "model.dtype = '16' is not one of float32, bfloat16"),
         (
             "sampler.remasking",
             "null",
-            "sampler.remasking = None is not one of low_confidence, topk_margin, entropy, random, left_to_right",
+            "sampler.remasking = 'null' is not one of low_confidence, topk_margin, entropy, random, left_to_right",
         ),
     ],
 )
@@ -207,7 +268,7 @@ def test_a_misspelt_choice_suggests_the_one_that_was_meant(flag, value, message)
         (["--lora.targets", "q_proj"], ["lora.targets = 'q_proj' is not a list; write [q_proj]"]),
         (["--task.numbers", "3"], ["task.numbers = 3 is not a list; write [3]"]),
         (["--rl.steps", "null"], ["command line: --rl.steps: rl.steps has no value"]),
-        (["--rl", "3"], ["'rl' is a section; write 'rl.<key>' (got 3)"]),
+        (["--rl", "3"], ["'3' is no file; 'rl' is a section: write --rl FILE.yaml or --rl.key value"]),
         (["--rl.steps.x", "3"], ["rl.steps"]),
         (["--rl.steps"], ["command line: --rl.steps has no value"]),
         (["rl.steps", "3"], ["'rl.steps' is not a flag; write --section.key value"]),
@@ -230,6 +291,12 @@ def test_a_value_that_cannot_be_is_named(argv, fragments):
         ("\trl: 1", "not readable as YAML"),
         ("rl: !include missing.yaml", "missing.yaml"),
         ("rl: !no_such_tag 3", "no_such_tag"),
+        ("run_dir: !!python/name:os.system", "python/name"),
+        ("seed: 1\nrl: {}\nseed: 2", "line 3: key 'seed' stands there twice, first in line 1; keep one"),
+        ("rl: {steps: 1,\n  steps: 1}", "line 2: key 'steps' stands there twice, first in line 1"),
+        ("rl: !include run.yaml", "50 files include each other"),
+        ("? [a]\n: 1", "a key must be a name"),
+        ("[" * 10**5, "RecursionError"),
         ("- 1\n- 2\n", "expected keys and values, found list"),
         ("rl:\n", "'rl' is a section; write 'rl.<key>' (got None)"),
         ("seed:\n", "seed has no value"),
@@ -240,6 +307,23 @@ def test_a_malformed_file_is_named(write, text, fragment):
     path = write(text)
     message = complaint("--config", path)
     assert message.startswith(path) and fragment in message
+
+
+@pytest.mark.parametrize("name", ["secret.txt", "secret.yaml", "pipe.yaml"])
+def test_what_an_included_file_holds_is_not_told(write, tmp_path, name):
+    for secret in ("password hunter2", "[hunter2", "hunter2: {", "- hunter2", "\t hunter2"):
+        if name.startswith("pipe"):
+            (tmp_path / name).exists() or os.mkfifo(tmp_path / name)
+        else:
+            write(secret, name)
+        message = complaint("--config", write(f"rl: !include {name}"))
+        assert name in message and "hunter2" not in message
+
+
+def test_a_pipe_or_an_impossible_name_is_no_file(tmp_path):
+    os.mkfifo(tmp_path / "pipe.yaml")
+    for path in (tmp_path / "pipe.yaml", "a\0b.yaml"):
+        assert "does not exist" in complaint("--config", str(path))
 
 
 def test_a_file_that_is_not_text_is_named(tmp_path):
@@ -276,6 +360,7 @@ POSITIVE = (
     "sft.optimizer.learning_rate",
     "rl.optimizer.learning_rate",
     "model.rope_theta",
+    "model.norm_eps",
     "lora.alpha",
 )
 GUARDED = tuple(f"rl.guard.{key}" for key in ("repeated_tokens", "distinct", "entropy", "log_ratio", "kl"))
@@ -294,12 +379,19 @@ NOT_NEGATIVE = (
     "seed", "task.seed", "rl.entropy_coefficient", "rl.guard.patience", *GUARDED,
     "sampler.remasking_temperature", "sampler.top_k", "sampler.guidance", "sampler.factor", "sampler.entropy_bound",
     "sampler.kl_threshold", "sampler.cache_refresh", "rl.estimator.shrink",
-    "model.max_positions", "sft.completion_length",
+    "model.max_positions", "model.vocab_size", "sft.completion_length",
     "lora.rank", "task.train_rows", "task.eval_rows", "evaluation.every", "evaluation.samples",
     "evaluation.temperature", "rl.kl_coefficient", "rl.reference_sync_every", "rl.clip_low", "rl.clip_high",
     *(f"{stage}.optimizer.{key}" for stage in ("sft", "rl") for key in ("warmup_steps", "weight_decay", "clip_norm")),
 )  # fmt: skip
+WHOLE = [name for name, value in leaves().items() if type(value) is int]
 IMPOSSIBLE = [
+    *(({key: str(10**12)}, f"{key} = 1000000000000 is more than") for key in WHOLE),
+    ({"model.width": "100000", "model.layers": "4000"}, "model has 1.6e+14 parameters"),
+    *(
+        ({key: "1000000", "sampler.completion_length": "1000000", "sampler.block_length": "1000000"}, f"{key}")
+        for key in ("sft.batch_size", "rl.prompts_per_step", "evaluation.batch_size")
+    ),
     ({"sampler.schedule": "time", "sampler.block_length": "8"}, "set sampler.block_length = 16"),
     ({"sampler.threshold": "0"}, "sampler.threshold = 0.0 must lie in (0, 1]"),
     ({"sampler.schedule": "entropy_bound"}, "set sampler.remasking = entropy (here: low_confidence)"),
@@ -322,7 +414,7 @@ IMPOSSIBLE = [
     ({"rl.optimizer.beta2": "1"}, "rl.optimizer.beta2 = 1.0 must lie in [0, 1)"),
     ({"sft.optimizer.beta1": "-0.1"}, "sft.optimizer.beta1 = -0.1 must lie in [0, 1)"),
     ({"sft.optimizer.beta2": "1.5"}, "sft.optimizer.beta2 = 1.5 must lie in [0, 1)"),
-    ({"run_dir": "''"}, "run_dir is empty"),
+    ({"run_dir": ""}, "run_dir is empty"),
     ({"stages": "[]"}, "stages is empty; write e.g. [sft, rl]"),
     ({"stages": "[sft, sft]"}, "stages = ['sft', 'sft'] names a stage twice"),
     ({"stages": "[rl]"}, "stages begins with 'rl', from random weights; set init_from"),
@@ -431,6 +523,8 @@ def test_no_rule_is_left_without_a_case(monkeypatch):
     for settings, _ in IMPOSSIBLE:
         with monkeypatch.context() as patch:
             patch.setattr(config_file, "check", lambda config: config)
+            patch.setattr(config_file, "unread", lambda config, command: {})
+            patch.setattr(config_file, "without_unread", lambda config, command: config)
             config = parse(flags(settings))
         broken |= {number for number, (is_broken, _) in enumerate(config_rules._rules(config)) if is_broken}
     rules = config_rules._rules(Config())
@@ -462,12 +556,124 @@ def test_the_block_length_that_is_suggested_works(length, block):
         parse([*argv, f"--sampler.block_length={suggested}"])
 
 
+# -- settings without an effect ---------------------------------------------------------------------------------------
+
+IDLE = [
+    ({"sampler.threshold": "0.5"}, "schedule = threshold or klass"),
+    ({"sampler.kl_threshold": "0.5", "sampler.schedule": "threshold"}, "schedule = klass"),
+    ({"sampler.factor": "2"}, "schedule = factor"),
+    ({"sampler.entropy_bound": "2"}, "schedule = entropy_bound"),
+    ({"sampler.steps": "4", "sampler.schedule": "threshold"}, "schedule = even, time or chance"),
+    ({"sampler.record_entropy": "true"}, "rl.estimator.subset below 1"),
+    ({"sampler.top_k": "5", "stages": "[sft]"}, "a temperature above 0"),
+    ({"sampler.top_p": "0.5", "stages": "[sft]"}, "a temperature above 0"),
+    ({"sampler.confidence_of": "sampling", "stages": "[sft]"}, "a temperature above 0, top_k or top_p"),
+    ({"lora.alpha": "3"}, "lora.rank above 0"),
+    ({"lora.targets": "[q_proj]"}, "lora.rank above 0"),
+    ({"task.numbers": "[4]"}, "task.name = countdown"),
+    ({"task.seed": "1", "task.train": "a.jsonl", "task.eval_sets": "{b: b.jsonl}"}, "a source that is generated"),
+    ({"stages": "[sft]", "rl.steps": "3"}, "'rl' among the stages"),
+    ({"stages": "[sft]", "rl.estimator.samples": "3"}, "'rl' among the stages"),
+    ({"stages": "[rl]", "init_from": "x", "sft.optimizer.beta1": "0.5"}, "'sft' among the stages"),
+    ({"rl.estimator.samples": "3"}, "rl.estimator.name = elbo"),
+    ({"rl.estimator.name": "trajectory", "rl.estimator.shrink": "2", "rl.estimator.samples": "2"}, "trajectory without shrink"),
+    *(({f"rl.estimator.{name}": value}, "elbo, coupled or block")
+      for name, value in (("counts", "independent"), ("low", "0.2"), ("high", "0.8"))),
+    ({"rl.estimator.name": "elbo", "rl.estimator.upper_exponent": "2"}, "rl.estimator.upper_share above 0"),
+    ({"rl.prompt_mask": "0", "rl.mask_sharing": "row"}, "rl.prompt_mask above 0"),
+    ({"rl.inner_updates": "1", "rl.fresh_masks": "false"}, "rl.inner_updates above 1"),
+    ({"rl.ratio": "none", "rl.clip_low": "0.5"}, "rl.clip = ppo or dual"),
+    ({"rl.clip": "cispo", "rl.clip_low": "0.5"}, "rl.clip = ppo or dual"),
+    ({"rl.clip": "none", "rl.clip_high": "0.5"}, "a rl.clip"),
+    ({"rl.dual_clip": "2"}, "rl.clip = dual"),
+    ({"rl.softmax_scale": "2"}, "rl.advantage = softmax"),
+    ({"rl.accept": "x"}, "rl.advantage = accepted"),
+    ({"rl.preference_scale": "2"}, "rl.advantage = pairs"),
+    ({"rl.supervision_steps": "2"}, "rl.supervision = commit_steps"),
+    *(({f"rl.{name}": value}, "rl.kl_coefficient above 0")
+      for name, value in (("kl", "k2"), ("kl_in", "reward"), ("kl_level", "sequence"), ("kl_to", "old"))),
+    ({"rl.guard.patience": "0", "rl.guard.entropy": "1"}, "rl.guard.patience above 0"),
+    ({"rl.guard.kl": "1"}, "rl.guard.patience and rl.kl_coefficient above 0"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("settings", "where"), IDLE, ids=lambda value: " ".join(value) if isinstance(value, dict) else ""
+)
+def test_a_setting_without_an_effect_is_refused(write, settings, where):
+    message = complaint(*flags(settings))
+    assert "command line: --" in message and "without effect here" in message and where in message
+    assert where in complaint("--config", write(as_file(settings))), "in a file, too"
+
+
+def as_file(settings):
+    """Settings by full name as the text of a file."""
+    tree = {}
+    for key, text in settings.items():
+        *above, last = key.split(".")
+        node = tree
+        for part in above:
+            node = node.setdefault(part, {})
+        node[last] = parse_yaml(text, "")
+    return write_yaml(tree)
+
+
+def test_what_a_later_source_takes_the_effect_from_is_back_at_its_default(write):
+    file = write("sampler: {schedule: threshold, threshold: 0.5}\nrl: {steps: 3}\n")
+    assert parse(["--config", file]).sampler.threshold == 0.5
+    config = parse(["--config", file, "--sampler.schedule", "even", "--stages", "[sft]"])
+    assert (config.sampler.threshold, config.rl.steps) == (0.9, 40)
+    assert (
+        parse(
+            ["--config", write("sampler: {threshold: 0.5}", "b.yaml"), "--sampler.schedule", "klass"]
+        ).sampler.threshold
+        == 0.5
+    )
+    assert parse(["--config", file, "--rl", "wd1"]).rl.clip_low == Config().rl.clip_low
+
+
+# -- where settings come from ------------------------------------------------------------------------------------------
+
+
+def test_methods_and_models_have_names():
+    for name in section_names("rl"):
+        assert parse(["--rl", name]).rl == parse(["--rl", str(ROOT / f"configs/methods/{name}.yaml")]).rl
+    assert parse(["--model", "llada_8b"]).model.width == 4096
+    message = complaint("--rl", "wd_1")
+    assert "did you mean 'wd1'?" in message and all(name in message for name in ("coupled_grpo", "spg"))
+
+
+def test_without_the_repository_the_names_say_where_they_are_looked_up(monkeypatch, tmp_path):
+    monkeypatch.setattr(config_file, "CONFIGS", tmp_path)
+    assert "of the repository, which is not here" in complaint("--rl", "wd1")
+
+
+def test_both_spellings_of_a_flag_are_one():
+    assert parse(["--rl.group-size", "4", "--run-dir=a-b"]) == parse(["--rl.group_size", "4", "--run_dir=a-b"])
+
+
+def test_every_setting_knows_its_source(write):
+    file = write("seed: 3\nrl: {steps: 7, group_size: 4}\n")
+    config, origins = parse_with_origins(["--config", file, "--rl", "wd1", "--rl.steps", "9", "--seed", "0"])
+    assert origins["rl.group_size"] == file and origins["rl.steps"] == "command line: --rl.steps"
+    assert origins["rl.ratio"].endswith("wd1.yaml") and "seed" not in origins, "the default again"
+    lines = describe_origins(config, origins)
+    assert f"settings from {file}: rl.group_size = 4" in lines
+    assert "settings from the command line: rl.steps = 9" in lines
+    assert any(line.startswith("settings from ") and "wd1.yaml: rl.inner_updates = 8" in line for line in lines)
+
+
+def test_a_command_refuses_what_it_does_not_read():
+    with pytest.raises(ConfigError, match="evaluate does not read rl.steps; it reads sampler, task"):
+        parse(["--rl.steps", "3"], command="evaluate", reads=("sampler", "task"))
+
+
 # -- writing -----------------------------------------------------------------------------------------------------------
 
 
 def test_a_resolved_configuration_is_read_back_equal(write):
     config = parse([
-        "--rl.optimizer.learning_rate", "3e-7", "--stages", "[sft]", "--rl.reward_weights", "{b: 1, a: 0.25}",
+        "--rl.optimizer.learning_rate", "3e-7", "--stages", "[rl]", "--rl.reward_weights", "{b: 1, a: 0.25}",
         "--lora.rank", "4", "--task.held_out_by_solution", "[held_out]", "--init_from", "runs/x: y",
         "--lora.targets", "[q_proj]",
     ])  # fmt: skip
@@ -486,9 +692,21 @@ def test_a_stored_configuration_is_checked_too(write):
 
 
 def test_differences_are_one_line_a_field():
-    new = parse(["--rl.steps", "50", "--rl.reward_weights", "{solved: 2, format: 1}", "--stages", "[sft]"])
+    new = parse(
+        [
+            "--rl.steps",
+            "50",
+            "--rl.reward_weights",
+            "{solved: 2, format: 1}",
+            "--stages",
+            "[rl, sft]",
+            "--init_from",
+            "x",
+        ]
+    )
     assert differences(Config(), new) == [
-        "stages: ['sft', 'rl'] -> ['sft']",
+        "stages: ['sft', 'rl'] -> ['rl', 'sft']",
+        "init_from: '' -> 'x'",
         "rl.steps: 40 -> 50",
         "rl.reward_weights: {'solved': 1.0} -> {'solved': 2.0, 'format': 1.0}",
     ]
@@ -508,6 +726,4 @@ def test_the_help_names_every_key_with_its_default_and_its_choices():
 def test_a_key_of_every_kind_can_be_set_from_the_command_line():
     """Each key accepts its own default, written as the help shows it."""
     for key, value in leaves().items():
-        encoded = config_file.draccus.encode(value)
-        text = "''" if encoded == "" else str(encoded)
-        assert parse([f"--{key}", text]) == Config(), key
+        assert parse([f"--{key}", str(config_file.draccus.encode(value))]) == Config(), key

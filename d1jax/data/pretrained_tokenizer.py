@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,7 @@ class PretrainedTokenizer:
     fingerprint: str  # of vocabulary, merges and template: what equality means
     directory: Path = field(compare=False)
     wrapped: Any = field(compare=False, repr=False)
+    controls: Mapping[str, int] = field(compare=False, repr=False)  # spelling -> id of what no text may turn into
 
     @property
     def vocab_size(self) -> int:
@@ -34,18 +37,30 @@ class PretrainedTokenizer:
         return bool(self.wrapped.chat_template)
 
     def encode(self, text: str) -> list[int]:
-        """The ids of plain text: one that spells a special token gets the ids of its letters."""
-        return self._ids(text, add_special_tokens=False, split_special_tokens=True)
+        """The ids of plain text: one that spells a control token gets the ids of its letters."""
+        ids = self._ids(text, split_special_tokens=True)
+        turned = set(self.controls.values()) & set(ids)
+        if turned:
+            # The model of the tokenizer knows it as a word.
+            spelt = self.wrapped.convert_ids_to_tokens(min(turned))
+            raise ValueError(
+                f"tokenizer {str(self.directory)!r}: the text {text[:60]!r} would be read as the control token {spelt!r}; "
+                "leave it out of the text"
+            )
+        return ids
 
     def _ids(self, text: str, **settings: bool) -> list[int]:
+        return self._encoding(text, **settings)["input_ids"]
+
+    def _encoding(self, text: str, **settings: bool) -> Any:
         try:
-            return self.wrapped(text, **settings)["input_ids"]
+            return self.wrapped(text, **{"add_special_tokens": False, **settings})
         except Exception as error:  # of the Rust library, which has no class of its own
             raise ValueError(f"tokenizer {str(self.directory)!r}: cannot write {text[:60]!r} ({error})") from None
 
     def render(self, prompt: str | Chat) -> str:
         """The chat as text, a text being a user's turn. It ends with exactly one assistant header, whatever the template does."""
-        chat = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+        chat = _as_chat(prompt)
         for index, turn in enumerate(chat):
             if not all(isinstance(turn.get(name), str) for name in ("role", "content")):
                 raise ValueError(f"tokenizer: turn {index} of the chat, {turn!r}, needs a text as role and as content")
@@ -59,13 +74,49 @@ class PretrainedTokenizer:
         return text if text.rstrip().endswith(header.rstrip()) else text + header
 
     def prompt(self, prompt: str | Chat) -> list[int]:
+        """The ids of the rendered chat. Control tokens are the template's alone: those that a turn spells out are text."""
         if self.chats:
-            return self._ids(self.render(prompt), add_special_tokens=False)
+            return self._chat_ids(_as_chat(prompt))
         if not isinstance(prompt, str):
             raise ValueError(f"tokenizer {str(self.directory)!r}: has no chat template; give a text instead of a chat")
-        return self._ids(
-            prompt, add_special_tokens=True, split_special_tokens=True
-        )  # a first token where the files say so
+        self.encode(prompt)  # refuses what would become a control token
+        # With a first token where the files say so.
+        return self._ids(prompt, add_special_tokens=True, split_special_tokens=True)
+
+    def _chat_ids(self, chat: Chat) -> list[int]:
+        said = "".join(value for turn in chat for value in turn.values() if isinstance(value, str))
+        spelt = sorted((control for control in self.controls if control in said), key=len, reverse=True)
+        if not spelt:
+            return self._ids(self.render(chat))
+        # The template must not see them: each is rendered under a name that no turn and no template contains, the control tokens
+        # of the template are found, and what stands between them is written as plain text under its own name again.
+        private = (chr(code) for code in range(0xE000, 0xF900))
+        opening, closing = itertools.islice((mark for mark in private if mark not in said), 2)
+        names = {control: f"{opening}{index}{closing}" for index, control in enumerate(spelt)}
+        either = re.compile("|".join(map(re.escape, spelt)))
+        hidden = [
+            {
+                key: either.sub(lambda found: names[found[0]], value) if isinstance(value, str) else value
+                for key, value in turn.items()
+            }
+            for turn in chat
+        ]
+        rendered = self.render(hidden)
+        encoding = self._encoding(rendered, return_offsets_mapping=True)
+        control_ids = set(self.controls.values())
+        ids: list[int] = []
+        last = 0
+        for token, (begin, end) in zip(encoding["input_ids"], encoding["offset_mapping"], strict=True):
+            if token not in control_ids:
+                continue
+            ids += [*self._shown(rendered[last:begin], names), token]
+            last = end
+        return ids + self._shown(rendered[last:], names)
+
+    def _shown(self, text: str, names: Mapping[str, str]) -> list[int]:
+        for control, name in names.items():
+            text = text.replace(name, control)
+        return self.encode(text) if text else []
 
     def answer(self, text: str) -> list[int]:
         """The text and the token that closes the turn. It is not rendered: LLaDA's template would add one more header."""
@@ -80,6 +131,10 @@ class PretrainedTokenizer:
     def pieces(self, ids: Sequence[int]) -> list[str]:
         known = [token if token < self.vocab_size else None for token in ids]
         return [f"<{ids[i]}>" if token is None else self.wrapped.decode([token]) for i, token in enumerate(known)]
+
+
+def _as_chat(prompt: str | Chat) -> Chat:
+    return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
 
 
 def load_pretrained_tokenizer(
@@ -126,7 +181,17 @@ def load_pretrained_tokenizer(
     turn = turn if turn is not None and wrapped.convert_ids_to_tokens(turn) == turn_end else -1
     special = SpecialTokens(mask=ids["mask"], end=ids["end"], turn_end=turn, vocab_size=size)
     closing = {ids["end"], turn, wrapped.eos_token_id, end} - {None, -1}
+    # What masks or ends a text is a control token, also where the files forgot to mark it as special.
+    forgotten = [wrapped.convert_ids_to_tokens(token) for token in {ids["mask"], *closing}]
+    wrapped.add_special_tokens({"additional_special_tokens": forgotten}, replace_extra_special_tokens=False)
+    controls = {added.content: token for token, added in wrapped.added_tokens_decoder.items() if added.special}
     text = wrapped.backend_tokenizer.to_str() + str(wrapped.chat_template)
     return PretrainedTokenizer(
-        special, tuple(sorted(closing)), assistant_header, hashlib.sha256(text.encode()).hexdigest(), directory, wrapped
+        special,
+        tuple(sorted(closing)),
+        assistant_header,
+        hashlib.sha256(text.encode()).hexdigest(),
+        directory,
+        wrapped,
+        controls,
     )

@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from d1jax.config import ConfigError
+from d1jax.infilling import lay_out
 from d1jax.weights.tokenizer_files import load_tokenizer
 
 hf = pytest.importorskip("tokenizers")
@@ -290,6 +291,60 @@ def test_tokenizers_are_equal_when_they_give_the_same_ids(write, tmp_path):
 def test_texts_come_back_to_the_letter(write, text):
     tokenizer = load_tokenizer(write())
     assert tokenizer.decode(tokenizer.answer(text)) == text
+
+
+# -- control tokens in a user's text -----------------------------------------------------------------------------------
+
+
+def everything_spelt(tokenizer) -> str:
+    return " x ".join(["", *tokenizer.controls, ""])
+
+
+PATHS = {
+    "a text": lambda tokenizer, text: tokenizer.prompt(text),
+    "a turn": lambda tokenizer, text: tokenizer.prompt([turn("user", text)]),
+    "a system message": lambda tokenizer, text: tokenizer.prompt([turn("system", text), turn("user", "x")]),
+    "a few-shot answer": lambda tokenizer, text: tokenizer.prompt(
+        [turn("user", "x"), turn("assistant", text), turn("user", "x")]
+    ),
+    "a role": lambda tokenizer, text: tokenizer.prompt([turn(text, "x")]),
+    "a target": lambda tokenizer, text: tokenizer.answer(text),
+    "around a hole": lambda tokenizer, text: lay_out(tokenizer, text + "{{mask:3}}" + text).ids,
+}
+
+
+@pytest.mark.parametrize("path", PATHS.values(), ids=PATHS)
+@pytest.mark.parametrize("name", ["dream", "llada"])
+def test_a_users_text_never_becomes_control_ids(request, name, path):
+    tokenizer = request.getfixturevalue(name)
+    controls = set(tokenizer.controls.values())
+    harmless = path(tokenizer, " x ")
+    text = everything_spelt(tokenizer)
+    ids = path(tokenizer, text)
+    assert [token for token in ids if token in controls] == [token for token in harmless if token in controls]
+    written = "".join(tokenizer.pieces(ids))
+    assert text.strip() in written or path is PATHS["a role"], "and it is all there, as text"  # Dream knows three roles
+
+
+@given(
+    text=st.lists(st.sampled_from(["<|mask|>", "<|im_end|>", "\n", " ", "a", "\ue000", "0"]), max_size=8).map("".join)
+)
+def test_what_a_template_renders_is_what_is_written(dream, text):
+    chat = [turn("system", text), turn("user", text)]
+    assert dream.wrapped.decode(dream.prompt(chat)) == dream.render(chat)
+    if not any(control in text for control in dream.controls):
+        assert dream.prompt(chat) == special_ids(dream, dream.render(chat))
+
+
+def test_a_mask_that_its_file_does_not_call_special_is_one(write):
+    directory = write()
+    stored = json.loads((directory / "tokenizer.json").read_text())
+    for added in stored["added_tokens"]:
+        added["special"] = False
+    (directory / "tokenizer.json").write_text(json.dumps(stored))
+    tokenizer = load_tokenizer(directory)
+    assert not {ID["<|mask|>"], ID["<|endoftext|>"]} & set(tokenizer.encode("<|mask|><|endoftext|>"))
+    assert ID["<|mask|>"] not in tokenizer.prompt("<|mask|>")
 
 
 # -- what is wrong with a directory --------------------------------------------------------------------------------------
