@@ -10,6 +10,7 @@ from typing import Any
 from d1jax.config import ADAPTIVE, Config, ConfigError
 from d1jax.rl_rules import rl_rules
 
+MOST_SEEDS = 2**32
 MOST_TOKENS = 1_000_000  # schedules are arrays of this length
 
 
@@ -43,7 +44,7 @@ def _rules(config: Config) -> list[tuple[bool, str]]:
         "sampler.kl_threshold": sampler.kl_threshold, "sampler.cache_refresh": sampler.cache_refresh,
         "sampler.entropy_bound": sampler.entropy_bound, "model.max_positions": model.max_positions,
         "sft.completion_length": sft.completion_length,
-        "seed": config.seed, "task.seed": config.task.seed,
+        "seed": config.seed, "task.seed": config.task.seed, "keep_last": config.keep_last,
         "rl.estimator.shrink": estimator.shrink,
         "lora.rank": config.lora.rank, "task.train_rows": config.task.train_rows, "task.eval_rows": config.task.eval_rows,
         "evaluation.every": config.evaluation.every, "evaluation.samples": config.evaluation.samples,
@@ -61,6 +62,10 @@ def _rules(config: Config) -> list[tuple[bool, str]]:
     sizes += [(value < 0, f"{name} = {value} must not be negative") for name, value in not_negative.items()]
     sizes += [
         (not math.isfinite(value), f"{name} = {value} must be a finite number") for name, value in _floats(config)
+    ]
+    sizes += [
+        (value >= MOST_SEEDS, f"{name} = {value} must be below {MOST_SEEDS}: random keys are made from 32 bits")
+        for name, value in (("seed", config.seed), ("task.seed", config.task.seed))
     ]
     if any(broken for broken, _ in sizes):
         return sizes  # what follows divides by these
