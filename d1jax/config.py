@@ -327,6 +327,10 @@ class Config:
         "characters", "of random weights: the task's characters, or UTF-8 bytes; a checkpoint brings its own"
     )
     checkpoint_every: int = setting(20, "steps between checkpoints (the last step always has one)")
+    keep_last: int = setting(
+        0,
+        "checkpoints of a stage that stay: so many, the best by evaluation.every, and what a roll-back needs (0 = all)",
+    )
     max_bad_updates: int = setting(10, "stop after so many skipped (NaN or infinite) updates in a row")
     task: TaskConfig = section(TaskConfig)
     model: ModelConfig = section(ModelConfig)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jax.sharding import Mesh
@@ -17,6 +20,7 @@ from d1jax.tasks import read_source
 from d1jax.tasks.task import Row, Task
 
 SHARE = "share:"
+MOST_GENERATED = 5_000_000  # rows: some gigabytes of Python objects
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,7 @@ class Experiment(Setup):
     task: Task
     train: Problems
     eval_sets: dict[str, Problems]
+    data: dict[str, dict[str, Any]]  # setting -> which rows it gave: source, rows, sha256
 
 
 def build(
@@ -60,6 +65,9 @@ def build(
         else _rows(task, config, source, "test", config.task.eval_rows)
         for name, source in config.task.eval_sets.items()
     }
+    sources = {f"task.eval_sets.{name}": (source, eval_rows[name]) for name, source in config.task.eval_sets.items()}
+    sources |= {"task.train": (config.task.train, train_rows)}
+    data = {setting: _identity(*found) for setting, found in sources.items()}
     if training:
         offered = task.rewards(eval_rows[next(iter(eval_rows))][0], "")
         accept = [config.rl.accept] if config.rl.advantage == "accepted" else []
@@ -86,7 +94,13 @@ def build(
     _check_positions(config, columns, lengths[0], "evaluation")
     # What an evaluation row stores as its target is shown, not scored: it may be longer than what is sampled.
     eval_sets = {name: _problems(task, tokenizer, rows, (columns, 0), name) for name, rows in eval_rows.items()}
-    return Experiment(**vars(setup), task=task, train=train, eval_sets=eval_sets)
+    return Experiment(**vars(setup), task=task, train=train, eval_sets=eval_sets, data=data)
+
+
+def _identity(source: str, rows: list[Row]) -> dict[str, Any]:
+    """What tells these rows from others of the same name; of rows and not of bytes, so that a file may be packed or moved."""
+    text = "\n".join(json.dumps(row, sort_keys=True, default=repr) for row in rows)
+    return {"source": source, "rows": len(rows), "sha256": hashlib.sha256(text.encode()).hexdigest()}
 
 
 def _longest_prompt(task: Task, tokenizer: Tokenizer, rows: list[Row]) -> int:
@@ -121,6 +135,11 @@ def _check_rows_divide(config: Config, mesh: Mesh, training: bool) -> None:
 
 def _rows(task: Task, config: Config, source: str, split: str, count: int) -> list[Row]:
     if source == "generated":
+        if count > MOST_GENERATED:
+            raise ConfigError(
+                f"config: {count} rows to generate (task.train_rows or task.eval_rows) are more than {MOST_GENERATED}, which is "
+                "what fits into memory; generate fewer, or write them into a file"
+            )
         try:
             return task.generate(split, count, config.task.seed)
         except ValueError as error:

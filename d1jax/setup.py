@@ -6,7 +6,6 @@ Weights are random, or those of a checkpoint directory, or the last ones of anot
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,9 +20,9 @@ from d1jax.files import new_directory, write_json
 from d1jax.models import lora
 from d1jax.models.transformer import Transformer, Variables, abstract_variables, initialize
 from d1jax.runtime import mesh as mesh_rules
-from d1jax.runtime.checkpoint import Checkpoints
+from d1jax.runtime.checkpoint import Checkpoints, DamagedCheckpoint
 from d1jax.runtime.optimizer import MASTER
-from d1jax.runtime.run_directory import RunDirectory, is_run, open_run
+from d1jax.runtime.run_directory import RunDirectory, is_run, open_run, read_record
 from d1jax.tasks import TASKS
 from d1jax.tasks.task import Task
 from d1jax.weights.checkpoint_directory import (
@@ -152,7 +151,7 @@ def start_variables(setup: Setup, run: RunDirectory) -> Variables:
     config = setup.config
     if not config.init_from:
         return initialize(setup.model, setup.key("weights"), setup.mesh)
-    recorded = json.loads(run.origin.read_text(encoding="utf-8")) if run.origin.exists() else None
+    recorded = read_record(run.origin) if run.origin.exists() else None
     checkpoint = _origin_checkpoint(config)
     if checkpoint is not None:
         origin = {"files": fingerprint(checkpoint)}
@@ -246,7 +245,7 @@ def variables_at(setup: Setup, run: RunDirectory, stage: str, step: int | None =
         step = saved[-1] if step is None else step
         trained = abstract_variables(setup.model, setup.mesh, names)
         like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, MASTER, sharding=x.sharding), trained)
-        loaded = checkpoints.load(step, {"trainable": like})
+        loaded = load_or_name_the_last_good(checkpoints, step, {"trainable": like}, run.path, stage)
     finally:
         checkpoints.close()
     return {**frozen, **loaded["trainable"]}, step
@@ -275,7 +274,7 @@ def adapter_of(path: Path, mesh: Mesh) -> tuple[Setup, Variables]:
         if saved is None:
             raise ConfigError(f"run {str(path)!r} has no checkpoint of stage {stage!r} yet")
         like = abstract_variables(setup.model, mesh, ("lora",))
-        return setup, checkpoints.load(saved, {"trainable": like})["trainable"]
+        return setup, load_or_name_the_last_good(checkpoints, saved, {"trainable": like}, path, stage)["trainable"]
     finally:
         checkpoints.close()
 
@@ -296,6 +295,20 @@ def mark_one_adapter(config: Config, run: RunDirectory) -> None:
     check_one_adapter(config, run)
     if config.lora.rank and not run.adapter.exists():
         write_json(run.adapter, {"stages": list(config.stages), "adapters": 1})
+
+
+def load_or_name_the_last_good(
+    checkpoints: Checkpoints, step: int, like: Variables, run: Path, stage: str
+) -> Variables:
+    """The checkpoint of a step. Raises ConfigError that names what is damaged there, and the step to take instead."""
+    try:
+        return checkpoints.load(step, like)
+    except DamagedCheckpoint as error:
+        good = checkpoints.last_good(step, like)
+        cure = "no earlier one of this stage is good"
+        if good is not None:
+            cure = f"the last good one is step {good} ({run / 'checkpoints' / stage / str(good)})"
+        raise ConfigError(f"stage {stage}: {error}; {cure}") from None
 
 
 def trained_table(trainable: Variables, frozen: Variables, log: Callable[[str], None]) -> None:

@@ -19,6 +19,10 @@ class Diverged(Exception):
     """The run cannot learn any more: updates that are not finite, a policy that has collapsed, an invariant that does not hold."""
 
 
+class CannotSave(Exception):
+    """What the run leaves behind cannot be written any more; what was saved before is good, and the same command continues."""
+
+
 class StopRequest:
     """`with StopRequest() as stop:` ... `stop.signum` is set once a signal has come."""
 

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 from safetensors import SafetensorError, safe_open
 
 from d1jax.config import ConfigError, ModelConfig
+from d1jax.files import distinct
 from d1jax.models.families import Family, family_of, read_config
 from d1jax.runtime.checkpoint import stored_array
 from d1jax.weights.convert import Entry, check_tensors, entries, our_shape
@@ -209,17 +210,8 @@ def _with_dtype(config: ModelConfig, stored: str) -> ModelConfig:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    def distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        names = [name for name, _ in pairs]
-        twice = next((name for name in names if names.count(name) > 1), None) if len(set(names)) < len(names) else None
-        if twice is not None:
-            raise ConfigError(f"{path}: key {twice!r} stands there twice")
-        return dict(pairs)
-
     try:
         value = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=distinct)
-    except ConfigError:
-        raise
     except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: not readable as JSON: {error}") from None
     if not isinstance(value, dict):
