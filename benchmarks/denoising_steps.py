@@ -27,9 +27,9 @@ from typing import Any
 
 import jax
 import numpy as np
+from denoising_report import denoising_chart, denoising_section
 from methods_charts import lines
 from methods_plan import row_passes
-from methods_report import mean_and_half, points, table
 from methods_runner import Notebook, commit, in_workers, prepared, scores, train_base
 
 from d1jax.analysis import summary
@@ -37,7 +37,6 @@ from d1jax.config import Config, EstimatorConfig, OptimizerConfig
 from d1jax.experiment import Problems
 from d1jax.files import write_beside, write_json
 from d1jax.rl import loop
-from d1jax.telemetry.charts import Chart, Series
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "denoising_steps.json"
@@ -159,63 +158,12 @@ def main() -> int:
             print(f"learning rates: {rates}", flush=True)
             arms = [Arm(name, steps, rates[name], seed) for seed in SEEDS for steps in STEPS for name in ESTIMATORS]
             runs = carry_out(pool, arms, False, work)
-        write_json(RESULTS, {"rates": rates, "choosing": choosing, "runs": runs, "environment": summary.environment()})
+        about = {"rl_steps": RL_STEPS, "chosen_at": CHOSEN_AT, "chosen_with": CHOSEN_WITH, "rates": rates}
+        write_json(RESULTS, {**about, "choosing": choosing, "runs": runs, "environment": summary.environment()})
     data = json.loads(RESULTS.read_text(encoding="utf-8"))
-    write_beside(FIGURE, lines(chart(data["runs"])))
-    print(section(data))
+    write_beside(FIGURE, lines(denoising_chart(data)))
+    print(denoising_section(data))
     return 0
-
-
-def gains(runs: Sequence[dict[str, Any]], estimator: str, steps: int, decoding: str) -> list[float]:
-    mine = [row for row in runs if row["estimator"] == estimator and row["steps"] == steps]
-    return [row[f"after_{decoding}"] - row[f"before_{decoding}"] for row in mine]
-
-
-def chart(runs: Sequence[dict[str, Any]]) -> Chart:
-    series = tuple(
-        Series(name, STEPS, tuple(100 * mean_and_half(gains(runs, name, steps, "greedy"))[0] for steps in STEPS))
-        for name in ESTIMATORS
-    )
-    return Chart(
-        "Gain of RL by denoising steps, Sudoku", "denoising steps", "gain in points, greedy", series, smooth=False
-    )
-
-
-def section(data: dict[str, Any]) -> str:
-    """The section of docs/experiments.md."""
-    runs = data["runs"]
-    head = [
-        "steps",
-        "base, greedy",
-        *(f"`{name}`" for name in ESTIMATORS),
-        "base, sampled",
-        *(f"`{name}`" for name in ESTIMATORS),
-    ]
-    rows = []
-    for steps in STEPS:
-        one = next(row for row in runs if row["steps"] == steps)
-        cells = [str(steps)]
-        for decoding in ("greedy", "sampled"):
-            cells.append(f"{100 * one[f'before_{decoding}']:.1f} %")
-            cells += [points(gains(runs, name, steps, decoding)) for name in ESTIMATORS]
-        rows.append(cells)
-    cost = {
-        name: ", ".join(
-            f"{next(r for r in runs if r['estimator'] == name and r['steps'] == s)['forward_passes']:,}" for s in STEPS
-        )
-        for name in ESTIMATORS
-    }
-    rates = ", ".join(f"`{name}` {rate:g}" for name, rate in data["rates"].items())
-    return "\n".join(
-        [
-            table(head, rows),
-            "",
-            f"Learning rates (of {', '.join(f'{rate:g}' for rate in RATES)}, chosen on training problems at {CHOSEN_AT} steps with seed "
-            f"{CHOSEN_WITH}): {rates}.",
-            "Forward passes x rows of a run at " + ", ".join(map(str, STEPS)) + " steps: "
-            + "; ".join(f"`{name}` {text}" for name, text in cost.items()) + ".",
-        ]
-    )  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -71,7 +71,11 @@ class ModelConfig:
     rope_full_precision: bool = setting(True, "rotate in fp32 (LLaDA), or in the dtype of the activations (Dream)")
     alignment: Alignment = setting("same_position", "row p of the output scores token p (LLaDA) or p + 1 (Dream)")
     dtype: Literal["float32", "bfloat16"] = setting("float32", "activations")
-    param_dtype: Literal["float32", "bfloat16", "float16"] = setting("float32", "stored weights")
+    param_dtype: Literal["float32", "bfloat16", "float16"] = setting(
+        "float32",
+        "weights that are not trained (the base of an adapter), and exported ones; what is trained is kept in float32 (master weights), and so "
+        "are Adam's moments",
+    )
     remat: bool = setting(False, "recompute each block in the backward pass")
 
 
