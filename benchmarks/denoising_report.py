@@ -62,7 +62,8 @@ def denoising_section(data: Row) -> str:
         "`python benchmarks/denoising_steps.py`: "
         f"the Sudoku base under samplers of {shown['steps']} steps, then {data['rl_steps']} RL steps of "
         "16 x 6 rollouts with one update each, ratio 1, no KL, no prompt mask: the arms differ in "
-        f"the score that is differentiated and in what it costs, not in rollouts or updates. Gains in points over seeds {shown['seeds']}, 95 % by Student's t.",
+        f"the score that is differentiated and in what it costs, not in rollouts or updates. "
+        f"Gains in points over seeds {shown['seeds']}, 95 % by Student's t.",
         table(["decoding", "steps", "base", *(f"`{name}`" for name in names)], rows + passes),
         f"Learning rates, one an estimator, chosen of {', '.join(f'{rate:g}' for rate in tried)} at {data['chosen_at']} steps on "
         f"problems of the training split with a seed of its own ({data['chosen_with']}): {rates}. They are not chosen anew for other "

@@ -73,8 +73,8 @@ class ModelConfig:
     dtype: Literal["float32", "bfloat16"] = setting("float32", "activations")
     param_dtype: Literal["float32", "bfloat16", "float16"] = setting(
         "float32",
-        "weights that are not trained (the base of an adapter), and exported ones; what is trained is kept in float32 (master weights), and so "
-        "are Adam's moments",
+        "weights that are not trained (the base of an adapter), and exported ones; what is trained is kept in float32 (master "
+        "weights), and so are Adam's moments",
     )
     remat: bool = setting(False, "recompute each block in the backward pass")
 
