@@ -9,7 +9,8 @@
 --methods configs/methods     also the estimators of these files
 --only "elbo exact"           only estimators whose name contains this
 --out DIR                     write audit.json and audit.html
---section.key VALUE           any setting of the run, e.g. --sampler.steps 16
+--section.key VALUE           a setting of the run that the audit reads, e.g. --sampler.steps 16 or --rl.temperature 0.5
+--version                     the version of d1jax
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ import numpy as np
 from d1jax.analysis import estimator_audit as audit
 from d1jax.analysis import summary
 from d1jax.analysis.estimator_bench import STRATA, Batch, Bench, Candidate, candidates, large_sample_elbo
-from d1jax.config import ConfigError
-from d1jax.config_file import own_flags, parse, to_dict
+from d1jax.config import Config, ConfigError
+from d1jax.config_file import asks_for_version, own_flags, parse, to_dict, version_text
 from d1jax.diffusion.canvas import Canvas
 from d1jax.diffusion.sampler import sample
 from d1jax.experiment import Experiment, build
@@ -42,6 +43,7 @@ from d1jax.telemetry.terminal import printable
 
 USER_MISTAKE = 2
 NAMES = ("run", "stage", "step", "methods", "only", "out")
+READS = ("task", "model", "lora", "sampler", "evaluation.batch_size", "rl.temperature", "mesh", "seed")
 COUNTS = {
     "rows": (128, 2, 1),
     "samples": (32, 4, 2),
@@ -54,6 +56,9 @@ def main(argv: Sequence[str]) -> int:
     """The exit code: 0 done, 2 a mistake in the arguments."""
     if {"-h", "--help"} & set(argv):
         print(__doc__)
+        return 0
+    if asks_for_version(argv):
+        print(version_text())
         return 0
     try:
         own, overrides = own_flags(argv, (*NAMES, *COUNTS))
@@ -80,14 +85,13 @@ def run(own: dict[str, str], counts: dict[str, int], overrides: Sequence[str]) -
     if step is not None and (stage is None or not step.isdigit()):
         raise ConfigError(f"--step {step} needs --stage, and must be a number")
     directory, trained = open_run(own["run"])
-    flags = ["--config", str(directory.config), *overrides]
-    config = parse(flags)
+    config = parse(overrides, trained, "audit", READS)
     experiment = build(config, training=False, saved=directory.source)
     config = experiment.config
     check_same_model(experiment, directory, trained)
     chosen = candidates(config.sampler.completion_length)
     if "methods" in own:
-        chosen += _of_files(Path(own["methods"]), flags, chosen)
+        chosen += _of_files(Path(own["methods"]), config, chosen)
     names = [one.name for one in chosen]
     chosen = [one for one in chosen if own.get("only", "") in one.name]
     if not chosen:
@@ -153,14 +157,14 @@ def rollouts(experiment: Experiment, variables: Variables, rows: int, key: jax.A
     return tuple(batches)
 
 
-def _of_files(folder: Path, flags: Sequence[str], known: Sequence[Candidate]) -> list[Candidate]:
+def _of_files(folder: Path, config: Config, known: Sequence[Candidate]) -> list[Candidate]:
     """The estimators of the method files in `folder` that are not in the table already."""
     files = sorted(folder.glob("*.yaml"))
     if not files:
         raise ConfigError(f"--methods {str(folder)!r} holds no .yaml files; name a folder like configs/methods")
     seen, found = {(one.estimator, one.prompt_mask) for one in known}, []
     for file in files:
-        rl = parse([*flags, "--rl", str(file)]).rl
+        rl = parse(["--rl", str(file)], config, "audit").rl
         # The audit knows no advantages: of SPG it takes the lower bound.
         estimator = dataclasses.replace(rl.estimator, upper_share=0.0)
         if (estimator, rl.prompt_mask) not in seen and estimator.subset == 1:

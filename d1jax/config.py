@@ -93,11 +93,16 @@ class LoraConfig:
 
 @dataclass(frozen=True)
 class SamplerConfig:
-    """Semi-autoregressive denoising."""
+    """How a completion is denoised: its length, its blocks, how many tokens a step commits, and which.
 
-    completion_length: int = setting(16, "new tokens C")
-    block_length: int = setting(16, "tokens of a block; divides completion_length")
-    steps: int = setting(8, "denoising steps over all blocks; a multiple of the number of blocks")
+    `d1jax.SamplerConfig(completion_length=64, block_length=32, steps=32)` decodes 64 tokens in two blocks from left to right,
+    two tokens a step. The temperature is no part of it (`sample(..., temperature=0.8)`). ConfigError where settings contradict
+    each other, or one has no effect, comes when it is used.
+    """
+
+    completion_length: int = setting(20, "new tokens C")  # a 4x4 grid and its line breaks
+    block_length: int = setting(20, "tokens of a block; divides completion_length")
+    steps: int = setting(4, "denoising steps over all blocks; a multiple of the number of blocks")
     remasking: Literal["low_confidence", "topk_margin", "entropy", "random", "left_to_right"] = setting(
         "low_confidence",
         "committed first: the likeliest, those furthest ahead of the second, of least entropy, any, the left",
@@ -148,8 +153,8 @@ class OptimizerConfig:
         "constant", "after the warm-up: constant, or down to zero"
     )
     warmup_steps: int = setting(0, "optimizer updates from 0 to the peak")
-    beta1: float = setting(0.9, "")
-    beta2: float = setting(0.99, "")
+    beta1: float = setting(0.9, "decay of the mean of gradients (the first moment)")
+    beta2: float = setting(0.99, "decay of the mean of their squares (the second moment)")
     weight_decay: float = setting(0.0, "on matrices; not on norms, biases and embeddings")
     clip_norm: float = setting(1.0, "global gradient norm (0 = no clipping)")
 

@@ -17,6 +17,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import draccus
 from draccus.utils import DecodingError, ParsingError
 
+import d1jax
 from d1jax.config import Config, ConfigError
 from d1jax.config_rules import check
 from d1jax.no_effect import Command, leaves, no_effect, unread, value_at, without_unread
@@ -26,6 +27,22 @@ COMMAND_LINE = "command line"
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"  # of the repository
 FOLDERS = {"rl": "methods", "model": "models"}  # sections with files of their own there
 SECTIONS = tuple(name for name, hint in get_type_hints(Config).items() if dataclasses.is_dataclass(hint))
+
+
+def asks_for_version(argv: Sequence[str]) -> bool:
+    return "--version" in argv
+
+
+def version_text() -> str:
+    return f"d1jax {d1jax.__version__}"
+
+
+def dashed(argv: Sequence[str]) -> list[str]:
+    """The same arguments with - for _ in the names of flags: both are accepted everywhere."""
+    split = [argument.partition("=") if argument.startswith("--") else (argument, "", "") for argument in argv]
+    return [
+        (name.replace("_", "-") if name.startswith("--") else name) + equals + value for name, equals, value in split
+    ]
 
 
 def own_flags(argv: Sequence[str], names: Collection[str]) -> tuple[dict[str, str], list[str]]:
@@ -158,6 +175,15 @@ def decode(raw: Mapping[str, Any]) -> Config:
         raise ConfigError(f"config: {error}") from error
 
 
+def section_from(cls: type, given: Any, where: str) -> Any:
+    """A section (SamplerConfig, say) with these settings, the others at their defaults. Raises ConfigError that begins with `where`."""
+    if not isinstance(given, Mapping):
+        raise ConfigError(f"{where}: expected keys and values, found {type(given).__name__}")
+    raw = to_dict(cls())
+    _merge(raw, given, cls, where)
+    return draccus.decode(cls, raw)
+
+
 def to_dict(config: Any) -> dict[str, Any]:
     """Plain dictionaries and lists, as YAML and JSON want them."""
     return draccus.encode(config)
@@ -199,7 +225,7 @@ def help_text(program: str) -> str:
 
     def describe(cls: type, default: Any, prefix: str) -> None:
         hints = get_type_hints(cls)
-        lines.extend(["", f"{prefix[:-1] or 'run'}: {(cls.__doc__ or '').strip()}"])
+        lines.extend(["", f"{prefix[:-1] or 'run'}: {(cls.__doc__ or '').strip().splitlines()[0]}"])
         nested = []
         for field in dataclasses.fields(cls):
             value = getattr(default, field.name)

@@ -4,12 +4,14 @@
 --run DIR --stage rl --step 20
 --checkpoint DIR/checkpoints/rl/20
 --out FILE.json               also write the table for programs
---section.key VALUE           any setting of the run, e.g. --sampler.steps 16 or --task.eval_rows 4096
+--section.key VALUE           a setting of the run that evaluation reads, e.g. --sampler.steps 16 or --task.eval_rows 4096
+--version                     the version of d1jax
 """
 
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,8 +19,8 @@ from typing import Any
 import jax
 
 from d1jax.analysis import accuracy, summary
-from d1jax.config import ConfigError
-from d1jax.config_file import own_flags, parse
+from d1jax.config import ADAPTIVE, Config, ConfigError
+from d1jax.config_file import asks_for_version, own_flags, parse, version_text
 from d1jax.experiment import build
 from d1jax.files import write_json
 from d1jax.runtime.run_directory import open_run
@@ -28,12 +30,16 @@ from d1jax.telemetry.terminal import printable
 
 USER_MISTAKE = 2
 NAMES = ("run", "stage", "step", "checkpoint", "out")
+READS = ("task", "model", "lora", "sampler", "evaluation", "mesh", "seed")
 
 
 def main(argv: Sequence[str]) -> int:
     """The exit code: 0 done, 2 a mistake in the arguments."""
     if {"-h", "--help"} & set(argv):
         print(__doc__)
+        return 0
+    if asks_for_version(argv):
+        print(version_text())
         return 0
     try:
         own, overrides = own_flags(argv, NAMES)
@@ -57,7 +63,7 @@ def evaluate(own: dict[str, str], overrides: Sequence[str]) -> dict[str, Any]:
     if step is not None and (stage is None or not step.isdigit()):
         raise ConfigError(f"--step {step} needs --stage, and must be a number")
     run, trained = open_run(path)
-    config = parse(["--config", str(run.config), *overrides])
+    config = parse(overrides, trained, "evaluate", READS)
     experiment = build(config, training=False, saved=run.source)
     check_same_model(experiment, run, trained)
     with jax.set_mesh(experiment.mesh):
@@ -66,13 +72,26 @@ def evaluate(own: dict[str, str], overrides: Sequence[str]) -> dict[str, Any]:
             raise ConfigError(f"run {str(path)!r} has no checkpoint yet")
         stages = []
         for name in wanted:
+            began = time.perf_counter()
             variables, at = variables_at(experiment, run, name, None if step is None else int(step))
-            scores, _ = accuracy.evaluate(experiment, variables)
+            rows = ", ".join(f"{len(problems)} rows of {key}" for key, problems in experiment.eval_sets.items())
+            what = f"{run.checkpoints(name) / str(at)}: stage {name}, step {at}, {rows}, {_decoding(config)}"
+            print(f"evaluating {what}", file=sys.stderr, flush=True)
+            scores, _ = accuracy.evaluate(experiment, variables, progress=True)
+            print(f"evaluated {what}, {time.perf_counter() - began:.1f} s", file=sys.stderr, flush=True)
             stages.append(summary.stage_entry(name, {"step": at, "sets": scores}))
     baselines = {
         name: accuracy.baseline_scores(experiment, problems) for name, problems in experiment.eval_sets.items()
     }
     return {"stages": stages, "baselines": baselines, "environment": summary.environment()}
+
+
+def _decoding(config: Config) -> str:
+    """How it is decoded, in words."""
+    sampler = config.sampler
+    steps = f"schedule {sampler.schedule}" if sampler.schedule in ADAPTIVE else f"{sampler.steps} denoising steps"
+    draws = f"temperature {config.evaluation.temperature:g}" if config.evaluation.temperature else "greedy"
+    return f"{sampler.completion_length} tokens in {steps}, {draws}"
 
 
 def _from_checkpoint(path: Path) -> tuple[str, str, str]:

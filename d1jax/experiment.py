@@ -80,18 +80,18 @@ def build(
         train_rows = _without_overlap(task, config.task, train_rows, eval_rows, log)
     else:
         train_rows = []
-    lengths = (config.sampler.completion_length, config.sft.completion_length or config.sampler.completion_length)
+    completion, taught = _completion_columns(config), _target_columns(config)
     if config.task.too_long == "drop":
-        train_rows = _that_fit(task, tokenizer, train_rows, lengths, config, log)
+        train_rows = _that_fit(task, tokenizer, train_rows, (completion, taught), config, log)
     columns = _longest_prompt(task, tokenizer, train_rows)
-    _check_positions(config, columns, max(lengths), "training")
-    train = _problems(task, tokenizer, train_rows, (columns, lengths[1]), "the training rows")
+    _check_positions(config, columns, completion, "training")
+    train = _problems(task, tokenizer, train_rows, (columns, taught), "the training rows")
     if training and "rl" in config.stages and config.rl.data == "targets" and not train.has_target_R.any():
         raise ConfigError(
             "config: rl.data = targets needs rows with solutions, and the task has none; set it to policy"
         )
     columns = _longest_prompt(task, tokenizer, [row for rows in eval_rows.values() for row in rows])
-    _check_positions(config, columns, lengths[0], "evaluation")
+    _check_positions(config, columns, config.sampler.completion_length, "evaluation")
     # What an evaluation row stores as its target is shown, not scored: it may be longer than what is sampled.
     eval_sets = {name: _problems(task, tokenizer, rows, (columns, 0), name) for name, rows in eval_rows.items()}
     return Experiment(**vars(setup), task=task, train=train, eval_sets=eval_sets, data=data)
@@ -101,6 +101,18 @@ def _identity(source: str, rows: list[Row]) -> dict[str, Any]:
     """What tells these rows from others of the same name; of rows and not of bytes, so that a file may be packed or moved."""
     text = "\n".join(json.dumps(row, sort_keys=True, default=repr) for row in rows)
     return {"source": source, "rows": len(rows), "sha256": hashlib.sha256(text.encode()).hexdigest()}
+
+
+def _target_columns(config: Config) -> int:
+    """Columns of the targets that the stages learn from; 0 where none does: RL on rollouts reads no target, however long."""
+    if "sft" in config.stages:
+        return config.sft.completion_length or config.sampler.completion_length
+    return config.sampler.completion_length if "rl" in config.stages and config.rl.data == "targets" else 0
+
+
+def _completion_columns(config: Config) -> int:
+    """The longest completion that a stage puts behind a training prompt."""
+    return max(config.sampler.completion_length if "rl" in config.stages else 0, _target_columns(config))
 
 
 def _longest_prompt(task: Task, tokenizer: Tokenizer, rows: list[Row]) -> int:
@@ -169,15 +181,15 @@ def _that_fit(
     config: Config,
     log: Callable[[str], None],
 ) -> list[Row]:
-    """The training rows whose target fits, and whose prompt leaves room for the `lengths` that are sampled and taught.
-
-    The others are counted, never cut.
+    """The training rows whose prompt leaves room for `lengths` = (columns of a completion, columns of a target), and whose target
+    fits, where targets are learnt from (not 0 columns). The others are counted, never cut.
     """
+    completion, taught = lengths
     limit = config.model.max_positions or 2**31 - 1
 
     def fits(row: Row) -> bool:
-        prompt, target = _prompt_ids(task, tokenizer, row), _target_ids(task, tokenizer, row) or []
-        return len(target) <= lengths[1] and len(prompt) + max(lengths) <= limit
+        target = (_target_ids(task, tokenizer, row) or []) if taught else []
+        return len(target) <= taught and len(_prompt_ids(task, tokenizer, row)) + completion <= limit
 
     kept = [row for row in rows if fits(row)]
     if len(kept) < len(rows):
@@ -185,7 +197,8 @@ def _that_fit(
             f"data: left out {len(rows) - len(kept)} of {len(rows)} training rows that are too long (task.too_long: drop)"
         )
     if rows and not kept:
-        raise ConfigError("config: every training row is too long; raise sft.completion_length")
+        cure = "raise sft.completion_length" if taught else "lower sampler.completion_length, or shorten the prompts"
+        raise ConfigError(f"config: every training row is too long; {cure}")
     return kept
 
 

@@ -1,7 +1,8 @@
 """python -m d1jax.generate --model DIR --prompt "...": prompt in, text out, with the denoising shown.
 
-The model is a checkpoint (Hugging Face or d1jax) or a run directory. Prompts come from --prompt (also more than once), --file
-(one a line; or .jsonl with "prompt"), standard input, or a conversation (--chat, and when standard input is a terminal).
+The model is a checkpoint (Hugging Face or d1jax) or a run directory. Prompts come from --prompt (also more than once),
+--prompt-json (as the report of a run prints them), --row (of a run's evaluation set), --ids (token ids), --file (one a line; or
+.jsonl with "prompt"), standard input, or a conversation (--chat, and when standard input is a terminal).
 A prompt with holes, "def f(x): {{mask:16}} return y", comes back with each of them filled by as many tokens.
 """
 
@@ -19,34 +20,50 @@ from pathlib import Path
 from typing import Any, Literal
 
 from d1jax.config import Config, ConfigError, MeshConfig, SamplerConfig
+from d1jax.config_file import asks_for_version, dashed, version_text
 from d1jax.config_rules import check
+from d1jax.experiment import Experiment, build
 from d1jax.infilling import has_holes, take_apart
-from d1jax.policy import Policy, load_pretrained
-from d1jax.runtime.run_directory import is_run, open_run
+from d1jax.no_effect import check_sampler, no_effect, with_effect
+from d1jax.policy import Policy, load_pretrained, sampler_of
+from d1jax.runtime.run_directory import open_run, run_above
 from d1jax.sampling import check_draws
-from d1jax.session import Answer, Request, answer, converse
+from d1jax.session import Answer, Asked, Request, answer, converse
+from d1jax.setup import make_task
+from d1jax.tasks.task import DataError
 from d1jax.telemetry.player import write_player
 from d1jax.telemetry.terminal import printable
 from d1jax.weights.checkpoint_directory import is_checkpoint
+from d1jax.yaml_text import shown
 
 USER_MISTAKE = 2
 # The settings of the sampler that are flags by their own names; its sizes have flags of their own.
 SIZES = ("completion_length", "block_length", "steps")
-RULES = {field.name: field for field in dataclasses.fields(SamplerConfig) if field.name not in SIZES}
+NOT_HERE = ("record_entropy",)  # nothing here shows it
+RULES = {field.name: field for field in dataclasses.fields(SamplerConfig) if field.name not in (*SIZES, *NOT_HERE)}
 
 
 def main(argv: Sequence[str]) -> int:
     """The exit code: 0 done, 2 a mistake in the arguments, 130 interrupted."""
-    arguments = _parser().parse_args(argv)
+    if asks_for_version(argv):
+        print(version_text())
+        return 0
+    arguments = _parser().parse_args(dashed(argv))
     try:
-        prompts = _prompts(arguments)
+        rows = _rows(arguments)
+        prompts = _prompts(arguments, rows)
+        check_draws(arguments.seed, arguments.temperature)
+        _check_read(arguments, prompts)
         player = _player_path(arguments.player, prompts)
         config = _sampler(arguments)  # before a large model is read
-        check_draws(arguments.seed, arguments.temperature)
         if arguments.batch < 1:
             raise ConfigError(f"--batch {arguments.batch} must be above 0")
         policy = load_pretrained(
-            arguments.model, dtype=arguments.dtype, mesh=_mesh(arguments.mesh), adapter=arguments.adapter
+            arguments.model,
+            dtype=arguments.dtype,
+            mesh=_mesh(arguments.mesh),
+            adapter=arguments.adapter,
+            tokenizer=arguments.tokenizer,
         )
         terminal = sys.stdout.isatty() and sys.stderr.isatty() and not arguments.json
         show = terminal if arguments.show == "auto" else arguments.show == "always"
@@ -54,14 +71,16 @@ def main(argv: Sequence[str]) -> int:
             policy, config, arguments.seed, arguments.temperature, arguments.system, arguments.raw, show,
             drop_too_long=arguments.too_long == "drop", fixed_batches=len(prompts or []) > arguments.batch,
         )  # fmt: skip
+        _show_form(arguments, rows)
         if prompts is None:
             converse(request)
         else:
             answers = answer(request, prompts, arguments.batch, arguments.json)
+            _show_grades(rows, answers)
             if player:
                 samples = [_shown(policy, found) | {"index": index} for index, found in enumerate(answers, start=1)]
                 write_player(player, samples, _player_title(arguments.model, config))
-    except ConfigError as error:
+    except (ConfigError, DataError) as error:
         print(f"error: {printable(str(error))}", file=sys.stderr)
         return USER_MISTAKE
     except KeyboardInterrupt:
@@ -70,12 +89,85 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
+# -- a run's own problems ----------------------------------------------------------------------------------------------
+
+
+class Rows(typing.NamedTuple):
+    """Rows of an evaluation set of a run."""
+
+    experiment: Experiment
+    name: str  # of the set
+    numbers: list[int]
+
+
+def _rows(arguments: argparse.Namespace) -> Rows | None:
+    """What --row asks for. Raises ConfigError where the model is no run, or the set has no such row."""
+    if not arguments.row:
+        if arguments.set:
+            raise ConfigError(no_effect(f"--set {arguments.set}", "--row N"))
+        return None
+    path = run_above(Path(arguments.model))
+    if path is None or is_checkpoint(Path(arguments.model)):
+        raise ConfigError(
+            f"--row takes a problem of a run, and --model {arguments.model!r} is none; write --prompt TEXT"
+        )
+    run, config = open_run(path)
+    experiment = build(config, training=False, saved=run.source)
+    name = arguments.set or next(iter(experiment.eval_sets))
+    if name not in experiment.eval_sets:
+        raise ConfigError(f"--set {name!r} is no evaluation set of the run; choices: {', '.join(experiment.eval_sets)}")
+    count = len(experiment.eval_sets[name])
+    for number in arguments.row:
+        if not 0 <= number < count:
+            raise ConfigError(f"--row {number}: the rows of {name} are 0 to {count - 1}")
+    return Rows(experiment, name, arguments.row)
+
+
+def _asked_rows(rows: Rows) -> list[Asked]:
+    problems = rows.experiment.eval_sets[rows.name]
+    lengths = problems.prompt_length_R
+    return [
+        Asked(rows.experiment.task.prompt(problems.rows[n]), problems.prompt_RP[n, : lengths[n]].tolist())
+        for n in rows.numbers
+    ]
+
+
+def _show_form(arguments: argparse.Namespace, rows: Rows | None) -> None:
+    """What a prompt of the run's task looks like, for who types one."""
+    if rows is not None:
+        for number, asked in zip(rows.numbers, _asked_rows(rows), strict=True):
+            print(f"{rows.name} row {number}: prompt {json.dumps(asked.text)}", file=sys.stderr)
+        return
+    path = run_above(Path(arguments.model))
+    if path is None or is_checkpoint(Path(arguments.model)):
+        return
+    _, config = open_run(path)
+    task = make_task(config.task)
+    try:
+        example = task.prompt(task.generate("test", 1, config.task.seed)[0])
+    except ValueError:  # a task that is read from files only
+        print(f"a run of task {task.name}: --row N asks a problem of its evaluation sets", file=sys.stderr)
+        return
+    form = f"a prompt of task {task.name} has the form {json.dumps(example)}"
+    print(f"{form} (--prompt-json takes it like that, --row N from the evaluation set)", file=sys.stderr)
+
+
+def _show_grades(rows: Rows | None, answers: list[Answer]) -> None:
+    if rows is None:
+        return
+    problems = rows.experiment.eval_sets[rows.name]
+    for number, found in zip(rows.numbers, answers, strict=True):
+        grades = rows.experiment.task.grade(problems.rows[number], found.text)
+        told = ", ".join(f"{name} {value:g}" for name, value in grades.items())
+        print(f"{rows.name} row {number}: {told}", file=sys.stderr)
+
+
 def _shown(policy: Policy, found: Answer) -> dict[str, Any]:
     """What the player needs."""
     return found._asdict() | {"set": "prompt", "pieces": policy.tokenizer.pieces(found.tokens)}
 
 
-def _player_path(text: str | None, prompts: list[str] | None) -> Path | None:
+def _player_path(text: str | None, prompts: list[Asked] | None) -> Path | None:
     """Where the player goes. Raises ConfigError for what could not be written in the end, before a large model is read."""
     if text is None:
         return None
@@ -95,25 +187,85 @@ def _player_title(model: str, config: SamplerConfig) -> str:
     return f"{Path(model).absolute().name}: completions of {config.completion_length} tokens"
 
 
-def _prompts(arguments: argparse.Namespace) -> list[str] | None:
+def _prompts(arguments: argparse.Namespace, rows: Rows | None) -> list[Asked] | None:
     """The prompts, or None for a conversation. Raises ConfigError for an unreadable file and for blank prompts."""
-    prompts: list[str] = list(arguments.prompt or [])
+    prompts = [Asked(text) for text in arguments.prompt or []]
+    prompts += [Asked(_from_json(text)) for text in arguments.prompt_json or []]
+    prompts += [Asked(text, _token_ids(text)) for text in arguments.ids or []]
     if arguments.file:
-        prompts += _read_file(Path(arguments.file))
+        prompts += [Asked(text) for text in _read_file(Path(arguments.file))]
+    if rows is not None:
+        if prompts:
+            raise ConfigError("--row asks problems of the run; leave --prompt, --prompt-json, --ids and --file out")
+        prompts = _asked_rows(rows)
     if arguments.chat:
         if prompts:
-            raise ConfigError("--chat asks for its prompts; leave --prompt and --file out")
+            raise ConfigError("--chat asks for its prompts; leave --prompt, --prompt-json, --ids, --row and --file out")
         return None
     if not prompts:
         if sys.stdin.isatty():
             return None
-        prompts = [sys.stdin.read()]
-    blank = next((index for index, prompt in enumerate(prompts) if not prompt.strip()), None)
+        prompts = [Asked(sys.stdin.read())]
+    blank = next((index for index, prompt in enumerate(prompts) if not prompt.text.strip()), None)
     if blank is not None:
         raise ConfigError(f"prompt {blank} is empty; write --prompt TEXT, --file FILE, or pipe a text in")
-    for prompt in filter(has_holes, prompts):
-        take_apart(prompt)
+    for prompt in prompts:
+        if prompt.ids is None and has_holes(prompt.text):
+            take_apart(prompt.text)
     return prompts
+
+
+def _from_json(text: str) -> str:
+    try:
+        prompt = json.loads(text)
+    except (ValueError, RecursionError):
+        prompt = None
+    if not isinstance(prompt, str):
+        raise ConfigError(f'--prompt-json {shown(text)} is no JSON text; write it in quotes, e.g. "4130\\n0300\\n"')
+    return prompt
+
+
+def _token_ids(text: str) -> list[int]:
+    words = text.replace(",", " ").split()
+    if not words or not all(word.isascii() and word.isdecimal() and len(word) < 10 for word in words):
+        raise ConfigError(f'--ids {shown(text)} are no token ids; write whole numbers, e.g. "1 2 3"')
+    return [int(word) for word in words]
+
+
+def _check_read(arguments: argparse.Namespace, prompts: list[Asked] | None) -> None:
+    """Raises ConfigError for a flag that nothing would read."""
+    given = {name for name, value in vars(arguments).items() if value != DEFAULTS.get(name)}
+
+    def refuse(names: Sequence[str], where: str) -> None:
+        for name in names:
+            if name in given:
+                raise ConfigError(no_effect(f"--{name.replace('_', '-')}", where))
+
+    drawn = (
+        arguments.temperature > 0
+        or (arguments.remasking_temperature or 0) > 0
+        or arguments.remasking == "random"
+        or arguments.schedule == "chance"
+    )
+    if not drawn and not sampler_draws(arguments):
+        refuse(["seed"], "--temperature above 0, --remasking random or --remasking-temperature above 0")
+    if prompts is None:
+        refuse(["batch", "json", "too_long"], "prompts, not a conversation")
+        return
+    if arguments.show == "always":
+        refuse(["batch"], "--show never or auto")
+    if all(prompt.ids is not None for prompt in prompts):
+        refuse(["raw", "system"], "prompts of text")
+    if all(prompt.ids is None and has_holes(prompt.text) for prompt in prompts):
+        forced = ["block", "end_token", "early_exit", "raw", *([] if arguments.steps else ["length"])]
+        refuse(forced, "a prompt without holes")
+
+
+def sampler_draws(arguments: argparse.Namespace) -> bool:
+    """Whether what the model brings along draws the order of positions, and no flag says otherwise."""
+    base = sampler_of(arguments.model)
+    by_order = base.remasking == "random" and arguments.remasking is None
+    return by_order or (base.remasking_temperature > 0 and arguments.remasking_temperature is None)
 
 
 def _read_file(path: Path) -> list[str]:
@@ -141,10 +293,8 @@ def _prompt_of(path: Path, number: int, line: str) -> str:
 
 
 def _sampler(arguments: argparse.Namespace) -> SamplerConfig:
-    """What the flags say; else what a run was trained with, or 128 tokens in blocks of 32, two a step."""
-    path = Path(arguments.model)
-    run = next((parent for parent in (path, *path.absolute().parents[:3]) if is_run(parent)), None)
-    base = open_run(run)[1].sampler if run is not None and not is_checkpoint(path) else SamplerConfig(128, 32, 64)
+    """What the flags say; else what comes with the model, or 128 tokens in blocks of 32, two a step."""
+    base = sampler_of(arguments.model)
     length = arguments.length or base.completion_length
     widest = min(arguments.block or base.block_length, length) if length > 0 else 1
     block = arguments.block or next((size for size in range(widest, 0, -1) if length % size == 0), 1)
@@ -159,11 +309,14 @@ def _sampler(arguments: argparse.Namespace) -> SamplerConfig:
     steps = arguments.steps or max(round(length * per_token / blocks), 1) * blocks
     named = {name: value for name in RULES if (value := getattr(arguments, name)) is not None}
     config = dataclasses.replace(base, completion_length=length, block_length=block, steps=steps, **named)
+    given = {name: _flag(name) for name in (*named, *(["steps"] if arguments.steps else []))}
     try:
+        check_sampler(config, arguments.temperature, given)
+        config = with_effect(config, arguments.temperature)
         check(Config(sampler=config))
     except ConfigError as error:  # in the words of the flags
         raise ConfigError(re.sub(r"sampler\.(\w+)", lambda found: _flag(found[1]), str(error))) from None
-    return config
+    return dataclasses.replace(config, record_entropy=False)
 
 
 def _flag(name: str) -> str:
@@ -187,20 +340,31 @@ def _parser() -> argparse.ArgumentParser:
     add("--model", required=True, help="checkpoint or run directory, or RUN/checkpoints/STAGE/STEP")
     add("--adapter", help="a PEFT adapter on top of it")
     add("--prompt", action="append", help="a prompt; may be given more than once")
+    add("--prompt-json", action="append", metavar="TEXT", help='the same, written as a JSON text: "4130\\n0300\\n"')
+    add("--ids", action="append", help='a prompt of token ids, e.g. "1 2 3"; needs no tokenizer')
+    add(
+        "--row",
+        action="append",
+        type=int,
+        metavar="N",
+        help="row N, from 0, of an evaluation set of the run; also graded",
+    )
+    add("--set", default="", help="which evaluation set of the run [the first]")
+    add("--tokenizer", metavar="DIR", help="a directory with tokenizer files, for a checkpoint that has none")
     add("--file", help="prompts, one a line, or .jsonl with a key 'prompt'")
     add("--chat", action="store_true", help="a conversation")
     add("--system", default="", help="the system message of a chat")
     add("--raw", action="store_true", help="continue the prompt as it is, without the chat template")
-    add("--length", type=int, default=0, help="new tokens [as the run was trained, or 128]")
-    add("--block", type=int, default=0, help="tokens of a block [as the run was trained, or 32]")
+    add("--length", type=int, default=0, help="new tokens [as the model says, or 128]")
+    add("--block", type=int, default=0, help="tokens of a block [as the model says, or 32]")
     add(
         "--steps",
         type=int,
         default=0,
-        help="denoising steps over all blocks [as many a token as in training, or one for two]",
+        help="denoising steps over all blocks [as many a token as the model says, or one for two]",
     )
     add("--temperature", type=float, default=0.0, help="0 is greedy [0]")
-    add("--seed", type=int, default=0)
+    add("--seed", type=int, default=0, help="what is drawn at a temperature above 0 [0]")
     add("--dtype", choices=("float32", "bfloat16"), help="of weights and activations [as stored]")
     add("--mesh", default="-1,1,1", help="devices along data,fsdp,tensor [-1,1,1]")
     add("--batch", type=int, default=8, help="prompts at a time where the denoising is not shown [8]")
@@ -213,7 +377,7 @@ def _parser() -> argparse.ArgumentParser:
         help="a prompt that does not fit: an error, or left out and counted",
     )
     add("--player", metavar="FILE", help="also write a page that plays the denoising of every prompt, e.g. player.html")
-    rules = parser.add_argument_group("how to decode [as the run was trained, or the first named]")
+    rules = parser.add_argument_group("how to decode [as the model says, or the first named]")
     types = typing.get_type_hints(SamplerConfig)
     for name, field in RULES.items():
         kind, flag, text = types[name], _flag(name), field.metadata["help"].replace("%", "%%")
@@ -225,6 +389,8 @@ def _parser() -> argparse.ArgumentParser:
             rules.add_argument(flag, type=kind, help=f"{text} [{field.default}]")
     return parser
 
+
+DEFAULTS = vars(_parser().parse_args(["--model", ""]))
 
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:]))

@@ -20,7 +20,7 @@ from d1jax.data.tokenizers import Tokenizer
 from d1jax.diffusion.sampler import Decoding, Rollout, sample_stepwise
 from d1jax.diffusion.sampler import sample as sample_rows
 from d1jax.policy import Policy
-from d1jax.sampling import place, settings_of
+from d1jax.sampling import place, settings_for, settings_of
 
 HOLE = re.compile(r"\{\{mask:([^{}]*)\}\}")
 LIKE_A_HOLE = re.compile(r"\{\{\s*mask\b", re.IGNORECASE)
@@ -39,13 +39,13 @@ class Laid:
 
 @dataclass(frozen=True)
 class Filled:
-    """What `infill` returns of a text."""
+    """What `infill` returns of a text whose holes have C tokens in all. Arrays are numpy arrays on the host."""
 
     text: str  # with its holes filled
-    holes: tuple[str, ...]  # what stands in each
-    tokens: np.ndarray  # [C] of all holes, from left to right
-    reveal_step: np.ndarray  # [C] the step that committed the token
-    confidence: np.ndarray  # [C] its probability then
+    holes: tuple[str, ...]  # what stands in each, from left to right
+    tokens: np.ndarray  # int [C] ids of all holes, from left to right
+    reveal_step: np.ndarray  # int [C] the step, from 0, that committed the token
+    confidence: np.ndarray  # fp32 [C] its probability then, in [0, 1]
     nfe: int  # forward passes
 
 
@@ -60,20 +60,26 @@ def has_holes(text: str) -> bool:
 def infill(
     policy: Policy,
     texts: Sequence[str],
-    config: SamplerConfig = SamplerConfig(),  # noqa: B008 (frozen)
+    config: SamplerConfig | None = None,
     *,
     seed: int = 0,
     temperature: float = 0.0,
     first_row: int = 0,
 ) -> list[Filled]:
-    """Each text with its {{mask:N}} replaced by N tokens; the text around them is taken as it is, without a chat template.
+    """Each text with its {{mask:N}} replaced by N tokens: a `Filled` a text, in the order of the texts.
 
-    All holes of a text are one block. Lengths are given, so end tokens are forbidden and nothing stops early; the number of
-    steps keeps the tokens per step of `config`. Texts with equally many hole tokens are one batch; row i draws from
-    (seed, first_row + i) only. Raises ConfigError for a text without holes, a malformed one, an impossible setting.
+    The text around the holes is taken as it is, without a chat template; what it spells is never a control token. All holes of a
+    text are one block. Their lengths are given, so end tokens are forbidden and nothing stops early; of `config` (None: as the
+    policy brings along) the tokens a step, the order and the rest hold. Texts with equally many hole tokens are one batch;
+    row i draws from (seed, first_row + i) only. temperature: 0 takes the likeliest token. Raises ConfigError for a text without
+    holes, a malformed one, an impossible setting.
+
+        (found,) = d1jax.infill(policy, ["def f(x): {{mask:16}} return y"])
+        found.text, found.holes
     """
     if isinstance(texts, str):
         raise ConfigError("infill: texts is one text; write a list, [text]")
+    config = settings_for(policy, config, temperature)
     return fill(policy, texts, config, seed, temperature, range(first_row, first_row + len(texts)))
 
 

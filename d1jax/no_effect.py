@@ -53,7 +53,7 @@ def check_sampler(config: SamplerConfig, temperature: float, names: Mapping[str,
             raise ConfigError(no_effect(f"{names[name]} = {value}", reader.where))
 
 
-def read_sampler(config: SamplerConfig, temperature: float) -> SamplerConfig:
+def with_effect(config: SamplerConfig, temperature: float) -> SamplerConfig:
     """The same settings, those without an effect at this temperature at their defaults."""
     default = SamplerConfig()
     while names := [

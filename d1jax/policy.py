@@ -11,6 +11,7 @@ B rows, T columns, P prompt columns, C completion columns, D width, V vocabulary
 from __future__ import annotations
 
 import dataclasses
+import shutil
 import warnings
 from dataclasses import dataclass
 from functools import partial
@@ -23,7 +24,8 @@ import numpy as np
 from jax import Array
 from jax.sharding import Mesh
 
-from d1jax.config import ConfigError, MeshConfig, ModelConfig
+from d1jax.config import ConfigError, MeshConfig, ModelConfig, SamplerConfig
+from d1jax.data.pretrained_tokenizer import PretrainedTokenizer
 from d1jax.data.tokenizers import Tokenizer, load_small_tokenizer
 from d1jax.models import lora
 from d1jax.models.families import Family, family_for, family_of
@@ -32,37 +34,71 @@ from d1jax.runtime import mesh as mesh_rules
 from d1jax.runtime.run_directory import is_run, open_run
 from d1jax.setup import set_up, variables_at
 from d1jax.weights.checkpoint_directory import copy_companions, is_checkpoint, open_checkpoint, read_json
+from d1jax.weights.generation_config import read_sampler, write_sampler
 from d1jax.weights.huggingface import in_memory, load_weights, save_native, save_weights
 from d1jax.weights.peft_adapter import read_adapter
-from d1jax.weights.tokenizer_files import load_tokenizer, write_new_companions
+from d1jax.weights.tokenizer_files import (
+    TOKENIZER_FILES,
+    has_tokenizer,
+    load_tokenizer,
+    token_ids_only,
+    write_new_companions,
+)
+
+# Of a checkpoint that does not say how to sample from it.
+PUBLISHED_SAMPLER = SamplerConfig(completion_length=128, block_length=32, steps=64)
 
 
 @dataclass(frozen=True)
 class Policy:
-    """A model with its weights, tokenizer and mesh."""
+    """A masked diffusion language model in memory: architecture, weights, tokenizer, devices and its way of sampling.
 
-    model: Transformer
-    variables: Variables
+    Made by `load_pretrained`; `sample`, `watch`, `infill`, `evaluate`, `sft`, `rl` and `save_pretrained` take it. It is frozen:
+    training returns another one.
+
+        policy = d1jax.load_pretrained("runs/quickstart")
+        policy                                  # one line: family, sizes, dtype, where it lies
+        policy.logits([[1, 2, 3]])              # fp32 [1, 3, V]
+    """
+
+    model: Transformer  # the architecture, model.config, and the adapter's, model.lora
+    variables: Variables  # {"params": tree of arrays} and, with an adapter beside the weights, {"lora": ...}
     tokenizer: Tokenizer
-    mesh: Mesh
+    mesh: Mesh  # the devices that the weights lie on
     source: Path | None  # what it was loaded from: exporting copies its configuration, tokenizer and remote code
+    sampler: SamplerConfig | None = None  # how to sample by default: as its run did, or as its checkpoint says
 
     @property
     def config(self) -> ModelConfig:
+        """The architecture: width, layers, heads, vocab_size, dtype, ..."""
         return self.model.config
+
+    def __repr__(self) -> str:
+        config, devices = self.config, self.mesh.devices.flatten()
+        count = sum(x.size for x in jax.tree.leaves(self.variables))
+        sizes = f"{count:,} parameters, {config.layers} layers of {config.width}, vocabulary {config.vocab_size}"
+        adapter = f", adapter of rank {self.model.lora.rank}" if "lora" in self.variables else ""
+        where = f"{len(devices)} x {devices[0].device_kind}"
+        return (
+            f"Policy({self.family.name}, {sizes}{adapter}, {config.param_dtype}, on {where}, from {str(self.source)!r})"
+        )
 
     @property
     def family(self) -> Family:
+        """Which published family of models it belongs to: names of tensors, chat turns, alignment of logits."""
         if self.source is not None and is_checkpoint(self.source):
             return family_of(read_json(self.source / "config.json"), str(self.source / "config.json"))
         return family_for(self.config)
 
     def logits(self, tokens: Any, mask: Any = None) -> Array:
-        """fp32 [B, T, V] in natural order and aligned for every family: row i scores token i.
+        """Logits of every position given all others: fp32 [B, T, V], row i scores token i, whatever the family.
 
-        `mask` [B, T] is 1 for real tokens; padding may be left, right or in between, and the logits of real tokens do not
-        depend on it. The rows of padding are zeros. In a model with shifted logits row i comes from the output before it, and
-        the first real token from its own, as Dream does. Raises ValueError for wrong shapes and ids outside the vocabulary.
+        tokens: ids [B, T]; hide a position by the mask id, `policy.tokenizer.special.mask`. mask: [B, T], 1 for real tokens
+        (None: all are); padding may be left, right or in between, and the logits of real tokens do not depend on it. The rows of
+        padding are zeros. In a model with shifted logits row i comes from the output before it, and the first real token from
+        its own, as Dream does. Raises ValueError for wrong shapes, ids outside the vocabulary and rows that are too long.
+
+            logp = jax.nn.log_softmax(policy.logits(tokens))   # nats
         """
         tokens_BT = np.asarray(tokens)
         mask_BT = np.ones_like(tokens_BT) if mask is None else np.asarray(mask)
@@ -98,11 +134,20 @@ def load_pretrained(
     dtype: str | None = None,
     mesh: Mesh | MeshConfig | None = None,
     adapter: str | Path | None = None,
+    tokenizer: str | Path | None = None,
 ) -> Policy:
-    """The policy in a checkpoint directory, a run directory (its last weights), or RUN/checkpoints/STAGE/STEP.
+    """The `Policy` in a checkpoint directory, in a run directory (its last weights), or in RUN/checkpoints/STAGE/STEP.
 
-    dtype: of weights and activations, "float32" or "bfloat16" (None: as stored; fp16 weights run in fp32). mesh: a MeshConfig
-    or a Mesh (None: every device holds the model). adapter: a PEFT directory, kept beside the weights. Raises ConfigError.
+    dtype: of weights and activations, "float32" or "bfloat16" (None: as stored; fp16 weights run in fp32).
+    mesh: a MeshConfig or a Mesh (None: every device holds the whole model).
+    adapter: a PEFT directory; it is kept beside the weights.
+    tokenizer: a directory with tokenizer files, for a checkpoint that has none. Without any, logits and sampling work on token
+    ids, and a completion's text is its ids.
+
+    The way of sampling comes along: a run's sampler, or what a checkpoint's generation_config.json holds for d1jax. Raises
+    ConfigError where the directory is none of these, is broken, or has parts that do not fit together.
+
+        policy = d1jax.load_pretrained("path/to/LLaDA-8B-Instruct", dtype="bfloat16", mesh=d1jax.MeshConfig(data=1, fsdp=-1))
     """
     if dtype not in (None, "float32", "bfloat16"):
         raise ConfigError(f"load_pretrained: dtype = {dtype!r} is not one of float32, bfloat16")
@@ -110,7 +155,12 @@ def load_pretrained(
     if not isinstance(mesh, Mesh):
         mesh = mesh_rules.make_mesh(mesh or MeshConfig())
     with jax.set_mesh(mesh):
-        policy = _of_checkpoint(path, dtype, mesh) if is_checkpoint(path) else _of_run(path, dtype, mesh)
+        if is_checkpoint(path):
+            policy = _of_checkpoint(path, dtype, mesh, None if tokenizer is None else Path(tokenizer))
+        elif tokenizer is not None:
+            raise ConfigError(f"load_pretrained: {str(path)!r} is a run, which has its tokenizer; leave tokenizer out")
+        else:
+            policy = _of_run(path, dtype, mesh)
         if adapter is None:
             return policy
         settings, adapters = read_adapter(adapter, policy.config, policy.family, mesh)
@@ -118,22 +168,43 @@ def load_pretrained(
         return dataclasses.replace(policy, model=model, variables={**policy.variables, **adapters})
 
 
-def _of_checkpoint(path: Path, dtype: str | None, mesh: Mesh) -> Policy:
+def _of_checkpoint(path: Path, dtype: str | None, mesh: Mesh, apart: Path | None) -> Policy:
     checkpoint = open_checkpoint(path)
-    tokenizer = load_tokenizer(path)
     config = _in_dtype(checkpoint.config, dtype)
+    tokenizer: Tokenizer
+    if apart is not None:
+        tokenizer = load_tokenizer(apart, path)
+    elif has_tokenizer(path):
+        tokenizer = load_tokenizer(path)
+    else:
+        tokenizer = token_ids_only(path, config.vocab_size)
     if tokenizer.vocab_size > config.vocab_size:
         raise ConfigError(
             f"checkpoint {str(path)!r}: the tokenizer has {tokenizer.vocab_size} ids, the embedding only {config.vocab_size} rows"
         )
-    return Policy(Transformer(config), load_weights(checkpoint, config, mesh), tokenizer, mesh, path)
+    weights = load_weights(checkpoint, config, mesh)
+    return Policy(Transformer(config), weights, tokenizer, mesh, path, read_sampler(path))
+
+
+def _run_of(path: Path) -> tuple[Path, str | None, int | None]:
+    """(run directory, stage, step) of a run, whose stage and step are open, or of RUN/checkpoints/STAGE/STEP."""
+    parts = path.resolve().parts
+    if not is_run(path) and len(parts) > 3 and parts[-3] == "checkpoints" and parts[-1].isdigit():
+        return Path(*parts[:-3]), parts[-2], int(parts[-1])
+    return path, None, None
+
+
+def sampler_of(path: str | Path) -> SamplerConfig:
+    """The default way of sampling from what `load_pretrained` would load, without loading it."""
+    path = Path(path)
+    if is_checkpoint(path):
+        return read_sampler(path) or PUBLISHED_SAMPLER
+    run, _, _ = _run_of(path)
+    return open_run(run)[1].sampler if is_run(run) else PUBLISHED_SAMPLER
 
 
 def _of_run(path: Path, dtype: str | None, mesh: Mesh) -> Policy:
-    stage, step = None, None
-    parts = path.resolve().parts
-    if not is_run(path) and len(parts) > 3 and parts[-3] == "checkpoints" and parts[-1].isdigit():
-        path, stage, step = Path(*parts[:-3]), parts[-2], int(parts[-1])
+    path, stage, step = _run_of(path)
     if not path.is_dir():
         raise ConfigError(f"{str(path)!r}: no such directory")
     if not is_run(path):
@@ -152,7 +223,8 @@ def _of_run(path: Path, dtype: str | None, mesh: Mesh) -> Policy:
     model = _in_dtype(setup.model.config, dtype) if dtype else setup.model.config
     # An adapter stays beside its base: merged into bf16 weights, most of a small one would be rounded away.
     params = jax.tree.map(lambda x: x.astype(model.param_dtype), variables["params"])
-    return Policy(Transformer(model, config.lora), {**variables, "params": params}, setup.tokenizer, mesh, run.source)
+    variables = {**variables, "params": params}
+    return Policy(Transformer(model, config.lora), variables, setup.tokenizer, mesh, run.source, config.sampler)
 
 
 def _in_dtype(config: ModelConfig, dtype: str | None) -> ModelConfig:
@@ -162,17 +234,26 @@ def _in_dtype(config: ModelConfig, dtype: str | None) -> ModelConfig:
 
 
 def save_pretrained(policy: Policy, out: str | Path, *, native: bool = False) -> None:
-    """Writes a directory that PyTorch users load like the original, adapters merged, in the dtype of the policy's weights.
+    """Writes a Hugging Face directory that PyTorch users load like the original; returns nothing.
 
-    native: d1jax's own form of the weights instead of safetensors. Raises FileExistsError where `out` holds anything.
+    Adapters are merged; weights are stored in the dtype of the policy's (`load_pretrained(dtype=...)` chooses it). Tokenizer,
+    config.json, remote code and licence of what the policy was loaded from are copied, and its way of sampling is written into
+    generation_config.json. native: d1jax's own form of the weights instead of safetensors. Raises FileExistsError where `out`
+    is there and not empty; a directory that was not finished is removed.
+
+        d1jax.save_pretrained(policy, "exported")
+        d1jax.load_pretrained("exported")       # the same logits, the same way of sampling
     """
     out, family = Path(out), policy.family
 
     def companions(beside: Path) -> None:
         if policy.source is not None and is_checkpoint(policy.source) and _is_published(policy.source):
             copy_companions(policy.source, beside, policy.config.param_dtype)
+            _copy_tokenizer(policy, beside)
         else:
             write_new_companions(policy.config, policy.tokenizer, beside, published=not native)
+        if policy.sampler is not None and policy.sampler != read_sampler(beside):
+            write_sampler(beside, policy.sampler)
 
     arrays, rounding = in_memory(policy.variables, policy.config, family), lora.Rounding()
     if "lora" in policy.variables:
@@ -190,6 +271,14 @@ def warn_of_rounding(rounding: lora.Rounding, config: ModelConfig) -> None:
             "adapter by itself, to keep all of it",
             stacklevel=2,
         )
+
+
+def _copy_tokenizer(policy: Policy, beside: Path) -> None:
+    """The files of a tokenizer that was kept apart from its checkpoint."""
+    if isinstance(policy.tokenizer, PretrainedTokenizer) and policy.tokenizer.directory != policy.source:
+        for name in TOKENIZER_FILES:
+            if (policy.tokenizer.directory / name).is_file():
+                shutil.copyfile(policy.tokenizer.directory / name, beside / name)
 
 
 def _is_published(source: Path) -> bool:

@@ -17,7 +17,8 @@ from d1jax.config_rules import check
 from d1jax.data.tokenizers import Chat, pad_rows
 from d1jax.diffusion.sampler import Decoding, Rollout, sample_stepwise
 from d1jax.diffusion.sampler import sample as sample_rows
-from d1jax.policy import Policy, check_ids, check_length
+from d1jax.no_effect import check_sampler, with_effect
+from d1jax.policy import PUBLISHED_SAMPLER, Policy, check_ids, check_length
 from d1jax.runtime import mesh as mesh_rules
 
 Prompt = str | Chat | Sequence[int]
@@ -26,34 +27,49 @@ PROMPT_BUCKET = 32  # prompts are padded to multiples of it, so that few lengths
 
 @dataclass(frozen=True)
 class Completions:
-    """What `sample` returns. Arrays are on the host; R rows."""
+    """What `sample` and `watch` return: R texts and how they came about. Arrays are numpy arrays on the host.
 
-    text: list[str]
-    tokens: np.ndarray  # [R, C]
-    reveal_step: np.ndarray  # [R, C] the step that committed the token; -1: never, behind the end of the text
-    confidence: np.ndarray  # [R, C] its probability then
-    length: np.ndarray  # [R] tokens through the first end token
-    nfe: np.ndarray  # [R] forward passes
-    cached_nfe: np.ndarray  # [R] those of them over a window, on a cache
-    token_logp: np.ndarray  # [R, C] log-probability of drawing the token then
-    order_logp: np.ndarray  # [R, C] log-probability of taking the position then, given the candidates
+    A completion is its columns through the first end token (`length`); what stands behind is filled with end tokens and was
+    perhaps never decoded.
+
+        found = d1jax.sample(policy, ["2+2=?"])
+        found.text[0], found.tokens[0, : found.length[0]], found.confidence[0]
+    """
+
+    text: list[str]  # R texts before the first end token, without special tokens
+    tokens: np.ndarray  # int [R, C] ids
+    reveal_step: (
+        np.ndarray
+    )  # int [R, C] the step, from 0, that committed the token; -1: never, behind the end of the text
+    confidence: np.ndarray  # fp32 [R, C] its probability then, in [0, 1]
+    length: np.ndarray  # int [R] tokens through the first end token; C where there is none
+    nfe: np.ndarray  # int [R] forward passes that the row took part in
+    cached_nfe: np.ndarray  # int [R] those of them over a window, on a cache
+    token_logp: np.ndarray  # fp32 [R, C] log-probability of drawing the token then, nats; 0 at temperature 0
+    order_logp: np.ndarray  # fp32 [R, C] log-probability of taking the position then, given the candidates, nats
 
 
 def sample(
     policy: Policy,
     prompts: Sequence[Prompt],
-    config: SamplerConfig = SamplerConfig(),  # noqa: B008 (frozen)
+    config: SamplerConfig | None = None,
     *,
     seed: int = 0,
     temperature: float = 0.0,
     first_row: int = 0,
 ) -> Completions:
-    """A completion of each prompt.
+    """A completion of each of R prompts, as `Completions` of R rows and C = config.completion_length columns.
 
-    A prompt is a text (a user's turn where the checkpoint has a chat template, else what is continued), a chat, or token ids.
-    All of them are one batch; row i draws from (seed, first_row + i) only. Raises ConfigError for impossible settings, an
-    empty prompt, one that is too long.
+    prompts: a list; each is a text (a user's turn where the checkpoint has a chat template, else what is continued), a chat
+    ([{"role": "user", "content": ...}, ...]), or token ids. All of them are one batch, so R is bounded by memory.
+    config: how to decode (None: as the policy brings along, which is what its run was trained with, or 128 tokens in blocks
+    of 32, two a step). temperature: 0 takes the likeliest token, above 0 draws. seed, first_row: row i draws from
+    (seed, first_row + i) only, so a text does not depend on its batch. Raises ConfigError for impossible settings, a
+    setting without an effect, an empty prompt, one that is too long or cannot be written.
+
+        found = d1jax.sample(policy, ["2+2=?"], d1jax.SamplerConfig(completion_length=64, block_length=32, steps=32), seed=1)
     """
+    config = settings_for(policy, config, temperature)
     return sample_ids(
         policy, _rows(policy, prompts), config, seed, temperature, range(first_row, first_row + len(prompts))
     )
@@ -77,18 +93,36 @@ def sample_ids(
 def watch(
     policy: Policy,
     prompts: Sequence[Prompt],
-    config: SamplerConfig = SamplerConfig(),  # noqa: B008 (frozen)
+    config: SamplerConfig | None = None,
     *,
     seed: int = 0,
     temperature: float = 0.0,
     first_row: int = 0,
 ) -> Iterator[Decoding | Completions]:
-    """The same, step by step: every state of the denoising as it happens, then the completions. For showing it to people."""
+    """`sample`, step by step: yields a `Decoding` after every denoising step, then the `Completions`.
+
+    Arguments and errors are those of `sample`, and so is the result to the bit; it is slower, because every step comes back to
+    the host. For showing it to people. A state's `tokens_BC` is int [R, C], with the mask id where nothing is decided yet, and
+    `reveal_step_BC` the step that committed each token, -1 where none has.
+
+        for state in d1jax.watch(policy, ["2+2=?"]):
+            if isinstance(state, d1jax.Completions):
+                print(state.text)
+    """
+    config = settings_for(policy, config, temperature)
     rows = _rows(policy, prompts)
     arguments = place(policy, rows, config, seed, temperature, range(first_row, first_row + len(rows)))
     with jax.set_mesh(policy.mesh):
         for state in sample_stepwise(*arguments, **settings_of(policy, config, temperature)):
             yield _completions(policy, state) if isinstance(state, Rollout) else jax.device_get(state)
+
+
+def settings_for(policy: Policy, config: SamplerConfig | None, temperature: float) -> SamplerConfig:
+    """The given settings, or else those that the policy brings along. Raises ConfigError for a given one without an effect."""
+    if config is None:
+        return with_effect(policy.sampler or PUBLISHED_SAMPLER, temperature)
+    check_sampler(config, temperature)
+    return config
 
 
 def _rows(policy: Policy, prompts: Sequence[Prompt]) -> list[list[int]]:

@@ -18,6 +18,13 @@ from d1jax.sampling import Completions, Prompt, prompt_ids, sample, sample_ids, 
 from d1jax.telemetry.terminal import DenoisingView, printable
 
 
+class Asked(NamedTuple):
+    """A prompt: a text, or token ids with the text that stands for them."""
+
+    text: str
+    ids: list[int] | None = None
+
+
 class Request(NamedTuple):
     """How to sample, and how to show it."""
 
@@ -56,7 +63,7 @@ class Checked(NamedTuple):
     new: int  # tokens to be written
 
 
-def answer(request: Request, prompts: list[str], batch: int, as_json: bool) -> list[Answer]:
+def answer(request: Request, prompts: list[Asked], batch: int, as_json: bool) -> list[Answer]:
     """Prints a completion of each prompt, or the prompt with its holes filled, and returns them.
 
     All prompts are checked before the first is decoded. Rows keep their place in the list, so batches change nothing. Prompts
@@ -75,7 +82,7 @@ def answer(request: Request, prompts: list[str], batch: int, as_json: bool) -> l
         found = dict(zip((task.row for task in part), _answers(request, part, size), strict=True))
         for row in range(start, min(start + size, len(tasks))):
             if as_json:  # ASCII: nothing that a terminal obeys
-                left_out = {"prompt": prompts[row], "text": None, "dropped": why[row]}
+                left_out = {"prompt": prompts[row].text, "text": None, "dropped": why[row]}
                 print(to_json(left_out if why[row] else found[row]._asdict(), ensure_ascii=True), flush=True)
             elif not why[row]:
                 print(printable(found[row].text), flush=True)
@@ -86,7 +93,10 @@ def answer(request: Request, prompts: list[str], batch: int, as_json: bool) -> l
     return answers
 
 
-def _checked(request: Request, row: int, prompt: str) -> Checked:
+def _checked(request: Request, row: int, asked: Asked) -> Checked:
+    prompt = asked.text
+    if asked.ids is not None:
+        return Checked(row, prompt, False, asked.ids, request.config.completion_length)
     if has_holes(prompt):
         if request.system:
             raise ConfigError("--system has no place in a text with holes; leave it out")
@@ -111,7 +121,7 @@ def _answers(request: Request, tasks: list[Checked], size: int) -> list[Answer]:
     found: dict[int, Answer] = {}
     plain, holed = ([task for task in tasks if task.holes == holes] for holes in (False, True))
     if plain and request.show:
-        completions = _watched(request, _as_prompt(request, plain[0].prompt), plain[0].row)
+        completions = _watched(request, plain[0].ids, plain[0].row)
     elif plain:
         padded = plain + plain[-1:] * (size - len(plain) if request.fixed_batches else 0)
         draws = (request.seed, request.temperature, [task.row for task in padded])

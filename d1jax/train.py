@@ -14,7 +14,7 @@ import jax
 
 from d1jax.analysis import accuracy, summary
 from d1jax.config import Config, ConfigError
-from d1jax.config_file import help_text, parse
+from d1jax.config_file import asks_for_version, describe_origins, help_text, parse_with_origins, version_text
 from d1jax.experiment import build
 from d1jax.files import write_json, write_jsonl
 from d1jax.journal import Journal, check_in_place
@@ -37,8 +37,18 @@ def main(argv: Sequence[str]) -> int:
     if {"-h", "--help"} & set(argv):
         print(help_text("python -m d1jax.train"))
         return 0
+    if asks_for_version(argv):
+        print(version_text())
+        return 0
+    if not argv:
+        print(help_text("python -m d1jax.train"))
+        print("\nerror: nothing to train; begin with --config configs/quickstart.yaml", file=sys.stderr)
+        return USER_MISTAKE
     try:
-        run(parse(argv))
+        config, origins = parse_with_origins(argv)
+        for line in describe_origins(config, origins):
+            print(f"config: {printable(line)}", file=sys.stderr)
+        run(config)
     except (ConfigError, DataError) as error:
         print(f"error: {printable(str(error))}", file=sys.stderr)
         return USER_MISTAKE

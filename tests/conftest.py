@@ -32,7 +32,9 @@ from flax import linen as nn  # noqa: E402
 from hypothesis import HealthCheck, settings  # noqa: E402
 from safetensors.numpy import load_file  # noqa: E402
 
+from d1jax import train  # noqa: E402
 from d1jax.config import LoraConfig, MeshConfig, ModelConfig  # noqa: E402
+from d1jax.config_file import parse  # noqa: E402
 from d1jax.data.tokenizers import CharacterTokenizer, SpecialTokens  # noqa: E402
 from d1jax.models.families import FAMILIES, family_for, read_config  # noqa: E402
 from d1jax.models.transformer import Transformer, initialize  # noqa: E402
@@ -152,6 +154,22 @@ def initialized() -> dict[str, Any]:
     mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
     with jax.set_mesh(mesh):
         return initialize(Transformer(config, LoraConfig(rank=3)), jax.random.key(0), mesh, ("params", "lora"))
+
+
+SMALL_RUN = {
+    "task.train_rows": 32, "task.eval_rows": 8, "model.width": 8, "model.layers": 1, "model.heads": 2, "model.kv_heads": 2,
+    "model.mlp_width": 8, "model.rope_theta": 100, "sampler.completion_length": 20, "sampler.block_length": 20,
+    "sampler.steps": 2, "sft.steps": 2, "sft.batch_size": 8, "checkpoint_every": 1, "evaluation.batch_size": 8,
+    "stages": "[sft]",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def small_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of two SFT steps on Sudoku, to be read only."""
+    run_dir = tmp_path_factory.mktemp("small") / "run"
+    train.run(parse([f"--{key}={value}" for key, value in {**SMALL_RUN, "run_dir": run_dir}.items()]))
+    return run_dir
 
 
 @pytest.fixture(scope="session")

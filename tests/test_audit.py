@@ -6,23 +6,14 @@ import pytest
 
 import d1jax.audit as command
 from d1jax.analysis.estimator_bench import candidates
-from d1jax.config_file import parse
-from d1jax.train import run as train
+from d1jax.config import Config
 
-SETTINGS = {
-    "task.train_rows": 32, "task.eval_rows": 8, "model.width": 8, "model.layers": 1, "model.heads": 2, "model.kv_heads": 2,
-    "model.mlp_width": 8, "model.rope_theta": 100, "sampler.completion_length": 20, "sampler.block_length": 20,
-    "sampler.steps": 2, "sft.steps": 2, "sft.batch_size": 8, "checkpoint_every": 1, "evaluation.batch_size": 8,
-    "stages": "[sft]", "rl.prompts_per_step": 4, "rl.group_size": 4,
-}  # fmt: skip
 SMALL = ["--rows", "12", "--samples", "4", "--truth_samples", "32"]
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    run_dir = tmp_path_factory.mktemp("audit") / "run"
-    train(parse([f"--{key}={value}" for key, value in {**SETTINGS, "run_dir": run_dir}.items()]))
-    return run_dir
+@pytest.fixture
+def finished(small_run):
+    return small_run
 
 
 @pytest.fixture
@@ -57,7 +48,7 @@ def test_the_estimators_of_method_files_join_the_table_once(tmp_path):
     (tmp_path / "a.yaml").write_text("estimator: {name: elbo, samples: 7}\nprompt_mask: 0.0\n")
     (tmp_path / "b.yaml").write_text("estimator: {name: elbo, samples: 7}\nprompt_mask: 0.0\nclip_low: 0.1\n")
     (tmp_path / "known.yaml").write_text("prompt_mask: 0.0\n")
-    (found,) = command._of_files(tmp_path, [], candidates(20))
+    (found,) = command._of_files(tmp_path, Config(), candidates(20))
     assert (found.name, found.estimator.samples, found.prompt_mask) == ("a", 7, 0.0)
 
 
@@ -79,6 +70,7 @@ def test_the_estimators_of_method_files_join_the_table_once(tmp_path):
         (["--run", "RUN", "--out", "FILE"], "cannot be made a directory"),
         (["--run", "RUN", "--sampler.stepz", "4"], "sampler.stepz"),
         (["--run", "RUN", "--model.width", "16"], "model.width"),
+        (["--run", "RUN", "--rl.steps", "16"], "audit does not read rl.steps"),
     ],
 )
 def test_mistakes_end_with_two_and_a_sentence(finished, tmp_path, capsys, flags, told):

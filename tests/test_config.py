@@ -23,6 +23,8 @@ from d1jax.config_file import (
     to_yaml,
 )
 from d1jax.config_rules import check
+from d1jax.experiment import build
+from d1jax.no_effect import unread
 from d1jax.yaml_text import parse_yaml, write_yaml
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -62,6 +64,9 @@ def complaint(*argv):
 
 def test_the_defaults_are_a_valid_run():
     assert parse([]) == Config() == check(Config())
+    few = dataclasses.replace(Config().task, train_rows=50, eval_rows=10)
+    experiment = build(dataclasses.replace(Config(), task=few))
+    assert len(experiment.train) == 50 and unread(Config()) == {}
 
 
 def test_there_are_configurations():
@@ -385,6 +390,7 @@ NOT_NEGATIVE = (
     *(f"{stage}.optimizer.{key}" for stage in ("sft", "rl") for key in ("warmup_steps", "weight_decay", "clip_norm")),
 )  # fmt: skip
 WHOLE = [name for name, value in leaves().items() if type(value) is int]
+SIXTEEN = {"sampler.completion_length": "16", "sampler.block_length": "16", "sampler.steps": "8"}
 IMPOSSIBLE = [
     *(({key: str(10**12)}, f"{key} = 1000000000000 is more than") for key in WHOLE),
     ({"model.width": "100000", "model.layers": "4000"}, "model has 1.6e+14 parameters"),
@@ -528,7 +534,7 @@ def flags(settings):
     ("settings", "message"), IMPOSSIBLE, ids=lambda value: " ".join(value) if isinstance(value, dict) else ""
 )
 def test_an_impossible_combination_has_its_message(settings, message):
-    lines = complaint(*flags(settings)).splitlines()
+    lines = complaint(*flags(SIXTEEN | settings)).splitlines()
     assert all(line.startswith("config: ") for line in lines)
     assert any(message in line for line in lines), lines
 
@@ -541,7 +547,7 @@ def test_no_rule_is_left_without_a_case(monkeypatch):
             patch.setattr(config_file, "check", lambda config: config)
             patch.setattr(config_file, "unread", lambda config, command: {})
             patch.setattr(config_file, "without_unread", lambda config, command: config)
-            config = parse(flags(settings))
+            config = parse(flags(SIXTEEN | settings))
         broken |= {number for number, (is_broken, _) in enumerate(config_rules._rules(config)) if is_broken}
     rules = config_rules._rules(Config())
     assert [message for number, (_, message) in enumerate(rules) if number not in broken] == []
@@ -579,7 +585,7 @@ IDLE = [
     ({"sampler.kl_threshold": "0.5", "sampler.schedule": "threshold"}, "schedule = klass"),
     ({"sampler.factor": "2"}, "schedule = factor"),
     ({"sampler.entropy_bound": "2"}, "schedule = entropy_bound"),
-    ({"sampler.steps": "4", "sampler.schedule": "threshold"}, "schedule = even, time or chance"),
+    ({"sampler.steps": "5", "sampler.schedule": "threshold"}, "schedule = even, time or chance"),
     ({"sampler.record_entropy": "true"}, "rl.estimator.subset below 1"),
     ({"sampler.top_k": "5", "stages": "[sft]"}, "a temperature above 0"),
     ({"sampler.top_p": "0.5", "stages": "[sft]"}, "a temperature above 0"),

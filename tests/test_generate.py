@@ -1,11 +1,13 @@
 """python -m d1jax.generate: prompts from everywhere, the denoising shown, mistakes told."""
 
+import html
 import io
 import json
 
 import numpy as np
 import pytest
 
+import d1jax
 from d1jax import generate, load_pretrained
 
 SHORT = ["--length", "8", "--steps", "4"]
@@ -110,14 +112,14 @@ def test_prompts_that_are_too_long_fail_or_are_left_out_and_counted(run, write_c
 
 def test_all_prompts_are_checked_before_the_first_is_decoded(run, write_checkpoint):
     short = str(write_checkpoint("short", max_positions=12)[0])
-    flags = ["--model", short, *SHORT, "--batch", "1", "--prompt", "abc"]
+    flags = ["--model", short, *SHORT, "--prompt", "abc"]
     for bad, message in (
         ("abcdefgh", "prompt 1: 8 tokens"),
         ("Z", "sample:"),
         ("Z{{mask:2}}", "infill:"),
         ("a{{mask}}", "a hole is"),
     ):
-        for more in ([], ["--show", "always"], ["--too-long", "drop"] if bad != "abcdefgh" else []):
+        for more in (["--batch", "1"], ["--show", "always"], ["--too-long", "drop"] if bad != "abcdefgh" else []):
             code, out, err = run(*flags, "--prompt", bad, *more)
             assert code == 2 and out == "" and message in err, (bad, more, err)
     assert run(*flags, "--raw", "--prompt", "Z")[0] == 2
@@ -127,7 +129,7 @@ def test_a_length_without_a_block_near_the_usual_one_is_told(run, model):
     code, _, err = run("--model", model, "--prompt", "abc", "--length", "101")
     assert code == 2 and "--length 96 or 128" in err and "--block" in err
     code, _, err = run("--model", model, "--prompt", "abc", "--length", "100000000000", "--block", "3")
-    assert code == 2 and "more than 1000000 tokens" in err
+    assert code == 2 and "--length = 100000000000 is more than 2147483647" in err
 
 
 def test_a_conversation_ends_at_an_empty_line(run, model):
@@ -233,3 +235,122 @@ def test_eight_devices_write_what_one_writes(run, model):
     for a, b in zip(one, eight, strict=True):
         assert a["tokens"] == b["tokens"] and a["reveal_step"] == b["reveal_step"]
         np.testing.assert_allclose(a["confidence"], b["confidence"], atol=2e-4)
+
+
+# -- a run -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_row_of_a_run_is_asked_as_it_was_evaluated_and_graded(run, small_run):
+    samples = [json.loads(line) for line in (small_run / "samples.jsonl").read_text().splitlines()]
+    code, out, err = run("--model", small_run, "--row", "0", "--row", "3", "--json")
+    assert code == 0
+    for number, record in zip((0, 3), records(out), strict=True):
+        kept = samples[number]
+        assert record["prompt"] == kept["prompt"] and "\n" in kept["prompt"]
+        assert record["text"] == kept["text"]
+        assert f"held_out row {number}: prompt {json.dumps(kept['prompt'])}" in err
+        assert f"held_out row {number}: solved {kept['grade']['solved']:g}, cell_accuracy" in err
+
+
+def test_what_is_printed_as_the_prompt_is_the_prompt(run, small_run):
+    kept = json.loads((small_run / "samples.jsonl").read_text().splitlines()[1])
+    same = ["--prompt", kept["prompt"]], ["--prompt-json", json.dumps(kept["prompt"])]
+    for how in same:
+        code, out, err = run("--model", small_run, *how, "--json")
+        assert code == 0 and records(out)[0]["text"] == kept["text"]
+        assert 'a prompt of task sudoku has the form "' in err, "for who types one"
+    report = (small_run / "report.html").read_text()
+    assert html.escape(json.dumps(kept["prompt"])) in report
+    assert run("--model", small_run, "--file", small_run / "samples.jsonl", "--json")[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--row", "8"], "the rows of held_out are 0 to 7"),
+        (["--row", "0", "--set", "other"], "no evaluation set of the run; choices: held_out"),
+        (["--set", "held_out", "--prompt", "1"], "--set held_out: without effect"),
+        (["--row", "0", "--prompt", "1"], "leave --prompt"),
+        (["--row", "0", "--chat"], "leave --prompt"),
+        (["--prompt-json", "4130"], "is no JSON text"),
+        (["--ids", "1 x"], "are no token ids"),
+        (["--ids", "1 999"], "id 999 at row 0, column 1 is outside the vocabulary"),
+    ],
+)
+def test_mistakes_about_rows_and_ids_are_told(run, small_run, flags, message):
+    code, out, err = run("--model", small_run, *flags)
+    assert code == 2 and out == "" and message in err, err
+
+
+def test_a_row_needs_a_run(run, model):
+    code, _, err = run("--model", model, "--row", "0")
+    assert code == 2 and "is none; write --prompt TEXT" in err
+
+
+# -- flags -------------------------------------------------------------------------------------------------------------
+
+
+def test_token_ids_are_a_prompt(run, model):
+    tokenizer = load_pretrained(model).tokenizer
+    ids = " ".join(map(str, tokenizer.prompt("abc")))
+    _, by_text, _ = run("--model", model, "--prompt", "abc", "--json", *SHORT)
+    code, by_ids, _ = run("--model", model, "--ids", ids, "--json", *SHORT)
+    assert code == 0 and records(by_ids)[0]["tokens"] == records(by_text)[0]["tokens"]
+    assert (
+        run("--model", model, "--ids", ids, "--show", "always", *SHORT)[1]
+        == run("--model", model, "--prompt", "abc", *SHORT)[1]
+    )
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (
+            ["--prompt", "a", "--threshold", "0.5"],
+            "--threshold = 0.5: without effect here, read only with schedule = threshold",
+        ),
+        (["--prompt", "a", "--kl-threshold", "0.5"], "schedule = klass"),
+        (["--prompt", "a", "--factor", "0.5"], "schedule = factor"),
+        (["--prompt", "a", "--entropy-bound", "0.5"], "schedule = entropy_bound"),
+        (["--prompt", "a", "--cache-refresh", "2"], "cache = prefix or dual"),
+        (["--prompt", "a", "--top-k", "2"], "a temperature above 0"),
+        (["--prompt", "a", "--top-p", "0.5"], "a temperature above 0"),
+        (["--prompt", "a", "--confidence-of", "sampling"], "a temperature above 0, top_k or top_p"),
+        (
+            ["--prompt", "a", "--remasking", "random", "--remasking-temperature", "1"],
+            "does nothing for remasking random",
+        ),
+        (["--prompt", "a", "--schedule", "threshold", "--steps", "2"], "--steps = 2: without effect"),
+        (["--prompt", "a", "--seed", "3"], "--seed: without effect here, read only with --temperature above 0"),
+        (["--prompt", "a", "--show", "always", "--batch", "2"], "--batch: without effect"),
+        (
+            ["--prompt", "a{{mask:2}}", "--end-token", "last"],
+            "--end-token: without effect here, read only with a prompt without holes",
+        ),
+        (["--prompt", "a{{mask:2}}", "--block", "2"], "--block: without effect"),
+        (["--prompt", "a{{mask:2}}", "--length", "8"], "--length: without effect"),
+        (["--chat", "--json"], "--json: without effect here, read only with prompts"),
+        (["--chat", "--batch", "2"], "--batch: without effect"),
+        (["--ids", "1 2", "--raw"], "--raw: without effect here, read only with prompts of text"),
+    ],
+)
+def test_a_flag_without_an_effect_is_refused(run, model, flags, message):
+    code, out, err = run("--model", model, *flags)
+    assert code == 2 and out == "" and message in err, err
+
+
+def test_flags_with_an_effect_are_not_refused(run, model):
+    for flags in (
+        ["--top-k", "2", "--confidence-of", "sampling"],
+        ["--remasking", "random", "--seed", "3"],
+        ["--schedule", "klass", "--threshold", "0.5", "--kl_threshold", "0.1"],
+    ):
+        assert run("--model", model, "--prompt", "a", *flags)[0] == 0
+
+
+def test_there_is_no_flag_for_what_is_not_shown(run, model):
+    assert run("--model", model, "--prompt", "a", "--record-entropy")[0] == 2
+
+
+def test_the_version_is_told(run):
+    assert run("--version") == (0, f"d1jax {d1jax.__version__}\n", "")

@@ -252,7 +252,7 @@ def traces(path: Path, lengths: list[int], question: str = "what is {}?") -> str
 def reading(tmp_path):
     """`reading([lengths], eval_sets=..., sft_length=...)` -> (experiment, the lines that were logged), read as bytes."""
 
-    def read(lengths, eval_sets=None, sft_length=0, max_positions=0, training=True, **task):
+    def read(lengths, eval_sets=None, sft_length=0, max_positions=0, training=True, stages=("sft", "rl"), **task):
         logged: list[str] = []
         train = traces(tmp_path / "train.jsonl", lengths)
         other = traces(tmp_path / "other.jsonl", [5], "and {}?")
@@ -266,6 +266,7 @@ def reading(tmp_path):
                 sampler=SHORT,
                 sft=SftConfig(completion_length=sft_length),
                 model=ModelConfig(max_positions=max_positions),
+                stages=stages,
             ),
             logged.append,
             training,
@@ -304,6 +305,19 @@ def test_rows_that_are_too_long_are_dropped_and_counted_never_cut(reading):
     experiment, logged = reading([3, 20, 21, 100, 5], sft_length=EMPTY + 20, too_long="drop")
     assert questions(experiment.train) == ["what is 0?", "what is 1?", "what is 4?"]
     assert [line for line in logged if "left out 2 of 5 training rows that are too long" in line]
+
+
+def test_rl_alone_reads_no_target_and_leaves_no_row_out_for_its_length(reading):
+    for too_long in ("drop", "fail"):
+        experiment, logged = reading([3, 20, 21, 1000], too_long=too_long, stages=("rl",))
+        assert len(experiment.train) == 4 and not any("left out" in line for line in logged)
+    with pytest.raises(ConfigError, match="longest prompt of the training rows"):
+        reading([3], max_positions=15, stages=("rl",))
+
+
+def test_sft_alone_is_bounded_by_its_targets_and_not_by_what_is_sampled(reading):
+    experiment, _ = reading([3], sft_length=EMPTY + 20, max_positions=EMPTY + 40, stages=("sft",))
+    assert len(experiment.train) == 1
 
 
 def test_prompts_that_are_too_long_for_the_model_are_dropped_too(reading, tmp_path):

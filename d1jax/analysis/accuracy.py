@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from tqdm import tqdm
 
 from d1jax.analysis import autoregressiveness
 from d1jax.analysis.autoregressiveness import FirstStep
@@ -48,11 +49,15 @@ def baseline_scores(experiment: Experiment, problems: Problems) -> dict[str, dic
     return {name: score_texts(experiment, problems, [answer[name] for answer in answers]) for name in answers[0]}
 
 
-def decode(experiment: Experiment, variables: Variables, problems: Problems) -> Rollout:
-    """Completions of all problems, as host arrays. The last batch repeats its last row, so one program serves all batches."""
+def decode(experiment: Experiment, variables: Variables, problems: Problems, progress: str = "") -> Rollout:
+    """Completions of all problems, as host arrays. The last batch repeats its last row, so one program serves all batches.
+
+    progress: what a bar on a terminal is called ("": there is none).
+    """
     config, size = experiment.config, experiment.config.evaluation.batch_size
     key, parts = experiment.key("evaluation"), []
-    for start in range(0, len(problems), size):
+    starts = range(0, len(problems), size)
+    for start in tqdm(starts, desc=progress, unit="batch", leave=False, disable=None if progress else True):
         rows_B = np.minimum(np.arange(start, start + size), len(problems) - 1)
         inputs = (problems.prompt_RP[rows_B], problems.prompt_length_R[rows_B], rows_B.astype(np.int32))
         prompt_BP, prompt_length_B, row_ids_B = mesh_rules.place_rows(experiment.mesh, inputs)
@@ -80,14 +85,16 @@ def texts_of(experiment: Experiment, rollout: Rollout) -> list[str]:
     return [experiment.tokenizer.decode(row) for row in np.asarray(rollout.tokens_BC).tolist()]
 
 
-def evaluate(experiment: Experiment, variables: Variables) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+def evaluate(
+    experiment: Experiment, variables: Variables, progress: bool = False
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """(scores, samples): the scores of every evaluation set under its name, and the first rows of each for people to read.
 
     Beside the grades a score has "nfe" and "decoding_order", which is `autoregressiveness.summary`.
     """
     scores, samples = {}, []
     for name, problems in experiment.eval_sets.items():
-        rollout = decode(experiment, variables, problems)
+        rollout = decode(experiment, variables, problems, f"evaluating {name}" if progress else "")
         texts = texts_of(experiment, rollout)
         order = autoregressiveness.summary(rollout, look_ahead(experiment, variables, problems))
         measures = {"nfe": float(rollout.nfe_B.mean()), "decoding_order": order}
@@ -112,15 +119,12 @@ def _sample(
     pieces = experiment.tokenizer.pieces(rollout.tokens_BC[index].tolist())
     # A grid is shown by its cells: the line breaks that lay it out as text are left out.
     shown = [i for i, piece in enumerate(pieces) if columns is None or piece != "\n"]
-    prompt, reference = task.prompt(row), task.target(row)
-    if columns is not None:
-        prompt, reference = prompt.replace("\n", ""), reference and reference.replace("\n", "")
     return {
         "set": name,
         "index": index,
-        "prompt": prompt,
+        "prompt": task.prompt(row),  # to the letter: typed into `generate` it is the same problem
         "text": texts[index],
-        "reference": reference,
+        "reference": task.target(row),
         "grade": task.grade(row, texts[index]),
         "pieces": [pieces[i] for i in shown],
         "reveal_step": rollout.reveal_step_BC[index][shown].tolist(),

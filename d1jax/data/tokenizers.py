@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
+from d1jax.config import ConfigError
 from d1jax.files import write_json
 
 FILE = "tokenizer.json"
@@ -167,6 +168,50 @@ class ByteTokenizer(SmallTokenizer):
 
     def save(self, directory: Path) -> None:
         write_json(directory / FILE, {"kind": "bytes"})
+
+
+@dataclass(frozen=True)
+class IdTokenizer:
+    """Of a checkpoint without tokenizer files: token ids go in and come out, and a text cannot be written.
+
+    A completion's text is its ids, separated by spaces.
+    """
+
+    directory: str
+    mask: int | None
+    end: int | None
+    vocab_size: int
+    chats: ClassVar[bool] = False
+
+    @property
+    def special(self) -> SpecialTokens:
+        """Raises ConfigError where config.json does not name them."""
+        for name, token in (("mask_token_id", self.mask), ("pad_token_id", self.end)):
+            if token is None or not 0 <= token < self.vocab_size:
+                raise ConfigError(
+                    f"checkpoint {self.directory!r}: has no tokenizer files, and {name} = {token} in config.json is no id; "
+                    "set it there, or name a tokenizer with --tokenizer DIR (tokenizer=... in Python)"
+                )
+        return SpecialTokens(mask=self.mask, end=self.end, vocab_size=self.vocab_size)
+
+    def encode(self, text: str) -> list[int]:
+        raise ValueError(
+            f"checkpoint {self.directory!r}: has no tokenizer files, so a text cannot be written; give token ids, or name a "
+            "tokenizer with --tokenizer DIR (tokenizer=... in Python)"
+        )
+
+    def prompt(self, prompt: str | Chat) -> list[int]:
+        return self.encode(str(prompt))
+
+    def answer(self, text: str) -> list[int]:
+        return self.encode(text)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        ids = list(ids)
+        return " ".join(map(str, ids[: ids.index(self.end)] if self.end in ids else ids))
+
+    def pieces(self, ids: Sequence[int]) -> list[str]:
+        return [f"{token} " for token in ids]
 
 
 def load_small_tokenizer(directory: Path) -> SmallTokenizer | None:

@@ -47,6 +47,34 @@ def check_start(inner: Mapping[str, np.ndarray], config: RlConfig, dtype: str) -
     return lines
 
 
+FIRST_STEPS, NO_SIGNAL = 3, 0.9  # a share of groups from which a run hardly learns, over so many steps
+
+
+def no_signal(history: Sequence[Mapping[str, float]], step: int, config: RlConfig) -> list[str]:
+    """A warning for the log after the first steps, where nearly all groups have equal rewards; [] otherwise.
+
+    A group's advantages are differences of its rewards: equal ones, all 0 or all 1, teach nothing.
+    """
+    if step != FIRST_STEPS or len(history) < FIRST_STEPS:
+        return []
+    shares = [values["frac_reward_zero_std"] for values in history[-FIRST_STEPS:]]
+    share, reward = float(np.mean(shares)), float(np.mean([values["reward"] for values in history[-FIRST_STEPS:]]))
+    if share < NO_SIGNAL:
+        return []
+    highest = sum(weight for weight in config.reward_weights.values() if weight > 0)
+    if reward > highest / 2:
+        cure = "the problems are too easy for this policy: give it harder ones, or raise rl.temperature"
+    else:
+        cure = (
+            "start from weights that solve some of the problems (more sft.steps, another init_from), give credit for parts of an "
+            "answer in rl.reward_weights, or raise rl.group_size and rl.temperature"
+        )
+    return [
+        f"warning: in the first {FIRST_STEPS} steps {share:.0%} of the groups had equal rewards (mean reward {reward:.3g}) and "
+        f"taught nothing; {cure}"
+    ]
+
+
 def signs_of_collapse(values: Mapping[str, float], group_size: int, guard: GuardConfig) -> list[str]:
     """What is wrong with the metrics of one step, in words; [] where nothing is."""
     distinct = values.get("completions/distinct_per_group", group_size) / group_size

@@ -121,7 +121,7 @@ def train(experiment: Experiment, start: Variables, journal: Journal) -> Variabl
         # -- what is left behind
         values |= {
             **metrics.of_rewards(parts_B, reward_QG, len(judge.failures)),
-            **metrics.of_completions(rollout, texts, group, special.end),
+            **metrics.of_completions(rollout, texts, group, special.end, task.columns is not None),
             **metrics.of_update(inner, config),
             "learning_rate": float(schedule(step * config.inner_updates)),
             **dict(zip(("time/rollout_s", "time/reward_s", "time/update_s"), np.diff(clock).tolist(), strict=True)),
@@ -130,6 +130,8 @@ def train(experiment: Experiment, start: Variables, journal: Journal) -> Variabl
         if every and (step + 1) % every == 0:
             values |= accuracy.headline(experiment, {**frozen, **state.trainable})
         journal.record(step + 1, values, watch=("reward", "rewards/solved/mean", "kl", "entropy"))
+        for line in guards.no_signal(journal.recent, step + 1, config):
+            journal.note(line)
         signs = guards.collapsed(journal.recent, group, config.guard)
         if signs:
             journal.roll_back(step + 1, config.guard.patience, signs)

@@ -199,6 +199,11 @@ def is_run(path: Path) -> bool:
     return RunDirectory(path).config.is_file()
 
 
+def run_above(path: Path) -> Path | None:
+    """The run that a path is, or lies in as RUN/checkpoints/STAGE/STEP; None where it is neither."""
+    return next((parent for parent in (path, *path.absolute().parents[:3]) if is_run(parent)), None)
+
+
 def open_run(path: str | Path) -> tuple[RunDirectory, Config]:
     """An existing run and its resolved configuration. Raises ConfigError where there is none."""
     run = RunDirectory(Path(path))

@@ -1,5 +1,6 @@
 """Samples side by side: the prompt, what each stage wrote, the reference; grids for puzzles, text for the rest."""
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,19 +17,20 @@ def sample_card(samples: Sequence[Mapping[str, Any]]) -> str:
     columns = first.get("columns")
     columns = columns if isinstance(columns, int) and 1 <= columns <= 64 else None
     prompt, reference = str(first.get("prompt", "")), first.get("reference")
-    clues = list(prompt) if columns and prompt and len(prompt) % columns == 0 and "\n" not in prompt else None
-    blocks = [_block("Prompt", _grid(clues, columns, given=clues) if clues else _text(prompt))]
+    shown = prompt.replace("\n", "")  # a grid shows by its cells where a line ends
+    clues = list(shown) if columns and shown and len(shown) % columns == 0 else None
+    blocks = [_block("Prompt", _grid(clues, columns, given=clues) + _typed(prompt) if clues else _text(prompt))]
     for sample in samples:
         cells = _cells(sample)
         if columns:
             # A solved puzzle may differ from the reference when it has several solutions: nothing is marked wrong then.
-            right = None if _solved(sample) else reference
-            body = _grid(cells, columns, given=clues, right=right if isinstance(right, str) else None)
+            right = None if _solved(sample) or not isinstance(reference, str) else reference.replace("\n", "")
+            body = _grid(cells, columns, given=clues, right=right)
         else:
             body = _text(str(sample.get("text", "")))
         blocks.append(_block(esc(stage_name(str(sample.get("stage", "")))) + _mark(sample), body))
     if isinstance(reference, str):
-        body = _grid(list(reference), columns, given=clues) if columns else _text(reference)
+        body = _grid(list(reference.replace("\n", "")), columns, given=clues) if columns else _text(reference)
         blocks.append(_block("Reference", body))
     title = f"{esc(set_name(str(first.get('set', ''))))} {esc(first.get('index', ''))}"
     return f'<article class="sample"><h3>{title}</h3><div class="versions">{"".join(blocks)}</div></article>'
@@ -62,6 +64,11 @@ def _mark(sample: Mapping[str, Any]) -> str:
 
 def _block(title: str, body: str) -> str:
     return f"<div><h4>{title}</h4>{body}</div>"
+
+
+def _typed(prompt: str) -> str:
+    """The prompt itself, which a grid does not show to the letter; what `generate --prompt-json` takes."""
+    return f'<code class="typed">{esc(json.dumps(prompt))}</code>' if "\n" in prompt else ""
 
 
 def _text(text: str) -> str:

@@ -72,7 +72,7 @@ _MARKUP = """
 </div>
 <div class="d1v-stage" tabindex="0" role="group"
  aria-label="Completion while it is denoised. Arrow keys step, space plays.">
-<div class="d1v-part"><h4>Prompt</h4><div class="d1v-prompt"></div></div>
+<div class="d1v-part"><h4>Prompt</h4><div class="d1v-prompt"></div><p class="d1v-typed"></p></div>
 <div class="d1v-part d1v-grow"><h4>Completion</h4><div class="d1v-out"></div><p class="d1v-after"></p></div>
 </div>
 <div class="d1v-controls">
@@ -116,6 +116,9 @@ _STYLE = """
 .d1v h4{margin:0 0 8px;font-size:13px;font-weight:500;color:var(--d1v-soft)}
 .d1v-prompt,.d1v-out{font-family:ui-monospace,"SF Mono",Menlo,Consolas,"DejaVu Sans Mono",monospace;font-size:14px;
   line-height:1.75;white-space:pre-wrap;overflow-wrap:anywhere}
+.d1v-typed{margin:8px 0 0;font:12px/1.4 ui-monospace,Menlo,Consolas,monospace;color:var(--d1v-soft);overflow-wrap:anywhere;
+  max-width:30ch}
+.d1v-typed:empty{display:none}
 .d1v-scroll{max-height:11em;overflow:auto}
 .d1v-grid{display:grid;gap:2px;width:max-content;max-width:100%;line-height:1}
 .d1v-grid .d1v-cell{min-width:0;width:38px;max-width:100%;aspect-ratio:1;display:grid;place-items:center;padding:0;
@@ -202,8 +205,11 @@ _SCRIPT = r"""
   }
   function load(number) {
     const s = samples[state.sample = number];
-    const n = s.pieces.length, prompt = $('prompt'), out = $('out'), chars = Array.from(s.prompt);
-    const promptGrid = s.columns && chars.length > 0 && chars.length % s.columns === 0 && !s.prompt.includes('\n');
+    const n = s.pieces.length, prompt = $('prompt'), out = $('out');
+    const chars = Array.from(s.columns ? s.prompt.replace(/\n/g, '') : s.prompt);
+    const promptGrid = s.columns && chars.length > 0 && chars.length % s.columns === 0;
+    // Line breaks belong to the prompt, and a grid does not show them.
+    $('typed').textContent = promptGrid && s.prompt.includes('\n') ? JSON.stringify(s.prompt) : '';
     $('stage').classList.toggle('d1v-text', !s.columns);
     layout(prompt, promptGrid ? s.columns : null);
     if (promptGrid) chars.forEach((c, i) => {

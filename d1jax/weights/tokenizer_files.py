@@ -8,29 +8,58 @@ from typing import Any
 
 from d1jax.config import ConfigError, ModelConfig
 from d1jax.data.pretrained_tokenizer import load_pretrained_tokenizer
-from d1jax.data.tokenizers import SmallTokenizer, SpecialTokens, Tokenizer, export_tokenizer, load_small_tokenizer
+from d1jax.data.tokenizers import (
+    IdTokenizer,
+    SmallTokenizer,
+    SpecialTokens,
+    Tokenizer,
+    export_tokenizer,
+    load_small_tokenizer,
+)
 from d1jax.files import write_json
 from d1jax.models.families import family_of, write_config
 from d1jax.weights.checkpoint_directory import read_json
 
+TOKENIZER_FILES = (
+    "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "special_tokens_map.json", "added_tokens.json",
+    "chat_template.jinja",
+)  # fmt: skip
 
-def load_tokenizer(directory: Path) -> Tokenizer:
-    """The tokenizer saved in a directory, d1jax's own or a published one. Raises ConfigError where there is none."""
+
+def has_tokenizer(directory: Path) -> bool:
+    """Whether there are files that hold a vocabulary."""
+    return any((directory / name).is_file() for name in ("tokenizer.json", "vocab.json", "merges.txt"))
+
+
+def token_ids_only(directory: Path, vocab_size: int) -> IdTokenizer:
+    """What stands in for the tokenizer of a checkpoint that has none: the special ids that its config.json names."""
+    published = read_json(directory / "config.json")
+    mask = _token_id(published, directory, "mask_token_id")
+    end = _token_id(published, directory, "pad_token_id", "eos_token_id")
+    return IdTokenizer(str(directory), mask, end, vocab_size)
+
+
+def load_tokenizer(directory: Path, published_in: Path | None = None) -> Tokenizer:
+    """The tokenizer saved in a directory, d1jax's own or a published one. Raises ConfigError where there is none.
+
+    published_in: where config.json is, if not there (a tokenizer that is kept apart from its checkpoint).
+    """
     try:
         small = load_small_tokenizer(directory)
     except ValueError as error:
         raise ConfigError(f"tokenizer {str(directory)!r}: {error}") from None
     if small is not None:
         return small
-    if not (directory / "config.json").is_file():
+    described = published_in or directory
+    if not (described / "config.json").is_file():
         raise ConfigError(f"tokenizer {str(directory)!r}: no tokenizer is there, and no config.json")
-    published = read_json(directory / "config.json")
-    family = family_of(published, str(directory / "config.json"))
+    published = read_json(described / "config.json")
+    family = family_of(published, str(described / "config.json"))
     try:
         return load_pretrained_tokenizer(
             directory,
-            mask=_token_id(published, directory, "mask_token_id"),
-            end=_token_id(published, directory, "pad_token_id", "eos_token_id"),
+            mask=_token_id(published, described, "mask_token_id"),
+            end=_token_id(published, described, "pad_token_id", "eos_token_id"),
             turn_end=family.turn_end,
             assistant_header=family.assistant_header,
         )

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from d1jax.config import GuardConfig, RlConfig
-from d1jax.rl.guards import check_start, collapsed, signs_of_collapse
-from d1jax.rl.metrics import repeated_tokens
+from d1jax.rl.guards import check_start, collapsed, no_signal, signs_of_collapse
+from d1jax.rl.metrics import clipped_ratio, repeated_tokens
 from d1jax.runtime.stopping import Diverged
 
 GOOD = {
@@ -95,3 +95,33 @@ def test_repeated_tokens_counts_inside_texts_only():
     tokens = np.array([[5, 5, 5, 9, 9, 9], [1, 2, 1, 2, 2, 9]])
     assert repeated_tokens(tokens, np.array([4, 6])) == pytest.approx(3 / 8)
     assert repeated_tokens(tokens, np.array([1, 1])) == 0.0
+
+
+# -- groups that teach nothing -----------------------------------------------------------------------------------------
+
+
+def steps(shares, reward):
+    return [{"frac_reward_zero_std": share, "reward": reward} for share in shares]
+
+
+def test_a_policy_that_solves_nothing_is_told_after_the_first_steps():
+    (line,) = no_signal(steps([1.0, 0.95, 1.0], 0.01), 3, RlConfig())
+    assert "in the first 3 steps 98% of the groups had equal rewards (mean reward 0.01)" in line
+    assert "rl.reward_weights" in line and "init_from" in line
+    (line,) = no_signal(steps([1.0, 1.0, 1.0], 1.0), 3, RlConfig())
+    assert "too easy" in line
+
+
+@pytest.mark.parametrize(("shares", "step"), [([1, 1], 2), ([1, 1, 1, 1], 4), ([0.5, 1, 0.9], 3), ([1, 1], 3)])
+def test_otherwise_and_later_nothing_is_said(shares, step):
+    assert no_signal(steps(shares, 0.0), step, RlConfig()) == []
+
+
+# -- completions that were cut off ---------------------------------------------------------------------------------------
+
+
+def test_clipped_is_what_has_no_end_token():
+    tokens_BC = np.array([[1, 9, 9], [1, 2, 3], [1, 2, 9], [4, 5, 6]])
+    texts = ["a", "abc", "ab", "de\n"]
+    assert clipped_ratio(tokens_BC, texts, 9, grids=False) == 0.5
+    assert clipped_ratio(tokens_BC, texts, 9, grids=True) == 0.25, "a grid whose last line is closed is whole"

@@ -1,0 +1,40 @@
+"""How to sample travels with the weights: the section "d1jax_sampler" of a checkpoint's generation_config.json.
+
+The file is transformers'; what else stands in it is left as it is. `max_new_tokens` and `steps` are written beside the section for
+programs that know nothing of d1jax (Dream's own reads both).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from d1jax.config import Config, ConfigError, SamplerConfig
+from d1jax.config_file import section_from, to_dict
+from d1jax.config_rules import check
+from d1jax.files import write_json
+from d1jax.weights.checkpoint_directory import read_json
+
+FILE, SECTION = "generation_config.json", "d1jax_sampler"
+
+
+def read_sampler(directory: Path) -> SamplerConfig | None:
+    """The sampler's settings that a checkpoint brings along; None where it brings none. Raises ConfigError for impossible ones."""
+    path = directory / FILE
+    stored = read_json(path).get(SECTION) if path.is_file() else None
+    if stored is None:
+        return None
+    sampler = section_from(SamplerConfig, stored, f"{path}: {SECTION}")
+    try:
+        check(dataclasses.replace(Config(), sampler=sampler))
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {SECTION}: {error}") from None
+    return sampler
+
+
+def write_sampler(directory: Path, sampler: SamplerConfig) -> None:
+    """Puts the settings into the directory's generation_config.json, which is made where there is none."""
+    path = directory / FILE
+    published = read_json(path) if path.is_file() else {}
+    plain = {"max_new_tokens": sampler.completion_length, "steps": sampler.steps}
+    write_json(path, {**published, **plain, SECTION: to_dict(sampler)})
