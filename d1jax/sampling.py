@@ -15,6 +15,7 @@ import numpy as np
 from d1jax.config import Config, ConfigError, SamplerConfig
 from d1jax.config_rules import check
 from d1jax.data.tokenizers import Chat, pad_rows
+from d1jax.diffusion.finite import not_finite
 from d1jax.diffusion.sampler import Decoding, Rollout, sample_stepwise
 from d1jax.diffusion.sampler import sample as sample_rows
 from d1jax.policy import Policy, check_ids, check_length
@@ -52,7 +53,7 @@ def sample(
 
     A prompt is a text (a user's turn where the checkpoint has a chat template, else what is continued), a chat, or token ids.
     All of them are one batch; row i draws from (seed, first_row + i) only. Raises ConfigError for impossible settings, an
-    empty prompt, one that is too long.
+    empty prompt, one that is too long, predictions that are not finite.
     """
     return sample_ids(
         policy, _rows(policy, prompts), config, seed, temperature, range(first_row, first_row + len(prompts))
@@ -148,6 +149,9 @@ def settings_of(policy: Policy, config: SamplerConfig, temperature: float) -> di
 
 def _completions(policy: Policy, rollout: Rollout) -> Completions:
     host = Rollout(*map(np.asarray, jax.device_get(rollout)))
+    problem = not_finite(host.confidence_BC)
+    if problem:
+        raise ConfigError(f"sample: {problem}")
     texts = [policy.tokenizer.decode(row) for row in host.tokens_BC.tolist()]
     return Completions(
         texts, host.tokens_BC, host.reveal_step_BC, host.confidence_BC, host.length_B, host.nfe_B, host.cached_nfe_B,

@@ -14,10 +14,12 @@ import numpy as np
 
 from d1jax.analysis import autoregressiveness
 from d1jax.analysis.autoregressiveness import FirstStep
+from d1jax.diffusion.finite import not_finite
 from d1jax.diffusion.sampler import Rollout, sample
 from d1jax.experiment import Experiment, Problems
 from d1jax.models.transformer import Variables
 from d1jax.runtime import mesh as mesh_rules
+from d1jax.runtime.stopping import Diverged
 
 Z95 = 1.959963984540054
 NOT_GRADES = ("n", "solved_rate", "solved_rate_ci95", "nfe", "decoding_order")
@@ -49,7 +51,10 @@ def baseline_scores(experiment: Experiment, problems: Problems) -> dict[str, dic
 
 
 def decode(experiment: Experiment, variables: Variables, problems: Problems) -> Rollout:
-    """Completions of all problems, as host arrays. The last batch repeats its last row, so one program serves all batches."""
+    """Completions of all problems, as host arrays. The last batch repeats its last row, so one program serves all batches.
+
+    Raises Diverged where the predictions are not finite: a score of such texts would be one of token 0.
+    """
     config, size = experiment.config, experiment.config.evaluation.batch_size
     key, parts = experiment.key("evaluation"), []
     for start in range(0, len(problems), size):
@@ -61,6 +66,9 @@ def decode(experiment: Experiment, variables: Variables, problems: Problems) -> 
             config=config.sampler, special=experiment.tokenizer.special, temperature=config.evaluation.temperature,
         )  # fmt: skip
         parts.append(jax.device_get(rollout))
+        problem = not_finite(parts[-1].confidence_BC)
+        if problem:
+            raise Diverged(f"evaluation, batch from row {start}: {problem}")
     return Rollout(*(np.concatenate(arrays)[: len(problems)] for arrays in zip(*parts, strict=True)))
 
 

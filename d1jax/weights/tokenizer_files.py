@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from d1jax.files import write_json
 from d1jax.models.families import family_of, write_config
 from d1jax.weights.checkpoint_directory import read_json
 
+GENERATION = "generation_config.json"
+
 
 def load_tokenizer(directory: Path) -> Tokenizer:
     """The tokenizer saved in a directory, d1jax's own or a published one. Raises ConfigError where there is none."""
@@ -21,13 +24,15 @@ def load_tokenizer(directory: Path) -> Tokenizer:
     except ValueError as error:
         raise ConfigError(f"tokenizer {str(directory)!r}: {error}") from None
     if small is not None:
+        if (directory / "config.json").is_file():
+            _check_ids(small.special, read_json(directory / "config.json"), directory)
         return small
     if not (directory / "config.json").is_file():
         raise ConfigError(f"tokenizer {str(directory)!r}: no tokenizer is there, and no config.json")
     published = read_json(directory / "config.json")
     family = family_of(published, str(directory / "config.json"))
     try:
-        return load_pretrained_tokenizer(
+        found = load_pretrained_tokenizer(
             directory,
             mask=_token_id(published, directory, "mask_token_id"),
             end=_token_id(published, directory, "pad_token_id", "eos_token_id"),
@@ -36,6 +41,44 @@ def load_tokenizer(directory: Path) -> Tokenizer:
         )
     except ValueError as error:
         raise ConfigError(str(error)) from None
+    named = found.wrapped.mask_token_id
+    if named not in (None, found.special.mask):
+        raise ConfigError(
+            f"tokenizer {str(directory)!r}: config.json says mask_token_id = {found.special.mask}, the tokenizer's own mask token is "
+            f"{named}; correct the one that is wrong"
+        )
+    # Whatever one of the files says ends a text ends it.
+    closing = {*found.closing, *_closing(published, directory / "config.json", found.vocab_size)}
+    if (directory / GENERATION).is_file():
+        closing |= _closing(read_json(directory / GENERATION), directory / GENERATION, found.vocab_size)
+    if found.special.mask in closing:
+        raise ConfigError(
+            f"tokenizer {str(directory)!r}: the mask token {found.special.mask} is also a token that ends a text; every text would end "
+            "where it is not decided yet. Correct mask_token_id, eos_token_id or pad_token_id in config.json"
+        )
+    return dataclasses.replace(found, closing=tuple(sorted(closing)))
+
+
+def _closing(published: Mapping[str, Any], file: Path, size: int) -> set[int]:
+    """The ids of eos_token_id, which is one or a list. Raises ConfigError for what is no id of the tokenizer."""
+    value = published.get("eos_token_id")
+    ids = [] if value is None else value if isinstance(value, list) else [value]
+    for token in ids:
+        if type(token) is not int or not 0 <= token < size:
+            raise ConfigError(
+                f"{file}: eos_token_id = {value!r} names {token!r}, which is none of the tokenizer's {size} ids"
+            )
+    return set(ids)
+
+
+def _check_ids(special: SpecialTokens, published: Mapping[str, Any], directory: Path) -> None:
+    """Raises ConfigError where config.json names other special tokens than a small tokenizer has."""
+    for name, token in _token_ids(special).items():
+        if published.get(name, token) != token:
+            raise ConfigError(
+                f"{directory / 'config.json'}: {name} = {published[name]!r}, but the tokenizer beside it has {token}; correct "
+                "config.json"
+            )
 
 
 def _token_id(published: Mapping[str, Any], directory: Path, *names: str) -> int | None:

@@ -292,6 +292,41 @@ def test_texts_come_back_to_the_letter(write, text):
     assert tokenizer.decode(tokenizer.answer(text)) == text
 
 
+# -- special tokens as a whole -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("setting", ["mask_token_id", "eos_token_id", "generation"])
+def test_a_mask_that_also_ends_a_text_is_refused(write, setting):
+    clash = {"mask_token_id": ID["<|endoftext|>"]} if setting == "mask_token_id" else {}
+    clash = {"eos_token_id": [ID["<|endoftext|>"], ID["<|mask|>"]]} if setting == "eos_token_id" else clash
+    directory = write(**clash)
+    if setting == "generation":
+        (directory / "generation_config.json").write_text(json.dumps({"eos_token_id": ID["<|mask|>"]}))
+    with pytest.raises(ConfigError, match="the mask token .* is also a token that ends a text"):
+        load_tokenizer(directory)
+
+
+def test_another_mask_in_the_configuration_than_in_the_tokenizer_is_refused(write):
+    assert load_tokenizer(write(mask_token="<|mask|>")).special.mask == ID["<|mask|>"]
+    with pytest.raises(ConfigError, match=f"mask_token_id = {ID['<|im_start|>']}, the tokenizer's own mask token is"):
+        load_tokenizer(write(mask_token="<|mask|>", mask_token_id=ID["<|im_start|>"]))
+
+
+def test_whatever_a_file_says_ends_a_text_ends_it(write):
+    directory = write(eos_token_id=[ID["<|endoftext|>"], ID["<|pad|>"]])
+    (directory / "generation_config.json").write_text(json.dumps({"eos_token_id": [ID["<|im_end|>"]]}))
+    tokenizer = load_tokenizer(directory)
+    for closing in ("<|endoftext|>", "<|pad|>", "<|im_end|>", "<|eot_id|>"):
+        ids = [*tokenizer.encode("he"), ID[closing], *tokenizer.encode("llo")]
+        assert tokenizer.decode(ids) == "he", closing
+
+
+@pytest.mark.parametrize("ids", [SIZE, -1, "2", True, [1, SIZE], [[1]]], ids=str)
+def test_an_end_of_text_that_is_no_id_is_refused(write, ids):
+    with pytest.raises(ConfigError, match="eos_token_id"):
+        load_tokenizer(write(eos_token_id=ids))
+
+
 # -- what is wrong with a directory --------------------------------------------------------------------------------------
 
 
