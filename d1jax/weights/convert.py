@@ -17,7 +17,6 @@ from jax import Array
 from d1jax.config import ConfigError, ModelConfig
 from d1jax.models.families import FAMILIES, Family
 
-
 MANY_LAYERS = 1000  # up to here names are made first and compared then, which says more
 
 
