@@ -78,8 +78,13 @@ def build(
                     f"config: {setting} names {unknown}, which {task.name} does not have; choices: {', '.join(offered)}"
                 )
         train_rows = _without_overlap(task, config.task, train_rows, eval_rows, log)
+        if "rl" in config.stages:
+            wanted = "solved" in config.rl.reward_weights or config.rl.advantage == "accepted"
+            _check_references(task, "task.train", train_rows, wanted, log)
     else:
         train_rows = []
+    for name, rows in eval_rows.items():
+        _check_references(task, f"task.eval_sets.{name}", rows, True, log)
     completion, taught = _completion_columns(config), _target_columns(config)
     if config.task.too_long == "drop":
         train_rows = _that_fit(task, tokenizer, train_rows, (completion, taught), config, log)
@@ -221,6 +226,23 @@ def _without_overlap(
             "config: every training row occurs in an evaluation set; use other files or fewer of task.held_out_by_solution"
         )
     return train
+
+
+def _check_references(task: Task, setting: str, rows: list[Row], wanted: bool, log: Callable[[str], None]) -> None:
+    """Names the rows that no answer can solve. Raises ConfigError where that is all of them and the answer is `wanted`."""
+    without = [index for index, row in enumerate(rows) if not task.has_reference(row)]
+    if not without:
+        return
+    first = f"row {without[0]}, {task.problem_key(rows[without[0]])[:60]!r}"
+    if wanted and len(without) == len(rows):
+        raise ConfigError(
+            f"config: {setting}: none of its {len(rows)} rows has a reference answer that can be read, so every text would count as "
+            f"wrong (the first: {first}); the task's docstring says where an answer may stand"
+        )
+    log(
+        f"data: {len(without)} of {len(rows)} rows of {setting} have no reference answer that can be read; no text solves them "
+        f"(the first: {first})"
+    )
 
 
 def _problems(task: Task, tokenizer: Tokenizer, rows: list[Row], columns: tuple[int, int], name: str) -> Problems:

@@ -32,7 +32,7 @@ from d1jax.weights.checkpoint_directory import (
     is_checkpoint,
     open_checkpoint,
 )
-from d1jax.weights.huggingface import load_weights
+from d1jax.weights.huggingface import load_weights, not_finite_at
 from d1jax.weights.tokenizer_files import load_tokenizer
 
 PRINTABLE = "".join(map(chr, range(32, 127))) + "\n"
@@ -248,6 +248,13 @@ def variables_at(setup: Setup, run: RunDirectory, stage: str, step: int | None =
         loaded = load_or_name_the_last_good(checkpoints, step, {"trainable": like}, run.path, stage)
     finally:
         checkpoints.close()
+    for keys, array in jax.tree_util.tree_flatten_with_path(loaded["trainable"])[0]:
+        if not_finite_at(array) is not None:
+            name = jax.tree_util.keystr(keys, simple=True, separator="/")
+            raise ConfigError(
+                f"run {str(run.path)!r}: {name} of stage {stage!r}, step {step}, holds NaN or infinite values; "
+                "take an earlier step"
+            )
     return {**frozen, **loaded["trainable"]}, step
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from d1jax.config import Config, ConfigError, LoraConfig, ModelConfig, SamplerConfig, SftConfig, TaskConfig
+from d1jax.config import Config, ConfigError, LoraConfig, ModelConfig, RlConfig, SamplerConfig, SftConfig, TaskConfig
 from d1jax.data.pretrained_tokenizer import PretrainedTokenizer
 from d1jax.data.tokenizers import ByteTokenizer, CharacterTokenizer
 from d1jax.experiment import build
@@ -281,6 +281,51 @@ EMPTY = len("<reasoning>\n\n</reasoning>\n<answer>\n0\n</answer>")  # around a t
 
 def questions(problems) -> list[str]:
     return [row["question"] for row in problems.rows]
+
+
+def rows_of(path: Path, answers: list[str | None]) -> str:
+    rows = [
+        {"question": f"{path.stem} {i}?", "thinking": "t", "attempt": a or "long " * 20} for i, a in enumerate(answers)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def of_answers(tmp_path, train, evaluated, stages=("sft", "rl"), training=True, **rl):
+    logged: list[str] = []
+    files = {name: rows_of(tmp_path / f"{name}.jsonl", rows) for name, rows in (("train", train), ("test", evaluated))}
+    task = TaskConfig(name="traces", train=files["train"], train_rows=0, eval_rows=0, eval_sets={"test": files["test"]})
+    sizes = {"sft": SftConfig(completion_length=256), "rl": RlConfig(prompts_per_step=8, group_size=8, **rl)}
+    build(config(task=task, tokenizer="bytes", sampler=SHORT, stages=stages, **sizes), logged.append, training)
+    return logged
+
+
+def test_rows_that_nothing_can_solve_are_counted_and_named_before_training(tmp_path):
+    assert not [line for line in of_answers(tmp_path, ["1", "2"], ["3"]) if "reference" in line]
+    said = " ".join(of_answers(tmp_path, ["1", None, None], [None, "3"]))
+    assert "1 of 2 rows of task.eval_sets.test have no reference answer" in said and "row 0, 'test 0?'" in said
+    assert "2 of 3 rows of task.train have no reference answer" in said and "row 1, 'train 1?'" in said
+
+
+def test_rl_or_evaluation_on_rows_that_nothing_can_solve_is_refused(tmp_path):
+    for training in (True, False):
+        with pytest.raises(ConfigError, match="task.eval_sets.test: none of its 2 rows has a reference answer"):
+            of_answers(tmp_path, ["1"], [None, None], training=training)
+    with pytest.raises(ConfigError, match="task.train: none of its 1 rows has a reference answer"):
+        of_answers(tmp_path, [None], ["1"])
+    of_answers(tmp_path, [None], ["1"], stages=("sft",))  # taught, not judged
+    of_answers(tmp_path, [None], ["1"], reward_weights={"format": 1.0})  # judged by its form only
+
+
+def test_what_tells_rows_apart_is_what_they_say(reading):
+    seen = [reading(lengths, sft_length=64)[0].data["task.train"] for lengths in ([3, 5], [3, 5], [3, 6], [5, 3])]
+    assert seen[0] == seen[1] and len({row["sha256"] for row in seen}) == 3 and seen[0]["rows"] == 2
+    assert set(reading([3], sft_length=64)[0].data) == {"task.train", "task.eval_sets.other"}
+
+
+def test_more_generated_rows_than_fit_into_memory_are_refused():
+    with pytest.raises(ConfigError, match="1000000000000 rows to generate"):
+        build(config(task=TaskConfig(train_rows=10**12)), lambda line: None)
 
 
 def test_targets_may_be_longer_than_what_is_sampled(reading):

@@ -23,7 +23,7 @@ from d1jax.config import ConfigError, ModelConfig
 from d1jax.files import distinct
 from d1jax.models.families import Family, family_of, read_config
 from d1jax.runtime.checkpoint import stored_array
-from d1jax.weights.convert import Entry, check_tensors, entries, our_shape
+from d1jax.weights.convert import MANY_LAYERS, Entry, check_tensors, entries, our_shape
 
 INDEX, SINGLE, NATIVE = "model.safetensors.index.json", "model.safetensors", "params"
 DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
@@ -109,6 +109,7 @@ def copy_companions(source: Path, out: Path, dtype: str | None = None) -> None:
     for file in sorted(source.iterdir()):
         wanted = file.suffix in COMPANIONS or file.stem.upper() in ("LICENSE", "NOTICE")
         if file.is_file() and wanted and not file.name.endswith(".index.json"):
+            _check_link(file, source)
             shutil.copyfile(file, out / file.name)  # the contents: the hub's cache holds links
     if dtype is not None:
         published = read_json(source / "config.json")
@@ -116,6 +117,18 @@ def copy_companions(source: Path, out: Path, dtype: str | None = None) -> None:
         if changed:  # an unchanged file stays the same to the byte
             text = json.dumps({**published, **dict.fromkeys(changed, dtype)}, indent=2, ensure_ascii=False)
             (out / "config.json").write_text(text + "\n", encoding="utf-8")
+
+
+def _check_link(file: Path, source: Path) -> None:
+    """Raises ConfigError for a link out of the checkpoint: what it points at may be nobody's to pass on.
+
+    The hub's cache is a folder of links, snapshots/REVISION/FILE, to contents in the blobs/ beside snapshots/.
+    """
+    target, home = file.resolve(), source.resolve()
+    blobs = home.parent.parent / "blobs"
+    if target.is_relative_to(home) or (home.parent.name == "snapshots" and target.parent == blobs):
+        return
+    raise ConfigError(f"{file}: links to {target}, outside of the checkpoint; put the file itself there, or remove it")
 
 
 # -- reading headers ----------------------------------------------------------------------------------------------------
@@ -168,23 +181,32 @@ def native_directory(path: Path, entry: Entry) -> Path:
 
 def _native_tensors(path: Path, config: ModelConfig, family: Family) -> dict[str, Tensor]:
     """What Orbax has stored, under the names of our tree."""
-    expected = {native_directory(path, entry): our_shape(entry) for entry in entries(config, family)}
     found = {directory for directory in (path / NATIVE).iterdir() if not directory.name.startswith(".")}
+    layers = next((_stored(directory)[0][0] for directory in sorted(found) if directory.name.startswith("blocks.")), 0)
+    if config.layers > max(layers, MANY_LAYERS):  # before as many names are made
+        raise ConfigError(
+            f"{path / NATIVE}: holds {layers} layers, config.json says {family.fields['layers']} = {config.layers}"
+        )
+    expected = {native_directory(path, entry): our_shape(entry) for entry in entries(config, family)}
     for directory in sorted(expected.keys() ^ found):
         what = "is missing" if directory in expected else "is not expected"
         raise ConfigError(f"{directory}: {what} in a {family.name} checkpoint of this architecture; convert it again")
     tensors = {}
     for directory, shape in expected.items():
-        try:
-            stored, dtype = stored_array(directory)
-        except Exception as error:  # Orbax has no error class of its own
-            raise ConfigError(
-                f"{directory}: not readable by Orbax ({first_line(error)}); convert the checkpoint again"
-            ) from None
+        stored, dtype = _stored(directory)
         if stored != shape:
             raise ConfigError(f"{directory}: has shape {stored}, config.json says {shape}")
         tensors[directory.name] = Tensor(path / NATIVE, stored, dtype)
     return tensors
+
+
+def _stored(directory: Path) -> tuple[tuple[int, ...], str]:
+    try:
+        return stored_array(directory)
+    except Exception as error:  # Orbax has no error class of its own
+        raise ConfigError(
+            f"{directory}: not readable by Orbax ({first_line(error)}); convert the checkpoint again"
+        ) from None
 
 
 def first_line(error: Exception) -> str:
