@@ -179,6 +179,12 @@ def load_pretrained_tokenizer(
     turn = wrapped.convert_tokens_to_ids(turn_end)
     turn = turn if turn is not None and wrapped.convert_ids_to_tokens(turn) == turn_end else -1
     others = {wrapped.eos_token_id, end} - {None, ids["end"], turn}
+    outside = [token for token in others if not 0 <= token < size]
+    if outside:
+        raise ValueError(
+            f"tokenizer {str(directory)!r}: the end of a text is token {outside[0]}, outside its {size} ids; "
+            "correct eos_token_id in config.json"
+        )
     special = SpecialTokens(ids["mask"], ids["end"], turn, size, tuple(sorted(others)))
     # What masks or ends a text is a control token, also where the files forgot to mark it as special.
     forgotten = [wrapped.convert_ids_to_tokens(token) for token in {ids["mask"], *special.end_ids}]

@@ -18,7 +18,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from d1jax.analysis import accuracy
-from d1jax.config import RlConfig
 from d1jax.data.pipeline import RowOrder
 from d1jax.diffusion.canvas import Canvas
 from d1jax.diffusion.sampler import given, sample
@@ -58,7 +57,7 @@ def train(experiment: Experiment, start: Variables, journal: Journal) -> Variabl
         journal.note(
             "rl.estimator.name = autoregressive is exact for sampler.remasking = left_to_right with one token a step only"
         )
-    reference = _reference(config, state.trainable, frozen)
+    reference = _reference(experiment, state.trainable, frozen)
     items, first = journal.resume(_items(state, reference))
     state, reference = TrainState(items["trainable"], items["optimizer"]), items.get("reference", reference)
 
@@ -121,7 +120,7 @@ def train(experiment: Experiment, start: Variables, journal: Journal) -> Variabl
         # -- what is left behind
         values |= {
             **metrics.of_rewards(parts_B, reward_QG, len(judge.failures)),
-            **metrics.of_completions(rollout, texts, group, special.end, task.columns is not None),
+            **metrics.of_completions(rollout, texts, group, special.end_ids, task.columns is not None),
             **metrics.of_update(inner, config),
             "learning_rate": float(schedule(step * config.inner_updates)),
             **dict(zip(("time/rollout_s", "time/reward_s", "time/update_s"), np.diff(clock).tolist(), strict=True)),
@@ -156,9 +155,16 @@ def _weighted(reference: Variables, policy: Variables, share: float) -> Variable
     return jax.tree.map(lambda r, p: (share * p + (1 - share) * r).astype(r.dtype), reference, policy)
 
 
-def _reference(config: RlConfig, trainable: Variables, frozen: Variables) -> Variables:
-    """The policy at the start; a method without a reference gets {}. Under LoRA the base is shared, and only the adapter is copied."""
-    return {**frozen, **_copy(trainable)} if config.needs_reference else {}
+def _reference(experiment: Experiment, trainable: Variables, frozen: Variables) -> Variables:
+    """The policy at the start; a method without a reference gets {}. Under LoRA the base is shared, and only the adapter is copied.
+
+    One that never moves is kept in the dtype in which it computes, which changes no score.
+    """
+    config = experiment.config.rl
+    if not config.needs_reference:
+        return {}
+    start = {**frozen, **_copy(trainable)}
+    return start if config.reference_sync_every else in_model_dtype(start, experiment.config.model)
 
 
 def _items(state: TrainState, reference: Variables) -> dict[str, Any]:
