@@ -120,7 +120,7 @@ def through_first_end(completion_BC: Array, end_ids: tuple[int, ...]) -> Array:
 
 def is_any_of(tokens: Array, ids: tuple[int, ...]) -> Array:
     """True where a token is one of a few ids."""
-    return functools.reduce(operator.or_, (tokens == one for one in ids))
+    return functools.reduce(operator.or_, (tokens == one for one in ids), jnp.zeros(jnp.shape(tokens), bool))
 
 
 def row_keys(key: Array, row_ids_B: Array) -> Array:
