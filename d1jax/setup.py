@@ -332,6 +332,6 @@ def trained_table(trainable: Variables, frozen: Variables, log: Callable[[str], 
     held = sum(leaf.nbytes for leaf in jax.tree.leaves(frozen))
     kinds = ", ".join(sorted({str(leaf.dtype) for leaf in jax.tree.leaves(frozen)})) or "none"
     log(
-        f"memory: trained weights, their gradient and Adam's two moments in float32: {4 * 4 * count / 1e9:.2f} GB; "
-        f"frozen weights ({kinds}): {held / 1e9:.2f} GB; over all devices, without activations"
+        f"memory: trained weights, their gradient and Adam's two moments in float32: {4 * 4 * count / 1e9:.3g} GB; "
+        f"frozen weights ({kinds}): {held / 1e9:.3g} GB; over all devices, without activations"
     )
