@@ -88,3 +88,13 @@ def test_rows_are_placed_over_data_and_fsdp():
     assert placed["tokens"].addressable_shards[0].data.shape == (2, 3)
     assert placed["ids"].sharding == rows_sharding(mesh, rows["ids"]) == jax.NamedSharding(mesh, Spec(("data", "fsdp")))
     assert placed["odd"].sharding.is_fully_replicated and replicated(mesh).is_fully_replicated
+
+
+@pytest.mark.parametrize("error", [RuntimeError("Unable to initialize backend 'cuda'\nand more"), AssertionError()])
+def test_a_backend_that_is_not_there_is_a_mistake_of_the_user(monkeypatch, error):
+    def fail():
+        raise error
+
+    monkeypatch.setattr(jax, "device_count", fail)
+    with pytest.raises(ConfigError, match="no device to run on: .*JAX_PLATFORMS, or install"):
+        make_mesh(MeshConfig())
