@@ -11,6 +11,7 @@ B rows, T columns, P prompt columns, C completion columns, D width, V vocabulary
 from __future__ import annotations
 
 import dataclasses
+import os
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -129,11 +130,13 @@ def _of_checkpoint(path: Path, dtype: str | None, mesh: Mesh) -> Policy:
 
 
 def _of_run(path: Path, dtype: str | None, mesh: Mesh) -> Policy:
+    if "\0" in str(path):  # which no path has; resolving it would raise
+        raise ConfigError(f"{str(path)!r}: no such directory")
     stage, step = None, None
     parts = path.resolve().parts
     if not is_run(path) and len(parts) > 3 and parts[-3] == "checkpoints" and parts[-1].isdigit():
         path, stage, step = Path(*parts[:-3]), parts[-2], int(parts[-1])
-    if not path.is_dir():
+    if not os.path.isdir(path):
         raise ConfigError(f"{str(path)!r}: no such directory")
     if not is_run(path):
         raise ConfigError(f"{str(path)!r} is neither a checkpoint (config.json) nor a run (config.yaml)")
