@@ -32,7 +32,15 @@ RULES: dict[str, str | tuple[str, ...] | None] = {
 
 
 def make_mesh(config: MeshConfig) -> Mesh:
-    """A mesh over all devices of this run. Raises ConfigError where the axes do not multiply to their number."""
+    """A mesh over all devices of this run.
+
+    Raises ConfigError where the axes do not multiply to their number, where there is no device, and under JAX_ENABLE_X64: random
+    draws and loop counters would be of 64 bits, and a seed would mean other masks and other texts.
+    """
+    if jax.config.jax_enable_x64:
+        raise ConfigError(
+            "JAX_ENABLE_X64 is set, and d1jax computes in 32 bits; unset it, or jax.config.update it to False"
+        )
     try:
         devices = jax.device_count()
     except (RuntimeError, AssertionError) as error:  # JAX_PLATFORMS names a backend that is not there
