@@ -11,6 +11,7 @@ B rows, T columns, P prompt columns, C completion columns, D width, V vocabulary
 from __future__ import annotations
 
 import dataclasses
+import os
 import shutil
 import warnings
 from dataclasses import dataclass
@@ -204,8 +205,10 @@ def sampler_of(path: str | Path) -> SamplerConfig:
 
 
 def _of_run(path: Path, dtype: str | None, mesh: Mesh) -> Policy:
+    if "\0" in str(path):  # which no path has; resolving it would raise
+        raise ConfigError(f"{str(path)!r}: no such directory")
     path, stage, step = _run_of(path)
-    if not path.is_dir():
+    if not os.path.isdir(path):
         raise ConfigError(f"{str(path)!r}: no such directory")
     if not is_run(path):
         raise ConfigError(f"{str(path)!r} is neither a checkpoint (config.json) nor a run (config.yaml)")

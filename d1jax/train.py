@@ -60,6 +60,15 @@ def main(argv: Sequence[str]) -> int:
             f"error: {printable(str(error))}; what was saved is good, and the same command continues", file=sys.stderr
         )
         return 1
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        reason = printable(str(error)).partition("\n")[0]
+        print(
+            f"error: out of memory ({reason}); raise micro_batches, lower the batch, or shard by mesh.fsdp",
+            file=sys.stderr,
+        )
+        return 1
     except KeyboardInterrupt:  # before the run began to listen for it
         return 130
     except Stopped as stopped:

@@ -4,9 +4,11 @@ import json
 import os
 import shutil
 
+import jax
 import pytest
 
 from d1jax import evaluate, generate, train
+from d1jax.runtime.stopping import CannotSave
 
 PROBLEMS = [([1, 2, 3], 6), ([2, 3, 4], 9), ([4, 5, 6], 15), ([1, 5, 7], 13)]
 SETTINGS = {
@@ -89,3 +91,22 @@ def test_a_cut_evaluation_is_named(folder, capsys, name):
 @pytest.mark.parametrize("seed", [2**32, 2**64])
 def test_a_seed_of_more_than_32_bits_is_refused(folder, capsys, seed):
     assert command(folder, seed=seed) == 2 and f"seed = {seed} must be below" in said(capsys)
+
+
+@pytest.mark.parametrize(
+    "error, code, line",
+    [
+        (jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: 99 bytes\nand a page more"), 1, "out of memory (RESOURCE_EXHAUSTED: 99 b"),
+        (OSError(28, "No space left on device"), 1, "No space left on device; what was saved is good"),
+        (CannotSave("rl step 3: gone"), 1, "rl step 3: gone"),
+        (KeyboardInterrupt(), 130, None),
+    ],
+    ids=["memory", "disk", "directory", "Ctrl-C"],
+)  # fmt: skip
+def test_what_ends_a_run_is_a_line_and_a_code(tmp_path, capsys, monkeypatch, error, code, line):
+    def fail(config):
+        raise error
+
+    monkeypatch.setattr(train, "run", fail)
+    assert command(tmp_path) == code
+    assert line is None or line in said(capsys)

@@ -130,4 +130,4 @@ def row_keys(key: Array, row_ids_B: Array) -> Array:
 
 def row_uniforms(key: Array, row_ids_B: Array, columns: int) -> Array:
     """[B, columns] numbers in [0, 1), each a function of (key, row id, column)."""
-    return jax.vmap(lambda k: jax.random.uniform(k, (columns,)))(row_keys(key, row_ids_B))
+    return jax.vmap(lambda k: jax.random.uniform(k, (columns,), jnp.float32))(row_keys(key, row_ids_B))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import fcntl
 import json
+import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -196,7 +197,7 @@ def _parsed(path: Path, parts: Callable[[str], list[str]]) -> list[dict[str, Any
 
 
 def is_run(path: Path) -> bool:
-    return RunDirectory(path).config.is_file()
+    return os.path.isfile(RunDirectory(path).config)  # False also for a name that no file can have
 
 
 def run_above(path: Path) -> Path | None:

@@ -17,9 +17,9 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
     number = 0
     if "\0" in str(path):
         raise DataError(f"{str(path)!r}: a path cannot hold a NUL; check the path in the config")
-    if path.is_fifo():
-        raise DataError(f"{path}: is a pipe, which can be read once and may never end; write the rows into a file")
     try:
+        if path.is_fifo():
+            raise DataError(f"{path}: is a pipe, which can be read once and may never end; write the rows into a file")
         # utf-8-sig reads plain UTF-8 too, and forgives the byte-order mark that Windows editors write.
         with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8-sig") as file:
             for number, line in enumerate(file, start=1):

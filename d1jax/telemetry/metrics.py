@@ -151,7 +151,7 @@ def _scalar(key: str, value: Any, stage: str, step: int) -> int | float:
 
 def _line(row: Mapping[str, Any]) -> str:
     finite = {k: str(v) if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
-    return to_json(finite) + "\n"
+    return to_json(finite, ensure_ascii=True) + "\n"
 
 
 def _ends_torn(path: Path) -> bool:

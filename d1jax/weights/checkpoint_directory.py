@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -61,7 +62,7 @@ class Checkpoint:
 
 
 def is_checkpoint(path: Path) -> bool:
-    return (path / "config.json").is_file()
+    return os.path.isfile(path / "config.json")  # False also for a name that no file can have
 
 
 def open_checkpoint(path: str | Path) -> Checkpoint:
@@ -71,7 +72,7 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     missing, unexpected, twice there, of a wrong shape or of mixed dtypes.
     """
     path = Path(path)
-    if not path.is_dir():
+    if not os.path.isdir(path):
         raise ConfigError(f"checkpoint {str(path)!r}: no such directory")
     if not is_checkpoint(path):
         raise ConfigError(f"checkpoint {str(path)!r}: has no config.json; name the directory that holds it")
