@@ -1,33 +1,53 @@
-"""The JAX post-training stack for masked diffusion language models."""
+"""The JAX post-training stack for masked diffusion language models.
+
+In a notebook: `load_pretrained` gives a `Policy`; `sample`, `watch` and `infill` write with it, `masked_loss`, `sft` and `rl` train it,
+`evaluate` grades it, `save_pretrained` exports it. docs/notebook.md is an example.
+"""
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+import importlib as _importlib
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from d1jax.config import LoraConfig, MeshConfig, ModelConfig, SamplerConfig  # noqa: F401
+    from d1jax.config import (  # noqa: F401
+        LoraConfig,
+        MeshConfig,
+        ModelConfig,
+        RlConfig,
+        SamplerConfig,
+        SftConfig,
+        TaskConfig,
+    )
     from d1jax.infilling import Filled, infill  # noqa: F401
+    from d1jax.notebook import Trained, evaluate, masked_loss, rl, sft  # noqa: F401
     from d1jax.policy import Policy, load_pretrained, save_pretrained  # noqa: F401
     from d1jax.sampling import Completions, sample, watch  # noqa: F401
 
 __version__ = "0.1.0"
 
+_CONFIGS = ("LoraConfig", "MeshConfig", "ModelConfig", "RlConfig", "SamplerConfig", "SftConfig", "TaskConfig")
 _HOME = {
-    **dict.fromkeys(("LoraConfig", "MeshConfig", "ModelConfig", "SamplerConfig"), "d1jax.config"),
+    **dict.fromkeys(_CONFIGS, "d1jax.config"),
     **dict.fromkeys(("Filled", "infill"), "d1jax.infilling"),
     **dict.fromkeys(("Policy", "load_pretrained", "save_pretrained"), "d1jax.policy"),
     **dict.fromkeys(("Completions", "sample", "watch"), "d1jax.sampling"),
+    **dict.fromkeys(("Trained", "masked_loss"), "d1jax.notebook"),
 }
-__all__ = [*_HOME, "__version__"]
+# Modules by whose name a function of d1jax.notebook is called, too.
+_CALLABLE = ("evaluate", "rl", "sft")
+__all__ = [*_HOME, *_CALLABLE, "__version__"]
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_HOME])
+    return sorted(__all__)
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     # Lazily: `d1jax.train --help` needs no JAX, and a script may set JAX's flags after `import d1jax`.
+    if name in _CALLABLE:
+        return _importlib.import_module(f"d1jax.{name}")
     if name not in _HOME:
-        raise AttributeError(f"module 'd1jax' has no attribute {name!r}; it has {', '.join(_HOME)}")
-    return getattr(importlib.import_module(_HOME[name]), name)
+        offered = ", ".join([*_HOME, *_CALLABLE])
+        raise AttributeError(f"module 'd1jax' has no attribute {name!r}; it has {offered}")
+    return getattr(_importlib.import_module(_HOME[name]), name)

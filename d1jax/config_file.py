@@ -20,7 +20,7 @@ from draccus.utils import DecodingError, ParsingError
 import d1jax
 from d1jax.config import Config, ConfigError
 from d1jax.config_rules import check
-from d1jax.no_effect import Command, leaves, no_effect, unread, value_at, without_unread
+from d1jax.no_effect import Command, idle_stages, leaves, no_effect, unread, value_at, without_unread
 from d1jax.yaml_text import parse_yaml, read_yaml, shown, write_yaml
 
 COMMAND_LINE = "command line"
@@ -112,7 +112,8 @@ def describe_origins(config: Config, origins: Mapping[str, str]) -> list[str]:
     for name, source in origins.items():
         flag = source.startswith(COMMAND_LINE)
         by_source.setdefault(COMMAND_LINE if flag else source, []).append(f"{name} = {value_at(config, name)}")
-    return [
+    idle = [f"the settings of {stage!r} have no effect: it is not among the stages" for stage in idle_stages(config)]
+    return idle + [
         f"settings from {'the ' if source == COMMAND_LINE else ''}{source}: {', '.join(found)}"
         for source, found in by_source.items()
     ]

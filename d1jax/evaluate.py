@@ -19,6 +19,7 @@ from typing import Any
 import jax
 
 from d1jax.analysis import accuracy, summary
+from d1jax.callable_module import make_callable
 from d1jax.config import ADAPTIVE, Config, ConfigError
 from d1jax.config_file import asks_for_version, own_flags, parse, version_text
 from d1jax.experiment import build
@@ -30,6 +31,8 @@ from d1jax.tasks.task import DataError
 from d1jax.telemetry.terminal import printable
 
 USER_MISTAKE = 2
+if __name__ != "__main__":
+    make_callable(__name__)  # d1jax.evaluate(policy, ...) is d1jax.notebook.evaluate
 NAMES = ("run", "stage", "step", "checkpoint", "out")
 READS = ("task", "model", "lora", "sampler", "evaluation", "mesh", "seed")
 

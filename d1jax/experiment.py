@@ -55,7 +55,7 @@ def build(
     """
     setup = set_up(config, saved)
     config, tokenizer = setup.config, setup.tokenizer
-    _check_rows_divide(config, setup.mesh, training)
+    check_rows_divide(config, setup.mesh, training)
     task = make_task(config.task)
     shared = any(source.startswith(SHARE) for source in config.task.eval_sets.values())
     train_rows = _rows(task, config, config.task.train, "train", config.task.train_rows) if training or shared else []
@@ -88,17 +88,17 @@ def build(
     completion, taught = _completion_columns(config), _target_columns(config)
     if config.task.too_long == "drop":
         train_rows = _that_fit(task, tokenizer, train_rows, (completion, taught), config, log)
-    columns = _longest_prompt(task, tokenizer, train_rows)
+    columns = longest_prompt(task, tokenizer, train_rows)
     _check_positions(config, columns, completion, "training")
-    train = _problems(task, tokenizer, train_rows, (columns, taught), "the training rows")
+    train = problems_of(task, tokenizer, train_rows, (columns, taught), "the training rows")
     if training and "rl" in config.stages and config.rl.data == "targets" and not train.has_target_R.any():
         raise ConfigError(
             "config: rl.data = targets needs rows with solutions, and the task has none; set it to policy"
         )
-    columns = _longest_prompt(task, tokenizer, [row for rows in eval_rows.values() for row in rows])
+    columns = longest_prompt(task, tokenizer, [row for rows in eval_rows.values() for row in rows])
     _check_positions(config, columns, config.sampler.completion_length, "evaluation")
     # What an evaluation row stores as its target is shown, not scored: it may be longer than what is sampled.
-    eval_sets = {name: _problems(task, tokenizer, rows, (columns, 0), name) for name, rows in eval_rows.items()}
+    eval_sets = {name: problems_of(task, tokenizer, rows, (columns, 0), name) for name, rows in eval_rows.items()}
     return Experiment(**vars(setup), task=task, train=train, eval_sets=eval_sets, data=data)
 
 
@@ -120,8 +120,12 @@ def _completion_columns(config: Config) -> int:
     return max(config.sampler.completion_length if "rl" in config.stages else 0, _target_columns(config))
 
 
-def _longest_prompt(task: Task, tokenizer: Tokenizer, rows: list[Row]) -> int:
+def longest_prompt(task: Task, tokenizer: Tokenizer, rows: list[Row]) -> int:
     return max((len(_prompt_ids(task, tokenizer, row)) for row in rows), default=0)
+
+
+def longest_target(task: Task, tokenizer: Tokenizer, rows: list[Row]) -> int:
+    return max((len(_target_ids(task, tokenizer, row) or []) for row in rows), default=0)
 
 
 def _check_positions(config: Config, prompt_columns: int, completion: int, rows: str) -> None:
@@ -133,7 +137,7 @@ def _check_positions(config: Config, prompt_columns: int, completion: int, rows:
         )
 
 
-def _check_rows_divide(config: Config, mesh: Mesh, training: bool) -> None:
+def check_rows_divide(config: Config, mesh: Mesh, training: bool) -> None:
     shards = mesh_rules.row_shards(mesh)
     rollout_rows = config.rl.prompts_per_step * config.rl.group_size
     trained_rows = 2 * config.rl.prompts_per_step if config.rl.advantage == "pairs" else rollout_rows
@@ -245,7 +249,7 @@ def _check_references(task: Task, setting: str, rows: list[Row], wanted: bool, l
     )
 
 
-def _problems(task: Task, tokenizer: Tokenizer, rows: list[Row], columns: tuple[int, int], name: str) -> Problems:
+def problems_of(task: Task, tokenizer: Tokenizer, rows: list[Row], columns: tuple[int, int], name: str) -> Problems:
     """The rows as arrays of `columns` = (prompt, target) columns; without target columns targets are left out."""
     end = tokenizer.special.end
     prompt_RP, prompt_length_R = pad_rows([_prompt_ids(task, tokenizer, row) for row in rows], columns[0], end)

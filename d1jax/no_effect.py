@@ -1,7 +1,8 @@
 """Settings that nothing reads, given what the others say: a value other than the default there is a misunderstanding.
 
 A setting is in a table below where something must hold for it to be read. Where a combination is impossible rather than idle,
-config_rules.py and rl_rules.py refuse it.
+config_rules.py and rl_rules.py refuse it. The section of a stage that is not among the stages is another matter: one file serves
+several choices of stages, so it is named in the log, not refused.
 """
 
 from __future__ import annotations
@@ -28,9 +29,14 @@ def unread(config: Config, command: Command = "train") -> dict[str, str]:
     readers = {f"sampler.{name}": reader for name, reader in _sampler(config.sampler, _drawn(config, command)).items()}
     readers |= _shared(config, command)
     if command == "train":
-        readers |= _of_stages(config)
         readers |= _rl(config)
     return {name: reader.where for name, reader in readers.items() if not reader.reads and _differs(config, name)}
+
+
+def idle_stages(config: Config) -> list[str]:
+    """The stages whose sections differ from the defaults although they are not among config.stages."""
+    sections = {"sft": (config.sft, Config().sft), "rl": (config.rl, Config().rl)}
+    return [name for name, (here, default) in sections.items() if name not in config.stages and here != default]
 
 
 def without_unread(config: Config, command: Command = "train") -> Config:
@@ -135,17 +141,6 @@ def _shared(config: Config, command: Command) -> dict[str, Reader]:
         "lora.targets": adapted,
         "sampler.record_entropy": Reader(by_entropy, "rl.estimator.subset below 1 in a stage 'rl'"),
     }
-
-
-def _of_stages(config: Config) -> dict[str, Reader]:
-    """Every setting of a section belongs to the stage of that name."""
-    found = {}
-    for stage, section in (("sft", config.sft), ("rl", config.rl)):
-        if stage not in config.stages:
-            found |= dict.fromkeys(leaves(section, f"{stage}."), Reader(False, f"{stage!r} among the stages"))
-    if "rl" in config.stages and config.rl.data == "targets":
-        found.pop("sft.completion_length", None)  # columns of the given targets
-    return found
 
 
 def _rl(config: Config) -> dict[str, Reader]:

@@ -19,6 +19,7 @@ from d1jax.data.tokenizers import ByteTokenizer, CharacterTokenizer, SmallTokeni
 from d1jax.files import new_directory, write_json
 from d1jax.models import lora
 from d1jax.models.transformer import Transformer, Variables, abstract_variables, initialize
+from d1jax.no_effect import no_effect
 from d1jax.runtime import mesh as mesh_rules
 from d1jax.runtime.checkpoint import Checkpoints, DamagedCheckpoint
 from d1jax.runtime.optimizer import MASTER
@@ -106,6 +107,11 @@ def _tokenizer(config: Config, origin: Path | None) -> Tokenizer:
     """A published one where the weights come with it; else the one that the configuration asks for, which must fit the weights."""
     found = load_tokenizer(origin) if origin is not None else None
     if found is not None and not isinstance(found, SmallTokenizer):
+        if config.tokenizer != Config().tokenizer:
+            raise ConfigError(
+                f"config: {no_effect(f'tokenizer = {config.tokenizer}', 'weights that bring no published tokenizer')} "
+                f"(here: {str(origin)!r})"
+            )
         return found
     alphabet = make_task(config.task).alphabet if config.task.style == "bare" else PRINTABLE
     made = ByteTokenizer() if config.tokenizer == "bytes" else CharacterTokenizer(alphabet)
@@ -273,29 +279,29 @@ def variables_at(setup: Setup, run: RunDirectory, stage: str, step: int | None =
 
 
 def adapter_of(path: Path, mesh: Mesh) -> tuple[Setup, Variables]:
-    """(setup, {"lora": ...}) of a run whose only stage trained an adapter of a checkpoint. The base is not read.
+    """(setup, {"lora": ...}) of a run that trained an adapter of a checkpoint, after its last stage. The base is not read.
 
-    Raises ConfigError for other runs: an adapter of later stages belongs to weights that exist nowhere as a checkpoint.
+    The stages of a run share one adapter. Raises ConfigError for a run without one, and for one that did not start from a
+    checkpoint: its base exists nowhere.
     """
     run, config = open_run(path)
-    if (
-        not config.lora.rank
-        or len(config.stages) != 1
-        or not config.init_from
-        or not is_checkpoint(Path(config.init_from))
-    ):
+    if not config.lora.rank or not config.init_from or not is_checkpoint(Path(config.init_from)):
+        what = "it trained all weights" if not config.lora.rank else "it did not start from a checkpoint directory"
         raise ConfigError(
-            f"run {str(path)!r}: an adapter can be exported from a run of one LoRA stage on a checkpoint; this one has stages "
-            f"{list(config.stages)}, lora.rank {config.lora.rank}, init_from {config.init_from!r}; export merged weights"
+            f"run {str(path)!r} has no adapter of a checkpoint: {what} (lora.rank {config.lora.rank}, init_from "
+            f"{config.init_from!r}); export its merged weights, without --adapter-only. For an adapter, export the weights first "
+            "and train with lora.rank and init_from that directory"
         )
-    setup, (stage,) = set_up(config, run.source, mesh), config.stages
-    checkpoints = Checkpoints(run.checkpoints(stage))
+    setup = set_up(config, run.source, mesh)
+    done = [stage for stage, step in run.saved_steps(config.stages).items() if step]
+    if not done:
+        raise ConfigError(f"run {str(path)!r} has no checkpoint yet")
+    check_one_adapter(config, run)
+    like = abstract_variables(setup.model, mesh, ("lora",))
+    checkpoints = Checkpoints(run.checkpoints(done[-1]))
     try:
-        saved = checkpoints.latest()
-        if saved is None:
-            raise ConfigError(f"run {str(path)!r} has no checkpoint of stage {stage!r} yet")
-        like = abstract_variables(setup.model, mesh, ("lora",))
-        return setup, load_or_name_the_last_good(checkpoints, saved, {"trainable": like}, path, stage)["trainable"]
+        saved = checkpoints.steps()[-1]
+        return setup, load_or_name_the_last_good(checkpoints, saved, {"trainable": like}, path, done[-1])["trainable"]
     finally:
         checkpoints.close()
 

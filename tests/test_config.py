@@ -594,9 +594,6 @@ IDLE = [
     ({"lora.targets": "[q_proj]"}, "lora.rank above 0"),
     ({"task.numbers": "[4]"}, "task.name = countdown"),
     ({"task.seed": "1", "task.train": "a.jsonl", "task.eval_sets": "{b: b.jsonl}"}, "a source that is generated"),
-    ({"stages": "[sft]", "rl.steps": "3"}, "'rl' among the stages"),
-    ({"stages": "[sft]", "rl.estimator.samples": "3"}, "'rl' among the stages"),
-    ({"stages": "[rl]", "init_from": "x", "sft.optimizer.beta1": "0.5"}, "'sft' among the stages"),
     ({"rl.estimator.samples": "3"}, "rl.estimator.name = elbo"),
     ({"rl.estimator.name": "trajectory", "rl.estimator.shrink": "2", "rl.estimator.samples": "2"}, "trajectory without shrink"),
     *(({f"rl.estimator.{name}": value}, "elbo, coupled or block")
@@ -644,7 +641,7 @@ def test_what_a_later_source_takes_the_effect_from_is_back_at_its_default(write)
     file = write("sampler: {schedule: threshold, threshold: 0.5}\nrl: {steps: 3}\n")
     assert parse(["--config", file]).sampler.threshold == 0.5
     config = parse(["--config", file, "--sampler.schedule", "even", "--stages", "[sft]"])
-    assert (config.sampler.threshold, config.rl.steps) == (0.9, 40)
+    assert config.sampler.threshold == 0.9
     assert (
         parse(
             ["--config", write("sampler: {threshold: 0.5}", "b.yaml"), "--sampler.schedule", "klass"]
@@ -652,6 +649,13 @@ def test_what_a_later_source_takes_the_effect_from_is_back_at_its_default(write)
         == 0.5
     )
     assert parse(["--config", file, "--rl", "wd1"]).rl.clip_low == Config().rl.clip_low
+
+
+def test_the_section_of_a_stage_that_does_not_run_is_named_in_the_log():
+    config, origins = parse_with_origins(["--stages", "[sft]", "--rl.steps", "3"])
+    assert "the settings of 'rl' have no effect: it is not among the stages" in describe_origins(config, origins)
+    config, origins = parse_with_origins(["--rl.steps", "3"])
+    assert not any("no effect" in line for line in describe_origins(config, origins))
 
 
 # -- where settings come from ------------------------------------------------------------------------------------------

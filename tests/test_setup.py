@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from d1jax import convert
 from d1jax.config import Config, ConfigError, LoraConfig, ModelConfig, RlConfig, SamplerConfig, SftConfig, TaskConfig
 from d1jax.data.pretrained_tokenizer import PretrainedTokenizer
 from d1jax.data.tokenizers import ByteTokenizer, CharacterTokenizer
@@ -576,3 +577,20 @@ def test_a_lora_run_of_an_older_version_is_refused(trained, tmp_path):
         variables_at(setup, directory, "rl")
     with pytest.raises(ConfigError, match="written by an older d1jax"):
         mark_one_adapter(config, directory)
+
+
+def test_the_adapter_of_two_stages_exports_as_one_of_the_checkpoint(trained, tmp_path):
+    base, run, _ = trained
+    assert convert.main(["to-hf", str(run), str(tmp_path / "adapter"), "--adapter-only"]) == 0
+    policy, adapted = load_pretrained(run), load_pretrained(base, adapter=tmp_path / "adapter")
+    assert adapted.model.lora.rank == 2 and "lora" in adapted.variables
+    tokens = np.array([policy.tokenizer.prompt("0123002140120000")])
+    np.testing.assert_allclose(adapted.logits(tokens), policy.logits(tokens), atol=1e-4)
+
+
+def test_a_run_whose_base_is_no_checkpoint_says_what_to_do(small_run, tmp_path, capsys):
+    assert convert.main(["to-hf", str(small_run), str(tmp_path / "out"), "--adapter_only"]) == 2
+    assert (
+        "export its merged weights, without --adapter-only. For an adapter, export the weights first"
+        in capsys.readouterr().err
+    )

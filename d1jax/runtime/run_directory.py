@@ -11,6 +11,7 @@ import fcntl
 import json
 import os
 import shutil
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from typing import IO, Any
 from d1jax.config import Config, ConfigError
 from d1jax.config_file import differences, from_yaml, to_yaml
 from d1jax.files import distinct, write_beside, write_json
+from d1jax.runtime.longer import make_longer, only_longer
 
 OURS = (".lock", "config.yaml.tmp")  # what a claim that was killed may leave
 
@@ -116,10 +118,13 @@ def _take_over(run: RunDirectory, config: Config) -> None:
     # Before the first checkpoint nothing has been learnt, and a corrected configuration may take the directory over.
     if run.config.exists() and run.begun:
         # Where the directory lies is no part of what it holds: a moved run may be continued.
-        changed = differences(
-            dataclasses.replace(from_yaml(run.config), run_dir=""), dataclasses.replace(config, run_dir="")
-        )
-        if changed:
+        old = from_yaml(run.config)
+        changed = differences(dataclasses.replace(old, run_dir=""), dataclasses.replace(config, run_dir=""))
+        if changed and only_longer(old, config):
+            for line in make_longer(run, old, config):
+                print(line, file=sys.stderr)
+            write_beside(run.config, to_yaml(config))
+        elif changed:
             raise ConfigError(
                 f"run_dir {config.run_dir!r} holds a run with another configuration; it differs in\n  "
                 + "\n  ".join(changed)

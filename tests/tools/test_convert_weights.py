@@ -1,8 +1,6 @@
-"""tools/convert_weights.py: every sub-command, and what it says of mistakes."""
+"""d1jax convert: every sub-command, and what it says of mistakes."""
 
-import importlib.util
 import json
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +8,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from d1jax import convert
 from d1jax.config import LoraConfig, MeshConfig
 from d1jax.models import lora
 from d1jax.models.families import family_for
@@ -19,23 +18,13 @@ from d1jax.weights.convert import to_published
 from d1jax.weights.huggingface import load_weights
 from d1jax.weights.peft_adapter import save_adapter
 
-PATH = Path(__file__).resolve().parents[2] / "tools" / "convert_weights.py"
-
-
-@pytest.fixture(scope="module")
-def tool():
-    spec = importlib.util.spec_from_file_location("convert_weights", PATH)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
 
 @pytest.fixture
-def run(tool, capsys):
+def run(capsys):
     """`run("inspect", path)` -> (exit code, standard output, standard error)."""
 
     def call(*arguments):
-        code = tool.main([*map(str, arguments)])
+        code = convert.main([*map(str, arguments)])
         said = capsys.readouterr()
         return code, said.out, said.err
 

@@ -1,0 +1,331 @@
+"""Training and evaluation of a policy from Python: the stages of `d1jax train`, without a run directory.
+
+    policy = d1jax.load_pretrained("runs/quickstart")
+    tuned = d1jax.sft(policy, [("2+2=", "4"), ...], d1jax.SftConfig(steps=20, batch_size=8))
+    better = d1jax.rl(tuned.policy, ["2+2=", ...], reward=lambda row, text: float(text == "4"))
+    d1jax.evaluate(better.policy, [("2+2=", "4")])
+
+The same loops run here and there (d1jax/sft/loop.py, d1jax/rl/loop.py). What a run directory adds is left out: checkpoints,
+resuming, the report. docs/notebook.md is an example that the tests run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, NoReturn
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from d1jax.analysis import accuracy
+from d1jax.config import (
+    Config,
+    ConfigError,
+    EvaluationConfig,
+    LoraConfig,
+    ModelConfig,
+    RlConfig,
+    SamplerConfig,
+    SftConfig,
+    TaskConfig,
+)
+from d1jax.config_rules import check
+from d1jax.data.tokenizers import pad_rows
+from d1jax.diffusion.canvas import Canvas, through_first_end
+from d1jax.diffusion.corruption import corrupt
+from d1jax.experiment import Experiment, Problems, build, check_rows_divide, longest_prompt, longest_target, problems_of
+from d1jax.models import lora as adapters
+from d1jax.models.transformer import Transformer, Variables
+from d1jax.policy import PUBLISHED_SAMPLER, Policy, check_length
+from d1jax.rl import loop as rl_loop
+from d1jax.runtime.stopping import Diverged
+from d1jax.sft import loop as sft_loop
+from d1jax.sft.loss import NORMALIZERS
+from d1jax.sft.loss import masked_loss as loss_of_rows
+from d1jax.tasks.task import Row, Task
+
+Pairs = Sequence[tuple[str, str]]  # (prompt, answer)
+Data = TaskConfig | Pairs | Sequence[str] | Sequence[Mapping[str, Any]]
+Judged = Callable[[Row, str], float | Mapping[str, float]]
+NO_ADAPTER = LoraConfig()
+
+
+class Trained(NamedTuple):
+    """What `sft` and `rl` return."""
+
+    policy: Policy  # the last weights; the policy that was given is as it was
+    metrics: list[dict[str, float]]  # one dictionary a step, as in metrics.jsonl (docs/metrics.md)
+
+
+def masked_loss(
+    policy: Policy,
+    pairs: Pairs,
+    *,
+    variables: Variables | None = None,
+    config: SftConfig | None = None,
+    seed: int = 0,
+) -> Array:
+    """The masked SFT loss of (prompt, answer) pairs, one batch: an fp32 scalar, in nats.
+
+    Each answer gets a masking of its own, drawn from (seed, its place); the loss is the cross-entropy of the hidden tokens, each
+    divided by the probability of hiding it, and an unbiased estimate of a bound on -log p(answer | prompt) / columns. Only
+    completion_length, eps, score_padding and normalizer of `config` are read. variables: the weights (None: the policy's), so
+    that it can be differentiated. Raises ConfigError for a text that cannot be written or is too long.
+
+        gradient = jax.grad(lambda weights: d1jax.masked_loss(policy, pairs, variables=weights))(policy.variables)
+
+    Source: LLaDA, arXiv 2502.09992, algorithm 2; d1jax/sft/loss.py.
+    """
+    config = config or SftConfig()
+    special = policy.tokenizer.special
+    experiment = _experiment(policy, _rows(pairs), None, ("sft",), sft=config, sampler=None)
+    problems = experiment.train
+    clean = Canvas(problems.target_RC, problems.prompt_RP, problems.prompt_length_R)
+    clean = jax.tree.map(jnp.asarray, clean)
+    text_BC = through_first_end(clean.completion_BC, special.end)
+    eligible_BC = jnp.ones_like(text_BC) if config.score_padding else text_BC
+    weights = policy.variables if variables is None else variables
+    traced = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(weights))
+    # A transformation is under the mesh that its caller has set, or under none.
+    with contextlib.nullcontext() if traced else jax.set_mesh(policy.mesh):
+        row_ids_B = jnp.arange(len(problems))
+        corruption = corrupt(jax.random.key(seed), clean, row_ids_B, mask_id=special.mask, eps=config.eps)
+        weight_B = NORMALIZERS[config.normalizer](eligible_BC)
+        return loss_of_rows(policy.model, weights, clean, corruption, eligible_BC, weight_B)
+
+
+def sft(
+    policy: Policy,
+    pairs: Pairs | TaskConfig,
+    config: SftConfig | None = None,
+    *,
+    lora: LoraConfig = NO_ADAPTER,
+    seed: int = 0,
+    log: Callable[[str], None] | None = None,
+) -> Trained:
+    """Masked supervised fine-tuning on (prompt, answer) pairs, or on the rows of a task; returns `Trained`.
+
+    config: steps, batch_size, optimizer, ... (None: the defaults of SftConfig). lora: of rank above 0 trains adapters, merged in the
+    end. seed: of masks and the order of rows. log: called with lines about the training (None: they are printed to standard
+    error). Raises ConfigError for impossible settings and texts that cannot be written, Diverged where updates are not finite.
+
+        tuned = d1jax.sft(policy, [("2+2=", "4"), ("1+2=", "3")], d1jax.SftConfig(steps=20, batch_size=2))
+        tuned.metrics[-1]["loss"]
+    """
+    data = _rows(pairs) if not isinstance(pairs, TaskConfig) else pairs
+    experiment = _experiment(policy, data, None, ("sft",), sft=config or SftConfig(), lora=lora, seed=seed)
+    return _train(policy, experiment, sft_loop.train, "sft", experiment.config.sft.steps, log)
+
+
+def rl(
+    policy: Policy,
+    data: Data,
+    config: RlConfig | None = None,
+    *,
+    reward: Judged | None = None,
+    sampler: SamplerConfig | None = None,
+    lora: LoraConfig = NO_ADAPTER,
+    seed: int = 0,
+    log: Callable[[str], None] | None = None,
+) -> Trained:
+    """Reinforcement learning on prompts; returns `Trained`. The defaults of RlConfig are diffu-GRPO (d1).
+
+    data: prompts, (prompt, answer) pairs, dictionaries with a "prompt", or a TaskConfig, whose rewards are its own.
+    reward: `reward(row, text)` -> a number, or {name: number} to be weighted by config.reward_weights; `row` is a dictionary with
+    "prompt" and, of a pair, "answer" (None: 1 where the text is the answer). sampler: of the rollouts (None: as the policy
+    brings along). lora, seed, log: as in `sft`. Raises ConfigError, and Diverged where updates are not finite or the
+    policy has collapsed.
+
+        better = d1jax.rl(policy, ["2+2="], d1jax.RlConfig(steps=5, prompts_per_step=1), reward=lambda row, text: float("4" in text))
+        [step["reward"] for step in better.metrics]
+    """
+    rows = data if isinstance(data, TaskConfig) else _rows(data)
+    config = config or RlConfig()
+    experiment = _experiment(policy, rows, reward, ("rl",), rl=config, sampler=sampler, lora=lora, seed=seed)
+    return _train(policy, experiment, rl_loop.train, "rl", config.steps, log)
+
+
+def evaluate(
+    policy: Policy,
+    data: Data,
+    *,
+    grade: Judged | None = None,
+    sampler: SamplerConfig | None = None,
+    temperature: float = 0.0,
+    batch_size: int = 32,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """How many problems a policy solves: {"n", "solved_rate", "solved_rate_ci95", other grades, "nfe", "texts"}.
+
+    data: (prompt, answer) pairs, dictionaries with a "prompt", or a TaskConfig (its first evaluation set, graded by the
+    task). grade: `grade(row, text)` -> a number in [0, 1], or {"solved": ..., other names: ...} (None: whether the text is the answer, but
+    for spaces around it). Rates are shares, the interval is Wilson's at 95 %; nfe is the mean number of forward passes, texts the
+    completions in the order of the rows. Raises ConfigError.
+
+        d1jax.evaluate(policy, [("2+2=", "4")])["solved_rate"]
+    """
+    rows = data if isinstance(data, TaskConfig) else _rows(data)
+    decoding = EvaluationConfig(batch_size=batch_size, temperature=temperature)
+    experiment = _experiment(policy, rows, grade, (), sampler=sampler, evaluation=decoding, seed=seed)
+    problems = next(iter(experiment.eval_sets.values()))
+    with jax.set_mesh(policy.mesh):
+        rollout = accuracy.decode(experiment, _merged(policy), problems)
+    texts = accuracy.texts_of(experiment, rollout)
+    scores = accuracy.score_texts(experiment, problems, texts)
+    return {**scores, "nfe": float(rollout.nfe_B.mean()), "texts": texts}
+
+
+# -- what the loops need -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Given:
+    """Rows and a judge as a task."""
+
+    judged: Judged
+    name: str = "given"
+    columns: None = None
+
+    def prompt(self, row: Row) -> str:
+        return row["prompt"]
+
+    def target(self, row: Row) -> str | None:
+        return row.get("answer")
+
+    def rewards(self, row: Row, text: str) -> dict[str, float]:
+        value = self.judged(row, text)
+        named = {"solved": value} if isinstance(value, int | float) else value
+        return {name: float(one) for name, one in named.items()}
+
+    grade = rewards
+
+
+def _is_the_answer(row: Row, text: str) -> float:
+    if "answer" not in row:
+        raise ConfigError(f"row {row['prompt']!r} has no answer to compare with; give reward= or grade=")
+    return float(text.strip() == row["answer"].strip())
+
+
+def _rows(data: Any) -> list[Row]:
+    if isinstance(data, str) or not len(data):
+        raise ConfigError("data: give a list of prompts, (prompt, answer) pairs or rows, at least one")
+    rows = []
+    for index, one in enumerate(data):
+        row = {"prompt": one} if isinstance(one, str) else one
+        if isinstance(row, tuple | list) and len(row) == 2:
+            row = {"prompt": row[0], "answer": row[1]}
+        texts = isinstance(row, Mapping) and [row.get("prompt"), row.get("answer", "")]
+        if not texts or not all(isinstance(text, str) for text in texts) or not texts[0]:
+            raise ConfigError(f'data: row {index} is no prompt, (prompt, answer) or mapping with a text as "prompt"')
+        rows.append(dict(row))
+    return rows
+
+
+def _experiment(
+    policy: Policy,
+    data: TaskConfig | list[Row],
+    judged: Judged | None,
+    stages: tuple[str, ...],
+    *,
+    sampler: SamplerConfig | None = None,
+    **sections: Any,
+) -> Experiment:
+    """What a stage works with, around a policy that is in memory."""
+    given = not isinstance(data, TaskConfig)
+    config = Config(
+        init_from="a policy in memory",
+        stages=stages or ("sft",),
+        model=policy.config,
+        sampler=sampler or policy.sampler or PUBLISHED_SAMPLER,
+        task=TaskConfig() if given else data,
+        **sections,
+    )
+    check(config)
+    model = Transformer(policy.config, config.lora)
+    if not given:
+        # The task's own rows, read as a run would read them; the model and its tokenizer are the policy's.
+        made = build(
+            dataclasses.replace(config, init_from="", stages=("sft",), model=ModelConfig()), training=bool(stages)
+        )
+        task: Task = made.task
+        train_rows, eval_rows = made.train.rows, next(iter(made.eval_sets.values())).rows
+    else:
+        task = _Given(judged or _is_the_answer)
+        train_rows = eval_rows = data
+    check_rows_divide(config, policy.mesh, bool(stages))
+    taught = 0
+    if "sft" in stages:
+        longest = longest_target(task, policy.tokenizer, train_rows)
+        taught = config.sft.completion_length or (longest if given else config.sampler.completion_length)
+    elif stages and config.rl.data == "targets":
+        taught = config.sampler.completion_length
+
+    def problems(rows: list[Row], columns: int) -> Problems:
+        widest = longest_prompt(task, policy.tokenizer, rows)
+        check_length(widest + config.sampler.completion_length, policy.config, "the longest prompt and a completion")
+        return problems_of(task, policy.tokenizer, rows, (widest, columns), "the given rows")
+
+    train = problems(train_rows, taught) if stages else _no_problems()
+    eval_sets = {"given": problems(eval_rows, 0)}
+    return Experiment(config, policy.mesh, policy.tokenizer, model, task, train, eval_sets)
+
+
+def _no_problems() -> Problems:
+    empty, lengths = pad_rows([], 0, 0)
+    return Problems([], empty, lengths, empty, lengths.astype(bool))
+
+
+def _merged(policy: Policy) -> Variables:
+    return adapters.merge(policy.variables, policy.model.lora)
+
+
+def _train(
+    policy: Policy, experiment: Experiment, train: Any, stage: str, steps: int, log: Callable[[str], None] | None
+) -> Trained:
+    journal = _Notes(stage, steps, experiment.config, log or (lambda line: print(line, file=sys.stderr)))
+    with jax.set_mesh(policy.mesh):
+        variables = train(experiment, _merged(policy), journal)
+    trained = dataclasses.replace(policy, model=Transformer(policy.config), variables=variables)
+    return Trained(trained, journal.metrics)
+
+
+class _Notes:
+    """The part of a Journal that needs no run directory."""
+
+    def __init__(self, stage: str, steps: int, config: Config, log: Callable[[str], None]) -> None:
+        self.stage, self.steps = stage, steps
+        self._config, self._log = config, log
+        self.metrics: list[dict[str, float]] = []
+
+    @property
+    def recent(self) -> list[dict[str, float]]:
+        return self.metrics[-100:]
+
+    def note(self, line: str) -> None:
+        self._log(f"{self.stage}: {line}")
+
+    def resume(self, items: dict[str, Any]) -> tuple[dict[str, Any], int]:
+        return items, 0
+
+    def record(self, step: int, values: Mapping[str, float], watch: Sequence[str]) -> None:
+        self.metrics.append({"step": step, **values})
+        in_a_row = int(values["nonfinite/in_a_row"])
+        if in_a_row >= self._config.max_bad_updates:
+            raise Diverged(
+                f"{self.stage} step {step}: the last {in_a_row} updates were NaN or infinite and were skipped; lower "
+                "optimizer.learning_rate"
+            )
+
+    def roll_back(self, step: int, steps: int, signs: Sequence[str]) -> NoReturn:
+        raise Diverged(
+            f"{self.stage} step {step}: the policy has collapsed; for {steps} steps in a row it showed {', '.join(signs)}. Lower "
+            "optimizer.learning_rate, add a KL term, or set guard.patience = 0"
+        )
+
+    def keep(self, step: int, items: dict[str, Any]) -> None:
+        pass

@@ -1,0 +1,125 @@
+"""Training and evaluation from Python; the page that shows it is run as it stands."""
+
+import inspect
+import json
+import re
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType
+
+import d1jax
+from d1jax.config import ConfigError, LoraConfig, RlConfig, SftConfig, TaskConfig
+from d1jax.policy import load_pretrained
+from d1jax.runtime.mesh import AXES
+
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "notebook.md"
+PUZZLE, ANSWER = "4130\n0300\n1004\n0000\n", "4132\n2341\n1324\n3214\n"
+QUIET = {"log": lambda line: None}
+FEW = RlConfig(steps=2, prompts_per_step=2, group_size=4, inner_updates=1)
+
+
+@pytest.fixture(scope="module")
+def policy(small_run):
+    return load_pretrained(small_run, mesh=one_device())
+
+
+def one_device():
+    return jax.make_mesh((1, 1, 1), AXES, axis_types=(AxisType.Auto,) * 3, devices=jax.devices()[:1])
+
+
+def same(one, other):
+    return all(np.array_equal(a, b) for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True))
+
+
+def test_every_line_of_the_page_runs(small_run, tmp_path, monkeypatch, capsys):
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "quickstart").symlink_to(small_run, target_is_directory=True)
+    monkeypatch.chdir(tmp_path)
+    # On one of the eight devices of the tests, over which batches of one row do not divide.
+    monkeypatch.setattr(d1jax, "load_pretrained", lambda path: load_pretrained(path, mesh=one_device()), raising=False)
+    names: dict[str, object] = {}
+    for code in re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL):
+        exec(compile(code, str(PAGE), "exec"), names)
+    assert capsys.readouterr().out.rstrip().endswith("True")
+
+
+def test_the_names_are_functions_and_modules():
+    for name in ("sft", "rl", "evaluate", "masked_loss", "sample", "watch", "infill"):
+        assert callable(getattr(d1jax, name)) and "policy" in inspect.signature(getattr(d1jax, name)).parameters, name
+    import d1jax.evaluate as command
+    import d1jax.sft.loop as loop
+
+    assert command.main and loop.train and d1jax.sft.loop is loop
+    assert set(dir(d1jax)) == set(d1jax.__all__) and "Any" not in dir(d1jax)
+
+
+def test_sft_lowers_the_loss_and_leaves_the_given_policy_alone(policy):
+    before = jax.tree.map(jnp.copy, policy.variables)
+    settings = SftConfig(steps=30, batch_size=4)
+    tuned = d1jax.sft(policy, [(PUZZLE, ANSWER)] * 4, settings, **QUIET)
+    assert [step["step"] for step in tuned.metrics] == list(range(1, 31))
+    assert same(policy.variables, before) and not same(tuned.policy.variables, before)
+    pairs = [(PUZZLE, ANSWER)] * 32
+    assert d1jax.masked_loss(tuned.policy, pairs) < d1jax.masked_loss(policy, pairs) - 0.1
+
+
+def test_adapters_are_trained_and_merged(policy):
+    tuned = d1jax.sft(policy, [(PUZZLE, ANSWER)], SftConfig(steps=1, batch_size=1), lora=LoraConfig(rank=2), **QUIET)
+    assert "lora" not in tuned.policy.variables and tuned.policy.model.lora.rank == 0
+    assert same(tuned.policy.variables["params"]["wte"], policy.variables["params"]["wte"])
+
+
+def test_rl_is_repeatable_and_takes_rewards_by_name(policy):
+    def reward(row, text):
+        assert set(row) == {"prompt"}
+        return {"lines": text.count("\n") / 20, "other": 1.0}
+
+    method = RlConfig(**{**vars(FEW), "reward_weights": {"lines": 2.0, "other": 0.5}})
+    one, two = (d1jax.rl(policy, [PUZZLE, "1\n"], method, reward=reward, seed=3, **QUIET) for _ in range(2))
+    assert same(one.policy.variables, two.policy.variables)
+    for step in one.metrics:
+        assert step["reward"] == pytest.approx(2 * step["rewards/lines/mean"] + 0.5)
+
+
+def test_evaluation_counts_what_is_solved(policy):
+    texts = d1jax.sample(policy, [PUZZLE, "1\n"]).text
+    found = d1jax.evaluate(policy, [(PUZZLE, texts[0]), ("1\n", "no")])
+    assert (found["n"], found["solved_rate"], found["texts"]) == (2, 0.5, texts)
+    graded = d1jax.evaluate(policy, [PUZZLE], grade=lambda row, text: {"solved": 0.0, "length": len(text) / 100})
+    assert graded["length"] == len(texts[0]) / 100
+
+
+def test_a_task_is_graded_by_its_own_rules(policy, small_run):
+    stored = json.loads((small_run / "summary.json").read_text())["stages"][0]
+    found = d1jax.evaluate(policy, TaskConfig(train_rows=32, eval_rows=8))
+    assert found["n"] == 8 and found["cell_accuracy"] == pytest.approx(stored["cell_accuracy"])
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ("one text", "give a list"),
+        ([], "at least one"),
+        ([("a", "b", "c")], "row 0 is no prompt"),
+        ([{"question": "a"}], "row 0 is no prompt"),
+        ([""], "row 0 is no prompt"),
+        (["hello"], "cannot be written"),
+    ],
+)
+def test_data_that_cannot_be_is_named(policy, data, message):
+    with pytest.raises(ConfigError, match=message):
+        d1jax.evaluate(policy, data)
+
+
+def test_without_an_answer_there_is_nothing_to_compare_with(policy):
+    with pytest.raises(ConfigError, match="has no answer to compare with; give reward= or grade="):
+        d1jax.evaluate(policy, [PUZZLE])
+
+
+def test_impossible_settings_are_refused(policy):
+    with pytest.raises(ConfigError, match="rl.group_size = 1"):
+        d1jax.rl(policy, [PUZZLE], RlConfig(group_size=1), reward=lambda row, text: 0.0)
