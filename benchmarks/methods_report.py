@@ -2,48 +2,34 @@
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import scipy.stats
+from denoising_report import denoising_section
 from methods_charts import forest, lines
 from methods_plan import INNER_UPDATES, PROMPT_MASKS, SHARED, TASKS, ablation_arms
+from report_tables import mean_and_half, percent, points, table
 
 from d1jax.files import write_beside
 from d1jax.telemetry.charts import Chart, Series
 
 Row = dict[str, Any]
-# Student's t at 97.5 % by degrees of freedom.
-T975 = (math.nan, 12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 NAMES = {"sudoku": "Sudoku 4x4", "countdown": "Countdown, 3 numbers"}
 OTHER_GRADES = {"sudoku": ("cell_accuracy",), "countdown": ("numbers_used", "parsed")}
 PAIR = ("coupled_grpo", "coupled_decoupled")
+DENOISING = Path(__file__).parent / "results" / "denoising_steps.json"
 CONCLUSIONS = Path(__file__).parent / "results" / "methods_conclusions.md"
 NO_CONCLUSIONS = "*None yet. They are written by hand in `benchmarks/results/methods_conclusions.md`.*"
-
-
-def mean_and_half(values: Sequence[float]) -> tuple[float, float]:
-    """The mean, and half of its 95 % interval by Student's t; the interval of a single value is not known (NaN)."""
-    n = len(values)
-    if n < 2:
-        return float(np.mean(values)) if n else math.nan, math.nan
-    return float(np.mean(values)), T975[min(n, len(T975)) - 1] * float(np.std(values, ddof=1)) / math.sqrt(n)
 
 
 def gain(row: Row, decoding: str = "shared") -> float:
     """In solved problems; "shared": greedy, under the sampler that all share; "sampled": at the temperature of RL."""
     return row["after"][decoding]["solved"] - row["before"][decoding]["solved"]
-
-
-def points(values: Iterable[float]) -> str:
-    mean, half = mean_and_half([100 * value for value in values])
-    return f"{mean:+.1f}" + ("" if math.isnan(half) else f" ± {half:.1f}")
-
-
-def percent(values: Iterable[float]) -> str:
-    return f"{100 * float(np.mean(list(values))):.1f} %"
 
 
 def by_arm(rows: Sequence[Row], task: str) -> dict[str, list[Row]]:
@@ -52,11 +38,6 @@ def by_arm(rows: Sequence[Row], task: str) -> dict[str, list[Row]]:
         if row["task"] == task:
             found.setdefault(row["arm"], []).append(row)
     return found
-
-
-def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines_ = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    return "\n".join(lines_ + ["| " + " | ".join(row) + " |" for row in rows])
 
 
 # -- sections --------------------------------------------------------------------------------------------------------------
@@ -125,6 +106,45 @@ def method_section(rows: Sequence[Row], task: str, ablations: set[str]) -> str:
         "steps x updates",
     )
     return table((*head, "seconds", "remarks"), cells)
+
+
+def care_section(rows: Sequence[Row], ablations: set[str]) -> str:
+    """What else than the method differs between the rows: how many updates each makes, and whether its clip ever acts."""
+    lines_ = []
+    for task in TASKS:
+        arms = {arm: runs for arm, runs in by_arm(rows, task).items() if arm not in ablations}
+        if len(arms) < 3:
+            continue
+        updates = [runs[0]["steps"] * runs[0]["inner_updates"] for runs in arms.values()]
+        gains = [float(np.mean([gain(run) for run in runs])) for runs in arms.values()]
+        rank = scipy.stats.spearmanr(updates, gains)
+        lines_.append(
+            f"- {NAMES[task]}: one learning rate serves methods of {min(updates)} to {max(updates)} updates. The rank correlation "
+            f"between gain and number of updates over the {len(arms)} methods is {rank.statistic:.2f} (p = {rank.pvalue:.1g})."
+        )
+    clipped = {
+        (row["task"], row["arm"]): row["train"].get("clip_ratio/region_mean") or 0.0
+        for row in rows
+        if row["arm"] not in ablations
+    }
+    acting = sorted({arm for (_, arm), share in clipped.items() if share > 0.001})
+    lines_.append(
+        "- Methods whose clip acted on more than 0.1 % of tokens in the last tenth of a run: "
+        + (", ".join(f"`{arm}`" for arm in acting) or "none")
+        + ". For all others clip ranges make no difference here."
+    )
+    return "\n".join(lines_)
+
+
+def code_section(rows: Sequence[Row]) -> str:
+    """Which code made which rows, where there is more than one."""
+    made: dict[str, set[str]] = {}
+    for row in rows:
+        made.setdefault(row["environment"].get("commit", "an unknown one"), set()).add(row["arm"])
+    if len(made) == 1:
+        return "All rows are of one commit."
+    few = sorted(made.items(), key=lambda item: len(item[1]))[:-1]
+    return "\n".join(f"- {commit}: {', '.join(f'`{arm}`' for arm in sorted(arms))}" for commit, arms in few)
 
 
 def remarks(runs: Sequence[Row]) -> str:
@@ -257,7 +277,8 @@ as two), one for the reference where there is a KL term to it, and one for the o
 takes fewer passes a step does more steps. Equal for all: {shared}; the rest is the method file's.
 Gains are in points of solved problems on {problems} generated held-out ones, decoded greedily or sampled at temperature 1, as in RL;
 intervals are 95 % by Student's t over the seeds, wide with three. The base is the same for all seeds, so they do not hold its luck.
-The models are tiny: the order of methods here need not be theirs at 8B.""",
+The models are tiny: the order of methods here need not be theirs at 8B, and the number of updates alone explains much of it (see
+"What differs beside the method").""",
         setup_section(data),
         "## Conclusions\n\n<!-- conclusions: begin (benchmarks/results/methods_conclusions.md) -->\n"
         + (conclusions.strip() or NO_CONCLUSIONS)
@@ -279,6 +300,10 @@ The models are tiny: the order of methods here need not be theirs at 8B.""",
             prompt_mask_section(arms),
             "![Gain by prompt mask](images/ablation_prompt_mask.svg)",
         ]
+    parts += ["## What differs beside the method", care_section(rows, ablations)]
+    if DENOISING.exists():
+        steps = denoising_section(json.loads(DENOISING.read_text(encoding="utf-8")))
+        parts += ["## More denoising steps", steps, "![Gain by denoising steps](images/denoising_steps.svg)"]
     parts += ["## Changed in the method files", overridden_section(shown)]
     if data["left_out"]:
         parts += ["## Left out", "\n".join(f"- {' '.join(line.split())}" for line in data["left_out"])]
@@ -287,6 +312,7 @@ The models are tiny: the order of methods here need not be theirs at 8B.""",
         f"`python benchmarks/methods.py`, stopped and continued at will; {hours:.1f} hours of one core."
         " Numbers: `benchmarks/results/methods.json`.",
         "\n".join(f"- {environment}" for environment in environments),
+        "Rows of another code than the most:\n\n" + code_section(rows),
     ]
     return "\n\n".join(parts) + "\n"
 

@@ -71,7 +71,11 @@ class ModelConfig:
     rope_full_precision: bool = setting(True, "rotate in fp32 (LLaDA), or in the dtype of the activations (Dream)")
     alignment: Alignment = setting("same_position", "row p of the output scores token p (LLaDA) or p + 1 (Dream)")
     dtype: Literal["float32", "bfloat16"] = setting("float32", "activations")
-    param_dtype: Literal["float32", "bfloat16", "float16"] = setting("float32", "stored weights")
+    param_dtype: Literal["float32", "bfloat16", "float16"] = setting(
+        "float32",
+        "weights that are not trained (the base of an adapter), and exported ones; what is trained is kept in float32 (master "
+        "weights), and so are Adam's moments",
+    )
     remat: bool = setting(False, "recompute each block in the backward pass")
 
 
@@ -272,10 +276,10 @@ class RlConfig:
         0, "steps between moves of the reference towards the policy (0 = frozen; full fine-tuning only)"
     )
     reference_mix: float = setting(1.0, "share of the policy in such a move (DiffuCoder: 0.6; 1 = a copy)")
-    pooling: Literal["bnpo", "dapo", "grpo", "sequence_mean", "dr_grpo", "row_sum"] = setting(
+    pooling: Literal["bnpo", "dapo", "group_bnpo", "grpo", "sequence_mean", "dr_grpo", "row_sum"] = setting(
         "bnpo",
-        "bnpo, dapo: mean over tokens (d1); grpo, sequence_mean: mean of row means; dr_grpo: sum / (rows x C); "
-        "row_sum: mean of row sums",
+        "bnpo, dapo: mean over tokens; group_bnpo: mean over groups of the mean over a group's tokens (d1's code); grpo, sequence_mean: "
+        "mean of row means (d1's eq. 4); dr_grpo: sum / (rows x C); row_sum: mean of row sums",
     )
     reward_weights: dict[str, float] = setting(
         lambda: {"solved": 1.0}, "reward = sum of weight x the task's reward of that name"
@@ -332,6 +336,10 @@ class Config:
         "characters", "of random weights: the task's characters, or UTF-8 bytes; a checkpoint brings its own"
     )
     checkpoint_every: int = setting(20, "steps between checkpoints (the last step always has one)")
+    keep_last: int = setting(
+        0,
+        "checkpoints of a stage that stay: so many, the best by evaluation.every, and what a roll-back needs (0 = all)",
+    )
     max_bad_updates: int = setting(10, "stop after so many skipped (NaN or infinite) updates in a row")
     task: TaskConfig = section(TaskConfig)
     model: ModelConfig = section(ModelConfig)

@@ -26,8 +26,8 @@ from d1jax.config import ConfigError, MeshConfig, ModelConfig
 from d1jax.config_file import asks_for_version, dashed, to_dict, version_text
 from d1jax.files import check_new
 from d1jax.models.families import family_of
-from d1jax.models.lora import merge_each
-from d1jax.policy import load_pretrained, save_pretrained
+from d1jax.models.lora import Rounding, merge_each
+from d1jax.policy import load_pretrained, save_pretrained, warn_of_rounding
 from d1jax.runtime.mesh import make_mesh
 from d1jax.runtime.run_directory import is_run, open_run
 from d1jax.setup import adapter_of, set_up
@@ -74,10 +74,10 @@ def to_hf(arguments: argparse.Namespace) -> int:
     check_new(arguments.out)
     mesh = make_mesh(MeshConfig())
     with jax.set_mesh(mesh):
-        ranks, setup, adapters = adapter_of(arguments.source, mesh)
+        setup, adapters = adapter_of(arguments.source, mesh)
         base = setup.config.init_from
         family = family_of(read_json(Path(base) / "config.json"), base)
-        save_adapter(adapters["lora"], ranks, setup.model.config, family, arguments.out, base)
+        save_adapter(adapters["lora"], setup.config.lora, setup.model.config, family, arguments.out, base)
     return _done(arguments.out)
 
 
@@ -86,8 +86,10 @@ def merge(arguments: argparse.Namespace) -> int:
     checkpoint, mesh = open_checkpoint(arguments.source), make_mesh(MeshConfig())
     config = _stored_as(checkpoint.config, arguments.dtype)
     lora, adapters = read_adapter(arguments.adapter, config, checkpoint.family, mesh)
-    arrays = merge_each(_arrays(checkpoint, config), adapters["lora"], lora)
+    rounding = Rounding()
+    arrays = merge_each(_arrays(checkpoint, config), adapters["lora"], lora, rounding)
     save_weights(arrays, config, checkpoint.family, arguments.out, companions_of(checkpoint, config.param_dtype))
+    warn_of_rounding(rounding, config)
     return _done(arguments.out)
 
 

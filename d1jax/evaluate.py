@@ -25,6 +25,7 @@ from d1jax.config_file import asks_for_version, own_flags, parse, version_text
 from d1jax.experiment import build
 from d1jax.files import write_json
 from d1jax.runtime.run_directory import open_run
+from d1jax.runtime.stopping import Diverged
 from d1jax.setup import check_same_model, variables_at
 from d1jax.tasks.task import DataError
 from d1jax.telemetry.terminal import printable
@@ -37,7 +38,7 @@ READS = ("task", "model", "lora", "sampler", "evaluation", "mesh", "seed")
 
 
 def main(argv: Sequence[str]) -> int:
-    """The exit code: 0 done, 2 a mistake in the arguments."""
+    """The exit code: 0 done, 1 the model's predictions are not finite, 2 a mistake in the arguments, 130 interrupted."""
     if {"-h", "--help"} & set(argv):
         print(__doc__)
         return 0
@@ -50,6 +51,11 @@ def main(argv: Sequence[str]) -> int:
     except (ConfigError, DataError) as error:
         print(f"error: {printable(str(error))}", file=sys.stderr)
         return USER_MISTAKE
+    except Diverged as error:
+        print(f"error: {printable(str(error))}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
     print(accuracy.table(result["stages"], result["baselines"]))
     if "out" in own:
         write_json(Path(own["out"]), result)

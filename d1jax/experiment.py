@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jax.sharding import Mesh
@@ -17,6 +20,7 @@ from d1jax.tasks import read_source
 from d1jax.tasks.task import Row, Task
 
 SHARE = "share:"
+MOST_GENERATED = 5_000_000  # rows: some gigabytes of Python objects
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,7 @@ class Experiment(Setup):
     task: Task
     train: Problems
     eval_sets: dict[str, Problems]
+    data: dict[str, dict[str, Any]]  # setting -> which rows it gave: source, rows, sha256
 
 
 def build(
@@ -60,6 +65,9 @@ def build(
         else _rows(task, config, source, "test", config.task.eval_rows)
         for name, source in config.task.eval_sets.items()
     }
+    sources = {f"task.eval_sets.{name}": (source, eval_rows[name]) for name, source in config.task.eval_sets.items()}
+    sources |= {"task.train": (config.task.train, train_rows)}
+    data = {setting: _identity(*found) for setting, found in sources.items()}
     if training:
         offered = task.rewards(eval_rows[next(iter(eval_rows))][0], "")
         accept = [config.rl.accept] if config.rl.advantage == "accepted" else []
@@ -70,8 +78,13 @@ def build(
                     f"config: {setting} names {unknown}, which {task.name} does not have; choices: {', '.join(offered)}"
                 )
         train_rows = _without_overlap(task, config.task, train_rows, eval_rows, log)
+        if "rl" in config.stages:
+            wanted = "solved" in config.rl.reward_weights or config.rl.advantage == "accepted"
+            _check_references(task, "task.train", train_rows, wanted, log)
     else:
         train_rows = []
+    for name, rows in eval_rows.items():
+        _check_references(task, f"task.eval_sets.{name}", rows, True, log)
     completion, taught = _completion_columns(config), _target_columns(config)
     if config.task.too_long == "drop":
         train_rows = _that_fit(task, tokenizer, train_rows, (completion, taught), config, log)
@@ -86,7 +99,13 @@ def build(
     _check_positions(config, columns, config.sampler.completion_length, "evaluation")
     # What an evaluation row stores as its target is shown, not scored: it may be longer than what is sampled.
     eval_sets = {name: problems_of(task, tokenizer, rows, (columns, 0), name) for name, rows in eval_rows.items()}
-    return Experiment(**vars(setup), task=task, train=train, eval_sets=eval_sets)
+    return Experiment(**vars(setup), task=task, train=train, eval_sets=eval_sets, data=data)
+
+
+def _identity(source: str, rows: list[Row]) -> dict[str, Any]:
+    """What tells these rows from others of the same name; of rows and not of bytes, so that a file may be packed or moved."""
+    text = "\n".join(json.dumps(row, sort_keys=True, default=repr) for row in rows)
+    return {"source": source, "rows": len(rows), "sha256": hashlib.sha256(text.encode()).hexdigest()}
 
 
 def _target_columns(config: Config) -> int:
@@ -137,6 +156,11 @@ def check_rows_divide(config: Config, mesh: Mesh, training: bool) -> None:
 
 def _rows(task: Task, config: Config, source: str, split: str, count: int) -> list[Row]:
     if source == "generated":
+        if count > MOST_GENERATED:
+            raise ConfigError(
+                f"config: {count} rows to generate (task.train_rows or task.eval_rows) are more than {MOST_GENERATED}, which is "
+                "what fits into memory; generate fewer, or write them into a file"
+            )
         try:
             return task.generate(split, count, config.task.seed)
         except ValueError as error:
@@ -206,6 +230,23 @@ def _without_overlap(
             "config: every training row occurs in an evaluation set; use other files or fewer of task.held_out_by_solution"
         )
     return train
+
+
+def _check_references(task: Task, setting: str, rows: list[Row], wanted: bool, log: Callable[[str], None]) -> None:
+    """Names the rows that no answer can solve. Raises ConfigError where that is all of them and the answer is `wanted`."""
+    without = [index for index, row in enumerate(rows) if not task.has_reference(row)]
+    if not without:
+        return
+    first = f"row {without[0]}, {task.problem_key(rows[without[0]])[:60]!r}"
+    if wanted and len(without) == len(rows):
+        raise ConfigError(
+            f"config: {setting}: none of its {len(rows)} rows has a reference answer that can be read, so every text would count as "
+            f"wrong (the first: {first}); the task's docstring says where an answer may stand"
+        )
+    log(
+        f"data: {len(without)} of {len(rows)} rows of {setting} have no reference answer that can be read; no text solves them "
+        f"(the first: {first})"
+    )
 
 
 def problems_of(task: Task, tokenizer: Tokenizer, rows: list[Row], columns: tuple[int, int], name: str) -> Problems:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import shutil
@@ -28,14 +29,40 @@ def write_beside(path: Path, text: str) -> None:
     os.replace(beside, path)
 
 
+def to_json(value: Any, **how: Any) -> str:
+    """JSON that every reader takes: a number that is not finite, for which JSON has no word, becomes null."""
+    return json.dumps(_finite(value), allow_nan=False, **{"ensure_ascii": False, **how})
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):  # also NumPy's float64
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return value
+
+
 def write_json(path: Path, value: Any) -> None:
     """Indented, but a list of numbers stays on one line. Line breaks within strings are escaped, so none is a list's."""
-    text = json.dumps(value, indent=2, ensure_ascii=False)
+    text = to_json(value, indent=2)
     write_beside(path, re.sub(r"\[\n([-+.\deE,\s]+)\]", lambda found: f"[{' '.join(found[1].split())}]", text) + "\n")
 
 
 def write_jsonl(path: Path, rows: Iterable[Any]) -> None:
-    write_beside(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    write_beside(path, "".join(to_json(row) + "\n" for row in rows))
+
+
+def distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The object of these pairs, for `json.loads(text, object_pairs_hook=distinct)`. Raises ValueError for a key given twice:
+    readers disagree on which one counts."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"key {twice!r} stands there twice")
+    return found
 
 
 def check_new(path: Path) -> None:

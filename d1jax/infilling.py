@@ -17,6 +17,7 @@ import numpy as np
 from d1jax.config import Config, ConfigError, SamplerConfig
 from d1jax.config_rules import check
 from d1jax.data.tokenizers import Tokenizer
+from d1jax.diffusion.finite import not_finite
 from d1jax.diffusion.sampler import Decoding, Rollout, sample_stepwise
 from d1jax.diffusion.sampler import sample as sample_rows
 from d1jax.policy import Policy
@@ -171,6 +172,9 @@ def _arguments(
 
 
 def _filled(policy: Policy, laid: Laid, rollout: Rollout, row: int) -> Filled:
+    problem = not_finite(np.asarray(rollout.confidence_BC))
+    if problem:
+        raise ConfigError(f"infill: {problem}")
     tokens = np.asarray(rollout.tokens_BC[row])
     ends = np.cumsum(laid.sizes)
     holes = [policy.tokenizer.decode(part.tolist()) for part in np.split(tokens, ends[:-1])]

@@ -11,7 +11,9 @@ B rows, T columns, P prompt columns, C completion columns, D width, V vocabulary
 from __future__ import annotations
 
 import dataclasses
+import os
 import shutil
+import warnings
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -31,7 +33,7 @@ from d1jax.models.families import Family, family_for, family_of
 from d1jax.models.transformer import Transformer, Variables, head_matrix, hidden_states, project
 from d1jax.runtime import mesh as mesh_rules
 from d1jax.runtime.run_directory import is_run, open_run
-from d1jax.setup import set_up, trained_at
+from d1jax.setup import set_up, variables_at
 from d1jax.weights.checkpoint_directory import copy_companions, is_checkpoint, open_checkpoint, read_json
 from d1jax.weights.generation_config import read_sampler, write_sampler
 from d1jax.weights.huggingface import in_memory, load_weights, save_native, save_weights
@@ -203,8 +205,10 @@ def sampler_of(path: str | Path) -> SamplerConfig:
 
 
 def _of_run(path: Path, dtype: str | None, mesh: Mesh) -> Policy:
+    if "\0" in str(path):  # which no path has; resolving it would raise
+        raise ConfigError(f"{str(path)!r}: no such directory")
     path, stage, step = _run_of(path)
-    if not path.is_dir():
+    if not os.path.isdir(path):
         raise ConfigError(f"{str(path)!r}: no such directory")
     if not is_run(path):
         raise ConfigError(f"{str(path)!r} is neither a checkpoint (config.json) nor a run (config.yaml)")
@@ -216,14 +220,14 @@ def _of_run(path: Path, dtype: str | None, mesh: Mesh) -> Policy:
             raise ConfigError(f"run {str(path)!r} has no checkpoint yet")
         stage = saved[-1]
     try:
-        variables, _ = trained_at(setup, run, stage, step)
+        variables, _ = variables_at(setup, run, stage, step)
     except ConfigError as error:  # about what that run started from, not about what was asked for here
         raise ConfigError(f"run {str(path)!r}: {error}") from None
     model = _in_dtype(setup.model.config, dtype) if dtype else setup.model.config
-    # Cast first: bf16 weights would round most of a small adapter away.
+    # An adapter stays beside its base: merged into bf16 weights, most of a small one would be rounded away.
     params = jax.tree.map(lambda x: x.astype(model.param_dtype), variables["params"])
-    merged = lora.merge({**variables, "params": params}, config.lora)
-    return Policy(Transformer(model), merged, setup.tokenizer, mesh, run.source, config.sampler)
+    variables = {**variables, "params": params}
+    return Policy(Transformer(model, config.lora), variables, setup.tokenizer, mesh, run.source, config.sampler)
 
 
 def _in_dtype(config: ModelConfig, dtype: str | None) -> ModelConfig:
@@ -254,11 +258,22 @@ def save_pretrained(policy: Policy, out: str | Path, *, native: bool = False) ->
         if policy.sampler is not None and policy.sampler != read_sampler(beside):
             write_sampler(beside, policy.sampler)
 
-    arrays = in_memory(policy.variables, policy.config, family)
+    arrays, rounding = in_memory(policy.variables, policy.config, family), lora.Rounding()
     if "lora" in policy.variables:
-        arrays = lora.merge_each(arrays, policy.variables["lora"], policy.model.lora)
+        arrays = lora.merge_each(arrays, policy.variables["lora"], policy.model.lora, rounding)
     with jax.set_mesh(policy.mesh):
         (save_native if native else save_weights)(arrays, policy.config, family, out, companions)
+    warn_of_rounding(rounding, policy.config)
+
+
+def warn_of_rounding(rounding: lora.Rounding, config: ModelConfig) -> None:
+    """Says so where the merged weights hold less than 99 % of what the adapter does."""
+    if rounding.share < 0.99:
+        warnings.warn(
+            f"merged into {config.param_dtype} weights, {rounding.share:.0%} of the adapter's effect is left; export in float32, or the "
+            "adapter by itself, to keep all of it",
+            stacklevel=2,
+        )
 
 
 def _copy_tokenizer(policy: Policy, beside: Path) -> None:

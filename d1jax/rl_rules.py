@@ -102,6 +102,12 @@ def _terms(config: Config) -> list[Rule]:
             "rl.kl_in = reward takes the sum of the tokens' KL to the reference; set rl.kl_to = reference and rl.kl_level = token",
         ),
         (
+            rl.kl_in_reward and not rl_scores_the_sampler(config),
+            "rl.kl_in = reward takes sums of log p / p_reference for an estimate of the KL, which they are only where the scores are the "
+            "log-probabilities that the completions were drawn with; set rl.estimator.name = trajectory, rl.estimator.shrink = 1, "
+            "rl.prompt_mask = 0, rl.temperature = 1, no top_k, top_p, guidance, cache or end-token rule; or rl.kl_in = loss with k2 or k3",
+        ),
+        (
             rl.kl_in_reward and rl.advantage in ("accepted", "pairs"),
             f"rl.kl_in = reward with rl.advantage = {rl.advantage}, which looks at right and wrong only; set rl.kl_coefficient = 0",
         ),
@@ -119,6 +125,18 @@ def _terms(config: Config) -> list[Rule]:
             "rl.reference_mix < 1 without rl.reference_sync_every: the reference never moves; set both or none",
         ),
     ]
+
+
+def rl_scores_the_sampler(config: Config) -> bool:
+    """Whether a token's score is the log-probability with which the sampler drew it: its state, its temperature, its filters."""
+    rl, sampler = config.rl, config.sampler
+    one_segment_a_step = rl.estimator.name == "trajectory" and (
+        rl.estimator.shrink == 1 or (rl.estimator.shrink == 0 and rl.estimator.samples >= sampler.steps)
+    )
+    one_step = rl.estimator.name == "one_step" and sampler.steps == 1
+    as_drawn = rl.temperature == 1 and sampler.top_k == 0 and sampler.top_p == 1 and sampler.guidance == 0
+    exact = sampler.cache == "none" and sampler.end_token in ("allowed", "last")
+    return (one_segment_a_step or one_step) and rl.prompt_mask == 0 and rl.data == "policy" and as_drawn and exact
 
 
 def _credit(config: Config) -> list[Rule]:

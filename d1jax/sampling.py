@@ -15,6 +15,7 @@ import numpy as np
 from d1jax.config import Config, ConfigError, SamplerConfig
 from d1jax.config_rules import check
 from d1jax.data.tokenizers import Chat, pad_rows
+from d1jax.diffusion.finite import not_finite
 from d1jax.diffusion.sampler import Decoding, Rollout, sample_stepwise
 from d1jax.diffusion.sampler import sample as sample_rows
 from d1jax.no_effect import check_sampler, with_effect
@@ -65,7 +66,7 @@ def sample(
     config: how to decode (None: as the policy brings along, which is what its run was trained with, or 128 tokens in blocks
     of 32, two a step). temperature: 0 takes the likeliest token, above 0 draws. seed, first_row: row i draws from
     (seed, first_row + i) only, so a text does not depend on its batch. Raises ConfigError for impossible settings, a
-    setting without an effect, an empty prompt, one that is too long or cannot be written.
+    setting without an effect, an empty prompt, one that is too long or cannot be written, predictions that are not finite.
 
         found = d1jax.sample(policy, ["2+2=?"], d1jax.SamplerConfig(completion_length=64, block_length=32, steps=32), seed=1)
     """
@@ -182,6 +183,9 @@ def settings_of(policy: Policy, config: SamplerConfig, temperature: float) -> di
 
 def _completions(policy: Policy, rollout: Rollout) -> Completions:
     host = Rollout(*map(np.asarray, jax.device_get(rollout)))
+    problem = not_finite(host.confidence_BC)
+    if problem:
+        raise ConfigError(f"sample: {problem}")
     texts = [policy.tokenizer.decode(row) for row in host.tokens_BC.tolist()]
     return Completions(
         texts, host.tokens_BC, host.reveal_step_BC, host.confidence_BC, host.length_B, host.nfe_B, host.cached_nfe_B,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from collections.abc import Iterator
@@ -12,6 +11,7 @@ import numpy as np
 
 from d1jax.config import ConfigError, SamplerConfig
 from d1jax.diffusion.sampler import Decoding
+from d1jax.files import to_json
 from d1jax.infilling import Filled, fill, has_holes, interleave, lay_out, watch_infill
 from d1jax.policy import Policy, check_length
 from d1jax.sampling import Completions, Prompt, prompt_ids, sample, sample_ids, watch
@@ -83,7 +83,7 @@ def answer(request: Request, prompts: list[Asked], batch: int, as_json: bool) ->
         for row in range(start, min(start + size, len(tasks))):
             if as_json:  # ASCII: nothing that a terminal obeys
                 left_out = {"prompt": prompts[row].text, "text": None, "dropped": why[row]}
-                print(json.dumps(left_out if why[row] else found[row]._asdict()), flush=True)
+                print(to_json(left_out if why[row] else found[row]._asdict(), ensure_ascii=True), flush=True)
             elif not why[row]:
                 print(printable(found[row].text), flush=True)
         answers += found.values()

@@ -6,7 +6,6 @@ Weights are random, or those of a checkpoint directory, or the last ones of anot
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,15 +14,16 @@ import jax
 from jax import Array
 from jax.sharding import Mesh
 
-from d1jax.config import Config, ConfigError, LoraConfig, ModelConfig, TaskConfig
+from d1jax.config import Config, ConfigError, ModelConfig, TaskConfig
 from d1jax.data.tokenizers import ByteTokenizer, CharacterTokenizer, SmallTokenizer, Tokenizer
 from d1jax.files import new_directory, write_json
 from d1jax.models import lora
 from d1jax.models.transformer import Transformer, Variables, abstract_variables, initialize
 from d1jax.no_effect import no_effect
 from d1jax.runtime import mesh as mesh_rules
-from d1jax.runtime.checkpoint import Checkpoints
-from d1jax.runtime.run_directory import RunDirectory, is_run, open_run
+from d1jax.runtime.checkpoint import Checkpoints, DamagedCheckpoint
+from d1jax.runtime.optimizer import MASTER
+from d1jax.runtime.run_directory import RunDirectory, is_run, open_run, read_record
 from d1jax.tasks import TASKS
 from d1jax.tasks.task import Task
 from d1jax.weights.checkpoint_directory import (
@@ -33,11 +33,13 @@ from d1jax.weights.checkpoint_directory import (
     is_checkpoint,
     open_checkpoint,
 )
-from d1jax.weights.huggingface import load_weights
+from d1jax.weights.convert import parameter_count
+from d1jax.weights.huggingface import load_weights, not_finite_at
 from d1jax.weights.tokenizer_files import load_tokenizer
 
 PRINTABLE = "".join(map(chr, range(32, 127))) + "\n"
 KEYS = {"weights": 0, "sft": 1, "rl": 2, "evaluation": 3, "sft adapter": 4, "rl adapter": 5, "audit": 6}
+MOST_PARAMETERS = 10**12  # two terabytes in bfloat16
 FREE = ("dtype", "param_dtype", "remat", "max_positions")  # may differ between runs on the same weights
 
 
@@ -76,9 +78,21 @@ def set_up(config: Config, saved: Path | None = None, mesh: Mesh | None = None) 
             f"config: model.vocab_size = {rows} is smaller than the tokenizer's {tokenizer.vocab_size}; use 0"
         )
     model = Transformer(dataclasses.replace(config.model, vocab_size=rows), config.lora)
+    _check_size(model.config)
     if config.lora.rank:
         lora.check_targets(abstract_variables(model, mesh)["params"], config.lora)
     return Setup(config, mesh, tokenizer, model)
+
+
+def _check_size(model: ModelConfig) -> None:
+    """Raises ConfigError for a size that the compiler would not survive."""
+    one, two = (parameter_count(dataclasses.replace(model, layers=layers)) for layers in (1, 2))
+    count = one + (two - one) * (model.layers - 1)
+    if count > MOST_PARAMETERS:
+        raise ConfigError(
+            f"config: model: width {model.width}, mlp_width {model.mlp_width}, {model.layers} layers and {model.vocab_size} ids are "
+            f"{count:.0e} weights, more than {MOST_PARAMETERS:.0e}; make it smaller"
+        )
 
 
 def make_task(config: TaskConfig) -> Task:
@@ -157,7 +171,7 @@ def start_variables(setup: Setup, run: RunDirectory) -> Variables:
     config = setup.config
     if not config.init_from:
         return initialize(setup.model, setup.key("weights"), setup.mesh)
-    recorded = json.loads(run.origin.read_text(encoding="utf-8")) if run.origin.exists() else None
+    recorded = read_record(run.origin) if run.origin.exists() else None
     checkpoint = _origin_checkpoint(config)
     if checkpoint is not None:
         origin = {"files": fingerprint(checkpoint)}
@@ -177,7 +191,9 @@ def start_variables(setup: Setup, run: RunDirectory) -> Variables:
         recorded = dict(zip(("stage", "step"), saved[-1], strict=True))
         write_json(run.origin, recorded)
     theirs = dataclasses.replace(setup, config=source, model=Transformer(setup.model.config, source.lora))
-    return variables_at(theirs, source_run, recorded["stage"], recorded["step"])[0]
+    variables, _ = variables_at(theirs, source_run, recorded["stage"], recorded["step"])
+    # A base that is not trained is stored as the configuration says; what will be trained loses nothing.
+    return lora.merge(variables, source.lora, config.model.param_dtype if config.lora.rank else "float32")
 
 
 def save_source(setup: Setup, run: RunDirectory) -> None:
@@ -208,8 +224,12 @@ def _architecture(config: Config) -> ModelConfig:
 
 
 def with_adapter(setup: Setup, variables: Variables, stage: str) -> Variables:
-    """The variables of a stage: under LoRA with a fresh adapter, which changes nothing until it is trained."""
-    if setup.config.lora.rank == 0:
+    """The variables of a stage: under LoRA with an adapter.
+
+    A run has one adapter. The first stage gets a fresh one, which changes nothing until it is trained; later stages go on with
+    it. (Merging it into a bf16 base between stages would round most of it away.)
+    """
+    if setup.config.lora.rank == 0 or "lora" in variables:
         return variables
     return {**variables, **initialize(setup.model, setup.key(f"{stage} adapter"), setup.mesh, ("lora",))}
 
@@ -221,13 +241,10 @@ def split(variables: Variables) -> tuple[Variables, Variables]:
 
 
 def variables_at(setup: Setup, run: RunDirectory, stage: str, step: int | None = None) -> tuple[Variables, int]:
-    """(weights, step) of a stage of a run at `step` (None: its last checkpoint), adapters merged. ConfigError if there are none."""
-    variables, step = trained_at(setup, run, stage, step)
-    return lora.merge(variables, setup.config.lora), step
+    """(weights, step) of a stage of a run at `step` (None: its last checkpoint). Raises ConfigError if there are none.
 
-
-def trained_at(setup: Setup, run: RunDirectory, stage: str, step: int | None = None) -> tuple[Variables, int]:
-    """The same with the adapter beside the weights that it was trained on."""
+    What was trained is fp32, as in training; an adapter stands beside the weights that it was trained on, not merged.
+    """
     stages = setup.config.stages
     if stage not in stages:
         raise ConfigError(f"run {str(run.path)!r} has no stage {stage!r}; choices: {', '.join(stages)}")
@@ -240,27 +257,32 @@ def trained_at(setup: Setup, run: RunDirectory, stage: str, step: int | None = N
             raise ConfigError(f"run {str(run.path)!r} has no checkpoint of stage {stage!r} yet")
         if step is not None and step not in saved:
             raise ConfigError(f"run {str(run.path)!r}: stage {stage!r} has checkpoints of steps {saved}, not of {step}")
-        index = stages.index(stage)
-        if setup.config.lora.rank and index:
-            before, _ = variables_at(setup, run, stages[index - 1])
-        elif setup.config.lora.rank:
-            before = start_variables(setup, run)
+        if setup.config.lora.rank:
+            check_one_adapter(setup.config, run)
+            frozen, names = start_variables(setup, run), ("lora",)
         else:
-            before = abstract_variables(setup.model, setup.mesh)
-        trainable, frozen = split(with_adapter(setup, before, stage))
+            frozen, names = {}, ("params",)
         step = saved[-1] if step is None else step
-        loaded = checkpoints.load(step, {"trainable": trainable})
+        trained = abstract_variables(setup.model, setup.mesh, names)
+        like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, MASTER, sharding=x.sharding), trained)
+        loaded = load_or_name_the_last_good(checkpoints, step, {"trainable": like}, run.path, stage)
     finally:
         checkpoints.close()
+    for keys, array in jax.tree_util.tree_flatten_with_path(loaded["trainable"])[0]:
+        if not_finite_at(array) is not None:
+            name = jax.tree_util.keystr(keys, simple=True, separator="/")
+            raise ConfigError(
+                f"run {str(run.path)!r}: {name} of stage {stage!r}, step {step}, holds NaN or infinite values; "
+                "take an earlier step"
+            )
     return {**frozen, **loaded["trainable"]}, step
 
 
-def adapter_of(path: Path, mesh: Mesh) -> tuple[LoraConfig, Setup, Variables]:
-    """(LoRA settings, setup, {"lora": ...}) of a run that trained adapters of a checkpoint. The base is not read.
+def adapter_of(path: Path, mesh: Mesh) -> tuple[Setup, Variables]:
+    """(setup, {"lora": ...}) of a run that trained an adapter of a checkpoint, after its last stage. The base is not read.
 
-    Each stage trains an adapter of its own on the weights of the one before: W + s A1 B1 + s A2 B2 = W + s [A1 A2] [B1; B2], so those
-    of several stages are one adapter of the sum of their ranks, on the checkpoint. (In bf16 the run rounded in between.) Raises
-    ConfigError for a run without adapters, and for one that did not start from a checkpoint: its base exists nowhere.
+    The stages of a run share one adapter. Raises ConfigError for a run without one, and for one that did not start from a
+    checkpoint: its base exists nowhere.
     """
     run, config = open_run(path)
     if not config.lora.rank or not config.init_from or not is_checkpoint(Path(config.init_from)):
@@ -271,27 +293,53 @@ def adapter_of(path: Path, mesh: Mesh) -> tuple[LoraConfig, Setup, Variables]:
             "and train with lora.rank and init_from that directory"
         )
     setup = set_up(config, run.source, mesh)
-    like = abstract_variables(setup.model, mesh, ("lora",))
     done = [stage for stage, step in run.saved_steps(config.stages).items() if step]
     if not done:
         raise ConfigError(f"run {str(path)!r} has no checkpoint yet")
-    adapters = []
-    for stage in done:
-        checkpoints = Checkpoints(run.checkpoints(stage))
-        try:
-            saved = checkpoints.latest()
-            assert saved is not None
-            adapters.append(checkpoints.load(saved, {"trainable": like})["trainable"]["lora"])
-        finally:
-            checkpoints.close()
-    ranks = dataclasses.replace(
-        config.lora, rank=config.lora.rank * len(adapters), alpha=config.lora.alpha * len(adapters)
-    )
-    return ranks, setup, {"lora": lora.side_by_side(adapters)}
+    check_one_adapter(config, run)
+    like = abstract_variables(setup.model, mesh, ("lora",))
+    checkpoints = Checkpoints(run.checkpoints(done[-1]))
+    try:
+        saved = checkpoints.steps()[-1]
+        return setup, load_or_name_the_last_good(checkpoints, saved, {"trainable": like}, path, done[-1])["trainable"]
+    finally:
+        checkpoints.close()
+
+
+def check_one_adapter(config: Config, run: RunDirectory) -> None:
+    """Raises ConfigError for a LoRA run of several stages whose adapters are not one (d1jax before 0.2 merged between stages)."""
+    if config.lora.rank and len(config.stages) > 1 and not run.adapter.exists():
+        begun = [stage for stage, step in run.saved_steps(config.stages).items() if step]
+        if begun[1:]:
+            raise ConfigError(
+                f"run {str(run.path)!r} was written by an older d1jax, whose stages {', '.join(begun)} had an adapter each; "
+                "train it again, or export it with the version that wrote it"
+            )
+
+
+def mark_one_adapter(config: Config, run: RunDirectory) -> None:
+    """Writes down, before the first checkpoint, that the stages of this LoRA run share one adapter."""
+    check_one_adapter(config, run)
+    if config.lora.rank and not run.adapter.exists():
+        write_json(run.adapter, {"stages": list(config.stages), "adapters": 1})
+
+
+def load_or_name_the_last_good(
+    checkpoints: Checkpoints, step: int, like: Variables, run: Path, stage: str
+) -> Variables:
+    """The checkpoint of a step. Raises ConfigError that names what is damaged there, and the step to take instead."""
+    try:
+        return checkpoints.load(step, like)
+    except DamagedCheckpoint as error:
+        good = checkpoints.last_good(step, like)
+        cure = "no earlier one of this stage is good"
+        if good is not None:
+            cure = f"the last good one is step {good} ({run / 'checkpoints' / stage / str(good)})"
+        raise ConfigError(f"stage {stage}: {error}; {cure}") from None
 
 
 def trained_table(trainable: Variables, frozen: Variables, log: Callable[[str], None]) -> None:
-    """Logs every array that is trained, and how many of all parameters they are."""
+    """Logs every array that is trained, how many of all parameters they are, and the bytes of what training holds."""
     rows = lora.parameter_table(trainable)
     count, total = (
         sum(size for *_, size in rows),
@@ -301,3 +349,9 @@ def trained_table(trainable: Variables, frozen: Variables, log: Callable[[str], 
     for path, shape, size in rows:
         log(f"trained: {path:<{width}}  {'x'.join(map(str, shape)):>18}  {size:>14,}")
     log(f"trained: {count:,} of {total:,} parameters ({count / total:.2%})")
+    held = sum(leaf.nbytes for leaf in jax.tree.leaves(frozen))
+    kinds = ", ".join(sorted({str(leaf.dtype) for leaf in jax.tree.leaves(frozen)})) or "none"
+    log(
+        f"memory: trained weights, their gradient and Adam's two moments in float32: {4 * 4 * count / 1e9:.3g} GB; "
+        f"frozen weights ({kinds}): {held / 1e9:.3g} GB; over all devices, without activations"
+    )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import jax
@@ -16,11 +17,11 @@ from d1jax.config import Config, ConfigError
 from d1jax.config_file import asks_for_version, describe_origins, help_text, parse_with_origins, version_text
 from d1jax.experiment import build
 from d1jax.files import write_json, write_jsonl
-from d1jax.journal import Journal
+from d1jax.journal import Journal, check_in_place
 from d1jax.rl import loop as rl
-from d1jax.runtime.run_directory import claim
-from d1jax.runtime.stopping import Diverged, Stopped, StopRequest
-from d1jax.setup import save_source, start_variables
+from d1jax.runtime.run_directory import check_data, claim
+from d1jax.runtime.stopping import CannotSave, Diverged, Stopped, StopRequest
+from d1jax.setup import mark_one_adapter, save_source, start_variables
 from d1jax.sft import loop as sft
 from d1jax.tasks.task import DataError
 from d1jax.telemetry.metrics import MetricsLog
@@ -32,7 +33,7 @@ USER_MISTAKE = 2
 
 
 def main(argv: Sequence[str]) -> int:
-    """The exit code: 0 done, 1 diverged, 2 a mistake in the configuration or the data, 128 + n stopped by signal n."""
+    """The exit code: 0 done, 1 diverged or cannot save, 2 a mistake in the configuration or the data, 128 + n stopped by signal n."""
     if {"-h", "--help"} & set(argv):
         print(help_text("python -m d1jax.train"))
         return 0
@@ -51,9 +52,25 @@ def main(argv: Sequence[str]) -> int:
     except (ConfigError, DataError) as error:
         print(f"error: {printable(str(error))}", file=sys.stderr)
         return USER_MISTAKE
-    except Diverged as error:
+    except (Diverged, CannotSave) as error:
         print(f"error: {printable(str(error))}", file=sys.stderr)
         return 1
+    except OSError as error:  # a full disk, while something other than a checkpoint was written
+        print(
+            f"error: {printable(str(error))}; what was saved is good, and the same command continues", file=sys.stderr
+        )
+        return 1
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        reason = printable(str(error)).partition("\n")[0]
+        print(
+            f"error: out of memory ({reason}); raise micro_batches, lower the batch, or shard by mesh.fsdp",
+            file=sys.stderr,
+        )
+        return 1
+    except KeyboardInterrupt:  # before the run began to listen for it
+        return 130
     except Stopped as stopped:
         print(stopped, file=sys.stderr)
         return stopped.exit_code
@@ -66,9 +83,13 @@ def run(config: Config) -> dict[str, Any]:
         experiment = build(config)
         config = experiment.config  # with the architecture of what it starts from
         directory, lock = claim(config)
-        save_source(experiment, directory)
         with lock, MetricsLog(directory.path) as metrics, jax.set_mesh(experiment.mesh):
+            line = check_data(directory, experiment.data)
+            if line:
+                print(f"data: {line}", file=sys.stderr)
+            save_source(experiment, directory)
             metrics.rewind(directory.saved_steps(config.stages))
+            mark_one_adapter(config, directory)
             variables = start_variables(experiment, directory)
             for stage in config.stages:
                 stop.check(f"before {stage}")
@@ -76,10 +97,16 @@ def run(config: Config) -> dict[str, Any]:
                 with Journal(directory, metrics, stop, stage, steps(config), config) as journal:
                     try:
                         variables = train(experiment, variables, journal)
-                    finally:
-                        write_report(directory.path)  # of what there is, also where the stage was stopped or diverged
-                if not directory.evaluation(stage).exists():
+                    except (
+                        BaseException
+                    ):  # stopped, diverged, a full disk: a report of what there is, if it can be written
+                        if metrics.in_place():
+                            with suppress(OSError):
+                                write_report(directory.path)
+                        raise
+                if not (directory.evaluation(stage).exists() and directory.evaluation_samples(stage).exists()):
                     scores, samples = accuracy.evaluate(experiment, variables)
+                    check_in_place(metrics, f"evaluation of {stage}")
                     write_jsonl(directory.evaluation_samples(stage), [{"stage": stage, **sample} for sample in samples])
                     write_json(directory.evaluation(stage), {"step": steps(config), "sets": scores})
                 result = summary.write(experiment, directory)

@@ -241,7 +241,7 @@ def test_an_unknown_key_like_nothing_lists_the_choices(write):
         (
             "rl.pooling",
             "dr-grpo",
-            "rl.pooling = 'dr-grpo' is not one of bnpo, dapo, grpo, sequence_mean, dr_grpo, row_sum (did you mean 'dr_grpo'?)",
+            "rl.pooling = 'dr-grpo' is not one of bnpo, dapo, group_bnpo, grpo, sequence_mean, dr_grpo, row_sum (did you mean 'dr_grpo'?)",
         ),
         (
             "task.name",
@@ -474,6 +474,22 @@ IMPOSSIBLE = [
     ),
     ({"rl.kl_coefficient": "0.1", "rl.kl_in": "reward", "rl.kl_to": "old"}, "set rl.kl_to = reference"),
     ({"rl.kl_coefficient": "0.1", "rl.kl_in": "reward", "rl.advantage": "accepted"}, "looks at right and wrong only"),
+    *(
+        (
+            {"rl.kl_coefficient": "0.1", "rl.kl_in": "reward", "rl.kl": "k1", "rl.prompt_mask": "0"} | other,
+            "are the log-probabilities that the completions were drawn with",
+        )
+        for other in (
+            {},
+            {"rl.estimator.name": "elbo"},
+            {"rl.estimator.name": "trajectory", "rl.estimator.shrink": "4"},
+            {"rl.estimator.name": "trajectory", "rl.estimator.samples": "4"},
+            {"rl.estimator.name": "trajectory", "rl.estimator.shrink": "1", "rl.temperature": "0.9"},
+            {"rl.estimator.name": "trajectory", "rl.estimator.shrink": "1", "rl.prompt_mask": "0.15"},
+            {"rl.estimator.name": "trajectory", "rl.estimator.shrink": "1", "sampler.top_p": "0.9"},
+            {"rl.estimator.name": "trajectory", "rl.estimator.shrink": "1", "sampler.cache": "dual"},
+        )
+    ),
     ({"rl.reference_mix": "0"}, "rl.reference_mix = 0.0 must lie in (0, 1]"),
     ({"rl.reference_mix": "0.6"}, "rl.reference_mix < 1 without rl.reference_sync_every"),
     ({"rl.supervision": "text_steps", "rl.ratio": "sequence_mean"}, "has one advantage, steps have several"),

@@ -4,9 +4,10 @@ import json
 import os
 import stat
 
+import numpy as np
 import pytest
 
-from d1jax.files import new_directory, write_beside, write_json, write_jsonl
+from d1jax.files import new_directory, to_json, write_beside, write_json, write_jsonl
 
 
 class Crash(BaseException):
@@ -131,3 +132,16 @@ def test_json_keeps_numbers_on_a_line_and_strings_as_they_are(tmp_path):
     write_json(tmp_path / "a.json", value)
     text = (tmp_path / "a.json").read_text()
     assert json.loads(text) == value and "    [1, -2.5e-07],\n    [3]\n" in text
+
+
+def test_json_is_valid_whatever_was_measured(tmp_path):
+    value = {"a": [1.5, float("nan"), (float("inf"), {"b": np.float64("-inf")})], "c": "NaN", "d": 2}
+    plain = {"a": [1.5, None, [None, {"b": None}]], "c": "NaN", "d": 2}
+
+    def refuse(word):
+        raise AssertionError(word)
+
+    write_json(tmp_path / "one.json", value)
+    write_jsonl(tmp_path / "many.jsonl", [value])
+    for text in (to_json(value), (tmp_path / "one.json").read_text(), (tmp_path / "many.jsonl").read_text()):
+        assert json.loads(text, parse_constant=refuse) == plain

@@ -1,6 +1,7 @@
 """d1jax in a notebook: load, logits, sample, watch, save."""
 
 import dataclasses
+import json
 import shutil
 from pathlib import Path
 
@@ -145,9 +146,25 @@ def test_a_directory_that_is_neither_checkpoint_nor_run_is_named(tmp_path):
         load_pretrained(tmp_path)
 
 
-def test_a_tokenizer_with_more_ids_than_the_embedding_is_refused(policy, tmp_path):
+def with_bytes(directory):
+    """Puts a byte tokenizer there, and its special tokens into config.json."""
+    special = ByteTokenizer().special
+    ids = {"mask_token_id": special.mask, "eos_token_id": special.end, "pad_token_id": special.end}
+    config = json.loads((directory / "config.json").read_text())
+    (directory / "config.json").write_text(json.dumps(config | ids))
+    ByteTokenizer().save(directory)
+
+
+def test_a_tokenizer_of_another_model_is_refused(policy, tmp_path):
     directory = shutil.copytree(policy.source, tmp_path / "mixed")
     ByteTokenizer().save(directory)
+    with pytest.raises(ConfigError, match="mask_token_id = 12, but the tokenizer beside it has 257"):
+        load_pretrained(directory)
+
+
+def test_a_tokenizer_with_more_ids_than_the_embedding_is_refused(policy, tmp_path):
+    directory = shutil.copytree(policy.source, tmp_path / "mixed")
+    with_bytes(directory)
     with pytest.raises(ConfigError, match="the tokenizer has 258 ids, the embedding only 13 rows"):
         load_pretrained(directory)
 
@@ -161,7 +178,7 @@ def parity(request, tmp_path_factory):
     directory = tmp_path_factory.mktemp("golden")
     for name in ("config.json", "model.safetensors"):
         shutil.copyfile(GOLDEN / request.param / name, directory / name)
-    ByteTokenizer().save(directory)
+    with_bytes(directory)
     with np.load(GOLDEN / request.param / "io.npz") as arrays:
         io = {name: arrays[name] for name in arrays if name.startswith("fwd_")}
     return load_pretrained(directory, mesh=one_device()), io, request.param == "dream-gqa"
@@ -346,6 +363,17 @@ def test_impossible_requests_are_refused(write_checkpoint, function, prompts, se
     config = dataclasses.replace(SETTINGS, **{name: settings[name] for name in settings.keys() - own.keys()})
     with pytest.raises(ConfigError, match=message):
         function(policy, prompts, config, **own)
+
+
+@pytest.mark.parametrize("value", [np.nan, 1e30], ids=["NaN in a weight", "activations that overflow"])
+@pytest.mark.parametrize("function", [sample, watch, d1jax.infill])
+def test_predictions_that_are_not_finite_are_no_text(policy, function, value):
+    params = jax.tree.map(lambda x: x, policy.variables["params"])
+    params["ff_out"] = params["ff_out"] * value
+    params["ln_f"] = {"scale": params["ln_f"]["scale"] * value}
+    broken = dataclasses.replace(policy, variables={"params": params})
+    with pytest.raises(ConfigError, match="predictions are NaN or infinite"):
+        list(function(broken, ["abc{{mask:4}}" if function is d1jax.infill else "abc"], SETTINGS))
 
 
 def test_a_prompt_that_just_fits_is_sampled(write_checkpoint):

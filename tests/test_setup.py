@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,14 +15,14 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from d1jax import convert
-from d1jax.config import Config, ConfigError, LoraConfig, ModelConfig, SamplerConfig, SftConfig, TaskConfig
+from d1jax.config import Config, ConfigError, LoraConfig, ModelConfig, RlConfig, SamplerConfig, SftConfig, TaskConfig
 from d1jax.data.pretrained_tokenizer import PretrainedTokenizer
 from d1jax.data.tokenizers import ByteTokenizer, CharacterTokenizer
 from d1jax.experiment import build
 from d1jax.models.families import family_for
 from d1jax.policy import load_pretrained, save_pretrained
-from d1jax.runtime.run_directory import RunDirectory
-from d1jax.setup import save_source, set_up, start_variables
+from d1jax.runtime.run_directory import RunDirectory, open_run
+from d1jax.setup import mark_one_adapter, save_source, set_up, start_variables, variables_at
 from d1jax.telemetry.metrics import read_metrics
 from d1jax.weights.checkpoint_directory import fingerprint, open_checkpoint
 from d1jax.weights.huggingface import in_memory, save_native, save_weights
@@ -283,6 +284,67 @@ def questions(problems) -> list[str]:
     return [row["question"] for row in problems.rows]
 
 
+def rows_of(path: Path, answers: list[str | None]) -> str:
+    rows = [
+        {"question": f"{path.stem} {i}?", "thinking": "t", "attempt": a or "long " * 20} for i, a in enumerate(answers)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def of_answers(tmp_path, train, evaluated, stages=("sft", "rl"), training=True, **rl):
+    logged: list[str] = []
+    files = {name: rows_of(tmp_path / f"{name}.jsonl", rows) for name, rows in (("train", train), ("test", evaluated))}
+    task = TaskConfig(name="traces", train=files["train"], train_rows=0, eval_rows=0, eval_sets={"test": files["test"]})
+    sizes = {"sft": SftConfig(completion_length=256), "rl": RlConfig(prompts_per_step=8, group_size=8, **rl)}
+    build(config(task=task, tokenizer="bytes", sampler=SHORT, stages=stages, **sizes), logged.append, training)
+    return logged
+
+
+def test_rows_that_nothing_can_solve_are_counted_and_named_before_training(tmp_path):
+    assert not [line for line in of_answers(tmp_path, ["1", "2"], ["3"]) if "reference" in line]
+    said = " ".join(of_answers(tmp_path, ["1", None, None], [None, "3"]))
+    assert "1 of 2 rows of task.eval_sets.test have no reference answer" in said and "row 0, 'test 0?'" in said
+    assert "2 of 3 rows of task.train have no reference answer" in said and "row 1, 'train 1?'" in said
+
+
+def test_rl_or_evaluation_on_rows_that_nothing_can_solve_is_refused(tmp_path):
+    for training in (True, False):
+        with pytest.raises(ConfigError, match="task.eval_sets.test: none of its 2 rows has a reference answer"):
+            of_answers(tmp_path, ["1"], [None, None], training=training)
+    with pytest.raises(ConfigError, match="task.train: none of its 1 rows has a reference answer"):
+        of_answers(tmp_path, [None], ["1"])
+    of_answers(tmp_path, [None], ["1"], stages=("sft",))  # taught, not judged
+    of_answers(tmp_path, [None], ["1"], reward_weights={"format": 1.0})  # judged by its form only
+
+
+def test_what_tells_rows_apart_is_what_they_say(reading):
+    seen = [reading(lengths, sft_length=64)[0].data["task.train"] for lengths in ([3, 5], [3, 5], [3, 6], [5, 3])]
+    assert seen[0] == seen[1] and len({row["sha256"] for row in seen}) == 3 and seen[0]["rows"] == 2
+    assert set(reading([3], sft_length=64)[0].data) == {"task.train", "task.eval_sets.other"}
+
+
+def test_more_generated_rows_than_fit_into_memory_are_refused():
+    with pytest.raises(ConfigError, match="1000000000000 rows to generate"):
+        build(config(task=TaskConfig(train_rows=10**12)), lambda line: None)
+
+
+@pytest.mark.parametrize(
+    "sizes", [{"width": 10**9, "heads": 1, "kv_heads": 1}, {"layers": 10**9}, {"mlp_width": 10**12}]
+)
+def test_a_model_that_no_machine_holds_is_refused_before_it_is_compiled(sizes):
+    with pytest.raises(ConfigError, match="weights, more than 1e"):
+        set_up(config(model=ModelConfig(**sizes)))
+
+
+@pytest.mark.parametrize("path", ["x" * 300, "a\0b"])
+def test_a_name_that_no_file_can_have_is_named(path):
+    with pytest.raises(ConfigError, match="init_from .* is no run directory"):
+        set_up(config(path))
+    with pytest.raises(ConfigError, match="no such directory"):
+        load_pretrained(path)
+
+
 def test_targets_may_be_longer_than_what_is_sampled(reading):
     experiment, _ = reading([3, 30], sft_length=128)
     assert experiment.train.target_RC.shape == (2, 128) and experiment.train.has_target_R.all()
@@ -465,9 +527,10 @@ def test_the_weights_of_a_run_load_and_export(trained, tmp_path):
     policy = load_pretrained(run)
     save_pretrained(policy, tmp_path / "out")
     again = load_pretrained(tmp_path / "out")
-    assert "lora" not in policy.variables and again.tokenizer == policy.tokenizer == load_pretrained(base).tokenizer
+    assert "lora" in policy.variables and "lora" not in again.variables
+    assert again.tokenizer == policy.tokenizer == load_pretrained(base).tokenizer
     tokens = np.array([policy.tokenizer.prompt("0123002140120000")])
-    np.testing.assert_array_equal(again.logits(tokens), policy.logits(tokens))
+    np.testing.assert_allclose(again.logits(tokens), policy.logits(tokens), atol=1e-5, rtol=0)
     np.testing.assert_array_equal(
         load_pretrained(run / "checkpoints" / "rl" / "2").logits(tokens), policy.logits(tokens)
     )
@@ -490,11 +553,37 @@ def test_a_checkpoint_that_a_run_lacks_is_named(trained, path, message):
         load_pretrained(trained[1] / path)
 
 
-def test_the_adapters_of_two_stages_export_as_one_of_the_checkpoint(trained, tmp_path):
+def test_a_lora_run_has_one_adapter_over_its_unchanged_base(trained):
+    """The second stage goes on with the adapter of the first: nothing is merged, so nothing is rounded away, between stages."""
+    base, run, _ = trained
+    directory, config = open_run(run)
+    setup = set_up(config, directory.source)
+    with jax.set_mesh(setup.mesh):
+        found = {stage: variables_at(setup, directory, stage)[0] for stage in ("sft", "rl")}
+    published = load_pretrained(base).variables["params"]
+    for variables in found.values():
+        jax.tree.map(np.testing.assert_array_equal, variables["params"], published)
+    moved = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), found["sft"]["lora"], found["rl"]["lora"])
+    assert 0 < max(jax.tree.leaves(moved)) < 0.1, "a fresh adapter would lie further away"
+
+
+def test_a_lora_run_of_an_older_version_is_refused(trained, tmp_path):
+    """Its stages had an adapter each, on a base that was merged between them: read as one they would be another model."""
+    shutil.copytree(trained[1], tmp_path / "old")
+    directory, config = open_run(tmp_path / "old")
+    directory.adapter.unlink()
+    setup = set_up(config, directory.source)
+    with jax.set_mesh(setup.mesh), pytest.raises(ConfigError, match="written by an older d1jax, whose stages sft, rl"):
+        variables_at(setup, directory, "rl")
+    with pytest.raises(ConfigError, match="written by an older d1jax"):
+        mark_one_adapter(config, directory)
+
+
+def test_the_adapter_of_two_stages_exports_as_one_of_the_checkpoint(trained, tmp_path):
     base, run, _ = trained
     assert convert.main(["to-hf", str(run), str(tmp_path / "adapter"), "--adapter-only"]) == 0
     policy, adapted = load_pretrained(run), load_pretrained(base, adapter=tmp_path / "adapter")
-    assert adapted.model.lora.rank == 2 * 2 and "lora" in adapted.variables
+    assert adapted.model.lora.rank == 2 and "lora" in adapted.variables
     tokens = np.array([policy.tokenizer.prompt("0123002140120000")])
     np.testing.assert_allclose(adapted.logits(tokens), policy.logits(tokens), atol=1e-4)
 

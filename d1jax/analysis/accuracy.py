@@ -15,10 +15,12 @@ from tqdm import tqdm
 
 from d1jax.analysis import autoregressiveness
 from d1jax.analysis.autoregressiveness import FirstStep
+from d1jax.diffusion.finite import not_finite
 from d1jax.diffusion.sampler import Rollout, sample
 from d1jax.experiment import Experiment, Problems
 from d1jax.models.transformer import Variables
 from d1jax.runtime import mesh as mesh_rules
+from d1jax.runtime.stopping import Diverged
 
 Z95 = 1.959963984540054
 NOT_GRADES = ("n", "solved_rate", "solved_rate_ci95", "nfe", "decoding_order")
@@ -52,7 +54,8 @@ def baseline_scores(experiment: Experiment, problems: Problems) -> dict[str, dic
 def decode(experiment: Experiment, variables: Variables, problems: Problems, progress: str = "") -> Rollout:
     """Completions of all problems, as host arrays. The last batch repeats its last row, so one program serves all batches.
 
-    progress: what a bar on a terminal is called ("": there is none).
+    progress: what a bar on a terminal is called ("": there is none). Raises Diverged where the predictions are not finite: a score of
+    such texts would be one of token 0.
     """
     config, size = experiment.config, experiment.config.evaluation.batch_size
     key, parts = experiment.key("evaluation"), []
@@ -66,6 +69,9 @@ def decode(experiment: Experiment, variables: Variables, problems: Problems, pro
             config=config.sampler, special=experiment.tokenizer.special, temperature=config.evaluation.temperature,
         )  # fmt: skip
         parts.append(jax.device_get(rollout))
+        problem = not_finite(parts[-1].confidence_BC)
+        if problem:
+            raise Diverged(f"evaluation, batch from row {start}: {problem}")
     return Rollout(*(np.concatenate(arrays)[: len(problems)] for arrays in zip(*parts, strict=True)))
 
 

@@ -104,7 +104,7 @@ class Bench:
     def valid_BC(self) -> np.ndarray:
         """The text of each row: what counts in a score."""
         valid = [
-            np.asarray(through_first_end(b.canvas.completion_BC, self.special.end))[: b.rows] for b in self.batches
+            np.asarray(through_first_end(b.canvas.completion_BC, self.special.end_ids))[: b.rows] for b in self.batches
         ]
         return np.concatenate(valid)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import platform
 from collections import defaultdict
 from typing import Any
@@ -13,7 +12,7 @@ import d1jax
 from d1jax.analysis.accuracy import baseline_scores
 from d1jax.experiment import Experiment
 from d1jax.files import write_json, write_jsonl
-from d1jax.runtime.run_directory import RunDirectory
+from d1jax.runtime.run_directory import RunDirectory, read_record, read_records
 from d1jax.telemetry.metrics import read_metrics
 
 
@@ -31,16 +30,14 @@ def write(experiment: Experiment, run: RunDirectory) -> dict[str, Any]:
             "block_length": config.sampler.block_length,
             "temperature": config.evaluation.temperature,
         },
-        "stages": [stage_entry(stage, json.loads(run.evaluation(stage).read_text(encoding="utf-8"))) for stage in done],
+        "stages": [stage_entry(stage, read_record(run.evaluation(stage))) for stage in done],
         "baselines": {name: baseline_scores(experiment, problems) for name, problems in experiment.eval_sets.items()},
         "wall_seconds": _wall_seconds(run),
         "environment": environment(),
     }
-    lines = [line for stage in done for line in run.evaluation_samples(stage).read_text(encoding="utf-8").split("\n")]
+    found = [sample for stage in done for sample in read_records(run.evaluation_samples(stage))]
     order = list(experiment.eval_sets)
-    samples = sorted(
-        map(json.loads, filter(None, lines)), key=lambda sample: (order.index(sample["set"]), sample["index"])
-    )  # stages side by side
+    samples = sorted(found, key=lambda sample: (order.index(sample["set"]), sample["index"]))  # stages side by side
     write_jsonl(run.samples, samples)
     write_json(run.summary, summary)
     return summary

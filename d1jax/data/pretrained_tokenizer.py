@@ -21,7 +21,6 @@ class PretrainedTokenizer:
     """A tokenizer of transformers, with the special tokens of its checkpoint."""
 
     special: SpecialTokens
-    closing: tuple[int, ...]  # tokens that end a text
     assistant_header: str
     fingerprint: str  # of vocabulary, merges and template: what equality means
     directory: Path = field(compare=False)
@@ -124,7 +123,7 @@ class PretrainedTokenizer:
         return self.encode(text) + ([self.special.turn_end] if closed else [])
 
     def decode(self, ids: Sequence[int]) -> str:
-        end = next((column for column, token in enumerate(ids) if token in self.closing), len(ids))
+        end = next((column for column, token in enumerate(ids) if token in self.special.end_ids), len(ids))
         known = [token for token in ids[:end] if token < self.vocab_size]
         return self.wrapped.decode(known, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
@@ -179,16 +178,21 @@ def load_pretrained_tokenizer(
             )
     turn = wrapped.convert_tokens_to_ids(turn_end)
     turn = turn if turn is not None and wrapped.convert_ids_to_tokens(turn) == turn_end else -1
-    special = SpecialTokens(mask=ids["mask"], end=ids["end"], turn_end=turn, vocab_size=size)
-    closing = {ids["end"], turn, wrapped.eos_token_id, end} - {None, -1}
+    others = {wrapped.eos_token_id, end} - {None, ids["end"], turn}
+    outside = [token for token in others if not 0 <= token < size]
+    if outside:
+        raise ValueError(
+            f"tokenizer {str(directory)!r}: the end of a text is token {outside[0]}, outside its {size} ids; "
+            "correct eos_token_id in config.json"
+        )
+    special = SpecialTokens(ids["mask"], ids["end"], turn, size, tuple(sorted(others)))
     # What masks or ends a text is a control token, also where the files forgot to mark it as special.
-    forgotten = [wrapped.convert_ids_to_tokens(token) for token in {ids["mask"], *closing}]
+    forgotten = [wrapped.convert_ids_to_tokens(token) for token in {ids["mask"], *special.end_ids}]
     wrapped.add_special_tokens({"additional_special_tokens": forgotten}, replace_extra_special_tokens=False)
     controls = {added.content: token for token, added in wrapped.added_tokens_decoder.items() if added.special}
     text = wrapped.backend_tokenizer.to_str() + str(wrapped.chat_template)
     return PretrainedTokenizer(
         special,
-        tuple(sorted(closing)),
         assistant_header,
         hashlib.sha256(text.encode()).hexdigest(),
         directory,

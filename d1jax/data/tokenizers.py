@@ -23,12 +23,21 @@ Chat = Sequence[dict[str, str]]  # [{"role": "user", "content": ...}, ...]
 
 @dataclass(frozen=True)
 class SpecialTokens:
-    """mask: the absorbing state; end: ends a text and pads it (the first one counts); turn_end: a second closing token, or -1."""
+    """mask: the absorbing state; end: ends a text and pads it; turn_end: what closes a turn of a chat, or -1.
+
+    The first token of `end_ids` ends a text, for rewards, scores, early exit and decoding alike.
+    """
 
     mask: int
     end: int
     turn_end: int = -1
     vocab_size: int = 2**31 - 1  # ids from here on only pad the embedding and are never sampled
+    other_ends: tuple[int, ...] = ()  # what else ends a text, by one of the files of a checkpoint
+
+    @property
+    def end_ids(self) -> tuple[int, ...]:
+        """Every token that ends a text."""
+        return tuple(sorted({self.end, self.turn_end, *self.other_ends} - {-1}))
 
 
 class Tokenizer(Protocol):

@@ -14,6 +14,7 @@ from jax import Array
 
 from d1jax.config import SamplerConfig
 from d1jax.data.tokenizers import SpecialTokens
+from d1jax.diffusion.canvas import is_any_of
 
 
 class Candidates(NamedTuple):
@@ -67,7 +68,7 @@ def candidates(
 
     def scored(values: Array, ids: Array) -> Array:
         values = _without_forbidden(values / (divisor if from_sampled else 1.0), ids, special, config)
-        return jnp.where(is_end(ids, special), -jnp.inf, values) if config.end_token == "last" else values
+        return jnp.where(is_any_of(ids, special.end_ids), -jnp.inf, values) if config.end_token == "last" else values
 
     from_sampled = config.confidence_of == "sampling"
     source_BSV = sampled_BSV if from_sampled else logits_BSV
@@ -87,14 +88,10 @@ def candidates(
     logp_BSV = scored_BSV - total_BS[:, :, None]
     sureness_BS = SURENESS.get(config.remasking, _of_the_candidate)(confidence_BS, logp_BSV)
     if config.end_token == "last":
-        sureness_BS = jnp.where(is_end(token_BS, special), jnp.finfo(jnp.float32).min, sureness_BS)
+        sureness_BS = jnp.where(is_any_of(token_BS, special.end_ids), jnp.finfo(jnp.float32).min, sureness_BS)
     entropy_BS = -_negative_entropy(confidence_BS, logp_BSV) if config.record_entropy else None
     kept_BSV = logp_BSV if config.schedule == "klass" else None
     return Candidates(token_BS, token_logp_BS, confidence_BS, sureness_BS, entropy_BS, kept_BSV)
-
-
-def is_end(tokens: Array, special: SpecialTokens) -> Array:
-    return (tokens == special.end) | (tokens == special.turn_end)
 
 
 def _of_the_candidate(confidence_BS: Array, logp_BSV: Array) -> Array:
@@ -207,4 +204,6 @@ def _at(values_BSV: Array, token_BS: Array) -> Array:
 def _without_forbidden(values: Array, ids: Array, special: SpecialTokens, config: SamplerConfig) -> Array:
     if config.end_token == "forbidden":
         return jnp.where(ids == special.end, -jnp.inf, values)
-    return jnp.where(is_end(ids, special), -jnp.inf, values) if config.end_token == "all_forbidden" else values
+    return (
+        jnp.where(is_any_of(ids, special.end_ids), -jnp.inf, values) if config.end_token == "all_forbidden" else values
+    )

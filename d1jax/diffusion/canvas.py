@@ -16,6 +16,8 @@ B rows, C completion columns, P prompt columns, T = C + P, D width.
 
 from __future__ import annotations
 
+import functools
+import operator
 from typing import NamedTuple
 
 import jax
@@ -105,11 +107,20 @@ def _column_before(canvas: Canvas) -> Array:
     return jnp.where(follows_BC, columns_BC - 1, prompt_BC)
 
 
-def through_first_end(completion_BC: Array, end_id: int) -> Array:
-    """True up to and including the first end token; everywhere in a row that has none. This is d1's completion mask."""
-    is_end_BC = completion_BC == end_id
+def through_first_end(completion_BC: Array, end_ids: tuple[int, ...]) -> Array:
+    """True up to and including the first token of `end_ids`, and everywhere in a row that has none: the text of a completion.
+
+    Differs from d1's completion mask, which ends at <|endoftext|> only: where a turn is closed by another token, what stands
+    between the two is no text, is not judged and so is not scored.
+    """
+    is_end_BC = is_any_of(completion_BC, end_ids)
     ends_before_BC = jnp.cumsum(is_end_BC, axis=1) - is_end_BC
     return ends_before_BC == 0
+
+
+def is_any_of(tokens: Array, ids: tuple[int, ...]) -> Array:
+    """True where a token is one of a few ids."""
+    return functools.reduce(operator.or_, (tokens == one for one in ids), jnp.zeros(jnp.shape(tokens), bool))
 
 
 def row_keys(key: Array, row_ids_B: Array) -> Array:
@@ -119,4 +130,4 @@ def row_keys(key: Array, row_ids_B: Array) -> Array:
 
 def row_uniforms(key: Array, row_ids_B: Array, columns: int) -> Array:
     """[B, columns] numbers in [0, 1), each a function of (key, row id, column)."""
-    return jax.vmap(lambda k: jax.random.uniform(k, (columns,)))(row_keys(key, row_ids_B))
+    return jax.vmap(lambda k: jax.random.uniform(k, (columns,), jnp.float32))(row_keys(key, row_ids_B))

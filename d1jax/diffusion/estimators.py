@@ -1,7 +1,8 @@
 """Every published likelihood estimator as a plan of masked views: which positions each view hides, and what each counts.
 
-One rule for all: a completion is its L tokens through the first end token. Only they are masked by a plan and scored; what
-stands behind is masked in every view and counts nothing (the sampler has decided the text with masks there, too).
+A completion is its L tokens through the first one that ends a text, and only they are scored. What stands behind them:
+drawn maskings hide all of it, so that a score is one of the text alone, whatever a sampler wrote behind it; `trajectory` shows
+what the sampler had committed there by then, because its scores are of states that the sampler was in (docs/methods.md).
 
 N views, B rows, C completion columns, P prompt columns, L tokens of a row's text, K samples.
 """
@@ -17,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from d1jax.config import EstimatorConfig, SamplerConfig
+from d1jax.config import ADAPTIVE, EstimatorConfig, SamplerConfig
 from d1jax.data.tokenizers import SpecialTokens
 from d1jax.diffusion.canvas import Canvas, row_uniforms, through_first_end
 from d1jax.diffusion.likelihood import Views, hidden_prompt
@@ -40,11 +41,16 @@ class Text(NamedTuple):
     def length_B1(self) -> Array:
         return jnp.sum(self.valid_BC, axis=1, keepdims=True)
 
+    @property
+    def behind_BC(self) -> Array:
+        """What stands behind the text."""
+        return ~self.valid_BC
+
 
 class Masking(NamedTuple):
     """One view of a plan."""
 
-    masked_BC: Array
+    masked_BC: Array  # what the model does not see, behind the text too
     weight_BC: Array
     slot: int = 0  # maskings of one slot score disjoint positions
 
@@ -65,17 +71,16 @@ def views_of(
 
     entropy_BC is read by a `subset` of the autoregressive estimator only.
     """
-    valid_BC = through_first_end(canvas.completion_BC, special.end)
+    valid_BC = through_first_end(canvas.completion_BC, special.end_ids)
     text = Text(jax.random.fold_in(key, 1), row_ids_B, valid_BC, reveal_step_BC, entropy_BC)
     maskings = PLANS[estimator.name](text, estimator, sampler)
     prompt_BP = hidden_prompt(key, canvas, row_ids_B, mask_id=special.mask, prompt_mask=prompt_mask)
     return Views(
-        completion_NBC=jnp.stack(
-            [jnp.where(one.masked_BC | ~valid_BC, special.mask, canvas.completion_BC) for one in maskings]
-        ),
+        completion_NBC=jnp.stack([jnp.where(one.masked_BC, special.mask, canvas.completion_BC) for one in maskings]),
         prompt_NBP=jnp.broadcast_to(prompt_BP[None], (len(maskings), *prompt_BP.shape)),
         weight_NBC=jnp.stack([jnp.where(valid_BC, one.weight_BC, 0.0).astype(jnp.float32) for one in maskings]),
         slot_N=tuple(one.slot for one in maskings),
+        sampled_by=special if estimator.name == "trajectory" else None,
     )
 
 
@@ -100,7 +105,7 @@ def elbo(text: Text, estimator: EstimatorConfig, sampler: SamplerConfig) -> list
     for k in range(estimator.samples):
         ratio_B1 = _between(estimator, (draw_B1 + k) / estimator.samples)
         masked_BC, share_B1 = _mask(text, text.valid_BC, ratio_B1, k + 1, estimator.counts)
-        maskings.append(Masking(masked_BC, masked_BC / share_B1 / estimator.samples, slot=k))
+        maskings.append(Masking(masked_BC | text.behind_BC, masked_BC / share_B1 / estimator.samples, slot=k))
     if estimator.full_mask:
         maskings.append(_half_of_all_masked(text, slot=estimator.samples))
     return _averaged(maskings) if estimator.weight == "uniform" else maskings
@@ -127,7 +132,7 @@ def coupled(text: Text, estimator: EstimatorConfig, sampler: SamplerConfig) -> l
             others_B1 = 1 - share_B1
         for part_BC, part_B1 in ((masked_BC, share_B1), (text.valid_BC & ~masked_BC, others_B1)):
             weight_BC = part_BC / jnp.where(part_B1 > 0, part_B1, 1.0) / (2 * estimator.samples)
-            maskings.append(Masking(part_BC, weight_BC, slot=k))
+            maskings.append(Masking(part_BC | text.behind_BC, weight_BC, slot=k))
     if estimator.full_mask:
         maskings.append(_half_of_all_masked(text, slot=estimator.samples))
     return maskings
@@ -144,7 +149,7 @@ def quadrature(text: Text, estimator: EstimatorConfig, sampler: SamplerConfig) -
         ratio = (1 + node) / 2
         count_B1 = jnp.maximum(jnp.floor(ratio * text.length_B1), 1)
         masked_BC = _lowest(text, text.valid_BC, count_B1, k + 1)
-        maskings.append(Masking(masked_BC, masked_BC * (weight / 2 / ratio), slot=k))
+        maskings.append(Masking(masked_BC | text.behind_BC, masked_BC * (weight / 2 / ratio), slot=k))
     return maskings
 
 
@@ -152,38 +157,50 @@ def block(text: Text, estimator: EstimatorConfig, sampler: SamplerConfig) -> lis
     """K maskings of one of the rollout's blocks, with all before it clean and all behind it masked (SPG, arXiv 2510.09541).
 
     These are states that a semi-autoregressive sampler visits. counts and weight as in `elbo`, of the block; with weight "inverse" the sum
-    is unbiased for the sum over blocks of their ELBOs.
+    is unbiased for the sum over blocks of their ELBOs. The blocks are drawn without replacement, as in SPG's code: none comes twice before
+    every block of the text has come once.
     """
     size = sampler.block_length
     place_C = jnp.arange(text.valid_BC.shape[1])[None, :] // size
+    most_blocks = -(-text.valid_BC.shape[1] // size)
     blocks_B1 = -(-text.length_B1 // size)
-    draw_B2 = text.uniforms(0, 2 * estimator.samples)
+    draw_BN = text.uniforms(0, most_blocks + estimator.samples)
+    real_BN = jnp.arange(most_blocks)[None, :] < blocks_B1
+    order_BN = jnp.argsort(jnp.where(real_BN, draw_BN[:, :most_blocks], jnp.inf), axis=1)
     maskings = []
     for k in range(estimator.samples):
-        which_B1 = jnp.floor(draw_B2[:, 2 * k : 2 * k + 1] * blocks_B1)
+        which_B1 = jnp.take_along_axis(order_BN, k % blocks_B1, axis=1)
         inside_BC = text.valid_BC & (place_C == which_B1)
-        ratio_B1 = _between(estimator, draw_B2[:, 2 * k + 1 : 2 * k + 2])
+        ratio_B1 = _between(estimator, draw_BN[:, most_blocks + k : most_blocks + k + 1])
         masked_BC, share_B1 = _mask(text, inside_BC, ratio_B1, k + 1, estimator.counts)
         weight_BC = masked_BC * (blocks_B1 / share_B1 / estimator.samples)
-        maskings.append(Masking(masked_BC | (place_C > which_B1), weight_BC, slot=k))
+        hidden_BC = masked_BC | (place_C > which_B1) | text.behind_BC
+        maskings.append(Masking(hidden_BC, weight_BC, slot=k))
     return _averaged(maskings) if estimator.weight == "uniform" else maskings
 
 
 def trajectory(text: Text, estimator: EstimatorConfig, sampler: SamplerConfig) -> list[Masking]:
     """The rollout replayed in K segments: a position is scored in the state at the start of the segment that committed it.
 
-    K segments of equal length (d2, arXiv 2509.21474), or segments of `shrink` steps (TraceRL, arXiv 2509.06949). As many segments as
-    steps: the log-probability of the tokens along the recorded order, exactly; one segment: `one_step`.
+    K segments of equal length (d2, arXiv 2509.21474), at most one a step, or segments of `shrink` steps (TraceRL, arXiv 2509.06949). With a
+    segment a step: the log-probability of the tokens along the recorded order, exactly; one segment: `one_step`.
+
+    A state masks what was masked then, behind the text too: the sampler may have committed tokens there before it was done with
+    the text. What it never decoded stays masked. Probabilities are the sampler's: it never draws the mask or the padding of the
+    embedding (published code has the softmax over all ids; of a trained model the two differ by log(1 - p(mask)), about 1e-3).
     """
-    decoded_BC = text.valid_BC & (text.reveal_step_BC >= 0)
-    steps_B1 = jnp.max(jnp.where(decoded_BC, text.reveal_step_BC, 0), axis=1, keepdims=True) + 1
+    never_BC = text.reveal_step_BC < 0
+    scored_BC = text.valid_BC & ~never_BC
+    steps_B1 = jnp.max(jnp.where(scored_BC, text.reveal_step_BC, 0), axis=1, keepdims=True) + 1
+    most = sampler.completion_length if sampler.schedule in ADAPTIVE else sampler.steps
     if estimator.shrink:
-        most = sampler.steps if sampler.schedule in ("even", "time", "chance") else sampler.completion_length
-        segment_BC, segments = text.reveal_step_BC // estimator.shrink, -(-most // estimator.shrink)
+        segments = -(-most // estimator.shrink)
+        segment_BC = text.reveal_step_BC // estimator.shrink
     else:
-        segment_BC, segments = ((text.reveal_step_BC + 1) * estimator.samples - 1) // steps_B1, estimator.samples
+        segments = min(estimator.samples, most)
+        segment_BC = ((text.reveal_step_BC + 1) * segments - 1) // steps_B1
     return [
-        Masking((segment_BC >= one) | ~decoded_BC, (decoded_BC & (segment_BC == one)).astype(jnp.float32))
+        Masking((segment_BC >= one) | never_BC, (scored_BC & (segment_BC == one)).astype(jnp.float32))
         for one in range(segments)
     ]
 
@@ -197,12 +214,12 @@ def autoregressive(text: Text, estimator: EstimatorConfig, sampler: SamplerConfi
     rows, columns = text.valid_BC.shape
     place_BC = jnp.broadcast_to(jnp.arange(columns)[None, :], (rows, columns))
     if estimator.subset == 1:
-        return [Masking(place_BC >= k, (place_BC == k).astype(jnp.float32)) for k in range(columns)]
+        return [Masking((place_BC >= k) | text.behind_BC, (place_BC == k).astype(jnp.float32)) for k in range(columns)]
     ranked_BC = jnp.argsort(
         jnp.where(text.valid_BC, -text.entropy_BC, jnp.inf), axis=1
     )  # behind the text: last, and no weight
     chosen = (ranked_BC[:, n : n + 1] for n in range(math.ceil(estimator.subset * columns)))
-    return [Masking(place_BC >= k_B1, (place_BC == k_B1).astype(jnp.float32)) for k_B1 in chosen]
+    return [Masking((place_BC >= k_B1) | text.behind_BC, (place_BC == k_B1).astype(jnp.float32)) for k_B1 in chosen]
 
 
 Plan = Callable[[Text, EstimatorConfig, SamplerConfig], list[Masking]]

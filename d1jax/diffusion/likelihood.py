@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from d1jax.data.tokenizers import SpecialTokens
 from d1jax.diffusion.canvas import Alignment, Canvas, completion_hidden, row_uniforms
 from d1jax.models.token_logprobs import TokenScores, token_logprobs
 from d1jax.models.transformer import Transformer, Variables, head_matrix, hidden_states
@@ -24,7 +25,7 @@ from d1jax.models.transformer import Transformer, Variables, head_matrix, hidden
 @partial(
     jax.tree_util.register_dataclass,
     data_fields=["completion_NBC", "prompt_NBP", "weight_NBC"],
-    meta_fields=["slot_N"],
+    meta_fields=["slot_N", "sampled_by"],
 )
 @dataclass(frozen=True)
 class Views:
@@ -35,6 +36,8 @@ class Views:
     weight_NBC: Array
     # Views of one slot score disjoint positions, so that the vocabulary head runs once for all of them. () : a slot a view.
     slot_N: tuple[int, ...] = ()
+    # Scores are under the law of a sampler with these special tokens, which never draws the mask; None: over all rows of the head.
+    sampled_by: SpecialTokens | None = None
 
 
 class Scores(NamedTuple):
@@ -74,7 +77,7 @@ def score(
         return completion_hidden(hidden_BTD, canvas, alignment)
 
     def scores_of(hidden_BCD: Array) -> TokenScores:
-        return token_logprobs(hidden_BCD, head_matrix(variables), canvas.completion_BC)
+        return token_logprobs(hidden_BCD, head_matrix(variables), canvas.completion_BC, sampled_by=views.sampled_by)
 
     if views_N == 1:
         scores_SBC = jax.tree.map(lambda x: x[None], scores_of(hidden_of(views.completion_NBC[0], views.prompt_NBP[0])))

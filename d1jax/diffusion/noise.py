@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jax import Array
 
 from d1jax.diffusion.candidates import Pick, inverse_cdf
@@ -28,7 +29,9 @@ def keyed_noise(key: Array, row_ids_B: Array) -> Noise:
 
     def draw(purpose: int, step_B: Array, shape: tuple[int, ...]) -> Array:
         keys_B = row_keys(jax.random.fold_in(key, purpose), row_ids_B)
-        return jax.vmap(lambda k, step: jax.random.uniform(jax.random.fold_in(k, step), shape))(keys_B, step_B)
+        return jax.vmap(lambda k, step: jax.random.uniform(jax.random.fold_in(k, step), shape, jnp.float32))(
+            keys_B, step_B
+        )
 
     return Noise(
         token=lambda step_B, shape: draw(0, step_B, (*shape[1:], 2)),

@@ -14,7 +14,8 @@ from jax import Array
 
 from d1jax.config import SamplerConfig
 from d1jax.data.tokenizers import SpecialTokens
-from d1jax.diffusion.candidates import Candidates, is_end
+from d1jax.diffusion.candidates import Candidates
+from d1jax.diffusion.canvas import is_any_of
 
 STABLE_STEPS = 2  # KLASS: as many changes in a row must have been small
 
@@ -53,7 +54,7 @@ def in_order(
         priority_BS = weight_BS - jnp.log(-jnp.log(jnp.clip(uniform_BS, 1e-7, 1 - 1e-7)))
     drawn_BS = open_BS & ~forced_BS
     if config.end_token == "last":
-        end_BS = is_end(candidates.token_BS, special)
+        end_BS = is_any_of(candidates.token_BS, special.end_ids)
         priority_BS = jnp.where(end_BS, jnp.finfo(jnp.float32).min, priority_BS)
         drawn_BS &= ~end_BS
     # A model that has become NaN must still end.

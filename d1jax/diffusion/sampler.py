@@ -17,7 +17,7 @@ from jax import Array
 from d1jax.config import ADAPTIVE, SamplerConfig
 from d1jax.data.tokenizers import SpecialTokens
 from d1jax.diffusion.candidates import Candidates, candidates
-from d1jax.diffusion.canvas import Canvas, block_columns, completion_hidden, through_first_end
+from d1jax.diffusion.canvas import Canvas, block_columns, completion_hidden, is_any_of, through_first_end
 from d1jax.diffusion.kv_cache import block_hidden
 from d1jax.diffusion.noise import Noise, keyed_noise
 from d1jax.diffusion.open_columns import columns_at_a_time, of_open_columns
@@ -48,16 +48,16 @@ class Rollout(NamedTuple):
     # was taken, given the candidates (0 where the order is not drawn).
     token_logp_BC: Array
     order_logp_BC: Array
-    length_B: Array  # through the first end token
+    length_B: Array  # through the first token that ends a text
     nfe_B: Array  # forward passes that the row took part in
     cached_nfe_B: Array  # those of them over a window only
     entropy_BC: Array  # of the prediction that the token was drawn from, in nats; 0 unless config.record_entropy
 
 
-def given(tokens_BC: Any, end_id: int) -> Rollout:
+def given(tokens_BC: Any, end_ids: tuple[int, ...]) -> Rollout:
     """Texts that nobody decoded, as host arrays: no order, no confidence, no passes."""
     tokens_BC = np.asarray(tokens_BC, np.int32)
-    ended_BC = tokens_BC == end_id
+    ended_BC = np.isin(tokens_BC, end_ids)
     length_B = np.where(ended_BC.any(axis=1), ended_BC.argmax(axis=1) + 1, tokens_BC.shape[1]).astype(np.int32)
     none_BC, none_B = np.zeros(tokens_BC.shape, np.float32), np.zeros(len(tokens_BC), np.int32)
     never_BC = np.full_like(tokens_BC, NEVER_DECODED)
@@ -244,7 +244,7 @@ def denoising(
         tokens_BC = jnp.where(state.tokens_BC == special.mask, special.end, state.tokens_BC)
         return Rollout(
             tokens_BC, state.reveal_step_BC, state.confidence_BC, state.token_logp_BC, state.order_logp_BC,
-            jnp.sum(through_first_end(tokens_BC, special.end), axis=1), state.nfe_B, state.cached_nfe_B,
+            jnp.sum(through_first_end(tokens_BC, special.end_ids), axis=1), state.nfe_B, state.cached_nfe_B,
             state.entropy_BC,
         )  # fmt: skip
 
@@ -268,9 +268,10 @@ def denoise(*args: Any, config: SamplerConfig, **settings: Any) -> Rollout:
 
 
 def text_is_decided(tokens_BC: Array, special: SpecialTokens) -> Array:
-    """True for rows that hold an end token with no mask before it."""
-    text_BC = through_first_end(tokens_BC, special.end)
-    return jnp.any(tokens_BC == special.end, axis=1) & ~jnp.any(text_BC & (tokens_BC == special.mask), axis=1)
+    """True for rows that hold a token that ends a text, with no mask before it."""
+    text_BC = through_first_end(tokens_BC, special.end_ids)
+    ended_B = jnp.any(is_any_of(tokens_BC, special.end_ids), axis=1)
+    return ended_B & ~jnp.any(text_BC & (tokens_BC == special.mask), axis=1)
 
 
 @partial(jax.jit, static_argnames=STATIC)

@@ -39,9 +39,27 @@ class Family:
     fields: Mapping[str, str]  # ModelConfig field -> its name in config.json
     fixed: Mapping[str, tuple[Any, ...]]  # settings that change the forward pass: the values that d1jax implements
     implied: Mapping[str, Any]  # ModelConfig fields that the architecture implies, without a setting for them
+    harmless: frozenset[str]  # what else its config.json says, without a say in the forward pass
     names: Names
     turn_end: str  # the token that closes a turn
     assistant_header: str  # what a rendered chat ends with before the answer
+
+
+# What every model of transformers may write: names, generation, training, how it is run. None of it reaches a logit.
+HARMLESS = frozenset(
+    """
+    _name_or_path name_or_path architectures auto_map model_type transformers_version torch_dtype dtype torchscript
+    _attn_implementation _attn_implementation_autoset attn_implementation attn_implementation_internal _flash_attn_2_enabled
+    _commit_hash use_cache use_bfloat16 tf_legacy_loss return_dict return_dict_in_generate output_attentions
+    output_hidden_states output_scores chunk_size_feed_forward gradient_checkpointing initializer_range
+    bos_token_id eos_token_id pad_token_id mask_token_id sep_token_id decoder_start_token_id
+    id2label label2id num_labels problem_type finetuning_task task_specific_params tokenizer_class prefix
+    max_length min_length max_new_tokens do_sample num_beams num_beam_groups diversity_penalty temperature top_k top_p typical_p
+    repetition_penalty length_penalty no_repeat_ngram_size encoder_no_repeat_ngram_size bad_words_ids early_stopping
+    num_return_sequences forced_bos_token_id forced_eos_token_id remove_invalid_values exponential_decay_length_penalty
+    suppress_tokens begin_suppress_tokens attention_dropout
+    """.split()
+)
 
 
 _LLADA = Family(
@@ -78,6 +96,15 @@ _LLADA = Family(
         "scale_logits": (False,),
     },
     implied={},
+    # The dropouts are of training; alibi_bias_max and attention_layer_norm_with_affine belong to what is off above.
+    harmless=HARMLESS
+    | frozenset(
+        """
+        alibi_bias_max attention_layer_norm_with_affine embedding_dropout residual_dropout flash_attention flash_attn_varlen
+        init_device init_fn init_std init_cutoff_factor precision mlp_ratio multi_query_attention vocab_size
+        tie_word_embeddings
+        """.split()
+    ),
     names=Names(
         embedding="model.transformer.wte",
         final_norm="model.transformer.ln_f",
@@ -109,6 +136,13 @@ _MMADA = dataclasses.replace(
     name="mmada",
     model_types=("mmada",),
     architecture="MMadaModelLM",
+    harmless=_LLADA.harmless
+    | frozenset(
+        """
+        codebook_size llm_model_path llm_vocab_size new_vocab_size num_new_special_tokens num_vq_tokens
+        pretrained_model_path w_clip_vit
+        """.split()
+    ),
     assistant_header="<|start_header_id|>assistant<|end_header_id|>\n",
 )
 
@@ -137,6 +171,7 @@ _DREAM = Family(
         "use_mrope": (False, None),
     },
     implied={"qkv_bias": True, "rope_full_precision": False},
+    harmless=HARMLESS | {"max_window_layers", "sliding_window"},  # of windows, which are off above
     names=Names(
         embedding="model.embed_tokens",
         final_norm="model.norm",
@@ -190,6 +225,14 @@ def family_for(config: ModelConfig) -> Family:
 def read_config(published: Mapping[str, Any], where: str) -> ModelConfig:
     """The architecture that a config.json describes. Raises ConfigError naming the setting that is missing or not supported."""
     family = family_of(published, where)
+    published = _without_redundant(_with_theta(published, where), family, where)
+    known = {*family.fields.values(), *family.fixed, *family.harmless}
+    unknown = sorted(published.keys() - known)
+    if unknown:
+        raise ConfigError(
+            f"{where}: d1jax does not know {', '.join(map(repr, unknown))} of a {family.name} model, which may change what it "
+            "computes; take out of config.json what does not"
+        )
     for name, allowed in family.fixed.items():
         if published.get(name, allowed[0]) not in allowed:
             raise ConfigError(
@@ -222,6 +265,54 @@ def read_config(published: Mapping[str, Any], where: str) -> ModelConfig:
             f"kv_heads = {config.kv_heads}"
         )
     return config
+
+
+def _with_theta(published: Mapping[str, Any], where: str) -> Mapping[str, Any]:
+    """The same with `rope_theta` on its own, as before transformers 5, which keeps it in `rope_parameters`.
+
+    Raises ConfigError for every way of scaling the positions: d1jax implements none.
+    """
+    plain = {name: value for name, value in published.items() if name not in ("rope_parameters", "rope_scaling")}
+    for name in ("rope_parameters", "rope_scaling"):
+        given = published.get(name)
+        if given is None:
+            continue
+        rest = dict(given) if isinstance(given, Mapping) else {"": given}
+        kinds = {rest.pop(key, "default") for key in ("rope_type", "type")}
+        theta, rotated = rest.pop("rope_theta", None), rest.pop("partial_rotary_factor", None)
+        if kinds != {"default"} or rotated not in (None, 1) or rest:
+            raise ConfigError(
+                f"{where}: {name} = {given!r} is not supported; d1jax implements {name} = None, or rope_type = 'default' "
+                "with a rope_theta alone"
+            )
+        if theta is not None and plain.get("rope_theta") not in (None, theta):
+            raise ConfigError(
+                f"{where}: rope_theta = {plain['rope_theta']!r}, but {name} says {theta!r}; write the one that is right"
+            )
+        if theta is not None:
+            plain["rope_theta"] = theta
+    return plain
+
+
+def _without_redundant(published: Mapping[str, Any], family: Family, where: str) -> Mapping[str, Any]:
+    """The same without what newer configs write beside what it follows from. Raises ConfigError where it does not follow."""
+    heads, width = (published.get(family.fields[name]) for name in ("heads", "width"))
+    derived = {
+        "head_dim": lambda value: isinstance(value, int) and isinstance(heads, int) and value * heads == width,
+        "layer_types": lambda value: isinstance(value, list) and set(value) <= {"full_attention"},
+        "partial_rotary_factor": lambda value: value == 1,
+        "attention_bias": lambda value: value is family.implied.get("qkv_bias"),
+        "mlp_bias": lambda value: value is False,
+        "is_decoder": lambda value: value is False,
+        "is_encoder_decoder": lambda value: value is False,
+        "add_cross_attention": lambda value: value is False,
+        "pruned_heads": lambda value: value == {},
+    }
+    for name, follows in derived.items():
+        value = published.get(name)
+        if value is not None and not follows(value):
+            raise ConfigError(f"{where}: {name} = {value!r:.80} is not supported by d1jax for a {family.name} model")
+    return {name: value for name, value in published.items() if name not in derived}
 
 
 def write_config(config: ModelConfig, token_ids: Mapping[str, int]) -> dict[str, Any]:

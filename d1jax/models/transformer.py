@@ -87,9 +87,11 @@ class Dense(nn.Module):
             # PEFT's initialisation: uniform(-1/sqrt(in), 1/sqrt(in)) and zeros, so that an untrained adapter changes nothing.
             bound = size**-0.5
             a_init = nn.with_logical_partitioning(
-                lambda key, shape: jax.random.uniform(key, shape, minval=-bound, maxval=bound), (self.axes[0], "rank")
+                lambda key, shape: jax.random.uniform(key, shape, jnp.float32, -bound, bound), (self.axes[0], "rank")
             )
-            b_init = nn.with_logical_partitioning(lambda key, shape: jnp.zeros(shape), ("rank", self.axes[1]))
+            b_init = nn.with_logical_partitioning(
+                lambda key, shape: jnp.zeros(shape, jnp.float32), ("rank", self.axes[1])
+            )
             key = self.make_rng("lora") if self.is_mutable_collection("lora") else None
             a = self.variable("lora", "a", a_init, key, (size, self.lora.rank)).value
             b = self.variable("lora", "b", b_init, None, (self.lora.rank, self.features)).value
@@ -228,6 +230,15 @@ def head_matrix(variables: Variables) -> Array:
 def project(hidden: Array, head_DV: Array) -> Array:
     """Logits [..., V], accumulated and returned in fp32."""
     return jnp.einsum("...D,DV->...V", hidden, head_DV.astype(hidden.dtype), preferred_element_type=jnp.float32)
+
+
+def in_model_dtype(variables: Variables, config: ModelConfig) -> Variables:
+    """The variables in the dtype of the activations, for many passes over the same weights.
+
+    The model casts every weight to that dtype where it uses it, so no result changes by a bit; weights that are trained in fp32
+    are just not read and cast again in every denoising step.
+    """
+    return jax.tree.map(lambda x: x.astype(config.dtype), variables)
 
 
 def initialize(model: Transformer, key: Array, mesh: Mesh, collections: tuple[str, ...] = ("params",)) -> Variables:

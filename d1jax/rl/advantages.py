@@ -7,6 +7,10 @@ from __future__ import annotations
 
 import numpy as np
 
+# Rewards are sums of weights x parts, so equal ones may differ by rounding: 0.1 + 0.2 is not 0.3. What is closer than this share of the
+# largest reward of the batch is a tie.
+TIE = 1e-9
+
 
 def center(rewards_QG: np.ndarray) -> np.ndarray:
     """r - mean of the group (d1, Dr. GRPO)."""
@@ -42,7 +46,7 @@ def softmax(rewards_QG: np.ndarray, scale: float = 1.0) -> np.ndarray:
 
 def accepted(rewards_QG: np.ndarray) -> np.ndarray:
     """1 where the reward is 1, else 0: imitate what is right (rejection sampling; DeepSeekMath's gradient coefficient of RFT)."""
-    return (rewards_QG == 1.0).astype(np.float64)
+    return (np.abs(rewards_QG - 1.0) <= TIE).astype(np.float64)
 
 
 ADVANTAGES = {
@@ -67,18 +71,25 @@ def group_advantages(kind: str, rewards_QG: np.ndarray, **settings: float) -> np
 
 
 def equal_groups(rewards_QG: np.ndarray) -> np.ndarray:
-    """[Q]: whether all completions of a problem have the same reward, so that nothing is to be learnt from comparing them."""
-    return rewards_QG.max(axis=1) == rewards_QG.min(axis=1)
+    """[Q]: whether all completions of a problem have the same reward (up to TIE), so that nothing is learnt from comparing them."""
+    return rewards_QG.max(axis=1) - rewards_QG.min(axis=1) <= tolerance(rewards_QG)
+
+
+def tolerance(rewards: np.ndarray) -> float:
+    """How far apart two rewards of this batch may be and still be a tie: TIE x the largest reward."""
+    return TIE * np.abs(rewards).max(initial=0.0)
 
 
 def pairs(rewards_QG: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(rows [2 Q] of the flat batch, advantages [2 Q]): the best of each group with 1, then the worst with -1; of ties the first.
 
-    A group of equal rewards has advantage 0: its pair says nothing.
+    A group of equal rewards has advantage 0: its pair says nothing. Rewards closer than `tolerance` are ties.
     """
     group = rewards_QG.shape[1]
     first_Q = np.arange(len(rewards_QG)) * group
-    rows = np.concatenate([first_Q + rewards_QG.argmax(axis=1), first_Q + rewards_QG.argmin(axis=1)])
+    best_QG = rewards_QG >= rewards_QG.max(axis=1, keepdims=True) - tolerance(rewards_QG)
+    worst_QG = rewards_QG <= rewards_QG.min(axis=1, keepdims=True) + tolerance(rewards_QG)
+    rows = np.concatenate([first_Q + best_QG.argmax(axis=1), first_Q + worst_QG.argmax(axis=1)])
     differ_Q = (~equal_groups(rewards_QG)).astype(np.float32)
     return rows, np.concatenate([differ_Q, -differ_Q])
 
@@ -95,7 +106,7 @@ def process_advantages(
     out_QGC = np.zeros(step_QGC.shape)
     for q, (gains_GK, real_GK) in enumerate(zip(gains_QGK, real_QGK, strict=True)):
         values = gains_GK[real_GK]
-        if values.max() == values.min():
+        if values.max() - values.min() <= tolerance(values):
             continue
         scale = values.std(ddof=1) + eps if kind == "zscore" else 1.0
         normal_GK = np.where(real_GK, (gains_GK - values.mean()) / scale, 0.0)

@@ -18,14 +18,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from d1jax.analysis import accuracy
-from d1jax.config import RlConfig
 from d1jax.data.pipeline import RowOrder
 from d1jax.diffusion.canvas import Canvas
 from d1jax.diffusion.sampler import given, sample
 from d1jax.experiment import Experiment
 from d1jax.journal import Journal
-from d1jax.models import lora
-from d1jax.models.transformer import Variables
+from d1jax.models.transformer import Variables, in_model_dtype
 from d1jax.rl import guards, metrics
 from d1jax.rl.credit import credit
 from d1jax.rl.rewards import Judge, total_rewards
@@ -37,7 +35,7 @@ from d1jax.setup import split, trained_table, with_adapter
 
 
 def train(experiment: Experiment, start: Variables, journal: Journal) -> Variables:
-    """Runs (or continues, or finds finished) the stage; returns its last weights, adapters merged."""
+    """Runs (or continues, or finds finished) the stage; returns its last weights, an adapter beside what it was trained on."""
     config, problems, task, mesh = experiment.config.rl, experiment.train, experiment.task, experiment.mesh
     sampler, special, root = experiment.config.sampler, experiment.tokenizer.special, experiment.key("rl")
     questions, group = config.prompts_per_step, config.group_size
@@ -59,7 +57,7 @@ def train(experiment: Experiment, start: Variables, journal: Journal) -> Variabl
         journal.note(
             "rl.estimator.name = autoregressive is exact for sampler.remasking = left_to_right with one token a step only"
         )
-    reference = _reference(config, trainable, frozen)
+    reference = _reference(experiment, state.trainable, frozen)
     items, first = journal.resume(_items(state, reference))
     state, reference = TrainState(items["trainable"], items["optimizer"]), items.get("reference", reference)
 
@@ -72,9 +70,9 @@ def train(experiment: Experiment, start: Variables, journal: Journal) -> Variabl
         # -- rollouts: G completions of each problem
         rows_B = np.repeat(usable[order.take(step * questions, questions)], group)
         prompts = problems.prompt_RP[rows_B], problems.prompt_length_R[rows_B]
-        policy = {**frozen, **state.trainable}
+        policy = in_model_dtype({**frozen, **state.trainable}, experiment.config.model)
         if config.data == "targets":
-            rollout = given(problems.target_RC[rows_B], special.end)
+            rollout = given(problems.target_RC[rows_B], special.end_ids)
         else:
             rollout = jax.device_get(sample(
                 experiment.model, reference if config.data == "reference" else policy,
@@ -122,14 +120,14 @@ def train(experiment: Experiment, start: Variables, journal: Journal) -> Variabl
         # -- what is left behind
         values |= {
             **metrics.of_rewards(parts_B, reward_QG, len(judge.failures)),
-            **metrics.of_completions(rollout, texts, group, special.end, task.columns is not None),
+            **metrics.of_completions(rollout, texts, group, special.end_ids, task.columns is not None),
             **metrics.of_update(inner, config),
             "learning_rate": float(schedule(step * config.inner_updates)),
             **dict(zip(("time/rollout_s", "time/reward_s", "time/update_s"), np.diff(clock).tolist(), strict=True)),
         }
         every = experiment.config.evaluation.every
         if every and (step + 1) % every == 0:
-            values |= accuracy.headline(experiment, lora.merge({**frozen, **state.trainable}, experiment.config.lora))
+            values |= accuracy.headline(experiment, {**frozen, **state.trainable})
         journal.record(step + 1, values, watch=("reward", "rewards/solved/mean", "kl", "entropy"))
         for line in guards.no_signal(journal.recent, step + 1, config):
             journal.note(line)
@@ -137,7 +135,7 @@ def train(experiment: Experiment, start: Variables, journal: Journal) -> Variabl
         if signs:
             journal.roll_back(step + 1, config.guard.patience, signs)
         journal.keep(step + 1, _items(state, reference))
-    return lora.merge({**frozen, **state.trainable}, experiment.config.lora)
+    return {**frozen, **state.trainable}
 
 
 def _copy(tree: Any) -> Any:
@@ -157,14 +155,19 @@ def _weighted(reference: Variables, policy: Variables, share: float) -> Variable
     return jax.tree.map(lambda r, p: (share * p + (1 - share) * r).astype(r.dtype), reference, policy)
 
 
-def _reference(config: RlConfig, trainable: Variables, frozen: Variables) -> Variables:
-    """The policy at the start. Under LoRA that is the model without its adapter: no copy. A method without one gets {}."""
+def _reference(experiment: Experiment, trainable: Variables, frozen: Variables) -> Variables:
+    """The policy at the start; a method without a reference gets {}. Under LoRA the base is shared, and only the adapter is copied.
+
+    One that never moves is kept in the dtype in which it computes, which changes no score.
+    """
+    config = experiment.config.rl
     if not config.needs_reference:
         return {}
-    return frozen if "lora" in trainable else _copy(trainable)
+    start = {**frozen, **_copy(trainable)}
+    return start if config.reference_sync_every else in_model_dtype(start, experiment.config.model)
 
 
 def _items(state: TrainState, reference: Variables) -> dict[str, Any]:
-    """What a checkpoint holds. A reference that is the frozen base is not saved again."""
+    """What a checkpoint holds. Under LoRA the reference never moves: it is what the stage began with."""
     moving = {"reference": reference} if reference and "params" in state.trainable else {}
     return {"trainable": state.trainable, "optimizer": state.optimizer, **moving}

@@ -21,13 +21,13 @@ def of_rewards(parts_B: Mapping[str, np.ndarray], reward_QG: np.ndarray, failure
 
 
 def of_completions(
-    rollout: Rollout, texts: Sequence[str], group: int, end_id: int, grids: bool = False
+    rollout: Rollout, texts: Sequence[str], group: int, end_ids: tuple[int, ...], grids: bool = False
 ) -> dict[str, float]:
     """grids: the answers are grids, whose lines each end with a line break."""
     distinct = [len(set(texts[i : i + group])) for i in range(0, len(texts), group)]
     return {
         "completions/mean_length": float(rollout.length_B.mean()),
-        "completions/clipped_ratio": clipped_ratio(rollout.tokens_BC, texts, end_id, grids),
+        "completions/clipped_ratio": clipped_ratio(rollout.tokens_BC, texts, end_ids, grids),
         "completions/distinct_per_group": float(np.mean(distinct)),
         "completions/repeated_tokens": repeated_tokens(rollout.tokens_BC, rollout.length_B),
         "sampler/nfe": float(rollout.nfe_B.mean()),
@@ -35,12 +35,12 @@ def of_completions(
     }
 
 
-def clipped_ratio(tokens_BC: np.ndarray, texts: Sequence[str], end_id: int, grids: bool) -> float:
-    """Share of the completions that the length limit has cut off: they have no end token.
+def clipped_ratio(tokens_BC: np.ndarray, texts: Sequence[str], end_ids: tuple[int, ...], grids: bool) -> float:
+    """Share of the completions that the length limit has cut off: they have no token that ends a text.
 
     A grid that fills the canvas has no room for one; it is whole when its last line is closed.
     """
-    endless_B = (tokens_BC != end_id).all(axis=1)
+    endless_B = ~np.isin(tokens_BC, end_ids).any(axis=1)
     closed_B = np.array([grids and text.endswith("\n") for text in texts])
     return float((endless_B & ~closed_B).mean())
 

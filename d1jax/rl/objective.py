@@ -14,6 +14,8 @@ from jax import Array
 
 from d1jax.config import RlConfig
 
+LARGEST = 20.0  # of what is exponentiated: a ratio of 5e8 is far outside every clip range
+
 
 class TokenTerms(NamedTuple):
     """Per completion token, fp32. Under a ratio of sequences or blocks all of its tokens have the same value."""
@@ -41,11 +43,15 @@ def token_terms(
     where A < 0 (arXiv 1912.09729). "cispo": -sg(min(r, 1 + high)) A log p, so that a clipped token keeps its gradient
     (MiniMax-M1, arXiv 2506.13585). "none": -r A.
     ratio "none": the policy gradient, -A log p; the ratio is 1.
+
+    Every term and its gradient is finite for every finite log-probability: beyond e^20 exp is continued by its tangent (see `exp`). So a
+    completion of advantage 0 gives exactly 0 and a clipped one no gradient, however far the policies are apart. ppo at a negative
+    advantage has no bound by its definition: there the loss of a log ratio x > 20 is |A| e^20 (x - 19), and its gradient still points back.
     """
     if config.ratio == "none":
         old_logp_BC = jax.lax.stop_gradient(logp_BC)
     log_ratio_BC = LEVELS[config.ratio]((logp_BC - old_logp_BC) * mask_BC, mask_BC, block_length)
-    ratio_BC = jnp.exp(log_ratio_BC)
+    ratio_BC = exp(log_ratio_BC)
     low, high = 1 - config.clip_low, 1 + config.clip_high
     clipped_BC = jnp.clip(ratio_BC, low, high)
     if config.ratio == "none":
@@ -90,8 +96,17 @@ def preference_terms(
     margin_B1 = jnp.tile(config.preference_scale * (gain_B1[:pairs] - gain_B1[pairs:]), (2, 1))
     loss_BC = jnp.where(advantage_BC == 0, 0.0, -jax.nn.log_sigmoid(margin_B1))
     nothing_BC = jnp.zeros_like(logp_BC)
-    ratio_BC = jnp.broadcast_to(jnp.exp(margin_B1), logp_BC.shape)
+    ratio_BC = jnp.broadcast_to(exp(margin_B1), logp_BC.shape)
     return TokenTerms(loss_BC, loss_BC, ratio_BC, nothing_BC, nothing_BC > 0, nothing_BC > 0)
+
+
+def exp(x: Array) -> Array:
+    """exp(x), and beyond x = LARGEST its tangent there: finite, with a finite gradient of the right sign.
+
+    exp overflows in fp32 beyond 88, and 0 x inf in a gradient is NaN: one such token would void the update of the whole batch.
+    """
+    within = jnp.minimum(x, LARGEST)
+    return jnp.exp(within) * (1 + jnp.maximum(x - LARGEST, 0.0))
 
 
 # -- log ratios: (per token, mask, block length) -> per token ----------------------------------------------------------
@@ -148,7 +163,7 @@ def k2(logp: Array, reference_logp: Array) -> Array:
 def k3(logp: Array, reference_logp: Array) -> Array:
     """exp(d) - d - 1 with d = reference - policy: unbiased for KL(policy || reference) under the policy, never negative."""
     difference = reference_logp - logp
-    return jnp.exp(difference) - difference - 1
+    return exp(difference) - difference - 1
 
 
 KL: dict[str, Callable[[Array, Array], Array]] = {"k1": k1, "k2": k2, "k3": k3}
@@ -156,25 +171,35 @@ KL: dict[str, Callable[[Array, Array], Array]] = {"k1": k1, "k2": k2, "k3": k3}
 
 # -- pooling: per-token losses -> one number, as weights over the whole batch ----------------------------------------------
 # The weights know the totals of the batch, so the weighted sums of micro-batches add up to the loss of the batch. `rows` is how
-# many rows count: all, or those that were not dropped (their mask is empty).
+# many rows count: all, or those that were not dropped (their mask is empty). `group`: completions of a problem, which are neighbours.
 
 
-def bnpo(mask_BC: Array, rows: Array) -> Array:
-    """Mean over the tokens of the batch (d1)."""
+def bnpo(mask_BC: Array, rows: Array, group: int) -> Array:
+    """Mean over the tokens of the batch."""
     return mask_BC / jnp.maximum(mask_BC.sum(), 1)
 
 
-def grpo(mask_BC: Array, rows: Array) -> Array:
-    """Mean over rows of the mean over a row's tokens (DeepSeekMath); under a sequence ratio the mean over sequences."""
+def group_bnpo(mask_BC: Array, rows: Array, group: int) -> Array:
+    """Mean over groups of the mean over a group's tokens: d1's released code, whose micro-batch is one problem's completions.
+
+    A group without a token that counts is in no mean.
+    """
+    tokens_Q = mask_BC.sum(axis=1).reshape(-1, group).sum(axis=1)
+    groups = jnp.maximum(jnp.sum(tokens_Q > 0), 1)
+    return mask_BC / (groups * jnp.maximum(jnp.repeat(tokens_Q, group), 1))[:, None]
+
+
+def grpo(mask_BC: Array, rows: Array, group: int) -> Array:
+    """Mean over rows of the mean over a row's tokens (DeepSeekMath; d1, eq. 4); under a sequence ratio the mean over sequences."""
     return mask_BC / (rows * jnp.maximum(mask_BC.sum(axis=1, keepdims=True), 1))
 
 
-def dr_grpo(mask_BC: Array, rows: Array) -> Array:
+def dr_grpo(mask_BC: Array, rows: Array, group: int) -> Array:
     """Sum over tokens / (rows x C): a long answer weighs more than a short one (Dr. GRPO, arXiv 2503.20783)."""
     return mask_BC / (rows * mask_BC.shape[1])
 
 
-def row_sum(mask_BC: Array, rows: Array) -> Array:
+def row_sum(mask_BC: Array, rows: Array, group: int) -> Array:
     """Mean over rows of the sum over a row's tokens (wd1)."""
     return mask_BC / rows
 
@@ -184,6 +209,7 @@ def row_sum(mask_BC: Array, rows: Array) -> Array:
 POOLINGS = {
     "bnpo": bnpo,
     "dapo": bnpo,
+    "group_bnpo": group_bnpo,
     "grpo": grpo,
     "sequence_mean": grpo,
     "dr_grpo": dr_grpo,

@@ -51,7 +51,7 @@ class Scorer:
         )  # fmt: skip
 
     def text_BC(self, batch: Batch) -> Array:
-        return through_first_end(batch.canvas.completion_BC, self.special.end)
+        return through_first_end(batch.canvas.completion_BC, self.special.end_ids)
 
     def scores(self, variables: Variables, batch: Batch, views: Views) -> Scores:
         """The estimate; where the advantage is negative, upper_share of it is the upper bound (SPG, arXiv 2510.09541).

@@ -64,7 +64,7 @@ def unfinished(tokens_C: np.ndarray, kept_C: np.ndarray, tokenizer: Tokenizer) -
             parts.append(tokenizer.decode(tokens_C[start:place].tolist()))
             parts.append(HOLE if place < last else "")
             start = place + 1
-        elif tokens_C[place] in (special.end, special.turn_end):
+        elif tokens_C[place] in special.end_ids:
             parts.append(tokenizer.decode(tokens_C[start:place].tolist()))
             break
     return "".join(parts)

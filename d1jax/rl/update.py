@@ -17,7 +17,7 @@ from jax import Array
 from d1jax.config import RlConfig, SamplerConfig
 from d1jax.data.tokenizers import SpecialTokens
 from d1jax.models.transformer import Transformer, Variables
-from d1jax.rl.objective import LEVELS, POOLINGS, preference_terms, token_terms
+from d1jax.rl.objective import LEVELS, POOLINGS, exp, preference_terms, token_terms
 from d1jax.rl.scoring import Batch, Scorer
 from d1jax.runtime.optimizer import TrainState, apply_gradient, bad_updates, gradients, placement
 
@@ -127,7 +127,8 @@ def make_update(
         ) -> tuple[TrainState, dict[str, Array]]:
             u, key, old_logp_BC, reference_logp_BC = xs
             counted_BC = scorer.counted_BC(key, batch).astype(jnp.float32)
-            rows = Scored(batch, POOLINGS[config.pooling](counted_BC, rows_kept), old_logp_BC, reference_logp_BC)
+            weight_BC = POOLINGS[config.pooling](counted_BC, rows_kept, config.group_size)
+            rows = Scored(batch, weight_BC, old_logp_BC, reference_logp_BC)
             value, sums, gradient = gradients(
                 lambda t, r: loss(t, r, frozen, key, u == 0), state.trainable, rows, config.micro_batches
             )
@@ -168,7 +169,7 @@ def masks_alone(old_logp_UBC: Array, text_BC: Array, config: RlConfig, block_len
     alone would clip: what a method would see whose policy and old policy do not share their masks. 0 where there is one plan only.
     """
     apart_BC = LEVELS[config.ratio]((old_logp_UBC[-1] - old_logp_UBC[0]) * text_BC, text_BC, block_length) * text_BC
-    ratio_BC, tokens = jnp.exp(apart_BC), jnp.maximum(jnp.sum(text_BC), 1)
+    ratio_BC, tokens = exp(apart_BC), jnp.maximum(jnp.sum(text_BC), 1)
     outside_BC = (ratio_BC < 1 - config.clip_low) | (ratio_BC > 1 + config.clip_high)
     return {
         "check/masks_alone_log_rms": jnp.sqrt(jnp.sum(apart_BC**2) / tokens),

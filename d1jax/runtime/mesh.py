@@ -7,6 +7,7 @@ changing the parallelism of d1jax means changing this table. An axis whose size 
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -31,8 +32,22 @@ RULES: dict[str, str | tuple[str, ...] | None] = {
 
 
 def make_mesh(config: MeshConfig) -> Mesh:
-    """A mesh over all devices of this run. Raises ConfigError where the axes do not multiply to their number."""
-    devices = jax.device_count()
+    """A mesh over all devices of this run.
+
+    Raises ConfigError where the axes do not multiply to their number, where there is no device, and under JAX_ENABLE_X64: random
+    draws and loop counters would be of 64 bits, and a seed would mean other masks and other texts.
+    """
+    if jax.config.jax_enable_x64:
+        raise ConfigError(
+            "JAX_ENABLE_X64 is set, and d1jax computes in 32 bits; unset it, or jax.config.update it to False"
+        )
+    try:
+        devices = jax.device_count()
+    except (RuntimeError, AssertionError) as error:  # JAX_PLATFORMS names a backend that is not there
+        reason = str(error).strip().partition("\n")[0] or f"JAX_PLATFORMS = {os.environ.get('JAX_PLATFORMS')}"
+        raise ConfigError(
+            f"JAX has no device to run on: {reason}; unset JAX_PLATFORMS, or install what it names"
+        ) from None
     shape = [config.data, config.fsdp, config.tensor]
     fixed = math.prod(size for size in shape if size != -1)
     if any(size == 0 or size < -1 for size in shape) or devices % fixed or (-1 not in shape and fixed != devices):

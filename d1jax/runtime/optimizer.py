@@ -16,11 +16,12 @@ from d1jax.config import OptimizerConfig
 from d1jax.runtime.mesh import replicated
 
 UNLIMITED = 2**31 - 1
+MASTER = jnp.float32  # the dtype of all that is trained
 
 
 class TrainState(NamedTuple):
-    trainable: Any  # {"params": ...} or, under LoRA, {"lora": ...}
-    optimizer: Any
+    trainable: Any  # {"params": ...} or, under LoRA, {"lora": ...}; always fp32
+    optimizer: Any  # Adam's moments are fp32, like what they belong to
 
 
 def make_schedule(config: OptimizerConfig, updates: int) -> optax.Schedule:
@@ -53,16 +54,19 @@ def make_optimizer(config: OptimizerConfig, updates: int) -> optax.GradientTrans
 
 
 def new_state(optimizer: optax.GradientTransformation, trainable: Any, mesh: Mesh) -> TrainState:
-    """The state before the first update, its moments placed like the parameters that they belong to.
+    """The state before the first update: fp32 master weights and moments, placed like the parameters that they belong to.
 
-    The parameters are copied, because updates donate their state and `trainable` belongs to the caller.
+    bf16 has 8 bits: at a learning rate of 1e-6 nearly every update of a weight is less than half a step of it and would be rounded away.
+    So what is trained is kept in fp32, whatever dtype the weights came in; the model casts it to its own dtype where it
+    computes. The parameters are copied, because updates donate their state and `trainable` belongs to the caller.
     """
+    trainable = jax.tree.map(lambda x: jnp.array(x, MASTER, copy=True), trainable)
     shapes = jax.eval_shape(optimizer.init, trainable)
     like = jax.tree.map(lambda x: x.sharding, trainable)
     placement = optax.tree_map_params(
         optimizer, lambda _, place: place, shapes, like, transform_non_params=lambda _: replicated(mesh)
     )
-    return TrainState(jax.tree.map(jnp.copy, trainable), jax.jit(optimizer.init, out_shardings=placement)(trainable))
+    return TrainState(trainable, jax.jit(optimizer.init, out_shardings=placement)(trainable))
 
 
 def placement(state: TrainState) -> TrainState:

@@ -1,23 +1,25 @@
 """The directory of one run: its paths, its lock, and the configuration that it belongs to.
 
-config.yaml  source/  metrics.jsonl  checkpoints/<stage>/<step>/  evaluations/<stage>.json
-samples.jsonl  summary.json  report.html  collapsed/<stage>/<step>/
+config.yaml  data.json  source/  metrics.jsonl  checkpoints/<stage>/<step>/  evaluations/<stage>.json
+samples.jsonl  summary.json  report.html  collapsed/<stage>/<step>/  damaged/<stage>/<step>/
 """
 
 from __future__ import annotations
 
 import dataclasses
 import fcntl
+import json
+import os
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from d1jax.config import Config, ConfigError
 from d1jax.config_file import differences, from_yaml, to_yaml
-from d1jax.files import write_beside
+from d1jax.files import distinct, write_beside, write_json
 from d1jax.runtime.longer import make_longer, only_longer
 
 OURS = (".lock", "config.yaml.tmp")  # what a claim that was killed may leave
@@ -26,6 +28,11 @@ OURS = (".lock", "config.yaml.tmp")  # what a claim that was killed may leave
 @dataclass(frozen=True)
 class RunDirectory:
     path: Path
+
+    @property
+    def begun(self) -> bool:
+        """Whether anything that was learnt is saved."""
+        return any(self.path.glob("checkpoints/*/[0-9]*"))
 
     @property
     def config(self) -> Path:
@@ -41,6 +48,16 @@ class RunDirectory:
         return self.path / "init_from.json"
 
     @property
+    def adapter(self) -> Path:
+        """Says of a LoRA run that its stages share one adapter."""
+        return self.path / "adapter.json"
+
+    @property
+    def data(self) -> Path:
+        """Which rows the run began with."""
+        return self.path / "data.json"
+
+    @property
     def summary(self) -> Path:
         return self.path / "summary.json"
 
@@ -54,6 +71,10 @@ class RunDirectory:
     def collapsed(self, stage: str) -> Path:
         """Checkpoints of a policy that had collapsed; nothing reads them."""
         return self.path / "collapsed" / stage
+
+    def damaged(self, stage: str) -> Path:
+        """Checkpoints that were not what had been saved; nothing reads them."""
+        return self.path / "damaged" / stage
 
     def saved_steps(self, stages: Sequence[str]) -> dict[str, int]:
         """How far each stage that has begun is saved (0: not yet)."""
@@ -71,25 +92,31 @@ class RunDirectory:
 def claim(config: Config) -> tuple[RunDirectory, IO[str]]:
     """The run directory of `config`, made if it is new, and the lock that this process holds on it.
 
-    Raises ConfigError where the directory belongs to another configuration, to another running process, or to something else.
+    Raises ConfigError where the directory belongs to another configuration, to another running process, or to something else,
+    or cannot be written to.
     """
     run = RunDirectory(Path(config.run_dir))
-    if run.path.exists() and not run.path.is_dir():
-        raise ConfigError(f"run_dir {config.run_dir!r} is a file; choose another run_dir")
-    if run.path.is_dir() and not run.config.exists() and any(p.name not in OURS for p in run.path.iterdir()):
-        raise ConfigError(
-            f"run_dir {config.run_dir!r} holds files but no config.yaml, so it is not a run; choose another run_dir"
-        )
-    run.path.mkdir(parents=True, exist_ok=True)
-    lock = open(run.path / ".lock", "w")
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+        lock = _lock(run, config.run_dir)
+    except ConfigError:
+        raise
+    except (OSError, ValueError) as error:  # ValueError: Python refuses a path with a NUL by itself
+        reason = error.strerror if isinstance(error, OSError) else error
         raise ConfigError(
-            f"run_dir {config.run_dir!r} is in use by another process; wait for it or choose another run_dir"
+            f"run_dir {config.run_dir!r} cannot be made or written to ({reason}); choose another"
         ) from None
+    try:
+        _take_over(run, config)
+    except BaseException:
+        lock.close()
+        raise
+    return run, lock
+
+
+def _take_over(run: RunDirectory, config: Config) -> None:
+    """Writes the configuration down. Raises ConfigError where the directory has begun with another one."""
     # Before the first checkpoint nothing has been learnt, and a corrected configuration may take the directory over.
-    if run.config.exists() and any(run.path.glob("checkpoints/*/[0-9]*")):
+    if run.config.exists() and run.begun:
         # Where the directory lies is no part of what it holds: a moved run may be continued.
         old = from_yaml(run.config)
         changed = differences(dataclasses.replace(old, run_dir=""), dataclasses.replace(config, run_dir=""))
@@ -108,11 +135,74 @@ def claim(config: Config) -> tuple[RunDirectory, IO[str]]:
         shutil.rmtree(run.source, ignore_errors=True)
         run.origin.unlink(missing_ok=True)
         write_beside(run.config, to_yaml(config))
-    return run, lock
+
+
+def _lock(run: RunDirectory, name: str) -> IO[str]:
+    """The directory, made if it is new, and this process's lock on it."""
+    if run.path.exists() and not run.path.is_dir():
+        raise ConfigError(f"run_dir {name!r} is a file; choose another run_dir")
+    if run.path.is_dir() and not run.config.exists() and any(p.name not in OURS for p in run.path.iterdir()):
+        raise ConfigError(
+            f"run_dir {name!r} holds files but no config.yaml, so it is not a run; choose another run_dir"
+        )
+    run.path.mkdir(parents=True, exist_ok=True)
+    lock = open(run.path / ".lock", "w")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        raise ConfigError(
+            f"run_dir {name!r} is in use by another process; wait for it or choose another run_dir"
+        ) from None
+    return lock
+
+
+def check_data(run: RunDirectory, data: Mapping[str, Mapping[str, Any]]) -> str | None:
+    """Compares {setting: {"source", "rows", "sha256"}} with the rows that the run began with, and writes it down if it is new.
+
+    Returns a line for the log where there is something to say. Raises ConfigError where the rows of a source have changed.
+    """
+    if not run.begun:
+        write_json(run.data, data)
+        return None
+    if not run.data.exists():
+        write_json(run.data, data)
+        return "this run was begun before runs recorded their rows; whether these are the same cannot be told"
+    recorded = read_record(run.data)
+    for setting, now in data.items():
+        then = recorded.get(setting, {})
+        if then.get("sha256") != now["sha256"]:
+            raise ConfigError(
+                f"{setting}: {now['source']} has other rows than when the run in {str(run.path)!r} began: {then.get('rows')} rows with "
+                f"sha256 {str(then.get('sha256'))[:16]} then, {now['rows']} rows with {now['sha256'][:16]} now; put the former rows back, "
+                "or choose another run_dir"
+            )
+    return None
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """A JSON object that a run has left. Raises ConfigError that names the file where it is cut or changed."""
+    return _parsed(path, lambda text: [text])[0]
+
+
+def read_records(path: Path) -> list[dict[str, Any]]:
+    """The same of a file with an object a line."""
+    return _parsed(path, lambda text: [line for line in text.split("\n") if line])
+
+
+def _parsed(path: Path, parts: Callable[[str], list[str]]) -> list[dict[str, Any]]:
+    try:
+        values = [json.loads(part, object_pairs_hook=distinct) for part in parts(path.read_text(encoding="utf-8"))]
+        if not all(isinstance(value, dict) for value in values):
+            raise ValueError("it holds something else")
+    except (OSError, ValueError, RecursionError) as error:
+        raise ConfigError(
+            f"{path}: not readable as JSON objects ({error}); move it away, and the same command makes it again"
+        ) from None
+    return values
 
 
 def is_run(path: Path) -> bool:
-    return RunDirectory(path).config.is_file()
+    return os.path.isfile(RunDirectory(path).config)  # False also for a name that no file can have
 
 
 def run_above(path: Path) -> Path | None:

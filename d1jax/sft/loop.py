@@ -22,7 +22,6 @@ from d1jax.diffusion.canvas import Canvas, through_first_end
 from d1jax.diffusion.corruption import corrupt
 from d1jax.experiment import Experiment
 from d1jax.journal import Journal
-from d1jax.models import lora
 from d1jax.models.transformer import Transformer, Variables
 from d1jax.runtime import mesh as mesh_rules
 from d1jax.runtime.optimizer import (
@@ -47,7 +46,7 @@ class Rows(NamedTuple):
 
 
 def train(experiment: Experiment, start: Variables, journal: Journal) -> Variables:
-    """Runs (or continues, or finds finished) the stage; returns its last weights, adapters merged."""
+    """Runs (or continues, or finds finished) the stage; returns its last weights, an adapter beside what it was trained on."""
     config, problems = experiment.config.sft, experiment.train
     targets = problems.has_target_R.nonzero()[0]
     if not len(targets):
@@ -80,10 +79,10 @@ def train(experiment: Experiment, start: Variables, journal: Journal) -> Variabl
         values["learning_rate"] = float(schedule(step))
         every = experiment.config.evaluation.every
         if every and (step + 1) % every == 0:
-            values |= accuracy.headline(experiment, lora.merge({**frozen, **state.trainable}, experiment.config.lora))
+            values |= accuracy.headline(experiment, {**frozen, **state.trainable})
         journal.record(step + 1, values, watch=("loss", "grad_norm"))
         journal.keep(step + 1, {"trainable": state.trainable, "optimizer": state.optimizer})
-    return lora.merge({**frozen, **state.trainable}, experiment.config.lora)
+    return {**frozen, **state.trainable}
 
 
 def make_update(
@@ -102,7 +101,7 @@ def make_update(
 
     @partial(jax.jit, donate_argnums=0, out_shardings=(placement(state), None))
     def update(state: TrainState, frozen: Variables, clean: Canvas, key: Array) -> tuple[TrainState, dict[str, Array]]:
-        text_BC = through_first_end(clean.completion_BC, special.end)
+        text_BC = through_first_end(clean.completion_BC, special.end_ids)
         eligible_BC = jnp.ones_like(text_BC) if config.score_padding else text_BC
         rows = Rows(clean, jnp.arange(eligible_BC.shape[0]), eligible_BC, NORMALIZERS[config.normalizer](eligible_BC))
         value, sums, gradient = gradients(

@@ -185,6 +185,9 @@ class Countdown:
         parsed, used, solved = self._judge(row, text)
         return {"solved": float(solved), "parsed": float(parsed), "numbers_used": float(used)}
 
+    def has_reference(self, row: Row) -> bool:
+        return True  # judged by the rules
+
     def problem_key(self, row: Row) -> str:
         """The numbers in ascending order and the target: their order in the row poses no new problem."""
         return _key(row["numbers"], row["target"])

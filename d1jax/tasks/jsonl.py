@@ -9,12 +9,17 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from d1jax.files import distinct
 from d1jax.tasks.task import DataError, Row, Task
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
     number = 0
+    if "\0" in str(path):
+        raise DataError(f"{str(path)!r}: a path cannot hold a NUL; check the path in the config")
     try:
+        if path.is_fifo():
+            raise DataError(f"{path}: is a pipe, which can be read once and may never end; write the rows into a file")
         # utf-8-sig reads plain UTF-8 too, and forgives the byte-order mark that Windows editors write.
         with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8-sig") as file:
             for number, line in enumerate(file, start=1):
@@ -42,7 +47,7 @@ def _records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             continue
         where = f"{path}:{number}"
         try:
-            record = json.loads(line)
+            record = json.loads(line, object_pairs_hook=distinct)
         except (ValueError, RecursionError) as error:
             excerpt = line.strip()[:60]
             raise DataError(f"{where}: not valid JSON ({error}): {excerpt!r}; write one JSON object per line") from None

@@ -64,6 +64,10 @@ class Task(Protocol):
         """Named scores in [0, 1] for evaluation. Always contains `"solved"`, which is 0.0 or 1.0."""
         ...
 
+    def has_reference(self, row: Row) -> bool:
+        """Whether any text can be `solved`: False where the row lacks the answer that texts are compared with."""
+        ...
+
     def problem_key(self, row: Row) -> str:
         """Equal exactly for rows that pose the same problem: train and test must not share one."""
         ...

@@ -54,11 +54,12 @@ class Traces:
         )
 
     def parse(self, record: dict[str, Any], where: str) -> Row | None:
-        """Reads {question, thinking_trajectories: [text, ...] or thinking: text, attempt?, solution?} as a row of
+        """Reads {question, thinking_trajectories: [text, ...] or thinking: text, attempt?, solution?, answer?} as a row of
         `question` and `reasoning`, `attempt` and `answer`, of which the last three may be None.
 
-        `reasoning` is the first trajectory. `answer` is the last box of the solution, or the whole solution where it is
-        one short line; without such a solution, the same of the attempt. Null and blank count as absent.
+        `reasoning` is the first trajectory. `answer` is read from the first of solution, answer and attempt that has one:
+        its last box, what stands behind #### in its last line (GSM8K), or all of it where it is one short line or a number.
+        Null and blank count as absent.
         """
         question = _text(record, "question", where)
         if question is None:
@@ -67,11 +68,12 @@ class Traces:
                 f'{", ".join(record)[:80] or "(none)"}; a row is {{"question": "...", "thinking": "...", "attempt": "..."}}'
             )
         attempt = _text(record, "attempt", where)
+        told = (_text(record, "solution", where), _number_or_text(record.get("answer")), attempt)
         return {
             "question": question,
             "reasoning": _first_trajectory(record, where) or _text(record, "thinking", where),
             "attempt": attempt,
-            "answer": _short_answer(_text(record, "solution", where)) or _short_answer(attempt),
+            "answer": next(filter(None, map(_short_answer, told)), None),
         }
 
     def prompt(self, row: Row) -> str:
@@ -107,6 +109,9 @@ class Traces:
         solved = row["answer"] is not None and _canonical(offer) == _canonical(row["answer"]) != ""
         return {"solved": float(solved), "answered": float(offer != "")}
 
+    def has_reference(self, row: Row) -> bool:
+        return row["answer"] is not None
+
     def problem_key(self, row: Row) -> str:
         """The question, whatever its spacing and capitals."""
         return " ".join(row["question"].split()).casefold()
@@ -127,6 +132,13 @@ def _text(record: dict[str, Any], key: str, where: str) -> str | None:
     return (value or "").strip() or None
 
 
+def _number_or_text(value: Any) -> str | None:
+    """A short answer is often stored as a number. Anything else is no answer that could be compared."""
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        value = str(value)
+    return value.strip() or None if isinstance(value, str) else None
+
+
 def _first_trajectory(record: dict[str, Any], where: str) -> str | None:
     value = record.get("thinking_trajectories")
     if value is None:
@@ -140,11 +152,14 @@ def _first_trajectory(record: dict[str, Any], where: str) -> str | None:
 
 
 def _short_answer(text: str | None) -> str | None:
-    """The last box of a worked solution, or the solution itself where it is one short line, or None."""
+    """The last box of a worked solution, or what its last line says behind ####, or all of it where it is one short line."""
     if text is None:
         return None
+    last = text.rsplit("\n", 1)[-1].strip()
+    if last.startswith("####"):
+        text = last.removeprefix("####").strip()
     short = len(text) <= _SHORT and "\n" not in text
-    return last_boxed(text) or (text if short else None)
+    return last_boxed(text) or (text if short else None) or None
 
 
 def _canonical(answer: str) -> Fraction | str:

@@ -1,9 +1,10 @@
 """Text into HTML, safely: model output, prompts and run names are untrusted and pass through here."""
 
 import html
-import json
 import math
 from typing import Any
+
+from d1jax.files import to_json
 
 
 def esc(value: Any) -> str:
@@ -17,7 +18,7 @@ def script_json(value: Any) -> str:
     `ensure_ascii` writes U+2028, U+2029 and lone surrogates as \\u escapes; `<`, `>` and `&` are escaped here, so that
     no text can close the element or open a comment.
     """
-    text = json.dumps(value, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
+    text = to_json(value, ensure_ascii=True, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 

@@ -12,7 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
-from d1jax.files import write_beside
+from d1jax.config import ConfigError
+from d1jax.files import to_json, write_beside
 
 FILE_NAME = "metrics.jsonl"
 _RESERVED = ("stage", "step")
@@ -49,6 +50,24 @@ class MetricsLog:
             for key, value in scalars.items():
                 self._board.add_scalar(f"{stage}/{key}", value, int(step))
 
+    def to_disk(self) -> None:
+        """Before a checkpoint is saved: else a power cut could leave the checkpoint without the rows that led to it."""
+        os.fsync(self._file.fileno())
+
+    def in_place(self) -> bool:
+        """Whether the file that is written is still the one at `path`: not where the run directory was renamed or removed."""
+        try:
+            return os.path.samestat(os.fstat(self._file.fileno()), os.stat(self.path))
+        except OSError:
+            return False
+
+    def whereabouts(self) -> str:
+        """Where that file is now, as far as the system tells."""
+        try:
+            return os.readlink(f"/proc/self/fd/{self._file.fileno()}")
+        except OSError:
+            return "an unknown place"
+
     def rewind(self, kept: Mapping[str, int]) -> None:
         """Forget what a resumed run will write again: stages not in `kept`, and steps after `kept[stage]`.
 
@@ -75,7 +94,7 @@ def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
     """All lines of a metrics file, with "nan", "inf" and "-inf" turned back into floats; [] if there is no file.
 
     The last line may be torn (the run was killed while writing) and is then left out.
-    Raises ValueError, naming file and line, if any other line is not a JSON object.
+    Raises ConfigError, naming file and line, if any other line is not a JSON object.
     """
     path = Path(path)
     if not path.exists():
@@ -94,7 +113,7 @@ def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
                 break
             start = raw[:60].decode("utf-8", "replace")
             problem = f"{path}, line {number}: {start!r} is not a JSON object ({error}); delete the line"
-            raise ValueError(problem) from error
+            raise ConfigError(problem) from error
         rows.append({key: value if key == "stage" else _number(value) for key, value in row.items()})
     return rows
 
@@ -132,7 +151,7 @@ def _scalar(key: str, value: Any, stage: str, step: int) -> int | float:
 
 def _line(row: Mapping[str, Any]) -> str:
     finite = {k: str(v) if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
-    return json.dumps(finite, allow_nan=False) + "\n"
+    return to_json(finite, ensure_ascii=True) + "\n"
 
 
 def _ends_torn(path: Path) -> bool:

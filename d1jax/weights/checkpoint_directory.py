@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,9 +21,10 @@ from typing import Any, NamedTuple
 from safetensors import SafetensorError, safe_open
 
 from d1jax.config import ConfigError, ModelConfig
+from d1jax.files import distinct
 from d1jax.models.families import Family, family_of, read_config
 from d1jax.runtime.checkpoint import stored_array
-from d1jax.weights.convert import Entry, check_tensors, entries, our_shape
+from d1jax.weights.convert import MANY_LAYERS, Entry, check_tensors, entries, our_shape
 
 INDEX, SINGLE, NATIVE = "model.safetensors.index.json", "model.safetensors", "params"
 DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
@@ -60,7 +62,7 @@ class Checkpoint:
 
 
 def is_checkpoint(path: Path) -> bool:
-    return (path / "config.json").is_file()
+    return os.path.isfile(path / "config.json")  # False also for a name that no file can have
 
 
 def open_checkpoint(path: str | Path) -> Checkpoint:
@@ -70,7 +72,7 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     missing, unexpected, twice there, of a wrong shape or of mixed dtypes.
     """
     path = Path(path)
-    if not path.is_dir():
+    if not os.path.isdir(path):
         raise ConfigError(f"checkpoint {str(path)!r}: no such directory")
     if not is_checkpoint(path):
         raise ConfigError(f"checkpoint {str(path)!r}: has no config.json; name the directory that holds it")
@@ -108,6 +110,7 @@ def copy_companions(source: Path, out: Path, dtype: str | None = None) -> None:
     for file in sorted(source.iterdir()):
         wanted = file.suffix in COMPANIONS or file.stem.upper() in ("LICENSE", "NOTICE")
         if file.is_file() and wanted and not file.name.endswith(".index.json"):
+            _check_link(file, source)
             shutil.copyfile(file, out / file.name)  # the contents: the hub's cache holds links
     if dtype is not None:
         published = read_json(source / "config.json")
@@ -115,6 +118,18 @@ def copy_companions(source: Path, out: Path, dtype: str | None = None) -> None:
         if changed:  # an unchanged file stays the same to the byte
             text = json.dumps({**published, **dict.fromkeys(changed, dtype)}, indent=2, ensure_ascii=False)
             (out / "config.json").write_text(text + "\n", encoding="utf-8")
+
+
+def _check_link(file: Path, source: Path) -> None:
+    """Raises ConfigError for a link out of the checkpoint: what it points at may be nobody's to pass on.
+
+    The hub's cache is a folder of links, snapshots/REVISION/FILE, to contents in the blobs/ beside snapshots/.
+    """
+    target, home = file.resolve(), source.resolve()
+    blobs = home.parent.parent / "blobs"
+    if target.is_relative_to(home) or (home.parent.name == "snapshots" and target.parent == blobs):
+        return
+    raise ConfigError(f"{file}: links to {target}, outside of the checkpoint; put the file itself there, or remove it")
 
 
 # -- reading headers ----------------------------------------------------------------------------------------------------
@@ -167,23 +182,32 @@ def native_directory(path: Path, entry: Entry) -> Path:
 
 def _native_tensors(path: Path, config: ModelConfig, family: Family) -> dict[str, Tensor]:
     """What Orbax has stored, under the names of our tree."""
-    expected = {native_directory(path, entry): our_shape(entry) for entry in entries(config, family)}
     found = {directory for directory in (path / NATIVE).iterdir() if not directory.name.startswith(".")}
+    layers = next((_stored(directory)[0][0] for directory in sorted(found) if directory.name.startswith("blocks.")), 0)
+    if config.layers > max(layers, MANY_LAYERS):  # before as many names are made
+        raise ConfigError(
+            f"{path / NATIVE}: holds {layers} layers, config.json says {family.fields['layers']} = {config.layers}"
+        )
+    expected = {native_directory(path, entry): our_shape(entry) for entry in entries(config, family)}
     for directory in sorted(expected.keys() ^ found):
         what = "is missing" if directory in expected else "is not expected"
         raise ConfigError(f"{directory}: {what} in a {family.name} checkpoint of this architecture; convert it again")
     tensors = {}
     for directory, shape in expected.items():
-        try:
-            stored, dtype = stored_array(directory)
-        except Exception as error:  # Orbax has no error class of its own
-            raise ConfigError(
-                f"{directory}: not readable by Orbax ({first_line(error)}); convert the checkpoint again"
-            ) from None
+        stored, dtype = _stored(directory)
         if stored != shape:
             raise ConfigError(f"{directory}: has shape {stored}, config.json says {shape}")
         tensors[directory.name] = Tensor(path / NATIVE, stored, dtype)
     return tensors
+
+
+def _stored(directory: Path) -> tuple[tuple[int, ...], str]:
+    try:
+        return stored_array(directory)
+    except Exception as error:  # Orbax has no error class of its own
+        raise ConfigError(
+            f"{directory}: not readable by Orbax ({first_line(error)}); convert the checkpoint again"
+        ) from None
 
 
 def first_line(error: Exception) -> str:
@@ -209,17 +233,8 @@ def _with_dtype(config: ModelConfig, stored: str) -> ModelConfig:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    def distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        names = [name for name, _ in pairs]
-        twice = next((name for name in names if names.count(name) > 1), None) if len(set(names)) < len(names) else None
-        if twice is not None:
-            raise ConfigError(f"{path}: key {twice!r} stands there twice")
-        return dict(pairs)
-
     try:
         value = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=distinct)
-    except ConfigError:
-        raise
     except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: not readable as JSON: {error}") from None
     if not isinstance(value, dict):

@@ -17,6 +17,8 @@ from jax import Array
 from d1jax.config import ConfigError, ModelConfig
 from d1jax.models.families import FAMILIES, Family
 
+MANY_LAYERS = 1000  # up to here names are made first and compared then, which says more
+
 
 class Entry(NamedTuple):
     """One array of the parameter tree and the published tensors that it is made of."""
@@ -120,6 +122,10 @@ def leaf(variables: Mapping[str, Any], path: tuple[str, ...]) -> Array:
 
 def check_tensors(found: Mapping[str, tuple[int, ...]], config: ModelConfig, family: Family, where: str) -> None:
     """Raises ConfigError that names the tensors that are missing, not expected, or of another shape than config.json says."""
+    if config.layers > max(len(found), MANY_LAYERS):  # before as many names are made
+        raise ConfigError(
+            f"{where}: config.json says {family.fields['layers']} = {config.layers}, but there are only {len(found)} tensors"
+        )
     expected = expected_shapes(config, family)
     missing, unexpected = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
     problems = []

@@ -37,10 +37,37 @@ PathAndArray = tuple[tuple[str, ...], Array]
 
 
 def load_weights(checkpoint: Checkpoint, config: ModelConfig, mesh: Mesh) -> Variables:
-    """{"params": ...} of a checkpoint, each array placed by the rule table and stored as `config.param_dtype`."""
+    """{"params": ...} of a checkpoint, each array placed by the rule table and stored as `config.param_dtype`.
+
+    Raises ConfigError that names a tensor which is not finite. Conversions, which move bits, do not ask.
+    """
     plan = entries(config, checkpoint.family)
     with _progress("reading", plan, config.param_dtype) as bar:
-        return as_tree(_counted(arrays_of(checkpoint, config, mesh, plan), bar))
+        arrays = _counted(arrays_of(checkpoint, config, mesh, plan), bar)
+        return as_tree(_finite(arrays, plan, str(checkpoint.path)))
+
+
+def _finite(arrays: Iterable[PathAndArray], plan: Sequence[Entry], where: str) -> Iterator[PathAndArray]:
+    for entry, (path, array) in zip(plan, arrays, strict=True):
+        layer = not_finite_at(array)
+        if layer is not None:
+            name = entry.names[layer if entry.stacked else 0]
+            raise ConfigError(
+                f"checkpoint {where!r}: tensor {name} holds NaN or infinite values; download or export it again"
+            )
+        yield path, array
+
+
+def not_finite_at(array: Array) -> int | None:
+    """The first index on the leading axis that holds a value which is not finite; None where there is none."""
+    if bool(_all_finite(array)):
+        return None
+    return int(jnp.argmin(jnp.isfinite(array).all(axis=tuple(range(1, array.ndim)))))
+
+
+@jax.jit
+def _all_finite(array: Array) -> Array:
+    return jnp.isfinite(array).all()
 
 
 def arrays_of(checkpoint: Checkpoint, config: ModelConfig, mesh: Mesh, plan: Sequence[Entry]) -> Iterator[PathAndArray]:

@@ -39,9 +39,27 @@ FIXED: dict[str, tuple[Any, ...]] = {
     "target_parameters": (None, []),
     "layer_replication": (None,),
     "alora_invocation_tokens": (None,),
+    "lora_bias": (False, None),
+    "use_qalora": (False, None),
+    "use_bdlora": (False, None),
+    "arrow_config": (None,),
+    "trainable_token_indices": (None,),
+    "megatron_config": (None,),
+    "velora_config": (None,),
+    "monteclora_config": (None,),
     # Others (pissa, olora, ...) change the base weights when PEFT loads the adapter.
     "init_lora_weights": (True, False, None, "gaussian", "orthogonal", "eva"),
 }
+# What PEFT writes beside them: where the adapter came from, how it was trained, which modules it names (the tensors say which
+# they are), and the settings of initialisations.
+HARMLESS = frozenset(
+    """
+    auto_mapping base_model_name_or_path corda_config ensure_weight_tying eva_config exclude_modules inference_mode layers_pattern
+    loftq_config lora_alpha lora_dropout lora_ga_config megatron_core peft_version qalora_group_size r revision runtime_config
+    target_modules task_type use_rslora
+    """.split()
+)
+LARGEST = 2**16  # of rank and alpha; fp32 keeps whole numbers far beyond, so this is a bound on nonsense
 
 
 def is_adapter(path: Path) -> bool:
@@ -63,18 +81,33 @@ def read_adapter(path: str | Path, config: ModelConfig, family: Family, mesh: Me
             raise ConfigError(
                 f"{path / CONFIG}: {name} = {settings[name]!r} is not supported; d1jax implements {allowed[0]!r}"
             )
-    rank, alpha = settings.get("r"), settings.get("lora_alpha")
-    if not isinstance(rank, int) or rank < 1 or not isinstance(alpha, int | float):
-        raise ConfigError(f"{path / CONFIG}: r = {rank!r} and lora_alpha = {alpha!r} must be numbers, r above 0")
+    unknown = sorted(settings.keys() - FIXED.keys() - HARMLESS)
+    if unknown:
+        raise ConfigError(
+            f"{path / CONFIG}: d1jax does not know {', '.join(map(repr, unknown))}, which may change what the adapter computes; "
+            "take out of the file what does not"
+        )
+    rank, alpha, scaled = settings.get("r"), settings.get("lora_alpha"), settings.get("use_rslora")
+    numbers = isinstance(rank, int) and isinstance(alpha, int | float) and not isinstance(alpha, bool)
+    if not numbers or rank is True or not (1 <= rank <= LARGEST and 0 < alpha <= LARGEST):  # NaN is in no range
+        raise ConfigError(
+            f"{path / CONFIG}: r = {rank!r:.40} and lora_alpha = {alpha!r:.40} must be numbers, r from 1 and lora_alpha above 0, "
+            f"both up to {LARGEST}"
+        )
+    if not isinstance(scaled, bool | None):
+        raise ConfigError(f"{path / CONFIG}: use_rslora = {scaled!r:.40} must be true or false")
     shapes = {name: tensor.shape for name, tensor in headers(path / WEIGHTS).items()}
     targets = _targets(path, shapes, config, family)
     # rslora scales by alpha / sqrt(r); here the scale is alpha / r.
-    scale = math.sqrt(rank) if settings.get("use_rslora") else 1.0
+    scale = math.sqrt(rank) if scaled else 1.0
     lora = LoraConfig(rank=rank, alpha=float(alpha) * scale, targets=targets)
     like = abstract_variables(Transformer(config, lora), mesh, ("lora",))["lora"]
     names = _names(like, family, config.layers)
     _check(path, shapes, like, names)
     tensors = load_file(path / WEIGHTS)
+    broken = next((name for name, tensor in tensors.items() if not np.isfinite(tensor).all()), None)
+    if broken is not None:
+        raise ConfigError(f"adapter {str(path)!r}: tensor {broken} holds NaN or infinite values; export it again")
 
     def place(keys: tuple[Any, ...], target: jax.ShapeDtypeStruct) -> jax.Array:
         layers = [tensors[name].T for name in names[_path(keys)]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "special_tokens_map.json", "added_tokens.json",
     "chat_template.jinja",
 )  # fmt: skip
+GENERATION = "generation_config.json"
 
 
 def has_tokenizer(directory: Path) -> bool:
@@ -49,6 +51,8 @@ def load_tokenizer(directory: Path, published_in: Path | None = None) -> Tokeniz
     except ValueError as error:
         raise ConfigError(f"tokenizer {str(directory)!r}: {error}") from None
     if small is not None:
+        if (directory / "config.json").is_file():
+            _check_ids(small.special, read_json(directory / "config.json"), directory)
         return small
     described = published_in or directory
     if not (described / "config.json").is_file():
@@ -56,7 +60,7 @@ def load_tokenizer(directory: Path, published_in: Path | None = None) -> Tokeniz
     published = read_json(described / "config.json")
     family = family_of(published, str(described / "config.json"))
     try:
-        return load_pretrained_tokenizer(
+        found = load_pretrained_tokenizer(
             directory,
             mask=_token_id(published, described, "mask_token_id"),
             end=_token_id(published, described, "pad_token_id", "eos_token_id"),
@@ -65,6 +69,45 @@ def load_tokenizer(directory: Path, published_in: Path | None = None) -> Tokeniz
         )
     except ValueError as error:
         raise ConfigError(str(error)) from None
+    named = found.wrapped.mask_token_id
+    if named not in (None, found.special.mask):
+        raise ConfigError(
+            f"tokenizer {str(directory)!r}: config.json says mask_token_id = {found.special.mask}, the tokenizer's own mask token is "
+            f"{named}; correct the one that is wrong"
+        )
+    # Whatever one of the files says ends a text ends it.
+    closing = {*found.special.end_ids, *_closing(published, directory / "config.json", found.vocab_size)}
+    if (directory / GENERATION).is_file():
+        closing |= _closing(read_json(directory / GENERATION), directory / GENERATION, found.vocab_size)
+    if found.special.mask in closing:
+        raise ConfigError(
+            f"tokenizer {str(directory)!r}: the mask token {found.special.mask} is also a token that ends a text; every text would end "
+            "where it is not decided yet. Correct mask_token_id, eos_token_id or pad_token_id in config.json"
+        )
+    others = tuple(sorted(closing - {found.special.end, found.special.turn_end}))
+    return dataclasses.replace(found, special=dataclasses.replace(found.special, other_ends=others))
+
+
+def _closing(published: Mapping[str, Any], file: Path, size: int) -> set[int]:
+    """The ids of eos_token_id, which is one or a list. Raises ConfigError for what is no id of the tokenizer."""
+    value = published.get("eos_token_id")
+    ids = [] if value is None else value if isinstance(value, list) else [value]
+    for token in ids:
+        if type(token) is not int or not 0 <= token < size:
+            raise ConfigError(
+                f"{file}: eos_token_id = {value!r} names {token!r}, which is none of the tokenizer's {size} ids"
+            )
+    return set(ids)
+
+
+def _check_ids(special: SpecialTokens, published: Mapping[str, Any], directory: Path) -> None:
+    """Raises ConfigError where config.json names other special tokens than a small tokenizer has."""
+    for name, token in _token_ids(special).items():
+        if published.get(name, token) != token:
+            raise ConfigError(
+                f"{directory / 'config.json'}: {name} = {published[name]!r}, but the tokenizer beside it has {token}; correct "
+                "config.json"
+            )
 
 
 def _token_id(published: Mapping[str, Any], directory: Path, *names: str) -> int | None:

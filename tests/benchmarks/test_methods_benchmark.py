@@ -22,9 +22,9 @@ BY_HAND = {
     "coupled_grpo": (2, 3 * (6 + 2 + 1)),
     "wd1": (2, 1 * 24),  # neither old policy nor reference
     "just_grpo": (20, 20 * 3),  # a view and a step for each token, one inner update
-    "d2": (2, 8 * (12 + 4 + 3)),
+    "d2": (2, 2 * (12 + 4 + 3)),  # no more segments than steps
     "tracerl": (2, 1 * (12 + 3)),  # two steps are one segment; KL to the old policy
-    "ppo_kl": (2, 12 + 3 + 2),  # policy and reference once for the penalty in the reward
+    "ppo_kl": (2, 2 * (12 + 3 + 2)),  # two states; policy and reference once for the penalty in the reward
     "vrpo": (2, 8 * (3 + 1)),
     "sft": (0, 3),  # nobody decodes
 }

@@ -9,11 +9,14 @@ import shutil
 import unicodedata
 from pathlib import Path
 
+import jax.numpy as jnp
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from d1jax.config import ConfigError
+from d1jax.diffusion.canvas import through_first_end
 from d1jax.infilling import lay_out
 from d1jax.weights.tokenizer_files import load_tokenizer
 
@@ -345,6 +348,44 @@ def test_a_mask_that_its_file_does_not_call_special_is_one(write):
     tokenizer = load_tokenizer(directory)
     assert not {ID["<|mask|>"], ID["<|endoftext|>"]} & set(tokenizer.encode("<|mask|><|endoftext|>"))
     assert ID["<|mask|>"] not in tokenizer.prompt("<|mask|>")
+
+
+# -- special tokens as a whole -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("setting", ["mask_token_id", "eos_token_id", "generation"])
+def test_a_mask_that_also_ends_a_text_is_refused(write, setting):
+    clash = {"mask_token_id": ID["<|endoftext|>"]} if setting == "mask_token_id" else {}
+    clash = {"eos_token_id": [ID["<|endoftext|>"], ID["<|mask|>"]]} if setting == "eos_token_id" else clash
+    directory = write(**clash)
+    if setting == "generation":
+        (directory / "generation_config.json").write_text(json.dumps({"eos_token_id": ID["<|mask|>"]}))
+    with pytest.raises(ConfigError, match="the mask token .* is also a token that ends a text"):
+        load_tokenizer(directory)
+
+
+def test_another_mask_in_the_configuration_than_in_the_tokenizer_is_refused(write):
+    assert load_tokenizer(write(mask_token="<|mask|>")).special.mask == ID["<|mask|>"]
+    with pytest.raises(ConfigError, match=f"mask_token_id = {ID['<|im_start|>']}, the tokenizer's own mask token is"):
+        load_tokenizer(write(mask_token="<|mask|>", mask_token_id=ID["<|im_start|>"]))
+
+
+def test_whatever_a_file_says_ends_a_text_ends_it(write):
+    directory = write(eos_token_id=[ID["<|endoftext|>"], ID["<|pad|>"]])
+    (directory / "generation_config.json").write_text(json.dumps({"eos_token_id": [ID["<|im_end|>"]]}))
+    tokenizer = load_tokenizer(directory)
+    for closing in ("<|endoftext|>", "<|pad|>", "<|im_end|>", "<|eot_id|>"):
+        ids = [*tokenizer.encode("he"), ID[closing], *tokenizer.encode("llo")]
+        assert tokenizer.decode(ids) == "he", closing
+        # Rewards read as far as scores go: credit and score are of one text.
+        scored_C = np.asarray(through_first_end(jnp.array([ids]), tokenizer.special.end_ids))[0]
+        assert scored_C.sum() == len(tokenizer.encode("he")) + 1, closing
+
+
+@pytest.mark.parametrize("ids", [SIZE, -1, "2", True, [1, SIZE], [[1]]], ids=str)
+def test_an_end_of_text_that_is_no_id_is_refused(write, ids):
+    with pytest.raises(ConfigError, match="eos_token_id"):
+        load_tokenizer(write(eos_token_id=ids))
 
 
 # -- what is wrong with a directory --------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from d1jax.data.tokenizers import SpecialTokens
 from d1jax.diffusion.canvas import Canvas
 from d1jax.diffusion.estimators import PLANS, Text, views_of
 from d1jax.diffusion.likelihood import Views, score
+from d1jax.diffusion.sampler import sample
 from d1jax.models.families import FAMILIES
 from d1jax.rl.advantages import group_advantages
 from d1jax.rl.objective import POOLINGS, token_terms
@@ -150,7 +151,8 @@ def test_quadrature_masks_the_share_of_its_nodes(world, samples):
 def test_blocks_are_unbiased_for_the_sum_of_their_elbos(world):
     pairs = [(b, n) for b in range(2) for n in range(2)]
     rows = list(itertools.product(pairs, PERMUTATIONS))
-    first = np.array([[(b + 0.5) / 2, (n + 0.5) / 2] for (b, n), _ in rows])
+    # The order of the two blocks, and the share inside the first of them.
+    first = np.array([[b, 1 - b, (n + 0.5) / 2] for (b, n), _ in rows])
     orders = (np.array([order for _, order in rows]) + 0.5) / LENGTH
     found = scores(world, "block", {0: first, 1: orders}, EstimatorConfig("block"))
     expected = exact_elbo(world[2], (0, 1), also_masked=(2, 3)) + exact_elbo(world[2], (2, 3))
@@ -161,18 +163,18 @@ def test_blocks_are_unbiased_for_the_sum_of_their_elbos(world):
 def test_uniform_weights_average_the_views_that_score_a_position(world, name):
     settings = EstimatorConfig(name, samples=2, weight="uniform")
     tables = {
-        0: np.array([[0.1, 0.9, 0.1, 0.2]]),
+        0: np.array([[0.1, 0.9, 0.9, 0.2]]),  # block 0, then block 1
         1: np.array([[0.1, 0.2, 0.8, 0.9]]),
         2: np.array([[0.1, 0.9, 0.8, 0.2]]),
     }
     if name == "elbo":
-        tables[0] = tables[0][:, 1:2]  # ratios 0.45 and 0.95: counts 2 and 4
+        tables[0] = np.array([[0.9]])  # ratios 0.45 and 0.95: counts 2 and 4
         expected = world[2](range(4)) / 1
         expected[:2] = (world[2]((0, 1))[:2] + world[2](range(4))[:2]) / 2
-    else:  # block 0 twice: two of its positions, then the first one
+    else:  # both positions of block 0, then the second one of block 1
         expected = np.zeros(LENGTH)
-        expected[0] = (world[2](range(4))[0] + world[2]((0, 2, 3))[0]) / 2
-        expected[1] = world[2](range(4))[1]
+        expected[:2] = world[2](range(4))[:2]
+        expected[3] = world[2]((3,))[3]
     np.testing.assert_allclose(scores(world, name, tables, settings), expected, atol=1e-5)
 
 
@@ -204,6 +206,60 @@ def replayed(logp, boundaries):
 def test_trajectories_score_a_position_in_the_state_at_the_start_of_its_segment(world, settings, boundaries):
     found = scores(world, "trajectory", None, settings, reveal_step=REVEAL)
     np.testing.assert_allclose(found, replayed(world[2], boundaries), atol=1e-5)
+
+
+SAMPLERS = {
+    "one block": {},
+    "two blocks": {"block_length": 4},
+    "several tokens a step": {"steps": 4},
+    "by chance": {"schedule": "chance", "remasking": "random"},
+    "by threshold": {"schedule": "threshold", "threshold": 0.3, "block_length": 4},
+    "no early exit": {"early_exit": False},
+}
+
+
+@pytest.mark.parametrize("alignment", ["same_position", "shifted"])
+@pytest.mark.parametrize("changes", SAMPLERS.values(), ids=SAMPLERS)
+def test_a_segment_a_step_gives_the_log_probabilities_that_the_sampler_drew_with(
+    tiny, random_prompts, towards_end, changes, alignment
+):
+    """On texts of all lengths, whose ends the sampler has often committed before the text."""
+    special = SpecialTokens(mask=12, end=10, turn_end=11)
+    sampler = dataclasses.replace(SamplerConfig(completion_length=8, block_length=8, steps=8), **changes)
+    model, variables = tiny(seed=1, alignment=alignment)
+    prompts = random_prompts(0, 24, 3)
+    variables = towards_end(variables, 1.5 if alignment == "same_position" else 0.6)
+    rollout = sample(
+        model, variables, *prompts, jax.random.key(0), jnp.arange(24), config=sampler, special=special, temperature=1.0
+    )
+    estimator = EstimatorConfig("trajectory", shrink=1)
+    views = views_of(
+        jax.random.key(1), Canvas(rollout.tokens_BC, *prompts), jnp.arange(24), rollout.reveal_step_BC,
+        estimator=estimator, sampler=sampler, special=special, prompt_mask=0.0,
+    )  # fmt: skip
+    found_BC = score(model, variables, Canvas(rollout.tokens_BC, *prompts), views).logp
+    length_B, reveal_BC = np.asarray(rollout.length_B), np.asarray(rollout.reveal_step_BC)
+    text_BC = np.arange(8)[None, :] < length_B[:, None]
+    assert len(set(length_B.tolist())) >= 4
+    early_B = (
+        (reveal_BC >= 0) & ~text_BC & (reveal_BC < np.where(text_BC, reveal_BC, 0).max(axis=1, keepdims=True))
+    ).any(axis=1)
+    assert early_B.sum() >= 4, "rows with tokens behind the end that were there before the text"
+    np.testing.assert_allclose(found_BC, np.where(text_BC, rollout.token_logp_BC, 0.0), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize(("samples", "steps", "views"), [(8, 2, 2), (8, 8, 8), (3, 8, 3), (8, 1, 1)])
+def test_no_more_segments_than_steps(samples, steps, views):
+    sampler = SamplerConfig(completion_length=8, block_length=8, steps=steps)
+    reveal_BC = jnp.arange(8)[None, :] * steps // 8
+    canvas = Canvas(jnp.zeros((1, 8), jnp.int32), jnp.zeros((1, 2), jnp.int32), jnp.array([2]))
+    plan = views_of(
+        jax.random.key(0), canvas, jnp.arange(1), reveal_BC, estimator=EstimatorConfig("trajectory", samples=samples),
+        sampler=sampler, special=SPECIAL, prompt_mask=0.0,
+    )  # fmt: skip
+    assert plan.weight_NBC.shape[0] == views
+    assert (np.asarray(plan.weight_NBC).sum(axis=2) > 0).all(), "no view is empty"
+    assert (np.asarray(plan.weight_NBC).sum(axis=0) == 1).all()
 
 
 def test_autoregressive_scores_each_position_with_all_later_ones_masked(world):
@@ -246,7 +302,11 @@ def test_plans_mask_what_they_score_and_nothing_behind_the_text_counts(estimator
     seen, weight = np.asarray(views.completion_NBC), np.asarray(views.weight_NBC)
     behind = np.arange(columns)[None, :] >= np.array(lengths)[:, None]
     assert np.isfinite(weight).all() and (weight >= 0).all() and weight.dtype == np.float32
-    assert (seen[:, behind] == MASK).all() and (weight[:, behind] == 0).all()
+    assert (weight[:, behind] == 0).all()
+    if estimator.name == "trajectory":  # it shows what the sampler had committed there by then
+        assert 0 < (seen[:, behind] == MASK).mean() < 1 and (seen[0][behind] == MASK).all()
+    else:
+        assert (seen[:, behind] == MASK).all()
     assert (seen[weight > 0] == MASK).all(), "a token that is seen is not scored"
     assert ((seen == MASK) | (seen == np.asarray(completion_BC))).all()
     prompts = np.asarray(views.prompt_NBP)
@@ -303,7 +363,7 @@ def test_golden_coupled_grpo_loss_and_gradients(golden_dream):
         terms = token_terms(
             logp_BC, io["coupled/old_logps"], io["coupled/ref_logps"], advantage_BC, everywhere_BC, config, 4
         )
-        weight_BC = POOLINGS["bnpo"](mask_BC.astype(jnp.float32), len(logp_BC))
+        weight_BC = POOLINGS["bnpo"](mask_BC.astype(jnp.float32), len(logp_BC), 2)
         return jnp.sum(weight_BC * terms.loss_BC), terms.loss_BC
 
     (value, loss_BC), gradient = jax.value_and_grad(loss, has_aux=True)(golden_dream.variables)

@@ -273,7 +273,8 @@ def test_early_exit_changes_nothing_before_the_end_and_saves_forward_passes(deco
 
 
 def is_decided(tokens):
-    return END in tokens and MASK not in tokens[: tokens.index(END)]
+    ends = [place for place, token in enumerate(tokens) if token in (END, TURN_END)]
+    return bool(ends) and MASK not in tokens[: ends[0]]
 
 
 def test_the_loop_ends_with_its_last_row(tiny, random_prompts, towards_end):

@@ -184,7 +184,7 @@ def decode_row(row_alone, alignment, prompt, config, temperature, gumbel, unifor
         for option in taken:
             tokens[option.place], steps[option.place], confidences[option.place] = option.token, step, option.confidence
             token_logps[option.place] = option.token_logp
-        if config.early_exit and END in tokens and MASK not in tokens[: tokens.index(END)]:
+        if config.early_exit and {END, TURN_END} & set(tokens) and MASK not in tokens[: through_end(tokens)]:
             break
     tokens = [END if token == MASK else token for token in tokens]
     return tokens, steps, confidences, token_logps, order_logps, calls, cached_calls
@@ -266,7 +266,12 @@ def check_decoding(tiny, oracle, random_prompts, towards_end, config, temperatur
             np.testing.assert_allclose(rollout.token_logp_BC[row], token_logps, atol=1e-3)
             np.testing.assert_allclose(rollout.order_logp_BC[row], order_logps, atol=1e-3)
             assert (rollout.nfe_B[row], rollout.cached_nfe_B[row]) == (calls, cached_calls)
-            assert rollout.length_B[row] == (tokens.index(END) + 1 if END in tokens else len(tokens))
+            assert rollout.length_B[row] == through_end(tokens)
+
+
+def through_end(tokens):
+    """How many tokens the text has: through the first one that ends it."""
+    return next((place + 1 for place, token in enumerate(tokens) if token in (END, TURN_END)), len(tokens))
 
 
 def recorded(draws_NBx):

@@ -210,6 +210,70 @@ def test_every_fixed_setting_is_tried_above():
 
 
 @pytest.mark.parametrize("name", ["llada-mha", "dream-gqa"])
+@pytest.mark.parametrize(
+    "key, value", [("qk_norm", True), ("logit_softcap", 30.0), ("quantization_config", {"bits": 4})]
+)
+def test_a_key_that_nobody_knows_is_refused_by_name(name, key, value):
+    with pytest.raises(ConfigError, match=rf"config\.json: d1jax does not know '{key}' of a (llada|dream) model"):
+        read({**golden_json(name), key: value})
+
+
+@pytest.mark.parametrize("file", sorted(PUBLISHED.glob("[DL]*[!i]/config.json")), ids=lambda file: file.parent.name)
+def test_every_key_of_a_published_config_is_known(file):
+    read(json.loads(file.read_text()))
+
+
+def as_transformers_5_writes_it(dream, **rope):
+    plain = {name: value for name, value in dream.items() if name not in ("rope_scaling", "rope_theta", "torch_dtype")}
+    layers = ["full_attention"] * dream["num_hidden_layers"]
+    return {**plain, "dtype": "float32", "layer_types": layers, "rope_parameters": rope}
+
+
+@pytest.mark.parametrize("theta", [1e6, 5e5])
+@pytest.mark.parametrize("kind", [{"rope_type": "default"}, {"type": "default"}, {}], ids=str)
+def test_the_form_of_transformers_5_means_the_same(dream, kind, theta):
+    written = as_transformers_5_writes_it(dream, rope_theta=theta, **kind)
+    assert read(written) == dataclasses.replace(read(dream), rope_theta=theta)
+    assert read({**written, "head_dim": 16, "partial_rotary_factor": 1.0, "attention_bias": True}) == read(written)
+
+
+@pytest.mark.parametrize(
+    "rope",
+    [
+        {"rope_type": "yarn", "factor": 4.0, "rope_theta": 1e6, "original_max_position_embeddings": 32768},
+        {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e6},
+        {"type": "dynamic", "rope_theta": 1e6},
+        {"rope_type": "default", "rope_theta": 1e6, "factor": 4.0},
+        {"rope_type": "default", "rope_theta": 1e6, "partial_rotary_factor": 0.5},
+        {"full_attention": {"rope_type": "default", "rope_theta": 1e6}},
+    ],
+    ids=str,
+)
+def test_scaled_positions_are_refused(dream, rope):
+    with pytest.raises(ConfigError, match="rope_parameters = .* is not supported"):
+        read(as_transformers_5_writes_it(dream, **rope))
+
+
+def test_two_thetas_that_disagree_are_refused(dream):
+    written = as_transformers_5_writes_it(dream, rope_type="default", rope_theta=1e6)
+    assert read({**written, "rope_theta": 1e6}) == read(dream)
+    with pytest.raises(ConfigError, match="rope_theta = 10000.0, but rope_parameters says 1000000.0"):
+        read({**written, "rope_theta": 1e4})
+
+
+@pytest.mark.parametrize(
+    "key, value",
+    [
+        ("head_dim", 32), ("layer_types", ["sliding_attention"] * 3), ("attention_bias", False), ("mlp_bias", True),
+        ("partial_rotary_factor", 0.5), ("is_decoder", True),
+    ],
+)  # fmt: skip
+def test_what_does_not_follow_from_the_sizes_is_refused(dream, key, value):
+    with pytest.raises(ConfigError, match=f"{key} = .* is not supported by d1jax for a dream model"):
+        read({**dream, key: value})
+
+
+@pytest.mark.parametrize("name", ["llada-mha", "dream-gqa"])
 @pytest.mark.parametrize("value", ["64", 64.0, True, 0, -64, [64]], ids=repr)
 def test_a_size_of_the_wrong_type_or_sign_is_named(name, value):
     setting = {"llada-mha": "d_model", "dream-gqa": "hidden_size"}[name]

@@ -7,7 +7,7 @@ import pytest
 from jax.sharding import PartitionSpec as Spec
 
 from d1jax.config import ConfigError, LoraConfig, MeshConfig
-from d1jax.models.lora import check_targets, merge, parameter_table
+from d1jax.models.lora import Rounding, check_targets, merge, merge_each, parameter_table
 from d1jax.models.transformer import Transformer, head_matrix, hidden_states, project
 from d1jax.runtime.mesh import make_mesh
 
@@ -86,6 +86,35 @@ def test_merged_weights_keep_their_dtype(tiny):
     _, variables = tiny(lora=LORA, param_dtype="bfloat16")
     kernels = jax.tree.leaves(merge(variables, LORA))
     assert {kernel.dtype for kernel in kernels} == {jnp.dtype("bfloat16")}
+
+
+def test_a_small_adapter_is_merged_in_fp32_and_what_bf16_rounds_away_is_known(tiny):
+    """b is scaled down until the adapter is far below a bf16 step of the weights."""
+    _, variables = tiny(lora=LORA, param_dtype="bfloat16")
+    arrays = [
+        (("blocks", name, "kernel"), layer["kernel"])
+        for name, layer in variables["params"]["blocks"].items()
+        if "kernel" in layer
+    ]
+    shares = {}
+    for scale in (1.0, 1e-3, 1e-6):
+        adapters = jax.tree_util.tree_map_with_path(
+            lambda path, x, scale=scale: x * scale if path[-1].key == "b" else x, variables["lora"]
+        )
+        whole = merge({**variables, "lora": adapters}, LORA, "float32")["params"]["blocks"]
+        assert {x.dtype for x in jax.tree.leaves(whole)} == {jnp.dtype("float32")}
+        rounding = Rounding()
+        stored = dict(merge_each(arrays, adapters, LORA, rounding))
+        kept, size = 0.0, 0.0
+        for (_, name, _), array in stored.items():
+            before = np.asarray(variables["params"]["blocks"][name]["kernel"], np.float64)
+            assert array.dtype == jnp.bfloat16
+            delta = np.asarray(whole[name]["kernel"], np.float64) - before
+            kept += np.sum((np.asarray(array, np.float64) - before) * delta)
+            size += np.sum(delta**2)
+        shares[scale] = rounding.share
+        np.testing.assert_allclose(rounding.share, kept / size, rtol=0.05, atol=1e-3)
+    assert shares[1.0] > 0.99 and shares[1e-6] < 0.2 and shares[1.0] > shares[1e-3] > shares[1e-6]
 
 
 def test_gradients_reach_every_adapter_and_nothing_else_moves(tiny, inputs):

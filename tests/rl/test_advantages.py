@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from d1jax.rl.advantages import ADVANTAGES, equal_groups, group_advantages, pairs, process_advantages
+from d1jax.rl.advantages import ADVANTAGES, TIE, equal_groups, group_advantages, pairs, process_advantages
+from d1jax.rl.rewards import total_rewards
 
 groups = st.integers(2, 6).flatmap(
     lambda g: st.lists(st.lists(st.floats(-5, 5, width=32), min_size=g, max_size=g), min_size=1, max_size=5)
@@ -17,7 +18,7 @@ groups = st.integers(2, 6).flatmap(
 def oracle(kind: str, group: list[float], every: list[list[float]]) -> list[float]:
     if kind == "accepted":
         return [float(r == 1) for r in group]
-    if max(group) == min(group):
+    if max(group) - min(group) <= TIE * max(abs(r) for row in every for r in row):
         return [0.0] * len(group)
     mean = sum(group) / len(group)
     if kind == "center":
@@ -66,6 +67,31 @@ def test_constant_added_to_a_group_changes_nothing(kind):
 
 def test_what_is_right_is_accepted_whatever_the_others_are():
     assert group_advantages("accepted", np.array([[1.0, 1.0], [0.0, 0.9]])).tolist() == [[1, 1], [0, 0]]
+
+
+@pytest.mark.parametrize("scale", [1.0, 2.0**-27, 2.0**27])
+def test_rewards_that_differ_by_rounding_are_ties(scale):
+    """0.1 + 0.2 and 0.3 as weighted sums of the same worth, at any scale of rewards."""
+    parts = {"a": np.array([1.0, 0.0]), "b": np.array([1.0, 0.0]), "c": np.array([0.0, 1.0])}
+    rewards_QG = total_rewards(parts, {"a": 0.1 * scale, "b": 0.2 * scale, "c": 0.3 * scale})[None]
+    assert rewards_QG[0, 0] != rewards_QG[0, 1]
+    assert equal_groups(rewards_QG).tolist() == [True]
+    assert pairs(rewards_QG)[1].tolist() == [0.0, 0.0]
+    for kind in ADVANTAGES:
+        if kind != "accepted":
+            assert (group_advantages(kind, rewards_QG) == 0).all()
+    gains_QGK = rewards_QG.reshape(1, 2, 1)
+    steps = process_advantages("zscore", gains_QGK, np.zeros((1, 2, 3), int), np.ones((1, 2), int))
+    assert (steps == 0).all()
+    # A real difference is none of rounding.
+    assert equal_groups(rewards_QG * np.array([1.0, 1.000001])).tolist() == [False]
+
+
+def test_of_ties_the_first_is_chosen():
+    rows, advantages = pairs(np.array([[0.1 + 0.2, 0.3, 0.0, 0.1 + 0.2 - 0.3]]))
+    assert rows.tolist() == [0, 2] and advantages.tolist() == [1.0, -1.0]
+    rows, _ = pairs(np.array([[0.3, 0.1 + 0.2, 0.1 + 0.2 - 0.3, 0.0]]))
+    assert rows.tolist() == [0, 2]
 
 
 def test_pairs_are_the_best_and_the_worst_and_ties_say_nothing():

@@ -123,5 +123,5 @@ def test_otherwise_and_later_nothing_is_said(shares, step):
 def test_clipped_is_what_has_no_end_token():
     tokens_BC = np.array([[1, 9, 9], [1, 2, 3], [1, 2, 9], [4, 5, 6]])
     texts = ["a", "abc", "ab", "de\n"]
-    assert clipped_ratio(tokens_BC, texts, 9, grids=False) == 0.5
-    assert clipped_ratio(tokens_BC, texts, 9, grids=True) == 0.25, "a grid whose last line is closed is whole"
+    assert clipped_ratio(tokens_BC, texts, (9,), grids=False) == 0.5
+    assert clipped_ratio(tokens_BC, texts, (9,), grids=True) == 0.25, "a grid whose last line is closed is whole"

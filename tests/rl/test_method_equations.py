@@ -146,6 +146,11 @@ def over_tokens(losses):
     return sum(map(sum, losses)) / sum(map(len, losses))
 
 
+def over_groups(losses, group=4):
+    """d1's and DiffuCoder's code: a micro-batch is the completions of one problem, and each has a mean over its tokens."""
+    return float(np.mean([over_tokens(losses[first : first + group]) for first in range(0, len(losses), group)]))
+
+
 def over_rows(losses):
     return float(np.mean([np.mean(row) for row in losses]))
 
@@ -239,18 +244,18 @@ def imitation(case):
 
 
 EQUATIONS = {
-    "d1": lambda case: over_tokens(token_losses(case, first_view, 0.5, 0.04)),
-    "d1_fixed_mask": lambda case: over_tokens(token_losses(case, first_view, 0.5, 0.04)),
-    "full_mask": lambda case: over_tokens(token_losses(case, first_view, 0.5, 0.01)),
-    "coupled_grpo": lambda case: over_tokens(token_losses(case, with_full_mask, 0.5, 0.01)),
-    "coupled_decoupled": lambda case: over_tokens(token_losses(case, decoupled, 0.5, 0.01)),
+    "d1": lambda case: over_groups(token_losses(case, first_view, 0.5, 0.04)),
+    "d1_fixed_mask": lambda case: over_groups(token_losses(case, first_view, 0.5, 0.04)),
+    "full_mask": lambda case: over_groups(token_losses(case, first_view, 0.5, 0.01)),
+    "coupled_grpo": lambda case: over_groups(token_losses(case, with_full_mask, 0.5, 0.01)),
+    "coupled_decoupled": lambda case: over_groups(token_losses(case, decoupled, 0.5, 0.01)),
     "unigrpo": unigrpo,
     "wd1": wd1,
     "spg": spg,
     "espo": espo,
     "gdpo": gdpo,
     "igpo": igpo,
-    "d2": lambda case: over_tokens(token_losses(case, trajectory(segments=8), 0.5, 0.04)),
+    "d2": lambda case: over_tokens(token_losses(case, trajectory(segments=4), 0.5, 0.04)),
     "cj_grpo": lambda case: over_tokens(token_losses(case, trajectory(shrink=1), 0.5, 0.04)),
     "tracerl": lambda case: over_rows(token_losses(case, trajectory(shrink=8), 0.2, 0.01, to="old")),
     "just_grpo": just_grpo,
@@ -259,7 +264,7 @@ EQUATIONS = {
     "sft": imitation,
     "rft": imitation,
     "online_rft": imitation,
-    "ppo_kl": lambda case: over_rows(token_losses(case, first_view, 0.2)),
+    "ppo_kl": lambda case: over_rows(token_losses(case, trajectory(shrink=1), 0.2)),
     "grpo": lambda case: over_rows(token_losses(case, first_view, 0.2, 0.04)),
     "grpo_process": lambda case: over_rows(token_losses(case, first_view, 0.2, 0.04)),
 }
@@ -291,14 +296,19 @@ def test_the_loss_is_that_of_the_paper(toy, method, request):
     _, found = losses(2)
     scorer = Scorer(model, config, toy.sampler, toy.special)
     views = scorer.views(view_keys(key, 2, config.fresh_masks)[1], rows)
-    text = np.asarray(through_first_end(rows.canvas.completion_BC, toy.special.end))
+    text = np.asarray(through_first_end(rows.canvas.completion_BC, toy.special.end_ids))
 
     scored = jax.jit(lambda weights, view: score(model, weights, rows.canvas, view).logp)
 
     def per_view(weights):
         """[N, B, C]: the model's log-probabilities under each view alone."""
         alone = [
-            Views(views.completion_NBC[n : n + 1], views.prompt_NBP[n : n + 1], jnp.ones((1, *text.shape)))
+            Views(
+                views.completion_NBC[n : n + 1],
+                views.prompt_NBP[n : n + 1],
+                jnp.ones((1, *text.shape)),
+                sampled_by=views.sampled_by,
+            )
             for n in range(len(views.completion_NBC))
         ]
         return np.stack([np.asarray(scored(weights, view), np.float64) for view in alone])

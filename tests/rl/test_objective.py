@@ -10,7 +10,7 @@ from d1jax.config import RlConfig
 from d1jax.diffusion.canvas import Canvas
 from d1jax.diffusion.likelihood import Views, score
 from d1jax.models.families import FAMILIES
-from d1jax.rl.objective import KL, LEVELS, POOLINGS, k3, token_terms
+from d1jax.rl.objective import KL, LEVELS, POOLINGS, exp, k3, token_terms
 from d1jax.weights.convert import to_published
 
 
@@ -160,18 +160,75 @@ def test_k3_is_an_unbiased_estimate_of_the_kl():
 @pytest.mark.parametrize("name", POOLINGS)
 def test_pooling_equals_its_definition(name):
     rng = np.random.default_rng(1)
-    lengths = [1, 4, 6]
+    lengths = [1, 4, 6, 2, 5, 6]
     mask = (np.arange(6)[None] < np.array(lengths)[:, None]).astype(np.float32)
-    loss = rng.standard_normal((3, 6)).astype(np.float32)
+    loss = rng.standard_normal((6, 6)).astype(np.float32)
+    sums = [loss[i, : lengths[i]].sum() for i in range(6)]
     expected = {
-        "bnpo": sum(loss[i, : lengths[i]].sum() for i in range(3)) / sum(lengths),
-        "dapo": sum(loss[i, : lengths[i]].sum() for i in range(3)) / sum(lengths),
-        "row_sum": sum(loss[i, : lengths[i]].sum() for i in range(3)) / 3,
-        "grpo": sum(loss[i, : lengths[i]].mean() for i in range(3)) / 3,
-        "sequence_mean": sum(loss[i, : lengths[i]].mean() for i in range(3)) / 3,
-        "dr_grpo": sum(loss[i, : lengths[i]].sum() for i in range(3)) / (3 * 6),
+        "bnpo": sum(sums) / sum(lengths),
+        "dapo": sum(sums) / sum(lengths),
+        "group_bnpo": sum(sum(sums[i : i + 2]) / sum(lengths[i : i + 2]) for i in (0, 2, 4)) / 3,
+        "row_sum": sum(sums) / 6,
+        "grpo": sum(one / length for one, length in zip(sums, lengths, strict=True)) / 6,
+        "sequence_mean": sum(one / length for one, length in zip(sums, lengths, strict=True)) / 6,
+        "dr_grpo": sum(sums) / (6 * 6),
     }[name]
-    np.testing.assert_allclose((POOLINGS[name](mask, 3) * loss).sum(), expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose((POOLINGS[name](mask, 6, 2) * loss).sum(), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_group_that_is_left_out_is_in_no_mean_over_groups():
+    mask = np.array([[1, 1], [1, 0], [0, 0], [0, 0]], np.float32)
+    np.testing.assert_allclose(POOLINGS["group_bnpo"](mask, 2, 2), mask / 3, rtol=1e-6)
+
+
+EXTREMES = [
+    {"ratio": ratio, "clip": clip, "kl": kl, "kl_level": level, "kl_coefficient": 0.1}
+    for ratio in LEVELS
+    for clip in ("ppo", "dual", "cispo", "none")
+    for kl, level in (("k2", "token"), ("k3", "token"), ("k2", "sequence"))
+]
+
+
+@pytest.mark.parametrize("changes", EXTREMES, ids=lambda changes: "-".join(map(str, changes.values())))
+def test_no_log_ratio_makes_a_loss_or_a_gradient_that_is_not_finite(changes):
+    """Log ratios of a token from -200 to 200, so those of a text of eight from -1600 to 1600."""
+    config = RlConfig(**changes)
+    apart = np.repeat([-200.0, -88.0, -20.0, 0.4, 20.0, 88.0, 100.0, 200.0], 8).reshape(8, 8).astype(np.float32)
+    mask, zeros = jnp.ones((8, 8), bool), jnp.zeros((8, 8))
+    for advantage in (0.0, 1.0, -1.0):
+        for reference in (zeros, jnp.asarray(2 * apart)):
+
+            def policy(x, advantage=advantage, reference=reference):
+                terms = token_terms(x, zeros, reference, zeros + advantage, mask, config, 4)
+                return terms.policy_BC.sum(), terms
+
+            def loss(x, advantage=advantage, reference=reference):
+                return token_terms(x, zeros, reference, zeros + advantage, mask, config, 4).loss_BC.sum()
+
+            (value, terms), gradient = jax.value_and_grad(policy, has_aux=True)(jnp.asarray(apart))
+            gradient = np.asarray(gradient)
+            assert all(np.isfinite(x).all() for x in (value, gradient, jax.grad(loss)(jnp.asarray(apart)), *terms))
+            if advantage == 0:
+                assert value == 0 and (gradient == 0).all()
+            elif config.ratio != "none" and config.clip in ("ppo", "dual"):
+                if advantage > 0:
+                    assert (gradient[4:] == 0).all(), "clipped above"
+                    np.testing.assert_allclose(terms.policy_BC[4:], -1 - config.clip_high)
+                elif config.clip == "dual":
+                    assert (gradient[4:] == 0).all(), "bounded where the advantage is negative"
+                    np.testing.assert_allclose(terms.policy_BC[4:], config.dual_clip)
+                else:
+                    assert (gradient[4:] > 0).all(), "unbounded by definition: it still pushes the completion down"
+                if advantage < 0:
+                    assert (gradient[:3] == 0).all(), "clipped below"
+
+
+def test_exp_is_continued_by_its_tangent():
+    x = jnp.array([-3.0, 0.0, 19.9, 20.0, 20.1, 25.0, 500.0])
+    value, slope = exp(x), jax.vmap(jax.grad(exp))(x)
+    np.testing.assert_allclose(value[:4], np.exp(x[:4]), rtol=1e-5)
+    np.testing.assert_allclose(value[4:], np.exp(20.0) * (1 + np.asarray(x[4:]) - 20), rtol=1e-5)
+    np.testing.assert_allclose(slope, np.exp(np.minimum(x, 20.0)), rtol=1e-5)
 
 
 @pytest.mark.smoke
@@ -202,7 +259,9 @@ def test_golden_diffu_grpo_step(golden):
             config,
             logp.shape[1],
         )
-        return jnp.sum(POOLINGS["bnpo"](io["completion_mask"].astype(np.float32), len(logp)) * terms.loss_BC), (
+        return jnp.sum(
+            POOLINGS["bnpo"](io["completion_mask"].astype(np.float32), len(logp), len(logp)) * terms.loss_BC
+        ), (
             logp,
             terms,
         )

@@ -56,6 +56,12 @@ def test_a_judge_remembers_what_went_wrong_with_any_text():
     assert [line.split(":")[0] for line in judge.failures] == ["task 'moody', row 31", "task 'moody', row 30"]
 
 
+def test_parts_that_cancel_leave_no_rounding():
+    parts = {"a": np.array([1.0, 0.0, 1.0]), "b": np.array([1.0, 0.0, 0.0]), "c": np.array([1.0, 0.0, 0.0])}
+    total = total_rewards(parts, {"a": 0.1, "b": 0.2, "c": -0.3})
+    assert total.tolist() == [0.0, 0.0, 0.1]
+
+
 def test_total_is_the_weighted_sum():
     task = Sudoku()
     rows = task.generate("train", 4, 0)

@@ -77,7 +77,9 @@ def test_equals_a_plain_python_loop():
         copied(state), frozen, reference, rows, key
     )
 
-    weight = POOLINGS["bnpo"](through_first_end(rows.canvas.completion_BC, SPECIAL.end).astype(jnp.float32), ROWS)
+    weight = POOLINGS["bnpo"](
+        through_first_end(rows.canvas.completion_BC, SPECIAL.end_ids).astype(jnp.float32), ROWS, 4
+    )
     expected, losses = TrainState(start, optimizer.init(start)), []
     for u in range(CONFIG.inner_updates):
         views = plan(jax.random.fold_in(key, u), rows)
@@ -254,7 +256,7 @@ def test_the_check_compares_two_programs_and_masks_that_are_not_shared(ratio):
     first, last = (
         score(model, start, rows.canvas, plan(k, rows, config)).logp for k in view_keys(key, 3, fresh_masks=True)[::2]
     )
-    text = np.asarray(through_first_end(rows.canvas.completion_BC, SPECIAL.end))
+    text = np.asarray(through_first_end(rows.canvas.completion_BC, SPECIAL.end_ids))
     apart = np.asarray(last - first)[text]
     np.testing.assert_allclose(metrics["check/masks_alone_log_rms"], np.sqrt((apart**2).mean()), rtol=1e-4)
     outside = (np.exp(apart) < 0.8) | (np.exp(apart) > 1.2)

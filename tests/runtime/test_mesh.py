@@ -8,6 +8,8 @@ from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as Spec
 
 from d1jax.config import ConfigError, MeshConfig
+from d1jax.diffusion.canvas import row_uniforms
+from d1jax.diffusion.noise import keyed_noise
 from d1jax.runtime import mesh as mesh_rules
 from d1jax.runtime.mesh import constrain, make_mesh, place_rows, replicated, row_shards, rows_sharding, spec
 
@@ -88,3 +90,30 @@ def test_rows_are_placed_over_data_and_fsdp():
     assert placed["tokens"].addressable_shards[0].data.shape == (2, 3)
     assert placed["ids"].sharding == rows_sharding(mesh, rows["ids"]) == jax.NamedSharding(mesh, Spec(("data", "fsdp")))
     assert placed["odd"].sharding.is_fully_replicated and replicated(mesh).is_fully_replicated
+
+
+@pytest.mark.parametrize("error", [RuntimeError("Unable to initialize backend 'cuda'\nand more"), AssertionError()])
+def test_a_backend_that_is_not_there_is_a_mistake_of_the_user(monkeypatch, error):
+    def fail():
+        raise error
+
+    monkeypatch.setattr(jax, "device_count", fail)
+    with pytest.raises(ConfigError, match="no device to run on: .*JAX_PLATFORMS, or install"):
+        make_mesh(MeshConfig())
+
+
+def test_64_bits_are_refused_instead_of_drawing_other_masks():
+    with jax.enable_x64(True), pytest.raises(ConfigError, match="JAX_ENABLE_X64 is set"):
+        make_mesh(MeshConfig())
+
+
+def test_random_draws_do_not_depend_on_the_default_dtype():
+    rows = jnp.arange(3, dtype=jnp.int32)
+    key = jax.random.key(0)
+    draws = []
+    for wide in (False, True):
+        with jax.enable_x64(wide):
+            order = keyed_noise(key, rows).uniform(jnp.zeros(3, jnp.int32), (3, 4))
+            draws.append([np.asarray(row_uniforms(key, rows, 5)), np.asarray(order)])
+    for narrow, wide in zip(*draws, strict=True):
+        assert narrow.dtype == np.float32 and np.array_equal(narrow, wide)

@@ -5,8 +5,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from d1jax.config import OptimizerConfig
-from d1jax.runtime.optimizer import TrainState, apply_gradient, bad_updates, gradients, make_optimizer, make_schedule
+from d1jax.config import MeshConfig, OptimizerConfig
+from d1jax.runtime.mesh import make_mesh, replicated
+from d1jax.runtime.optimizer import (
+    TrainState,
+    apply_gradient,
+    bad_updates,
+    gradients,
+    make_optimizer,
+    make_schedule,
+    new_state,
+)
 
 PARAMS = {"params": {"q": {"kernel": jnp.ones((3, 2))}, "norm": {"scale": jnp.ones(2)}, "wte": jnp.ones((4, 2))}}
 
@@ -60,3 +69,25 @@ def test_gradient_does_not_depend_on_how_rows_are_cut(parts):
     np.testing.assert_allclose(value, loss(w, rows)[0], rtol=1e-5)
     np.testing.assert_allclose(gradient, jax.grad(lambda w: loss(w, rows)[0])(w), rtol=1e-4, atol=1e-6)
     assert float(sums["rows"]) == 6
+
+
+@pytest.mark.parametrize("learning_rate", [1e-6, 3e-6, 1e-4])
+def test_bf16_weights_move_as_many_and_as_far_as_fp32_ones(learning_rate):
+    """A bf16 step of a weight of 0.02 is 1e-4: an update of 1e-6 added to it is lost. What is trained is fp32, so none is."""
+    mesh = make_mesh(MeshConfig())
+    rng = np.random.default_rng(0)
+    weights = jnp.asarray(rng.normal(0, 0.02, (64, 32)), jnp.bfloat16)
+    optimizer = make_optimizer(OptimizerConfig(learning_rate=learning_rate), 50)
+    slope = jnp.asarray(rng.choice([-1.0, 1.0], (64, 32)), jnp.float32)
+    ends = {}
+    for dtype in ("bfloat16", "float32"):
+        trainable = jax.device_put({"params": {"kernel": weights.astype(dtype)}}, replicated(mesh))
+        state = new_state(optimizer, trainable, mesh)
+        assert {x.dtype for x in jax.tree.leaves(state) if x.ndim} == {jnp.dtype("float32")}, "weights and both moments"
+        for _ in range(50):
+            state = apply_gradient(optimizer, state, {"params": {"kernel": slope}}, jnp.float32(0.0))
+        ends[dtype] = np.asarray(state.trainable["params"]["kernel"])
+    np.testing.assert_array_equal(ends["bfloat16"], ends["float32"])
+    moved = ends["bfloat16"] - np.asarray(weights, np.float32)
+    assert (moved != 0).mean() > 0.99
+    np.testing.assert_allclose(np.abs(moved).mean(), 50 * learning_rate, rtol=0.02)

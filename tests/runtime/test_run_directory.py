@@ -6,7 +6,7 @@ import os
 import pytest
 
 from d1jax.config import Config, ConfigError, RlConfig, TaskConfig
-from d1jax.runtime.run_directory import claim, open_run
+from d1jax.runtime.run_directory import check_data, claim, open_run, read_record
 
 
 def test_new_directory_keeps_its_configuration(tmp_path):
@@ -93,3 +93,57 @@ def test_a_directory_that_is_no_run_is_left_alone(tmp_path):
 def test_open_run_names_what_is_missing(tmp_path):
     with pytest.raises(ConfigError, match="no run directory"):
         open_run(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["run\0", "x" * 300, "file/run", "/proc/run"])
+def test_a_directory_that_cannot_be_made_is_a_mistake_of_the_configuration(tmp_path, name):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match="run_dir .* cannot be made or written to"):
+        claim(Config(run_dir=str(tmp_path / name)))
+
+
+def test_a_refused_configuration_does_not_keep_the_lock(tmp_path):
+    config = Config(run_dir=str(tmp_path / "run"))
+    run, lock = claim(config)
+    lock.close()
+    (run.checkpoints("sft") / "20").mkdir(parents=True)
+    with pytest.raises(ConfigError) as refused:
+        claim(dataclasses.replace(config, seed=7))
+    claim(config)[1].close()
+    assert "seed: 0 -> 7" in str(refused.value)
+
+
+def data(digest, rows=2):
+    return {"task.train": {"source": "rows.jsonl", "rows": rows, "sha256": digest * 64}}
+
+
+def test_other_rows_than_the_run_began_with_are_refused(tmp_path):
+    run, lock = claim(Config(run_dir=str(tmp_path / "run")))
+    lock.close()
+    assert check_data(run, data("a")) is None
+    assert check_data(run, data("b")) is None  # nothing has been learnt from the others
+    (run.checkpoints("sft") / "20").mkdir(parents=True)
+    assert check_data(run, data("b")) is None
+    with pytest.raises(ConfigError) as refused:
+        check_data(run, data("c", rows=3))
+    message = str(refused.value)
+    assert "task.train: rows.jsonl has other rows" in message
+    assert f"2 rows with sha256 {'b' * 16} then, 3 rows with {'c' * 16} now" in message
+
+
+def test_a_run_from_before_rows_were_recorded_goes_on_with_a_line(tmp_path):
+    run, lock = claim(Config(run_dir=str(tmp_path / "run")))
+    lock.close()
+    (run.checkpoints("sft") / "20").mkdir(parents=True)
+    assert "before runs recorded their rows" in check_data(run, data("a"))
+    assert check_data(run, data("a")) is None
+    with pytest.raises(ConfigError):
+        check_data(run, data("b"))
+
+
+@pytest.mark.parametrize("text", ["", '{"step": 1', "[1]", '{"a": 1, "a": 2}', "\0\0"])
+def test_a_cut_record_is_named(tmp_path, text):
+    file = tmp_path / "rl.json"
+    file.write_text(text)
+    with pytest.raises(ConfigError, match="rl.json: not readable as JSON objects .*move it away"):
+        read_record(file)

@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from d1jax.config import MeshConfig, ModelConfig, OptimizerConfig, SftConfig
 from d1jax.data.tokenizers import SpecialTokens
@@ -62,3 +63,24 @@ def test_start_of_a_stage_is_not_donated_away():
     update = make_update(MODEL, optimizer, CONFIG, SPECIAL, state)
     update(state, {}, setup()[2], jax.random.key(0))
     assert np.isfinite(jnp.sum(start["params"]["wte"]))
+
+
+@pytest.mark.parametrize("learning_rate", [1e-2, 1e-6])
+def test_a_curve_with_bf16_weights_lies_on_that_of_fp32(learning_rate):
+    """param_dtype says what comes in and goes out; training is in fp32 masters either way. At 1e-6 bf16 weights would hardly move."""
+    curves, moved = {}, {}
+    for dtype in ("float32", "bfloat16"):
+        model = Transformer(dataclasses.replace(MODEL.config, param_dtype=dtype))
+        mesh, settings = make_mesh(MeshConfig()), dataclasses.replace(CONFIG.optimizer, learning_rate=learning_rate)
+        optimizer = make_optimizer(settings, CONFIG.steps)
+        start = jax.tree.map(lambda x: x.astype(jnp.bfloat16), initialize(MODEL, jax.random.key(0), mesh))
+        state = new_state(optimizer, jax.tree.map(lambda x, kind=dtype: x.astype(kind), start), mesh)
+        update, losses = make_update(model, optimizer, CONFIG, SPECIAL, state), []
+        for step in range(40):
+            state, metrics = update(state, {}, setup()[2], jax.random.fold_in(jax.random.key(1), step))
+            losses.append(float(metrics["loss"]))
+        curves[dtype] = losses
+        ends = zip(jax.tree.leaves(state.trainable), jax.tree.leaves(start), strict=True)
+        moved[dtype] = np.mean(np.concatenate([np.ravel(np.asarray(a) != np.asarray(b, np.float32)) for a, b in ends]))
+    np.testing.assert_allclose(curves["bfloat16"], curves["float32"], rtol=1e-4)
+    assert abs(moved["bfloat16"] - moved["float32"]) < 0.01 and moved["float32"] > 0.5

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 
 import pytest
 
@@ -65,6 +66,8 @@ def test_empty_file(tmp_path, text):
         ("[" * 100_000, "not valid JSON"),
         ("[1, 2]", "a JSON object was expected, not a list"),
         ("null", "a JSON object was expected, not a NoneType"),
+        ('{"puzzle": "0321003004002100", "puzzle": "4320004330100004"}', "key 'puzzle' stands there twice"),
+        ('{"puzzle": "0321003004002100", "more": {"a": 1, "a": 1}}', "key 'a' stands there twice"),
         ('{"question": "?"}', "no puzzle among the keys"),
         ('{"puzzle": "0321"}', "is not a 4x4 grid"),
     ],
@@ -105,3 +108,12 @@ def test_rows_that_the_task_leaves_out_are_not_rows(tmp_path):
     path = write(tmp_path, '{"nums": [44, 19, 35], "target": 98}\n{"nums": [1, 2], "target": 3}\n')
     assert [row["target"] for row in read_rows(path, Countdown())] == [98]
     assert "all 1 rows are outside" in complaint(write(tmp_path, '{"nums": [1, 2], "target": 3}\n'), Countdown())
+
+
+def test_a_pipe_is_refused_instead_of_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "rows.jsonl")
+    assert "is a pipe" in complaint(tmp_path / "rows.jsonl")
+
+
+def test_a_path_with_a_nul_is_refused():
+    assert "cannot hold a NUL" in complaint("rows\0.jsonl")

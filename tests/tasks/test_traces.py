@@ -37,6 +37,39 @@ def solved(answer, offer):
     return INSTRUCT.grade(row(answer), f"<answer>{offer}</answer>")["solved"] == 1.0
 
 
+# -- references ---
+
+
+@pytest.mark.parametrize(
+    ("record", "answer"),
+    [
+        ({"answer": "48+24=<<48+24=72>>72.\n#### 72"}, "72"),
+        ({"answer": "a\n#### 1,080\n"}, "1,080"),
+        ({"answer": "72"}, "72"),
+        ({"answer": 72}, "72"),
+        ({"answer": 0.5}, "0.5"),
+        ({"answer": "so it is \\boxed{7}, as " + "long " * 20}, "7"),
+        ({"answer": "no", "solution": "\\boxed{3}"}, "3"),
+        ({"answer": "4", "solution": "long " * 20}, "4"),
+        ({"answer": "4", "attempt": "\\boxed{5}"}, "4"),
+        ({"solution": "worked out\n#### 9"}, "9"),
+        ({"answer": "long " * 20}, None),
+        ({"answer": "#### a heading\n" + "long " * 20}, None),
+        ({"answer": "worked\n####"}, None),
+        ({"answer": True}, None),
+        ({"answer": ["72"]}, None),
+        ({"answer": None}, None),
+        ({}, None),
+    ],
+    ids=str,
+)
+def test_the_reference_is_read_wherever_rows_of_the_field_keep_it(record, answer):
+    row = INSTRUCT.parse({"question": "?", **record}, "here")
+    assert row["answer"] == answer and INSTRUCT.has_reference(row) is (answer is not None)
+    if answer is not None:
+        assert INSTRUCT.grade(row, f"<answer>{answer}</answer>")["solved"] == 1.0
+
+
 # -- reading -----------------------------------------------------------------------------------------------------------
 
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import struct
 
 import numpy as np
@@ -10,10 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
-from d1jax.config import ConfigError
-from d1jax.models.families import FAMILIES
-from d1jax.weights.checkpoint_directory import open_checkpoint, read_json
-from d1jax.weights.huggingface import in_memory, save_native, save_weights
+from d1jax.config import ConfigError, MeshConfig
+from d1jax.files import write_json
+from d1jax.models.families import FAMILIES, write_config
+from d1jax.runtime.mesh import make_mesh
+from d1jax.weights.checkpoint_directory import copy_companions, open_checkpoint, read_json
+from d1jax.weights.convert import entries
+from d1jax.weights.huggingface import arrays_of, companions_of, in_memory, load_weights, save_native, save_weights
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 UP, NORM = "model.transformer.blocks.1.up_proj.weight", "model.transformer.ln_f.weight"
@@ -291,6 +295,62 @@ def test_an_fp8_checkpoint_is_refused_by_its_dtype(single):
     text = json.dumps(header).encode()
     file.write_bytes(struct.pack("<Q", len(text)) + text + data)
     assert f"{single}: weights are stored as F8_E4M3" in refusal(single)
+
+
+@pytest.mark.parametrize("form", ["published", "native"])
+def test_a_number_of_layers_that_is_not_there_is_refused_before_as_many_names_are_made(tiny, tmp_path, form):
+    """With 10^9 names this would take hours, and the memory of the machine."""
+    model, variables = tiny()
+    companions = lambda beside: write_json(beside / "config.json", write_config(model.config, {}))  # noqa: E731
+    save = save_native if form == "native" else save_weights
+    save(in_memory(variables, model.config, LLADA), model.config, LLADA, tmp_path / "out", companions)
+    file = tmp_path / "out" / "config.json"
+    assert open_checkpoint(file.parent).config.layers == 2
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"n_layers": 10**9}))
+    assert "n_layers = 1000000000" in refusal(file.parent)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("form", ["published", "native"])
+def test_a_weight_that_is_not_finite_is_refused_by_name(write_checkpoint, tmp_path, form, bad):
+    folder, model, _ = write_checkpoint()
+    edit_tensors(folder / SINGLE, lambda tensors: tensors[UP].__setitem__((3, 4), bad))
+    mesh = make_mesh(MeshConfig())
+    checkpoint = open_checkpoint(folder)
+    if form == "native":  # a conversion moves bits, whatever they mean
+        arrays = arrays_of(checkpoint, checkpoint.config, mesh, entries(checkpoint.config, LLADA))
+        save_native(arrays, checkpoint.config, LLADA, tmp_path / "out", companions_of(checkpoint, "float32"))
+        checkpoint = open_checkpoint(tmp_path / "out")
+    with pytest.raises(ConfigError, match=f"tensor {re.escape(UP)} holds NaN or infinite values"):
+        load_weights(checkpoint, checkpoint.config, mesh)
+
+
+# -- companions -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_link_out_of_the_checkpoint_is_refused_and_nothing_is_copied(single, tmp_path):
+    (tmp_path / "secret.txt").write_text("secret")
+    (single / "notes.txt").symlink_to(tmp_path / "secret.txt")
+    out = tmp_path / "out"
+    out.mkdir()
+    with pytest.raises(ConfigError, match="notes.txt: links to .*secret.txt, outside of the checkpoint"):
+        copy_companions(single, out)
+    assert not (out / "notes.txt").exists()
+
+
+def test_links_inside_the_checkpoint_and_into_the_hubs_cache_are_copied_as_files(single, tmp_path):
+    (single / "readme.txt").symlink_to("config.json")
+    cache = tmp_path / "models--org--name"
+    (cache / "blobs").mkdir(parents=True)
+    (cache / "snapshots").mkdir()
+    (cache / "blobs" / "abc").write_text("a licence")
+    shutil.copytree(single, cache / "snapshots" / "1f2e", symlinks=True)
+    (cache / "snapshots" / "1f2e" / "LICENSE").symlink_to("../../blobs/abc")
+    (tmp_path / "out").mkdir()
+    copy_companions(cache / "snapshots" / "1f2e", tmp_path / "out")
+    assert (tmp_path / "out" / "LICENSE").read_text() == "a licence"
+    assert (tmp_path / "out" / "readme.txt").read_text() == (single / "config.json").read_text()
+    assert not any(file.is_symlink() for file in (tmp_path / "out").iterdir())
 
 
 # -- saving ---------------------------------------------------------------------------------------------------------------

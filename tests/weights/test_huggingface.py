@@ -277,13 +277,6 @@ def test_companions_are_copied_byte_for_byte_and_nothing_else_is(with_companions
     assert found == {**COPIED, "config.json": (with_companions / "config.json").read_bytes()}
 
 
-def test_links_are_copied_as_files_so_that_a_hub_snapshot_can_be_exported(with_companions, tmp_path):
-    (with_companions / "config.json").rename(tmp_path / "blob")
-    (with_companions / "config.json").symlink_to(tmp_path / "blob")
-    copy(with_companions, tmp_path / "out", MESHES["one device"]())
-    assert not (tmp_path / "out" / "config.json").is_symlink()
-
-
 @pytest.mark.parametrize("name", ["torch_dtype", "dtype"])
 def test_dtype_is_all_that_changes_in_the_config_of_a_converted_checkpoint(with_companions, tmp_path, name):
     before = json.loads((with_companions / "config.json").read_text())

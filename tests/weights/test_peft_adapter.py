@@ -191,6 +191,8 @@ def test_a_tensor_that_belongs_to_no_linear_layer_of_a_block_is_named(saved, nam
         ("layer_replication", [[1, 2], [0, 1]]),
         ("init_lora_weights", "pissa"),
         ("init_lora_weights", "olora"),
+        ("lora_bias", True),
+        ("trainable_token_indices", [3]),
     ],
     ids=str,
 )
@@ -208,12 +210,38 @@ def test_an_initialisation_that_leaves_the_base_weights_alone_is_fine(saved, ini
 
 
 @pytest.mark.parametrize(
-    "changes", [{"r": 0}, {"r": None}, {"r": "3"}, {"r": 3.0}, {"lora_alpha": None}, {"lora_alpha": "5"}], ids=str
+    "changes",
+    [
+        *({"r": value} for value in (0, None, "3", 3.0, True, 10**9)),
+        *({"lora_alpha": value} for value in (None, "5", True, 0, -5.0, float("nan"), float("inf"), 10**400)),
+    ],
+    ids=lambda changes: f"{changes!r:.30}",
 )
 def test_rank_and_alpha_must_be_numbers(saved, changes):
     folder, model, _ = saved()
     rewrite(folder, **changes)
     assert f"{folder / CONFIG}: r = " in refusal(folder, model)
+
+
+def test_a_setting_that_nobody_knows_is_refused(saved):
+    folder, model, _ = saved()
+    rewrite(folder, use_something_new=True)
+    assert "d1jax does not know 'use_something_new'" in refusal(folder, model)
+
+
+@pytest.mark.parametrize("value", ["yes", 1, []], ids=str)
+def test_rslora_is_a_switch(saved, value):
+    folder, model, _ = saved()
+    rewrite(folder, use_rslora=value)
+    assert f"use_rslora = {value!r}" in refusal(folder, model)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_tensor_that_is_not_finite_is_refused_by_name(saved, bad):
+    folder, model, _ = saved()
+    name = f"{BLOCK['llada']}.1.q_proj.lora_B.weight"
+    edit_tensors(folder, lambda tensors: tensors[name].__setitem__((0, 0), bad))
+    assert f"tensor {name} holds NaN or infinite values" in refusal(folder, model)
 
 
 @pytest.mark.parametrize(
