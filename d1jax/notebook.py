@@ -87,7 +87,7 @@ def masked_loss(
     problems = experiment.train
     clean = Canvas(problems.target_RC, problems.prompt_RP, problems.prompt_length_R)
     clean = jax.tree.map(jnp.asarray, clean)
-    text_BC = through_first_end(clean.completion_BC, special.end)
+    text_BC = through_first_end(clean.completion_BC, special.end_ids)
     eligible_BC = jnp.ones_like(text_BC) if config.score_padding else text_BC
     weights = policy.variables if variables is None else variables
     traced = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(weights))
@@ -110,9 +110,10 @@ def sft(
 ) -> Trained:
     """Masked supervised fine-tuning on (prompt, answer) pairs, or on the rows of a task; returns `Trained`.
 
-    config: steps, batch_size, optimizer, ... (None: the defaults of SftConfig). lora: of rank above 0 trains adapters, merged in the
-    end. seed: of masks and the order of rows. log: called with lines about the training (None: they are printed to standard
-    error). Raises ConfigError for impossible settings and texts that cannot be written, Diverged where updates are not finite.
+    config: steps, batch_size, optimizer, ... (None: the defaults of SftConfig). lora: of rank above 0 trains adapters, merged in
+    the end; otherwise all weights are trained, in fp32. The returned policy's are in the dtype of the given one's. seed: of masks
+    and the order of rows. log: called with lines about the training (None: they are printed to standard error). Raises
+    ConfigError for impossible settings and texts that cannot be written, Diverged where updates are not finite.
 
         tuned = d1jax.sft(policy, [("2+2=", "4"), ("1+2=", "3")], d1jax.SftConfig(steps=20, batch_size=2))
         tuned.metrics[-1]["loss"]
@@ -174,7 +175,7 @@ def evaluate(
     experiment = _experiment(policy, rows, grade, (), sampler=sampler, evaluation=decoding, seed=seed)
     problems = next(iter(experiment.eval_sets.values()))
     with jax.set_mesh(policy.mesh):
-        rollout = accuracy.decode(experiment, _merged(policy), problems)
+        rollout = accuracy.decode(experiment, policy.variables, problems)
     texts = accuracy.texts_of(experiment, rollout)
     scores = accuracy.score_texts(experiment, problems, texts)
     return {**scores, "nfe": float(rollout.nfe_B.mean()), "texts": texts}
@@ -237,16 +238,19 @@ def _experiment(
 ) -> Experiment:
     """What a stage works with, around a policy that is in memory."""
     given = not isinstance(data, TaskConfig)
+    adapted = sections.get("lora", NO_ADAPTER).rank > 0
+    # All weights are trained in fp32, whatever they are stored in: bf16 would round small updates away.
+    stored = dataclasses.replace(policy.config, param_dtype="float32") if stages and not adapted else policy.config
     config = Config(
         init_from="a policy in memory",
         stages=stages or ("sft",),
-        model=policy.config,
+        model=stored,
         sampler=sampler or policy.sampler or PUBLISHED_SAMPLER,
         task=TaskConfig() if given else data,
         **sections,
     )
     check(config)
-    model = Transformer(policy.config, config.lora)
+    model = Transformer(stored, config.lora) if stages else policy.model
     if not given:
         # The task's own rows, read as a run would read them; the model and its tokenizer are the policy's.
         made = build(
@@ -272,7 +276,7 @@ def _experiment(
 
     train = problems(train_rows, taught) if stages else _no_problems()
     eval_sets = {"given": problems(eval_rows, 0)}
-    return Experiment(config, policy.mesh, policy.tokenizer, model, task, train, eval_sets)
+    return Experiment(config, policy.mesh, policy.tokenizer, model, task, train, eval_sets, data={})
 
 
 def _no_problems() -> Problems:
@@ -280,8 +284,11 @@ def _no_problems() -> Problems:
     return Problems([], empty, lengths, empty, lengths.astype(bool))
 
 
-def _merged(policy: Policy) -> Variables:
-    return adapters.merge(policy.variables, policy.model.lora)
+def _start(policy: Policy, experiment: Experiment) -> Variables:
+    """The weights that a stage starts from, in the dtype in which it keeps them."""
+    if "lora" in policy.variables and experiment.config.lora.rank:
+        raise ConfigError("the policy has an adapter already; merge it by save_pretrained, or train without lora")
+    return adapters.merge(policy.variables, policy.model.lora, experiment.model.config.param_dtype)
 
 
 def _train(
@@ -289,9 +296,9 @@ def _train(
 ) -> Trained:
     journal = _Notes(stage, steps, experiment.config, log or (lambda line: print(line, file=sys.stderr)))
     with jax.set_mesh(policy.mesh):
-        variables = train(experiment, _merged(policy), journal)
-    trained = dataclasses.replace(policy, model=Transformer(policy.config), variables=variables)
-    return Trained(trained, journal.metrics)
+        variables = train(experiment, _start(policy, experiment), journal)
+        merged = adapters.merge(variables, experiment.config.lora, policy.config.param_dtype)
+    return Trained(dataclasses.replace(policy, model=Transformer(policy.config), variables=merged), journal.metrics)
 
 
 class _Notes:

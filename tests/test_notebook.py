@@ -1,5 +1,6 @@
 """Training and evaluation from Python; the page that shows it is run as it stands."""
 
+import dataclasses
 import inspect
 import json
 import re
@@ -123,3 +124,21 @@ def test_without_an_answer_there_is_nothing_to_compare_with(policy):
 def test_impossible_settings_are_refused(policy):
     with pytest.raises(ConfigError, match="rl.group_size = 1"):
         d1jax.rl(policy, [PUZZLE], RlConfig(group_size=1), reward=lambda row, text: 0.0)
+
+
+def test_a_bf16_policy_is_trained_in_fp32_and_comes_back_in_bf16(policy, tmp_path):
+    d1jax.save_pretrained(policy, tmp_path / "out")
+    half = load_pretrained(tmp_path / "out", dtype="bfloat16", mesh=one_device())
+    tuned = d1jax.sft(half, [(PUZZLE, ANSWER)], SftConfig(steps=1, batch_size=1), **QUIET)
+    dtypes = {str(x.dtype) for x in jax.tree.leaves(tuned.policy.variables)}
+    assert dtypes == {"bfloat16"} and tuned.policy.logits([[1, 2]]).shape == policy.logits([[1, 2]]).shape
+
+
+def test_an_adapter_on_an_adapter_is_refused(policy):
+    both = d1jax.sft(
+        policy, [(PUZZLE, ANSWER)], SftConfig(steps=1, batch_size=1), lora=LoraConfig(rank=2), **QUIET
+    ).policy
+    model = type(both.model)(both.config, LoraConfig(rank=2))
+    adapted = dataclasses.replace(both, model=model, variables={**both.variables, "lora": {"blocks": {}}})
+    with pytest.raises(ConfigError, match="has an adapter already"):
+        d1jax.sft(adapted, [(PUZZLE, ANSWER)], SftConfig(steps=1, batch_size=1), lora=LoraConfig(rank=2), **QUIET)
