@@ -66,6 +66,9 @@ def evaluate(own: dict[str, str], overrides: Sequence[str]) -> dict[str, Any]:
     """{"stages", "baselines", "environment"} as in summary.json, for the checkpoints that `own` names."""
     stage, step, path = own.get("stage"), own.get("step"), own.get("run")
     if "checkpoint" in own:
+        beside = sorted({"run", "stage", "step"} & set(own))
+        if beside:
+            raise ConfigError(f"--checkpoint names run, stage and step; leave --{', --'.join(beside)} out")
         path, stage, step = _from_checkpoint(Path(own["checkpoint"]))
     if path is None:
         raise ConfigError("name a run with --run DIR, or a checkpoint with --checkpoint DIR/checkpoints/STAGE/STEP")

@@ -751,6 +751,12 @@ def test_the_help_names_every_key_with_its_default_and_its_choices():
     )
 
 
+def test_the_help_names_the_methods_and_docstrings_the_fields():
+    assert all(name in help_text("x") for name in (*section_names("rl"), *section_names("model")))
+    for key, value in leaves(Config().sampler).items():
+        assert f"{key} = {value!r}: " in type(Config().sampler).__doc__
+
+
 def test_a_key_of_every_kind_can_be_set_from_the_command_line():
     """Each key accepts its own default, written as the help shows it."""
     for key, value in leaves().items():
