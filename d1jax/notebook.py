@@ -110,10 +110,10 @@ def sft(
 ) -> Trained:
     """Masked supervised fine-tuning on (prompt, answer) pairs, or on the rows of a task; returns `Trained`.
 
-    config: steps, batch_size, optimizer, ... (None: the defaults of SftConfig). lora: of rank above 0 trains adapters, merged in
-    the end; otherwise all weights are trained, in fp32. The returned policy's are in the dtype of the given one's. seed: of masks
-    and the order of rows. log: called with lines about the training (None: they are printed to standard error). Raises
-    ConfigError for impossible settings and texts that cannot be written, Diverged where updates are not finite.
+    config: steps, batch_size, optimizer, ... (None: the defaults of SftConfig). lora: of rank above 0 trains an adapter, which stays
+    beside the weights; one of these settings that the policy has already is trained on; otherwise all weights are trained, in
+    fp32. seed: of masks and the order of rows. log: called with lines about the training (None: they are printed to standard error). Raises ConfigError for impossible
+    settings and texts that cannot be written, Diverged where updates are not finite.
 
         tuned = d1jax.sft(policy, [("2+2=", "4"), ("1+2=", "3")], d1jax.SftConfig(steps=20, batch_size=2))
         tuned.metrics[-1]["loss"]
@@ -171,8 +171,8 @@ def evaluate(
         d1jax.evaluate(policy, [("2+2=", "4")])["solved_rate"]
     """
     rows = data if isinstance(data, TaskConfig) else _rows(data)
-    decoding = EvaluationConfig(batch_size=batch_size, temperature=temperature)
-    experiment = _experiment(policy, rows, grade, (), sampler=sampler, evaluation=decoding, seed=seed)
+    sections: dict[str, Any] = {"evaluation": EvaluationConfig(batch_size=batch_size, temperature=temperature)}
+    experiment = _experiment(policy, rows, grade, (), sampler=sampler, lora=policy.model.lora, seed=seed, **sections)
     problems = next(iter(experiment.eval_sets.values()))
     with jax.set_mesh(policy.mesh):
         rollout = accuracy.decode(experiment, policy.variables, problems)
@@ -284,11 +284,12 @@ def _no_problems() -> Problems:
     return Problems([], empty, lengths, empty, lengths.astype(bool))
 
 
-def _start(policy: Policy, experiment: Experiment) -> Variables:
-    """The weights that a stage starts from, in the dtype in which it keeps them."""
-    if "lora" in policy.variables and experiment.config.lora.rank:
-        raise ConfigError("the policy has an adapter already; merge it by save_pretrained, or train without lora")
-    return adapters.merge(policy.variables, policy.model.lora, experiment.model.config.param_dtype)
+def _start(policy: Policy, lora: LoraConfig) -> Variables:
+    """The weights that training begins with: an adapter of the same kind is trained on, another one is merged first."""
+    if "lora" not in policy.variables or lora == policy.model.lora:
+        return policy.variables
+    # A base that stays frozen keeps its dtype; what will be trained loses nothing.
+    return adapters.merge(policy.variables, policy.model.lora, None if lora.rank else "float32")
 
 
 def _train(
@@ -296,9 +297,9 @@ def _train(
 ) -> Trained:
     journal = _Notes(stage, steps, experiment.config, log or (lambda line: print(line, file=sys.stderr)))
     with jax.set_mesh(policy.mesh):
-        variables = train(experiment, _start(policy, experiment), journal)
-        merged = adapters.merge(variables, experiment.config.lora, policy.config.param_dtype)
-    return Trained(dataclasses.replace(policy, model=Transformer(policy.config), variables=merged), journal.metrics)
+        variables = train(experiment, _start(policy, experiment.config.lora), journal)
+    trained = dataclasses.replace(policy, model=experiment.model, variables=variables)
+    return Trained(trained, journal.metrics)
 
 
 class _Notes:
