@@ -110,10 +110,10 @@ def sft(
 ) -> Trained:
     """Masked supervised fine-tuning on (prompt, answer) pairs, or on the rows of a task; returns `Trained`.
 
-    config: steps, batch_size, optimizer, ... (None: the defaults of SftConfig). lora: of rank above 0 trains an adapter, which stays
-    beside the weights; one of these settings that the policy has already is trained on; otherwise all weights are trained, in
-    fp32. seed: of masks and the order of rows. log: called with lines about the training (None: they are printed to standard error). Raises ConfigError for impossible
-    settings and texts that cannot be written, Diverged where updates are not finite.
+    config: steps, batch_size, optimizer, ... (None: the defaults of SftConfig). lora: of rank above 0 trains an adapter, which
+    stays beside the weights; one of these settings that the policy has already is trained on; otherwise all weights are trained,
+    in fp32. seed: of masks and the order of rows. log: called with lines about the training (None: they are printed to standard
+    error). Raises ConfigError for impossible settings and texts that cannot be written, Diverged where updates are not finite.
 
         tuned = d1jax.sft(policy, [("2+2=", "4"), ("1+2=", "3")], d1jax.SftConfig(steps=20, batch_size=2))
         tuned.metrics[-1]["loss"]
