@@ -350,3 +350,22 @@ class Config:
     rl: RlConfig = section(RlConfig)
     evaluation: EvaluationConfig = section(EvaluationConfig)
     mesh: MeshConfig = section(MeshConfig)
+
+
+def _with_fields(cls: type) -> None:
+    """Adds every field, its default and its meaning to the docstring: what `help(SamplerConfig)` is asked for."""
+    told = []
+    for field in dataclasses.fields(cls):
+        if "help" in field.metadata:
+            default = field.default if field.default is not dataclasses.MISSING else field.default_factory()
+            told.append(f"    {field.name} = {default!r}: {field.metadata['help']}")
+        else:
+            told.append(f"    {field.name}: a {field.type}, whose fields are described there")
+    cls.__doc__ = f"{(cls.__doc__ or '').rstrip()}\n\n    Fields, with their defaults:\n\n" + "\n".join(told) + "\n    "
+
+
+for _section in (
+    TaskConfig, ModelConfig, LoraConfig, SamplerConfig, OptimizerConfig, SftConfig, EstimatorConfig, GuardConfig, RlConfig,
+    EvaluationConfig, MeshConfig, Config,
+):  # fmt: skip
+    _with_fields(_section)

@@ -69,6 +69,9 @@ def evaluate(own: dict[str, str], overrides: Sequence[str]) -> dict[str, Any]:
         raise ConfigError(f"--step {asked} needs --stage, and must be a number")
     step = None if asked is None else int(asked)
     if "checkpoint" in own:
+        beside = sorted({"run", "stage", "step"} & set(own))
+        if beside:
+            raise ConfigError(f"--checkpoint names run, stage and step; leave --{', --'.join(beside)} out")
         path, stage, step = run_and_step(Path(own["checkpoint"]))
         if step is None:
             raise ConfigError(f"--checkpoint {own['checkpoint']!r} is not of the form RUN/checkpoints/STAGE/STEP")

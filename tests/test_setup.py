@@ -128,7 +128,8 @@ def test_the_head_has_no_adapter_and_wrong_targets_are_named(write):
 @pytest.mark.parametrize("path", ["no/such/place", "."])
 def test_init_from_that_names_nothing_is_refused(tmp_path, path):
     with pytest.raises(
-        ConfigError, match=r"no run directory \(config.yaml\), no RUN/checkpoints/STAGE/STEP and no checkpoint directory"
+        ConfigError,
+        match=r"no run directory \(config.yaml\), no RUN/checkpoints/STAGE/STEP and no checkpoint directory",
     ):
         set_up(config(tmp_path / path))
 
