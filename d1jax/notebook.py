@@ -87,7 +87,7 @@ def masked_loss(
     problems = experiment.train
     clean = Canvas(problems.target_RC, problems.prompt_RP, problems.prompt_length_R)
     clean = jax.tree.map(jnp.asarray, clean)
-    text_BC = through_first_end(clean.completion_BC, special.end)
+    text_BC = through_first_end(clean.completion_BC, special.end_ids)
     eligible_BC = jnp.ones_like(text_BC) if config.score_padding else text_BC
     weights = policy.variables if variables is None else variables
     traced = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(weights))
@@ -110,9 +110,10 @@ def sft(
 ) -> Trained:
     """Masked supervised fine-tuning on (prompt, answer) pairs, or on the rows of a task; returns `Trained`.
 
-    config: steps, batch_size, optimizer, ... (None: the defaults of SftConfig). lora: of rank above 0 trains adapters, merged in the
-    end. seed: of masks and the order of rows. log: called with lines about the training (None: they are printed to standard
-    error). Raises ConfigError for impossible settings and texts that cannot be written, Diverged where updates are not finite.
+    config: steps, batch_size, optimizer, ... (None: the defaults of SftConfig). lora: of rank above 0 trains an adapter, which stays
+    beside the weights; one of these settings that the policy has already is trained on. seed: of masks and the order of rows.
+    log: called with lines about the training (None: they are printed to standard error). Raises ConfigError for impossible
+    settings and texts that cannot be written, Diverged where updates are not finite.
 
         tuned = d1jax.sft(policy, [("2+2=", "4"), ("1+2=", "3")], d1jax.SftConfig(steps=20, batch_size=2))
         tuned.metrics[-1]["loss"]
@@ -170,11 +171,11 @@ def evaluate(
         d1jax.evaluate(policy, [("2+2=", "4")])["solved_rate"]
     """
     rows = data if isinstance(data, TaskConfig) else _rows(data)
-    decoding = EvaluationConfig(batch_size=batch_size, temperature=temperature)
-    experiment = _experiment(policy, rows, grade, (), sampler=sampler, evaluation=decoding, seed=seed)
+    sections: dict[str, Any] = {"evaluation": EvaluationConfig(batch_size=batch_size, temperature=temperature)}
+    experiment = _experiment(policy, rows, grade, (), sampler=sampler, lora=policy.model.lora, seed=seed, **sections)
     problems = next(iter(experiment.eval_sets.values()))
     with jax.set_mesh(policy.mesh):
-        rollout = accuracy.decode(experiment, _merged(policy), problems)
+        rollout = accuracy.decode(experiment, policy.variables, problems)
     texts = accuracy.texts_of(experiment, rollout)
     scores = accuracy.score_texts(experiment, problems, texts)
     return {**scores, "nfe": float(rollout.nfe_B.mean()), "texts": texts}
@@ -272,7 +273,7 @@ def _experiment(
 
     train = problems(train_rows, taught) if stages else _no_problems()
     eval_sets = {"given": problems(eval_rows, 0)}
-    return Experiment(config, policy.mesh, policy.tokenizer, model, task, train, eval_sets)
+    return Experiment(config, policy.mesh, policy.tokenizer, model, task, train, eval_sets, data={})
 
 
 def _no_problems() -> Problems:
@@ -280,8 +281,12 @@ def _no_problems() -> Problems:
     return Problems([], empty, lengths, empty, lengths.astype(bool))
 
 
-def _merged(policy: Policy) -> Variables:
-    return adapters.merge(policy.variables, policy.model.lora)
+def _start(policy: Policy, lora: LoraConfig) -> Variables:
+    """The weights that training begins with: an adapter of the same kind is trained on, another one is merged first."""
+    if "lora" not in policy.variables or lora == policy.model.lora:
+        return policy.variables
+    # A base that stays frozen keeps its dtype; what will be trained loses nothing.
+    return adapters.merge(policy.variables, policy.model.lora, None if lora.rank else "float32")
 
 
 def _train(
@@ -289,8 +294,8 @@ def _train(
 ) -> Trained:
     journal = _Notes(stage, steps, experiment.config, log or (lambda line: print(line, file=sys.stderr)))
     with jax.set_mesh(policy.mesh):
-        variables = train(experiment, _merged(policy), journal)
-    trained = dataclasses.replace(policy, model=Transformer(policy.config), variables=variables)
+        variables = train(experiment, _start(policy, experiment.config.lora), journal)
+    trained = dataclasses.replace(policy, model=experiment.model, variables=variables)
     return Trained(trained, journal.metrics)
 
 

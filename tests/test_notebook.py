@@ -67,10 +67,19 @@ def test_sft_lowers_the_loss_and_leaves_the_given_policy_alone(policy):
     assert d1jax.masked_loss(tuned.policy, pairs) < d1jax.masked_loss(policy, pairs) - 0.1
 
 
-def test_adapters_are_trained_and_merged(policy):
-    tuned = d1jax.sft(policy, [(PUZZLE, ANSWER)], SftConfig(steps=1, batch_size=1), lora=LoraConfig(rank=2), **QUIET)
-    assert "lora" not in tuned.policy.variables and tuned.policy.model.lora.rank == 0
-    assert same(tuned.policy.variables["params"]["wte"], policy.variables["params"]["wte"])
+def test_an_adapter_stays_beside_the_weights_and_is_trained_on(policy):
+    settings, lora = SftConfig(steps=2, batch_size=1), LoraConfig(rank=2)
+    tuned = d1jax.sft(policy, [(PUZZLE, ANSWER)], settings, lora=lora, **QUIET).policy
+    assert tuned.model.lora == lora and same(tuned.variables["params"], policy.variables["params"])
+    again = d1jax.sft(tuned, [(PUZZLE, ANSWER)], settings, lora=lora, **QUIET).policy
+    assert same(again.variables["params"], policy.variables["params"])
+    moved = [
+        float(jnp.abs(a - b).max())
+        for a, b in zip(*map(jax.tree.leaves, (again.variables, tuned.variables)), strict=True)
+    ]
+    assert 0 < max(moved) < 0.02, "a fresh adapter would lie further away"
+    whole = d1jax.sft(tuned, [(PUZZLE, ANSWER)], settings, **QUIET).policy  # all weights: the adapter is merged first
+    assert "lora" not in whole.variables and whole.model.lora.rank == 0
 
 
 def test_rl_is_repeatable_and_takes_rewards_by_name(policy):

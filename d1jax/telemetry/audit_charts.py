@@ -3,14 +3,17 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from d1jax.telemetry.charts import tick_label, ticks
 from d1jax.telemetry.markup import compact, esc
 
 WIDTH, HEIGHT = 720, 400
-LEFT, TOP, RIGHT, BOTTOM = 62, 12, 16, 42
+LEFT, TOP, RIGHT, BOTTOM = 80, 12, 16, 58  # room for the larger letters on a phone
 NAMES, ROW, VALUES = 210, 21, 120  # of bars: columns for names and for values, height of a row
 COLOURS = 5
+LEAST_MARKS = 3
+DENSITIES = ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 5, 7))  # round numbers of a logarithmic axis, the sparsest first
 
 
 @dataclass(frozen=True)
@@ -43,16 +46,16 @@ def log_log(title: str, x_label: str, y_label: str, groups: Sequence[Group]) -> 
     for mark in y_marks:
         y = y_on(mark)
         parts.append(f'<line class="rule" x1="{LEFT}" x2="{right}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        parts.append(f'<text class="tick" x="{LEFT - 6}" y="{y + 3.5:.1f}" text-anchor="end">{esc(f"{mark:g}")}</text>')
+        parts.append(f'<text class="tick" x="{LEFT - 6}" y="{y + 5:.1f}" text-anchor="end">{esc(f"{mark:g}")}</text>')
     for mark in x_marks:
         x = x_on(mark)
         parts.append(f'<line class="axis" x1="{x:.1f}" x2="{x:.1f}" y1="{bottom}" y2="{bottom + 4}"/>')
-        parts.append(f'<text class="tick" x="{x:.1f}" y="{bottom + 16}" text-anchor="middle">{esc(f"{mark:g}")}</text>')
+        parts.append(f'<text class="tick" x="{x:.1f}" y="{bottom + 22}" text-anchor="middle">{esc(f"{mark:g}")}</text>')
     parts.append(f'<line class="axis" x1="{LEFT}" x2="{right}" y1="{bottom}" y2="{bottom}"/>')
     middle = (LEFT + right) / 2
     parts.append(f'<text class="label" x="{middle}" y="{HEIGHT - 6}" text-anchor="middle">{esc(x_label)}</text>')
     parts.append(
-        f'<text class="label" transform="translate(12 {(TOP + bottom) / 2}) rotate(-90)" text-anchor="middle">'
+        f'<text class="label" transform="translate(18 {(TOP + bottom) / 2}) rotate(-90)" text-anchor="middle">'
         f"{esc(y_label)}</text>"
     )
     for number, group in enumerate(groups):
@@ -67,7 +70,7 @@ def log_log(title: str, x_label: str, y_label: str, groups: Sequence[Group]) -> 
     spoken = "; ".join(f"{name} {compact(y)}" for group in groups for _, y, name in group.points)
     legend = "".join(_legend_item(number, group.name) for number, group in enumerate(groups))
     return (
-        f'<figure class="picture"><figcaption><span class="name">{esc(title)}</span></figcaption>'
+        f'<figure class="picture log"><figcaption><span class="name">{esc(title)}</span></figcaption>'
         f'<ul class="legend">{legend}</ul><svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
         f'aria-label="{esc(f"{title}: {spoken}")}">{"".join(parts)}</svg></figure>'
     )
@@ -129,10 +132,16 @@ def _log_axis(values: Sequence[float], start: float, end: float):
     low, high = math.log10(min(values)), math.log10(max(values))
     pad = 0.06 * (high - low) or 0.3
     low, high = low - pad, high + pad
-    between = (1, 2, 5) if high - low < 2.5 else (1,)
-    decades = [m * 10.0**e for e in range(math.floor(low), math.ceil(high) + 1) for m in between]
-    marks = [mark for mark in decades if low <= math.log10(mark) <= high]
+    marks = next((found for found in map(partial(_marks, low, high), DENSITIES) if len(found) >= LEAST_MARKS), [])
+    # A range so narrow that it holds no three of them: the round numbers of a linear axis.
+    marks = marks or [mark for mark in ticks(10**low, 10**high, 5) if low <= math.log10(mark) <= high]
     return marks, lambda value: start + (math.log10(value) - low) / (high - low) * (end - start)
+
+
+def _marks(low: float, high: float, between: Sequence[float]) -> list[float]:
+    """The multiples `between` of powers of ten whose logarithms lie in the range."""
+    every = [m * 10.0**e for e in range(math.floor(low), math.ceil(high) + 1) for m in between]
+    return [mark for mark in every if low <= math.log10(mark) <= high]
 
 
 def _colour(number: int) -> str:

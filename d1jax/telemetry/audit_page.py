@@ -91,7 +91,9 @@ def _variance(rows: list[dict[str, Any]]) -> str:
         if row["variance"] > 0:
             families.setdefault(_family(row["name"]), []).append((row["passes"], row["variance"], row["name"]))
     groups = [Group(name, tuple(points)) for name, points in families.items()]
-    return log_log("Variance of the score", "forward passes", "nats²", groups)
+    return log_log(
+        "Variance of the score", "forward passes of a score (log scale)", "variance, nats² (log scale)", groups
+    )
 
 
 def _bias(rows: list[dict[str, Any]]) -> str:

@@ -103,6 +103,8 @@ figcaption{display:flex;gap:4px 8px;align-items:baseline;flex-wrap:wrap;min-heig
 .grid .given{font-weight:700}
 .grid .open{color:var(--accent)}
 .grid .wrong{background:var(--badground);color:var(--bad);text-decoration:underline;text-underline-offset:2px}
+.typed{display:block;max-width:17ch;margin-top:8px;font:11px/1.4 ui-monospace,Menlo,Consolas,monospace;color:var(--soft);
+  overflow-wrap:anywhere}
 .grid .small{font-size:8px}
 .grid .boxright{margin-right:2px}
 .grid .boxdown{margin-bottom:2px}
@@ -123,11 +125,13 @@ footer{margin-top:56px;color:var(--soft);font-size:14px}
   section{margin-top:44px}
   .results .ci{display:block;font-size:13.5px}.results .kind{display:none}
   th,td{padding-right:10px}
-  .results{font-size:14.5px}
-  .results th,.results td{padding-right:8px}
-  .results .plot{min-width:136px}
-  .interval .tick{font-size:17px}
-  .bar{stroke-width:3.6}
+  /* All numbers in the width of a phone; what the picture of an interval shows is written beside the rate. */
+  .results{font-size:13.5px}
+  .results .plot,#results .lead{display:none}
+  .log .tick,.log .label{font-size:20px}
+  .results th,.results td{padding-right:7px}
+  .results thead th{font-size:12px;white-space:normal;overflow-wrap:break-word}
+  .results .ci{font-size:12px}
 }
 @media print{
   body{background:#fff;font-size:11pt}

@@ -59,6 +59,19 @@ def test_points_lie_where_logarithms_say():
     assert log_log("t", "x", "y", []) == "" and figures(log_log("t", "x", "y", [Group("g", ((2, 5.0, "one"),))]))
 
 
+@pytest.mark.parametrize(
+    "ends", [(1, 1000), (1, 30), (3, 9), (0.31, 0.95), (5.5, 5.9), (2, 2), (1e-7, 1e7), (119, 131)]
+)
+def test_logarithmic_axes_have_names_and_at_least_three_marks(ends):
+    chart = log_log("t", "passes", "nats²", [Group("g", tuple((value, value, "p") for value in ends))])
+    (figure,) = figures(chart)
+    ticks = [text for text in figure.findall("text") if text.get("class") == "tick"]
+    across = [text for text in ticks if text.get("text-anchor") == "middle"]
+    assert len(across) >= 3 and len(ticks) - len(across) >= 3
+    assert [text.text for text in figure.findall("text") if text.get("class") == "label"] == ["passes", "nats²"]
+    assert len({text.text for text in across}) == len(across)
+
+
 def test_bars_start_at_zero_on_either_side():
     up, down = figures(bars("t", [Bar("up", (2.0,), "2", 0.5), Bar("down", (-2.0,), "-2")]))[0].findall("rect")
     assert float(up.get("width")) == pytest.approx(float(down.get("width")), abs=0.2)
