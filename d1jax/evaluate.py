@@ -24,7 +24,7 @@ from d1jax.config import ADAPTIVE, Config, ConfigError
 from d1jax.config_file import asks_for_version, own_flags, parse, version_text
 from d1jax.experiment import build
 from d1jax.files import write_json
-from d1jax.runtime.run_directory import open_run, run_and_step
+from d1jax.runtime.run_directory import changed_rows, open_run, run_and_step
 from d1jax.runtime.stopping import Diverged
 from d1jax.setup import check_same_model, variables_at
 from d1jax.tasks.task import DataError
@@ -81,6 +81,9 @@ def evaluate(own: dict[str, str], overrides: Sequence[str]) -> dict[str, Any]:
     config = parse(overrides, trained, "evaluate", READS)
     experiment = build(config, training=False, saved=run.source)
     check_same_model(experiment, run, trained)
+    if config.task == trained.task:  # else other rows were asked for
+        for line in changed_rows(run, experiment.data):
+            print(f"note: {printable(line)}", file=sys.stderr)
     with jax.set_mesh(experiment.mesh):
         wanted = [stage] if stage else [name for name, saved in run.saved_steps(config.stages).items() if saved]
         if not wanted:

@@ -118,7 +118,7 @@ class Policy:
 def _logits(model: Transformer, variables: Variables, tokens_BT: Array, mask_BT: Array) -> Array:
     order_BT = jnp.argsort(~mask_BT, axis=1, stable=True)  # real tokens first, as the transformer wants them
     rank_BT = jnp.argsort(order_BT, axis=1)
-    positions_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1])[None, :], tokens_BT.shape)
+    positions_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1], dtype=jnp.int32)[None, :], tokens_BT.shape)
     packed_BT = jnp.take_along_axis(tokens_BT, order_BT, axis=1)
     hidden_BTD = hidden_states(model, variables, packed_BT, positions_BT, mask_BT.sum(axis=1))
     scored_by_BT = jnp.maximum(rank_BT - 1, 0) if model.config.alignment == "shifted" else rank_BT

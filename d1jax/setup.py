@@ -33,13 +33,11 @@ from d1jax.weights.checkpoint_directory import (
     is_checkpoint,
     open_checkpoint,
 )
-from d1jax.weights.convert import parameter_count
 from d1jax.weights.huggingface import load_weights, not_finite_at
 from d1jax.weights.tokenizer_files import load_tokenizer
 
 PRINTABLE = "".join(map(chr, range(32, 127))) + "\n"
 KEYS = {"weights": 0, "sft": 1, "rl": 2, "evaluation": 3, "sft adapter": 4, "rl adapter": 5, "audit": 6}
-MOST_PARAMETERS = 10**12  # two terabytes in bfloat16
 FREE = ("dtype", "param_dtype", "remat", "max_positions")  # may differ between runs on the same weights
 
 
@@ -78,21 +76,9 @@ def set_up(config: Config, saved: Path | None = None, mesh: Mesh | None = None) 
             f"config: model.vocab_size = {rows} is smaller than the tokenizer's {tokenizer.vocab_size}; use 0"
         )
     model = Transformer(dataclasses.replace(config.model, vocab_size=rows), config.lora)
-    _check_size(model.config)
     if config.lora.rank:
         lora.check_targets(abstract_variables(model, mesh)["params"], config.lora)
     return Setup(config, mesh, tokenizer, model)
-
-
-def _check_size(model: ModelConfig) -> None:
-    """Raises ConfigError for a size that the compiler would not survive."""
-    one, two = (parameter_count(dataclasses.replace(model, layers=layers)) for layers in (1, 2))
-    count = one + (two - one) * (model.layers - 1)
-    if count > MOST_PARAMETERS:
-        raise ConfigError(
-            f"config: model: width {model.width}, mlp_width {model.mlp_width}, {model.layers} layers and {model.vocab_size} ids are "
-            f"{count:.0e} weights, more than {MOST_PARAMETERS:.0e}; make it smaller"
-        )
 
 
 def make_task(config: TaskConfig) -> Task:

@@ -82,7 +82,8 @@ class Checkpoints:
     def load(self, step: int, like: dict[str, Any]) -> dict[str, Any]:
         """The trees named in `like`, each array with the dtype and placement of its example.
 
-        Raises KeyError if there is no such step, DamagedCheckpoint if it is not what was saved.
+        Raises KeyError if there is no such step, DamagedCheckpoint if it is not what was saved, ConfigError if it is whole, but
+        of another model, optimizer or version of d1jax.
         """
         if step not in self.steps():
             raise KeyError(f"{self.directory}: no checkpoint of step {step}; there are {self.steps()}")
@@ -91,6 +92,13 @@ class Checkpoints:
         missing = next((name for name in like if not (folder / name).is_dir()), None)
         if missing is not None:
             raise DamagedCheckpoint(step, f"{folder / missing} is missing")
+        for name, tree in like.items():
+            wanted, found = sorted(x.shape for x in jax.tree.leaves(tree)), self._shapes(step, name)
+            if found is not None and found != wanted:
+                raise ConfigError(
+                    f"{folder / name} holds {len(found)} arrays which are not the {len(wanted)} of this configuration; it was saved "
+                    "by another configuration or version of d1jax, which can still read it"
+                )
         stored = {name: _as_stored(tree, digests.get(name, {})) for name, tree in like.items()}
         try:
             with warnings.catch_warnings(), _quiet():
@@ -106,6 +114,16 @@ class Checkpoints:
             if changed is not None:
                 raise DamagedCheckpoint(step, f"{folder / name}: {changed} is not what was saved (its digest differs)")
         return {name: jax.tree.map(_like, loaded[name], like[name]) for name in like}
+
+    def _shapes(self, step: int, name: str) -> list[tuple[int, ...]] | None:
+        """The shapes of what is stored, sorted; None where that cannot be read."""
+        try:
+            with _quiet():
+                stored = self._checkpointer.checkpointables_metadata(step).metadata[name]
+            leaves = jax.tree.leaves(stored, is_leaf=lambda x: hasattr(x, "shape"))
+            return sorted(tuple(x.shape) for x in leaves) or None
+        except Exception:  # Orbax has no error class of its own; loading will tell what is damaged
+            return None
 
     def last_good(self, before: int, like: dict[str, Any]) -> int | None:
         """The newest step below `before` that loads."""
