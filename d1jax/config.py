@@ -330,7 +330,8 @@ class Config:
     stages: tuple[Literal["sft", "rl"], ...] = setting(("sft", "rl"), "in this order")
     seed: int = setting(0, "of weights, masks, rollouts and row order")
     init_from: str = setting(
-        "", "start from a checkpoint (Hugging Face or d1jax) or from the last weights of a run ('' = random weights)"
+        "",
+        "start from a checkpoint (Hugging Face or d1jax), the last weights of a run, or RUN/checkpoints/STAGE/STEP ('' = random weights)",
     )
     tokenizer: Literal["characters", "bytes"] = setting(
         "characters", "of random weights: the task's characters, or UTF-8 bytes; a checkpoint brings its own"
@@ -349,3 +350,22 @@ class Config:
     rl: RlConfig = section(RlConfig)
     evaluation: EvaluationConfig = section(EvaluationConfig)
     mesh: MeshConfig = section(MeshConfig)
+
+
+def _with_fields(cls: type) -> None:
+    """Adds every field, its default and its meaning to the docstring: what `help(SamplerConfig)` is asked for."""
+    told = []
+    for field in dataclasses.fields(cls):
+        if "help" in field.metadata:
+            default = field.default if field.default is not dataclasses.MISSING else field.default_factory()
+            told.append(f"    {field.name} = {default!r}: {field.metadata['help']}")
+        else:
+            told.append(f"    {field.name}: a {field.type}, whose fields are described there")
+    cls.__doc__ = f"{(cls.__doc__ or '').rstrip()}\n\n    Fields, with their defaults:\n\n" + "\n".join(told) + "\n    "
+
+
+for _section in (
+    TaskConfig, ModelConfig, LoraConfig, SamplerConfig, OptimizerConfig, SftConfig, EstimatorConfig, GuardConfig, RlConfig,
+    EvaluationConfig, MeshConfig, Config,
+):  # fmt: skip
+    _with_fields(_section)

@@ -221,8 +221,12 @@ def help_text(program: str) -> str:
     lines = [
         f"usage: {program} --config FILE.yaml [--section.key VALUE ...]",
         "",
-        "Later sources win: defaults below, then the file, then the command line.",
+        "Later sources win: defaults below, then the file, then sections' files, then flags. - and _ are one in the names of flags.",
     ]
+    for section in FOLDERS:
+        lines.append(
+            f"--{section} FILE.yaml lays a file over that section; --{section} NAME is one of {', '.join(section_names(section))}."
+        )
 
     def describe(cls: type, default: Any, prefix: str) -> None:
         hints = get_type_hints(cls)

@@ -27,6 +27,7 @@ from d1jax.config_file import asks_for_version, dashed, to_dict, version_text
 from d1jax.files import check_new
 from d1jax.models.families import family_of
 from d1jax.models.lora import Rounding, merge_each
+from d1jax.no_effect import no_effect
 from d1jax.policy import load_pretrained, save_pretrained, warn_of_rounding
 from d1jax.runtime.mesh import make_mesh
 from d1jax.runtime.run_directory import is_run, open_run
@@ -71,6 +72,8 @@ def to_orbax(arguments: argparse.Namespace) -> int:
 def to_hf(arguments: argparse.Namespace) -> int:
     if not arguments.adapter_only:
         return _write(arguments, native=False)
+    if arguments.dtype:
+        raise ConfigError(no_effect(f"--dtype {arguments.dtype}", "whole weights; an adapter keeps its own dtype"))
     check_new(arguments.out)
     mesh = make_mesh(MeshConfig())
     with jax.set_mesh(mesh):

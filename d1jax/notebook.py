@@ -110,10 +110,10 @@ def sft(
 ) -> Trained:
     """Masked supervised fine-tuning on (prompt, answer) pairs, or on the rows of a task; returns `Trained`.
 
-    config: steps, batch_size, optimizer, ... (None: the defaults of SftConfig). lora: of rank above 0 trains an adapter, which stays
-    beside the weights; one of these settings that the policy has already is trained on. seed: of masks and the order of rows.
-    log: called with lines about the training (None: they are printed to standard error). Raises ConfigError for impossible
-    settings and texts that cannot be written, Diverged where updates are not finite.
+    config: steps, batch_size, optimizer, ... (None: the defaults of SftConfig). lora: of rank above 0 trains an adapter, which
+    stays beside the weights; one of these settings that the policy has already is trained on; otherwise all weights are trained,
+    in fp32. seed: of masks and the order of rows. log: called with lines about the training (None: they are printed to standard
+    error). Raises ConfigError for impossible settings and texts that cannot be written, Diverged where updates are not finite.
 
         tuned = d1jax.sft(policy, [("2+2=", "4"), ("1+2=", "3")], d1jax.SftConfig(steps=20, batch_size=2))
         tuned.metrics[-1]["loss"]
@@ -238,16 +238,19 @@ def _experiment(
 ) -> Experiment:
     """What a stage works with, around a policy that is in memory."""
     given = not isinstance(data, TaskConfig)
+    adapted = sections.get("lora", NO_ADAPTER).rank > 0
+    # All weights are trained in fp32, whatever they are stored in: bf16 would round small updates away.
+    stored = dataclasses.replace(policy.config, param_dtype="float32") if stages and not adapted else policy.config
     config = Config(
         init_from="a policy in memory",
         stages=stages or ("sft",),
-        model=policy.config,
+        model=stored,
         sampler=sampler or policy.sampler or PUBLISHED_SAMPLER,
         task=TaskConfig() if given else data,
         **sections,
     )
     check(config)
-    model = Transformer(policy.config, config.lora)
+    model = Transformer(stored, config.lora) if stages else policy.model
     if not given:
         # The task's own rows, read as a run would read them; the model and its tokenizer are the policy's.
         made = build(

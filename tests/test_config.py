@@ -381,7 +381,7 @@ FLOATS = (
     *(f"{stage}.optimizer.{key}" for stage in ("sft", "rl") for key in ("learning_rate", "beta1", "beta2", "weight_decay", "clip_norm")),
 )  # fmt: skip
 NOT_NEGATIVE = (
-    "seed", "task.seed", "rl.entropy_coefficient", "rl.guard.patience", *GUARDED,
+    "seed", "task.seed", "keep_last", "rl.entropy_coefficient", "rl.guard.patience", *GUARDED,
     "sampler.remasking_temperature", "sampler.top_k", "sampler.guidance", "sampler.factor", "sampler.entropy_bound",
     "sampler.kl_threshold", "sampler.cache_refresh", "rl.estimator.shrink",
     "model.max_positions", "model.vocab_size", "sft.completion_length",
@@ -746,7 +746,15 @@ def test_the_help_names_every_key_with_its_default_and_its_choices():
     assert set(described) == {f"--{key}" for key in leaves()}
     assert "peak  [0.0003]" in described["--rl.optimizer.learning_rate"]
     assert "peak  [0.003]" in described["--sft.optimizer.learning_rate"]
-    assert described["--rl.pooling"].endswith("[bnpo] of bnpo | dapo | grpo | sequence_mean | dr_grpo | row_sum")
+    assert described["--rl.pooling"].endswith(
+        "[bnpo] of bnpo | dapo | group_bnpo | grpo | sequence_mean | dr_grpo | row_sum"
+    )
+
+
+def test_the_help_names_the_methods_and_docstrings_the_fields():
+    assert all(name in help_text("x") for name in (*section_names("rl"), *section_names("model")))
+    for key, value in leaves(Config().sampler).items():
+        assert f"{key} = {value!r}: " in type(Config().sampler).__doc__
 
 
 def test_a_key_of_every_kind_can_be_set_from_the_command_line():

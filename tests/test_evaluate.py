@@ -44,3 +44,8 @@ def test_what_evaluation_does_not_read_is_refused(small_run, capsys, flags, told
 
 def test_the_version_is_told(capsys):
     assert evaluate.main(["--version"]) == 0 and capsys.readouterr().out.startswith("d1jax ")
+
+
+def test_a_checkpoint_is_named_once(small_run, capsys):
+    assert evaluate.main(["--checkpoint", str(small_run / "checkpoints/sft/2"), "--stage", "sft"]) == 2
+    assert "--checkpoint names run, stage and step; leave --stage out" in capsys.readouterr().err

@@ -132,3 +132,16 @@ def test_without_an_answer_there_is_nothing_to_compare_with(policy):
 def test_impossible_settings_are_refused(policy):
     with pytest.raises(ConfigError, match="rl.group_size = 1"):
         d1jax.rl(policy, [PUZZLE], RlConfig(group_size=1), reward=lambda row, text: 0.0)
+
+
+def test_a_bf16_policy_is_trained_in_fp32_and_stays_so(policy, tmp_path):
+    d1jax.save_pretrained(policy, tmp_path / "out")
+    half = load_pretrained(tmp_path / "out", dtype="bfloat16", mesh=one_device())
+    tuned = d1jax.sft(half, [(PUZZLE, ANSWER)], SftConfig(steps=1, batch_size=1), **QUIET)
+    dtypes = {str(x.dtype) for x in jax.tree.leaves(tuned.policy.variables)}
+    assert (
+        dtypes == {"float32"}
+        and tuned.policy.config.param_dtype == "float32"
+        and tuned.policy.config.dtype == "bfloat16"
+    )
+    assert tuned.policy.logits([[1, 2]]).shape == policy.logits([[1, 2]]).shape

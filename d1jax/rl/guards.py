@@ -55,10 +55,11 @@ def no_signal(history: Sequence[Mapping[str, float]], step: int, config: RlConfi
 
     A group's advantages are differences of its rewards: equal ones, all 0 or all 1, teach nothing.
     """
-    if step != FIRST_STEPS or len(history) < FIRST_STEPS:
+    first = min(FIRST_STEPS, config.steps)
+    if step != first or len(history) < first:
         return []
-    shares = [values["frac_reward_zero_std"] for values in history[-FIRST_STEPS:]]
-    share, reward = float(np.mean(shares)), float(np.mean([values["reward"] for values in history[-FIRST_STEPS:]]))
+    share = float(np.mean([values["frac_reward_zero_std"] for values in history[-first:]]))
+    reward = float(np.mean([values["reward"] for values in history[-first:]]))
     if share < NO_SIGNAL:
         return []
     highest = sum(weight for weight in config.reward_weights.values() if weight > 0)
@@ -70,7 +71,7 @@ def no_signal(history: Sequence[Mapping[str, float]], step: int, config: RlConfi
             "answer in rl.reward_weights, or raise rl.group_size and rl.temperature"
         )
     return [
-        f"warning: in the first {FIRST_STEPS} steps {share:.0%} of the groups had equal rewards (mean reward {reward:.3g}) and "
+        f"warning: in the first {first} steps {share:.0%} of the groups had equal rewards (mean reward {reward:.3g}) and "
         f"taught nothing; {cure}"
     ]
 

@@ -207,6 +207,14 @@ def _parsed(path: Path, parts: Callable[[str], list[str]]) -> list[dict[str, Any
     return values
 
 
+def run_and_step(path: Path) -> tuple[Path, str | None, int | None]:
+    """(run directory, stage, step) of RUN/checkpoints/STAGE/STEP; of a run, whose stage and step are open, (path, None, None)."""
+    parts = Path(os.path.abspath(path)).parts  # not resolved: a name that no file can have would raise
+    if not is_run(path) and len(parts) > 3 and parts[-3] == "checkpoints" and parts[-1].isdigit():
+        return Path(*parts[:-3]), parts[-2], int(parts[-1])
+    return path, None, None
+
+
 def is_run(path: Path) -> bool:
     return os.path.isfile(RunDirectory(path).config)  # False also for a name that no file can have
 

@@ -110,6 +110,8 @@ def test_a_policy_that_solves_nothing_is_told_after_the_first_steps():
     assert "rl.reward_weights" in line and "init_from" in line
     (line,) = no_signal(steps([1.0, 1.0, 1.0], 1.0), 3, RlConfig())
     assert "too easy" in line
+    (line,) = no_signal(steps([1.0, 1.0], 0.0), 2, RlConfig(steps=2))
+    assert "in the first 2 steps" in line, "a run of fewer steps is told at its end"
 
 
 @pytest.mark.parametrize(("shares", "step"), [([1, 1], 2), ([1, 1, 1, 1], 4), ([0.5, 1, 0.9], 3), ([1, 1], 3)])

@@ -147,3 +147,8 @@ def test_a_source_that_is_not_there_is_named(run, tmp_path, command):
     code, _, err = run(name, tmp_path / "nowhere", *(tmp_path / other for other in others))
     assert code == 2 and "nowhere" in err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_dtype_that_nothing_reads_is_refused(run, small_run, tmp_path):
+    code, _, err = run("to-hf", small_run, tmp_path / "out", "--adapter-only", "--dtype", "bfloat16")
+    assert code == 2 and "--dtype bfloat16: without effect here" in err
