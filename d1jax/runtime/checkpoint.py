@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import json
 import logging
 import os
 import re
+import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -100,14 +102,17 @@ class Checkpoints:
                     "by another configuration or version of d1jax, which can still read it"
                 )
         stored = {name: _as_stored(tree, digests.get(name, {})) for name, tree in like.items()}
-        try:
-            with warnings.catch_warnings(), _quiet():
-                warnings.simplefilter("ignore")  # Orbax warns about partial loads, which are what evaluation wants
+        with warnings.catch_warnings(), _quiet():
+            warnings.simplefilter("ignore")  # Orbax warns about partial loads, which are what evaluation wants
+            try:
                 loaded = self._checkpointer.load_checkpointables(step, stored)
-        except (MemoryError, PermissionError, jax.errors.JaxRuntimeError):
-            raise  # of this machine, not of the files
-        except Exception as error:  # Orbax has no error class of its own
-            raise DamagedCheckpoint(step, _reason(error, folder)) from None
+            except (MemoryError, PermissionError, jax.errors.JaxRuntimeError):
+                raise  # of this machine, not of the files
+            except Exception as error:  # Orbax has no error class of its own
+                reason = _reason(error, folder)
+                del error
+                gc.collect()  # of reads that Orbax left unfinished, which complain when they go: here, where nobody listens
+                raise DamagedCheckpoint(step, reason) from None
         for name in like if digests else ():
             recorded, found = digests.get(name, {}), _digests(loaded[name])
             changed = next((path for path in found if recorded.get(path) != found[path]), None)
@@ -168,14 +173,18 @@ class _Preserved:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without Orbax's log of a damaged checkpoint, which is told in one line instead."""
-    logger = logging.getLogger("absl")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL + 1)
+    """Without what Orbax and its threads log and print about a damaged checkpoint, which is told in one line instead."""
+    loggers = [logging.getLogger(name) for name in ("absl", "asyncio")]
+    levels, hook = [logger.level for logger in loggers], sys.unraisablehook
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL + 1)
+    sys.unraisablehook = lambda unraisable: None
     try:
         yield
     finally:
-        logger.setLevel(level)
+        sys.unraisablehook = hook
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def _recorded_digests(folder: Path, step: int) -> dict[str, dict[str, str]]:

@@ -85,12 +85,13 @@ def data_files(folder):
     return [path for path in folder.glob("trainable/**/d/*") if path.is_file()]
 
 
-def test_a_cut_data_file_is_told_in_a_line(tmp_path, state):
+def test_a_cut_data_file_is_told_in_a_line_and_nothing_else(tmp_path, state, capfd, caplog):
     def cut(folder):
         for file in data_files(folder):
             os.truncate(file, 30)
 
     assert "step 3 is damaged" in damaged(tmp_path, state, cut, ("trainable",))
+    assert capfd.readouterr().err == "" and caplog.text == ""
 
 
 @pytest.mark.parametrize("at", [0.2, 0.4, 0.5, 0.6, 0.8])
