@@ -330,7 +330,8 @@ class Config:
     stages: tuple[Literal["sft", "rl"], ...] = setting(("sft", "rl"), "in this order")
     seed: int = setting(0, "of weights, masks, rollouts and row order")
     init_from: str = setting(
-        "", "start from a checkpoint (Hugging Face or d1jax) or from the last weights of a run ('' = random weights)"
+        "",
+        "start from a checkpoint (Hugging Face or d1jax), the last weights of a run, or RUN/checkpoints/STAGE/STEP ('' = random weights)",
     )
     tokenizer: Literal["characters", "bytes"] = setting(
         "characters", "of random weights: the task's characters, or UTF-8 bytes; a checkpoint brings its own"

@@ -10,7 +10,6 @@ from typing import Any
 from d1jax.config import ADAPTIVE, Config, ConfigError, ModelConfig
 from d1jax.rl_rules import rl_rules
 
-MOST_SEEDS = 2**32
 MOST_TOKENS = 1_000_000  # schedules are arrays of this length
 MOST_PARAMETERS = 10**13
 MOST = 2**31 - 1  # what an index can be
@@ -83,10 +82,6 @@ def _rules(config: Config) -> list[tuple[bool, str]]:
             f"{name} = {value} is more than {LARGEST.get(name, MOST)}, the most there may be",
         )
         for name, value in _numbers(config, int)
-    ]
-    sizes += [
-        (value >= MOST_SEEDS, f"{name} = {value} must be below {MOST_SEEDS}: random keys are made from 32 bits")
-        for name, value in (("seed", config.seed), ("task.seed", config.task.seed))
     ]
     if any(broken for broken, _ in sizes):
         return sizes  # what follows divides by these, and makes arrays of them

@@ -24,7 +24,7 @@ from d1jax.config import ADAPTIVE, Config, ConfigError
 from d1jax.config_file import asks_for_version, own_flags, parse, version_text
 from d1jax.experiment import build
 from d1jax.files import write_json
-from d1jax.runtime.run_directory import open_run
+from d1jax.runtime.run_directory import changed_rows, open_run, run_and_step
 from d1jax.runtime.stopping import Diverged
 from d1jax.setup import check_same_model, variables_at
 from d1jax.tasks.task import DataError
@@ -64,20 +64,26 @@ def main(argv: Sequence[str]) -> int:
 
 def evaluate(own: dict[str, str], overrides: Sequence[str]) -> dict[str, Any]:
     """{"stages", "baselines", "environment"} as in summary.json, for the checkpoints that `own` names."""
-    stage, step, path = own.get("stage"), own.get("step"), own.get("run")
+    stage, asked, path = own.get("stage"), own.get("step"), own.get("run")
+    if asked is not None and (stage is None or not asked.isdigit()):
+        raise ConfigError(f"--step {asked} needs --stage, and must be a number")
+    step = None if asked is None else int(asked)
     if "checkpoint" in own:
         beside = sorted({"run", "stage", "step"} & set(own))
         if beside:
             raise ConfigError(f"--checkpoint names run, stage and step; leave --{', --'.join(beside)} out")
-        path, stage, step = _from_checkpoint(Path(own["checkpoint"]))
+        path, stage, step = run_and_step(Path(own["checkpoint"]))
+        if step is None:
+            raise ConfigError(f"--checkpoint {own['checkpoint']!r} is not of the form RUN/checkpoints/STAGE/STEP")
     if path is None:
         raise ConfigError("name a run with --run DIR, or a checkpoint with --checkpoint DIR/checkpoints/STAGE/STEP")
-    if step is not None and (stage is None or not step.isdigit()):
-        raise ConfigError(f"--step {step} needs --stage, and must be a number")
     run, trained = open_run(path)
     config = parse(overrides, trained, "evaluate", READS)
     experiment = build(config, training=False, saved=run.source)
     check_same_model(experiment, run, trained)
+    if config.task == trained.task:  # else other rows were asked for
+        for line in changed_rows(run, experiment.data):
+            print(f"note: {printable(line)}", file=sys.stderr)
     with jax.set_mesh(experiment.mesh):
         wanted = [stage] if stage else [name for name, saved in run.saved_steps(config.stages).items() if saved]
         if not wanted:
@@ -85,7 +91,7 @@ def evaluate(own: dict[str, str], overrides: Sequence[str]) -> dict[str, Any]:
         stages = []
         for name in wanted:
             began = time.perf_counter()
-            variables, at = variables_at(experiment, run, name, None if step is None else int(step))
+            variables, at = variables_at(experiment, run, name, step)
             rows = ", ".join(f"{len(problems)} rows of {key}" for key, problems in experiment.eval_sets.items())
             what = f"{run.checkpoints(name) / str(at)}: stage {name}, step {at}, {rows}, {_decoding(config)}"
             print(f"evaluating {what}", file=sys.stderr, flush=True)
@@ -104,13 +110,6 @@ def _decoding(config: Config) -> str:
     steps = f"schedule {sampler.schedule}" if sampler.schedule in ADAPTIVE else f"{sampler.steps} denoising steps"
     draws = f"temperature {config.evaluation.temperature:g}" if config.evaluation.temperature else "greedy"
     return f"{sampler.completion_length} tokens in {steps}, {draws}"
-
-
-def _from_checkpoint(path: Path) -> tuple[str, str, str]:
-    parts = path.resolve().parts
-    if len(parts) < 4 or parts[-3] != "checkpoints" or not parts[-1].isdigit():
-        raise ConfigError(f"--checkpoint {str(path)!r} is not of the form RUN/checkpoints/STAGE/STEP")
-    return str(Path(*parts[:-3])), parts[-2], parts[-1]
 
 
 if __name__ == "__main__":

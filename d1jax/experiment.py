@@ -66,7 +66,8 @@ def build(
         for name, source in config.task.eval_sets.items()
     }
     sources = {f"task.eval_sets.{name}": (source, eval_rows[name]) for name, source in config.task.eval_sets.items()}
-    sources |= {"task.train": (config.task.train, train_rows)}
+    if training:
+        sources |= {"task.train": (config.task.train, train_rows)}
     data = {setting: _identity(*found) for setting, found in sources.items()}
     if training:
         offered = task.rewards(eval_rows[next(iter(eval_rows))][0], "")

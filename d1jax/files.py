@@ -9,7 +9,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +18,20 @@ os.umask(UMASK)
 
 
 def write_beside(path: Path, text: str) -> None:
-    """Writes a text file as UTF-8, and makes its folder."""
+    """Writes a text file as UTF-8, and makes its folder. Raises OSError that names the file; the old one is whole then."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(path.name + ".tmp")
-    # "replace": model output may hold lone surrogates, which UTF-8 cannot write
-    with open(beside, "w", encoding="utf-8", errors="replace") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(beside, path)
+    try:
+        # "replace": model output may hold lone surrogates, which UTF-8 cannot write
+        with open(beside, "w", encoding="utf-8", errors="replace") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(beside, path)
+    except OSError as error:
+        with suppress(OSError):
+            beside.unlink()  # half a file on a full disk helps nobody
+        raise OSError(error.errno, f"{error.strerror}, while it was written", str(path)) from None
 
 
 def to_json(value: Any, **how: Any) -> str:

@@ -23,6 +23,7 @@ from d1jax.config import Config, ConfigError, MeshConfig, SamplerConfig
 from d1jax.config_file import asks_for_version, dashed, version_text
 from d1jax.config_rules import check
 from d1jax.experiment import Experiment, build
+from d1jax.files import distinct
 from d1jax.infilling import has_holes, take_apart
 from d1jax.no_effect import check_sampler, no_effect, with_effect
 from d1jax.policy import Policy, load_pretrained, sampler_of
@@ -284,11 +285,11 @@ def _prompt_of(path: Path, number: int, line: str) -> str:
     if path.suffix != ".jsonl":
         return line
     try:
-        prompt = json.loads(line)["prompt"]
-    except (ValueError, KeyError, TypeError, RecursionError):
-        prompt = None
+        prompt = json.loads(line, object_pairs_hook=distinct)["prompt"]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ConfigError(f'{path}:{number}: expected an object with a text "prompt" ({error})') from None
     if not isinstance(prompt, str):
-        raise ConfigError(f'{path}:{number}: expected an object with a text "prompt"')
+        raise ConfigError(f'{path}:{number}: expected an object with a text "prompt", not a {type(prompt).__name__}')
     return prompt
 
 

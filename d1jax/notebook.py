@@ -93,7 +93,7 @@ def masked_loss(
     traced = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(weights))
     # A transformation is under the mesh that its caller has set, or under none.
     with contextlib.nullcontext() if traced else jax.set_mesh(policy.mesh):
-        row_ids_B = jnp.arange(len(problems))
+        row_ids_B = jnp.arange(len(problems), dtype=jnp.int32)
         corruption = corrupt(jax.random.key(seed), clean, row_ids_B, mask_id=special.mask, eps=config.eps)
         weight_B = NORMALIZERS[config.normalizer](eligible_BC)
         return loss_of_rows(policy.model, weights, clean, corruption, eligible_BC, weight_B)

@@ -32,7 +32,7 @@ from d1jax.models import lora
 from d1jax.models.families import Family, family_for, family_of
 from d1jax.models.transformer import Transformer, Variables, head_matrix, hidden_states, project
 from d1jax.runtime import mesh as mesh_rules
-from d1jax.runtime.run_directory import is_run, open_run
+from d1jax.runtime.run_directory import is_run, open_run, run_and_step
 from d1jax.setup import set_up, variables_at
 from d1jax.weights.checkpoint_directory import copy_companions, is_checkpoint, open_checkpoint, read_json
 from d1jax.weights.generation_config import read_sampler, write_sampler
@@ -118,7 +118,7 @@ class Policy:
 def _logits(model: Transformer, variables: Variables, tokens_BT: Array, mask_BT: Array) -> Array:
     order_BT = jnp.argsort(~mask_BT, axis=1, stable=True)  # real tokens first, as the transformer wants them
     rank_BT = jnp.argsort(order_BT, axis=1)
-    positions_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1])[None, :], tokens_BT.shape)
+    positions_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1], dtype=jnp.int32)[None, :], tokens_BT.shape)
     packed_BT = jnp.take_along_axis(tokens_BT, order_BT, axis=1)
     hidden_BTD = hidden_states(model, variables, packed_BT, positions_BT, mask_BT.sum(axis=1))
     scored_by_BT = jnp.maximum(rank_BT - 1, 0) if model.config.alignment == "shifted" else rank_BT
@@ -187,27 +187,17 @@ def _of_checkpoint(path: Path, dtype: str | None, mesh: Mesh, apart: Path | None
     return Policy(Transformer(config), weights, tokenizer, mesh, path, read_sampler(path))
 
 
-def _run_of(path: Path) -> tuple[Path, str | None, int | None]:
-    """(run directory, stage, step) of a run, whose stage and step are open, or of RUN/checkpoints/STAGE/STEP."""
-    parts = path.resolve().parts
-    if not is_run(path) and len(parts) > 3 and parts[-3] == "checkpoints" and parts[-1].isdigit():
-        return Path(*parts[:-3]), parts[-2], int(parts[-1])
-    return path, None, None
-
-
 def sampler_of(path: str | Path) -> SamplerConfig:
     """The default way of sampling from what `load_pretrained` would load, without loading it."""
     path = Path(path)
     if is_checkpoint(path):
         return read_sampler(path) or PUBLISHED_SAMPLER
-    run, _, _ = _run_of(path)
+    run, _, _ = run_and_step(path)
     return open_run(run)[1].sampler if is_run(run) else PUBLISHED_SAMPLER
 
 
 def _of_run(path: Path, dtype: str | None, mesh: Mesh) -> Policy:
-    if "\0" in str(path):  # which no path has; resolving it would raise
-        raise ConfigError(f"{str(path)!r}: no such directory")
-    path, stage, step = _run_of(path)
+    path, stage, step = run_and_step(path)
     if not os.path.isdir(path):
         raise ConfigError(f"{str(path)!r}: no such directory")
     if not is_run(path):

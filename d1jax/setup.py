@@ -23,7 +23,7 @@ from d1jax.no_effect import no_effect
 from d1jax.runtime import mesh as mesh_rules
 from d1jax.runtime.checkpoint import Checkpoints, DamagedCheckpoint
 from d1jax.runtime.optimizer import MASTER
-from d1jax.runtime.run_directory import RunDirectory, is_run, open_run, read_record
+from d1jax.runtime.run_directory import RunDirectory, is_run, open_run, read_record, run_and_step
 from d1jax.tasks import TASKS
 from d1jax.tasks.task import Task
 from d1jax.weights.checkpoint_directory import (
@@ -33,13 +33,11 @@ from d1jax.weights.checkpoint_directory import (
     is_checkpoint,
     open_checkpoint,
 )
-from d1jax.weights.convert import parameter_count
 from d1jax.weights.huggingface import load_weights, not_finite_at
 from d1jax.weights.tokenizer_files import load_tokenizer
 
 PRINTABLE = "".join(map(chr, range(32, 127))) + "\n"
 KEYS = {"weights": 0, "sft": 1, "rl": 2, "evaluation": 3, "sft adapter": 4, "rl adapter": 5, "audit": 6}
-MOST_PARAMETERS = 10**12  # two terabytes in bfloat16
 FREE = ("dtype", "param_dtype", "remat", "max_positions")  # may differ between runs on the same weights
 
 
@@ -78,21 +76,9 @@ def set_up(config: Config, saved: Path | None = None, mesh: Mesh | None = None) 
             f"config: model.vocab_size = {rows} is smaller than the tokenizer's {tokenizer.vocab_size}; use 0"
         )
     model = Transformer(dataclasses.replace(config.model, vocab_size=rows), config.lora)
-    _check_size(model.config)
     if config.lora.rank:
         lora.check_targets(abstract_variables(model, mesh)["params"], config.lora)
     return Setup(config, mesh, tokenizer, model)
-
-
-def _check_size(model: ModelConfig) -> None:
-    """Raises ConfigError for a size that the compiler would not survive."""
-    one, two = (parameter_count(dataclasses.replace(model, layers=layers)) for layers in (1, 2))
-    count = one + (two - one) * (model.layers - 1)
-    if count > MOST_PARAMETERS:
-        raise ConfigError(
-            f"config: model: width {model.width}, mlp_width {model.mlp_width}, {model.layers} layers and {model.vocab_size} ids are "
-            f"{count:.0e} weights, more than {MOST_PARAMETERS:.0e}; make it smaller"
-        )
 
 
 def make_task(config: TaskConfig) -> Task:
@@ -128,15 +114,16 @@ def _origin_checkpoint(config: Config) -> Checkpoint | None:
     path = Path(config.init_from)
     if is_checkpoint(path):
         return open_checkpoint(path)
-    if is_run(path):
+    if is_run(run_and_step(path)[0]):
         return None
     raise ConfigError(
-        f"init_from {config.init_from!r} is no run directory (config.yaml) and no checkpoint directory (config.json)"
+        f"init_from {config.init_from!r} is no run directory (config.yaml), no RUN/checkpoints/STAGE/STEP and no checkpoint "
+        "directory (config.json)"
     )
 
 
 def _model_of_run(path: str) -> tuple[ModelConfig, Path | None]:
-    run, config = open_run(path)
+    run, config = open_run(run_and_step(Path(path))[0])
     return config.model, run.source if run.source.is_dir() else None
 
 
@@ -164,7 +151,7 @@ def _adopt(mine: ModelConfig, theirs: ModelConfig, origin: str) -> ModelConfig:
 
 
 def start_variables(setup: Setup, run: RunDirectory) -> Variables:
-    """The weights before the first stage: random, of a checkpoint, or the last ones of the run that `init_from` names.
+    """The weights before the first stage: random, of a checkpoint, or of the run that `init_from` names, its last ones or those of a step.
 
     Which ones those were is written down the first time, so that a source that changes moves nothing here.
     """
@@ -182,13 +169,16 @@ def start_variables(setup: Setup, run: RunDirectory) -> Variables:
         if recorded is None:
             write_json(run.origin, origin)
         return load_weights(checkpoint, setup.model.config, setup.mesh)
-    source_run, source = open_run(config.init_from)
+    path, stage, step = run_and_step(Path(config.init_from))
+    source_run, source = open_run(path)
     check_same_model(setup, source_run, source)
     if recorded is None:
-        saved = [(stage, step) for stage, step in source_run.saved_steps(source.stages).items() if step]
-        if not saved:
-            raise ConfigError(f"init_from {config.init_from!r} has no checkpoint yet")
-        recorded = dict(zip(("stage", "step"), saved[-1], strict=True))
+        if stage is None:
+            saved = [(stage, step) for stage, step in source_run.saved_steps(source.stages).items() if step]
+            if not saved:
+                raise ConfigError(f"init_from {config.init_from!r} has no checkpoint yet")
+            stage, step = saved[-1]
+        recorded = {"stage": stage, "step": step}
         write_json(run.origin, recorded)
     theirs = dataclasses.replace(setup, config=source, model=Transformer(setup.model.config, source.lora))
     variables, _ = variables_at(theirs, source_run, recorded["stage"], recorded["step"])
@@ -202,7 +192,7 @@ def save_source(setup: Setup, run: RunDirectory) -> None:
         return
     origin = Path(setup.config.init_from) if setup.config.init_from else None
     if origin is not None and not is_checkpoint(origin):
-        origin = RunDirectory(origin).source
+        origin = RunDirectory(run_and_step(origin)[0]).source
     with new_directory(run.source) as beside:
         if origin is not None and is_checkpoint(origin):
             copy_companions(origin, beside)

@@ -62,6 +62,20 @@ def test_other_rows_under_the_same_name_are_refused(folder, capsys):
     assert "task.train: rows.jsonl has other rows than when the run in" in said(capsys)
 
 
+def test_an_evaluation_on_other_rows_than_the_run_was_measured_on_says_so(tmp_path, capsys):
+    write_rows(tmp_path / "rows.jsonl", PROBLEMS)
+    write_rows(tmp_path / "test.jsonl", [([7, 8, 9], 24)])
+    sets = f"{{test: {tmp_path / 'test.jsonl'}}}"
+    assert command(tmp_path, **{"task.eval_sets": sets}) == 0
+    run = ["--run", str(tmp_path / "run")]
+    write_rows(tmp_path / "test.jsonl", [([7, 8, 10], 25)])
+    capsys.readouterr()
+    assert evaluate.main(run) == 0
+    assert "note: task.eval_sets.test: " in capsys.readouterr().err
+    assert evaluate.main([*run, "--task.eval_rows", "1"]) == 0  # other rows were asked for
+    assert "note: " not in capsys.readouterr().err
+
+
 def test_a_damaged_newest_checkpoint_is_named_by_readers_and_gone_back_from_by_training(folder, capsys):
     run = folder / "run"
     before = json.loads((run / "summary.json").read_text())["stages"]
@@ -90,7 +104,7 @@ def test_a_cut_evaluation_is_named(folder, capsys, name):
 
 @pytest.mark.parametrize("seed", [2**32, 2**64])
 def test_a_seed_of_more_than_32_bits_is_refused(folder, capsys, seed):
-    assert command(folder, seed=seed) == 2 and f"seed = {seed} must be below" in said(capsys)
+    assert command(folder, seed=seed) == 2 and f"seed = {seed} is more than {2**32 - 1}" in said(capsys)
 
 
 @pytest.mark.parametrize(

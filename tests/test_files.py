@@ -145,3 +145,14 @@ def test_json_is_valid_whatever_was_measured(tmp_path):
     write_jsonl(tmp_path / "many.jsonl", [value])
     for text in (to_json(value), (tmp_path / "one.json").read_text(), (tmp_path / "many.jsonl").read_text()):
         assert json.loads(text, parse_constant=refuse) == plain
+
+
+def test_a_full_disk_names_the_file_and_leaves_the_old_one(tmp_path, monkeypatch):
+    def full(handle):
+        raise OSError(28, "No space left on device")
+
+    write_beside(tmp_path / "one.txt", "old")
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left on device.*one.txt"):
+        write_beside(tmp_path / "one.txt", "new")
+    assert names(tmp_path) == ["one.txt"] and (tmp_path / "one.txt").read_text() == "old"

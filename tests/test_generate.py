@@ -227,6 +227,9 @@ def test_a_bad_line_of_a_jsonl_file_is_named(run, model, tmp_path):
     path.write_text('{"prompt": "a"}\n{"text": "b"}\n')
     code, _, err = run("--model", model, "--file", path, *SHORT)
     assert code == 2 and "bad.jsonl:2" in err
+    path.write_text('{"prompt": "a"}\n{"prompt": "a", "prompt": "b"}\n')
+    code, _, err = run("--model", model, "--file", path, *SHORT)
+    assert code == 2 and "bad.jsonl:2" in err and "'prompt' stands there twice" in err
 
 
 def test_eight_devices_write_what_one_writes(run, model):

@@ -102,6 +102,13 @@ def test_a_damaged_newest_checkpoint_is_set_aside_and_the_one_before_it_goes_on(
     assert sorted(path.name for path in (tmp_path / "damaged" / "rl").iterdir()) == ["3", "4"]  # moved, not lost
 
 
+def test_a_checkpoint_of_another_version_is_refused_and_stays_where_it_is(tmp_path):
+    saved = begun(tmp_path)
+    with journal_of(tmp_path) as journal, pytest.raises(ConfigError, match="another configuration or version of d1jax"):
+        journal.resume({"trainable": {"w": jnp.zeros(5)}})
+    assert len(list(saved.iterdir())) == 4 and not (tmp_path / "damaged").exists()
+
+
 def test_where_every_checkpoint_is_damaged_the_stage_begins_again(tmp_path, capsys):
     saved = begun(tmp_path, steps=2)
     for step in ("1", "2"):

@@ -1,5 +1,6 @@
 """What a run starts from: a checkpoint's architecture, weights and tokenizer, and rows that fit them."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -19,6 +20,7 @@ from d1jax.config import Config, ConfigError, LoraConfig, ModelConfig, RlConfig,
 from d1jax.data.pretrained_tokenizer import PretrainedTokenizer
 from d1jax.data.tokenizers import ByteTokenizer, CharacterTokenizer
 from d1jax.experiment import build
+from d1jax.models import lora
 from d1jax.models.families import family_for
 from d1jax.policy import load_pretrained, save_pretrained
 from d1jax.runtime.run_directory import RunDirectory, open_run
@@ -126,7 +128,8 @@ def test_the_head_has_no_adapter_and_wrong_targets_are_named(write):
 @pytest.mark.parametrize("path", ["no/such/place", "."])
 def test_init_from_that_names_nothing_is_refused(tmp_path, path):
     with pytest.raises(
-        ConfigError, match=r"no run directory \(config.yaml\) and no checkpoint directory \(config.json\)"
+        ConfigError,
+        match=r"no run directory \(config.yaml\), no RUN/checkpoints/STAGE/STEP and no checkpoint directory",
     ):
         set_up(config(tmp_path / path))
 
@@ -327,14 +330,6 @@ def test_what_tells_rows_apart_is_what_they_say(reading):
 def test_more_generated_rows_than_fit_into_memory_are_refused():
     with pytest.raises(ConfigError, match="1000000000000 rows to generate"):
         build(config(task=TaskConfig(train_rows=10**12)), lambda line: None)
-
-
-@pytest.mark.parametrize(
-    "sizes", [{"width": 10**9, "heads": 1, "kv_heads": 1}, {"layers": 10**9}, {"mlp_width": 10**12}]
-)
-def test_a_model_that_no_machine_holds_is_refused_before_it_is_compiled(sizes):
-    with pytest.raises(ConfigError, match="weights, more than 1e"):
-        set_up(config(model=ModelConfig(**sizes)))
 
 
 @pytest.mark.parametrize("path", ["x" * 300, "a\0b"])
@@ -594,3 +589,18 @@ def test_a_run_whose_base_is_no_checkpoint_says_what_to_do(small_run, tmp_path, 
         "export its merged weights, without --adapter-only. For an adapter, export the weights first"
         in capsys.readouterr().err
     )
+
+
+def test_a_run_starts_from_any_step_of_another(trained, tmp_path):
+    _, run, _ = trained
+    step = run / "checkpoints" / "sft" / "1"
+    settings = dataclasses.replace(open_run(run)[1], init_from=str(step), stages=("rl",), lora=LoraConfig())
+    setup = set_up(settings)
+    found = RunDirectory(tmp_path / "new")
+    found.path.mkdir()
+    with jax.set_mesh(setup.mesh):
+        variables = start_variables(setup, found)
+    assert json.loads(found.origin.read_text()) == {"stage": "sft", "step": 1}
+    merged = lora.merge(load_pretrained(step).variables, open_run(run)[1].lora)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), variables, merged)
+    assert setup.tokenizer == load_pretrained(run).tokenizer

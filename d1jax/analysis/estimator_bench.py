@@ -123,7 +123,7 @@ def _scores(model: Transformer, variables: Variables, batch: Batch, key: Array, 
 @partial(jax.jit, static_argnames=("model", "estimator", "sampler", "special", "prompt_mask"))
 def _gradient(model: Transformer, variables: Variables, batch: Batch, key: Array, **settings: Any) -> Variables:
     """Of the sum of +score of the rows with an even id and -score of the others."""
-    counts_B = jnp.arange(batch.row_ids_B.shape[0]) < batch.rows
+    counts_B = jnp.arange(batch.row_ids_B.shape[0], dtype=jnp.int32) < batch.rows
     sign_B = jnp.where(counts_B, 1.0 - 2.0 * (batch.row_ids_B % 2), 0.0)
     views = views_of(key, batch.canvas, batch.row_ids_B, batch.reveal_step_BC, **settings)
     return jax.grad(lambda v: jnp.sum(sign_B[:, None] * score(model, v, batch.canvas, views).logp))(variables)

@@ -51,7 +51,7 @@ def candidates(
     Differs: fp32 throughout (LLaDA: float64 noise and bf16 confidence); ties go to the lowest index; "last" works at every
     temperature (there: at 0 only); a mask token cannot be committed.
     """
-    ids_V = jnp.arange(logits_BSV.shape[-1])
+    ids_V = jnp.arange(logits_BSV.shape[-1], dtype=jnp.int32)
     sampled_BSV, divisor = logits_BSV, temperature or 1.0
     if config.top_k or config.top_p < 1:
         within_BSV = _without_forbidden(logits_BSV, ids_V[None, None, :], special, config) / divisor
@@ -155,7 +155,7 @@ def _runs(logits_xV: Array) -> tuple[Array, Array]:
     if padding:
         widths = [(0, 0)] * (logits_xV.ndim - 1) + [(0, padding)]
         logits_xV = jnp.pad(logits_xV, widths, constant_values=-jnp.inf)
-    ids_Rr = jnp.arange(vocabulary + padding).reshape(-1, size)
+    ids_Rr = jnp.arange(vocabulary + padding, dtype=jnp.int32).reshape(-1, size)
     return logits_xV.reshape(*logits_xV.shape[:-1], *ids_Rr.shape), ids_Rr
 
 
@@ -163,7 +163,7 @@ def _inside(runs_xRr: Array, run_x: Array) -> tuple[Array, Array]:
     """The logits [..., r] of the chosen run, and their ids."""
     inside_xr = jnp.take_along_axis(runs_xRr, run_x[..., None, None], axis=-2)[..., 0, :]
     size = runs_xRr.shape[-1]
-    return inside_xr, run_x[..., None] * size + _like(jnp.arange(size), inside_xr)
+    return inside_xr, run_x[..., None] * size + _like(jnp.arange(size, dtype=jnp.int32), inside_xr)
 
 
 def _like(ids: Array, values: Array) -> Array:

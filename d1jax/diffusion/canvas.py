@@ -40,7 +40,8 @@ class Canvas(NamedTuple):
     @property
     def positions_BT(self) -> Array:
         rows, completion_length = self.completion_BC.shape
-        columns_C, columns_P = jnp.arange(completion_length), jnp.arange(self.prompt_BP.shape[1])
+        columns_C = jnp.arange(completion_length, dtype=jnp.int32)
+        columns_P = jnp.arange(self.prompt_BP.shape[1], dtype=jnp.int32)
         if self.prompt_before_BC is None:
             completion_BC = self.prompt_length_B[:, None] + columns_C[None, :]
             prompt_BP = jnp.broadcast_to(columns_P[None, :], self.prompt_BP.shape)
@@ -58,13 +59,13 @@ class Canvas(NamedTuple):
     @property
     def prompt_mask_BP(self) -> Array:
         """True for the real tokens of the prompt."""
-        return jnp.arange(self.prompt_BP.shape[1])[None, :] < self.prompt_length_B[:, None]
+        return jnp.arange(self.prompt_BP.shape[1], dtype=jnp.int32)[None, :] < self.prompt_length_B[:, None]
 
 
 def block_columns(start: Array | int, rows: int, size: int) -> Array:
     """The completion columns start .. start + size of each row, [B, size]; `start` is one number or one a row."""
-    start_B = jnp.broadcast_to(jnp.asarray(start), (rows,))
-    return start_B[:, None] + jnp.arange(size)[None, :]
+    start_B = jnp.broadcast_to(jnp.asarray(start, jnp.int32), (rows,))
+    return start_B[:, None] + jnp.arange(size, dtype=jnp.int32)[None, :]
 
 
 def completion_hidden(
@@ -99,7 +100,7 @@ def _column_before(canvas: Canvas) -> Array:
     before_BC = canvas.prompt_before_BC
     if before_BC is None:
         before_BC = jnp.broadcast_to(canvas.prompt_length_B[:, None], (rows, completion_length))
-    columns_BC = jnp.broadcast_to(jnp.arange(completion_length)[None, :], (rows, completion_length))
+    columns_BC = jnp.broadcast_to(jnp.arange(completion_length, dtype=jnp.int32)[None, :], (rows, completion_length))
     follows_BC = jnp.pad(
         before_BC[:, 1:] == before_BC[:, :-1], ((0, 0), (1, 0))
     )  # on the completion column to its left

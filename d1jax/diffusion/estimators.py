@@ -89,7 +89,7 @@ def views_of(
 
 def one_step(text: Text, estimator: EstimatorConfig, sampler: SamplerConfig) -> list[Masking]:
     """score_k = log p(o_k | q', all of o masked). d1, arXiv 2504.12216, section 3.2. A mean-field score, no bound."""
-    return [Masking(jnp.ones_like(text.valid_BC), jnp.ones(text.valid_BC.shape))]
+    return [Masking(jnp.ones_like(text.valid_BC), jnp.ones(text.valid_BC.shape, jnp.float32))]
 
 
 def elbo(text: Text, estimator: EstimatorConfig, sampler: SamplerConfig) -> list[Masking]:
@@ -161,11 +161,11 @@ def block(text: Text, estimator: EstimatorConfig, sampler: SamplerConfig) -> lis
     every block of the text has come once.
     """
     size = sampler.block_length
-    place_C = jnp.arange(text.valid_BC.shape[1])[None, :] // size
+    place_C = jnp.arange(text.valid_BC.shape[1], dtype=jnp.int32)[None, :] // size
     most_blocks = -(-text.valid_BC.shape[1] // size)
     blocks_B1 = -(-text.length_B1 // size)
     draw_BN = text.uniforms(0, most_blocks + estimator.samples)
-    real_BN = jnp.arange(most_blocks)[None, :] < blocks_B1
+    real_BN = jnp.arange(most_blocks, dtype=jnp.int32)[None, :] < blocks_B1
     order_BN = jnp.argsort(jnp.where(real_BN, draw_BN[:, :most_blocks], jnp.inf), axis=1)
     maskings = []
     for k in range(estimator.samples):
@@ -212,7 +212,7 @@ def autoregressive(text: Text, estimator: EstimatorConfig, sampler: SamplerConfi
     recorded entropy only (its fast variant: a quarter); the others have no score.
     """
     rows, columns = text.valid_BC.shape
-    place_BC = jnp.broadcast_to(jnp.arange(columns)[None, :], (rows, columns))
+    place_BC = jnp.broadcast_to(jnp.arange(columns, dtype=jnp.int32)[None, :], (rows, columns))
     if estimator.subset == 1:
         return [Masking((place_BC >= k) | text.behind_BC, (place_BC == k).astype(jnp.float32)) for k in range(columns)]
     ranked_BC = jnp.argsort(

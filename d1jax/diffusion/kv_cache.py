@@ -48,7 +48,7 @@ def block_hidden(
     sizes = window_sizes(config)
     if len(sizes) == 1:
         return over(sizes[0])
-    smallest = jnp.sum(length - first > jnp.asarray(sizes))
+    smallest = jnp.sum(length - first > jnp.asarray(sizes, jnp.int32))
     return jax.lax.switch(smallest, [partial(over, size) for size in sizes])
 
 

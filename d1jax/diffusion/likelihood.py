@@ -93,10 +93,14 @@ def score(
             # A sum of disjoint parts: its gradient needs nothing of the carry, so no copy of it is kept for the way back.
             return hidden_SBCD.at[slot].add(jnp.where(weight_BC[:, :, None] != 0, hidden_BCD, 0)), None
 
-        xs = (views.completion_NBC, views.prompt_NBP, views.weight_NBC, jnp.array(slot_N))
+        xs = (views.completion_NBC, views.prompt_NBP, views.weight_NBC, jnp.array(slot_N, jnp.int32))
         hidden_SBCD, _ = jax.lax.scan(add, empty_SBCD, xs)
         scores_SBC = jax.lax.map(jax.checkpoint(scores_of), hidden_SBCD)
-        weight_SBC = jnp.zeros((slots, *canvas.completion_BC.shape)).at[jnp.array(slot_N)].add(views.weight_NBC)
+        weight_SBC = (
+            jnp.zeros((slots, *canvas.completion_BC.shape), jnp.float32)
+            .at[jnp.array(slot_N, jnp.int32)]
+            .add(views.weight_NBC)
+        )
     upper_BC = None if upper_exponent is None else _upper(scores_SBC.logp, weight_SBC, upper_exponent)
     return Scores(*((weight_SBC * value).sum(0) for value in scores_SBC), upper_BC)
 

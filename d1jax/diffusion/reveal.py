@@ -124,7 +124,7 @@ def _above_threshold(evidence: Evidence, config: SamplerConfig) -> Array:
 
 def _by_factor(evidence: Evidence, config: SamplerConfig) -> Array:
     """The most confident n, while the n-th has at least 1 - factor / (n + 1) (Fast-dLLM's section on the factor)."""
-    nth_S = jnp.arange(1, evidence.open_BS.shape[1] + 1)
+    nth_S = jnp.arange(1, evidence.open_BS.shape[1] + 1, dtype=jnp.int32)
     count_B = _leading(_ranked(evidence, evidence.candidates.confidence_BS) >= 1 - config.factor / (nth_S + 1)[None, :])
     # The released code takes the last open position along when it is the one that fails.
     open_B = jnp.sum(evidence.open_BS, axis=1)

@@ -128,7 +128,7 @@ def denoising(
     zeros_BC, zeros_B = jnp.zeros((rows, length), jnp.float32), jnp.zeros(rows, jnp.int32)
     start = Decoding(
         step=jnp.int32(0),
-        first=jnp.full(rows, -1) if adaptive and not cached else jnp.int32(-1),
+        first=jnp.full(rows, -1, jnp.int32) if adaptive and not cached else jnp.int32(-1),
         age=jnp.int32(0),
         tokens_BC=jnp.full((rows, length), special.mask, jnp.int32),
         reveal_step_BC=jnp.full((rows, length), NEVER_DECODED, jnp.int32),
@@ -148,7 +148,7 @@ def denoising(
 
     def first_column(state: Decoding) -> Array:
         if not adaptive:
-            return jnp.asarray(steps.start_K)[state.step]
+            return jnp.asarray(steps.start_K, jnp.int32)[state.step]
         first_B = jnp.argmax(state.tokens_BC == special.mask, axis=1) // block * block
         return jnp.min(jnp.where(state.finished_B, length - block, first_B)) if cached else first_B
 
@@ -190,7 +190,7 @@ def denoising(
         return candidates(logits_BSV, draws_BS, noise.pick, **settings)
 
     def commit(state: Decoding, first: Array, hidden: list[Array], first_pass: Array) -> Decoding:
-        number, _, count, chance = (jnp.asarray(array)[state.step] for array in steps)
+        number, _, count, chance = (jnp.asarray(array, array.dtype)[state.step] for array in steps)
         columns_BS = block_columns(first, rows, block)
         open_BS = jnp.take_along_axis(state.tokens_BC, columns_BS, axis=1) == special.mask
         open_BS &= ~state.finished_B[:, None]
@@ -209,7 +209,7 @@ def denoising(
         # A shifted model on a cache cannot score the first column of a block from a window: the block's first pass commits it.
         forced_BS = jnp.zeros_like(open_BS)
         if cached and config.cache_refresh != 1 and model.config.alignment == "shifted":
-            forced_BS = open_BS & (first_pass & (jnp.arange(block) == 0))[None, :]
+            forced_BS = open_BS & (first_pass & (jnp.arange(block, dtype=jnp.int32) == 0))[None, :]
         order = in_order(proposal, uniform_BS, open_BS, forced_BS, special, config)
         if config.schedule == "chance":
             choice = by_chance(uniform_BS, open_BS, forced_BS, chance)
@@ -232,7 +232,9 @@ def denoising(
             reveal_step_BC=write(state.reveal_step_BC, jnp.broadcast_to(step_B[:, None], (rows, block))),
             confidence_BC=write(state.confidence_BC, proposal.confidence_BS),
             token_logp_BC=write(state.token_logp_BC, proposal.token_logp_BS),
-            order_logp_BC=state.order_logp_BC.at[jnp.arange(rows)[:, None], columns_BS].add(choice.order_logp_BS),
+            order_logp_BC=state.order_logp_BC.at[jnp.arange(rows, dtype=jnp.int32)[:, None], columns_BS].add(
+                choice.order_logp_BS
+            ),
             entropy_BC=write(state.entropy_BC, proposal.entropy_BS) if config.record_entropy else state.entropy_BC,
             finished_B=full_B | text_is_decided(tokens_BC, special) if config.early_exit else full_B,
             nfe_B=state.nfe_B + passes * jnp.any(open_BS, axis=1),

@@ -36,7 +36,8 @@ def plan(config: SamplerConfig) -> Plan:
     else:
         made = Plan(number, np.zeros(steps, int), np.full(steps, -1), transfer_chance(steps))
     worked = made.count_K != 0
-    return Plan(*(array[worked] for array in made))
+    number_K, start_K, count_K = (array[worked].astype(np.int32) for array in made[:3])
+    return Plan(number_K, start_K, count_K, made.chance_K[worked].astype(np.float32))
 
 
 def tokens_per_step(block_length: int, steps_per_block: int) -> tuple[int, ...]:

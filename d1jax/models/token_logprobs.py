@@ -53,7 +53,7 @@ def token_logprobs(
         hidden_nD, targets_n = args
         logits_nV = project(hidden_nD, head_DV)
         if sampled_by is not None:
-            ids_1V = jnp.arange(logits_nV.shape[1])[None, :]
+            ids_1V = jnp.arange(logits_nV.shape[1], dtype=jnp.int32)[None, :]
             drawn_1V = (ids_1V != sampled_by.mask) & (ids_1V < sampled_by.vocab_size)
             logits_nV = jnp.where(drawn_1V, logits_nV, LOWEST)
         norm_n = jax.nn.logsumexp(logits_nV, axis=-1)

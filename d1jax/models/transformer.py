@@ -151,7 +151,7 @@ def _renewed(past_BTKh: Array, new_BWKh: Array, window: Window) -> Array:
     """`past_BTKh` with the columns of the window from window.fresh_from on replaced."""
     size = new_BWKh.shape[1]
     old_BWKh = jax.lax.dynamic_slice_in_dim(past_BTKh, window.start, size, axis=1)
-    fresh_W = window.start + jnp.arange(size) >= window.fresh_from
+    fresh_W = window.start + jnp.arange(size, dtype=jnp.int32) >= window.fresh_from
     mixed_BWKh = jnp.where(fresh_W[None, :, None, None], new_BWKh, old_BWKh)
     return jax.lax.dynamic_update_slice_in_dim(past_BTKh, mixed_BWKh, window.start, axis=1)
 

@@ -35,7 +35,7 @@ class Scored(NamedTuple):
 
 def view_keys(key: Array, inner_updates: int, fresh_masks: bool) -> Array:
     """The key of each inner update's prompt masks: mu different ones, or d1's ablation with one for all."""
-    return jax.vmap(lambda u: jax.random.fold_in(key, u))(jnp.arange(inner_updates) * fresh_masks)
+    return jax.vmap(lambda u: jax.random.fold_in(key, u))(jnp.arange(inner_updates, dtype=jnp.int32) * fresh_masks)
 
 
 def make_update(
@@ -112,7 +112,7 @@ def make_update(
     ) -> tuple[TrainState, dict[str, Array]]:
         keys_U = view_keys(key, config.inner_updates, config.fresh_masks)
         behaviour, nothing_BC = {**frozen, **state.trainable}, jnp.zeros(batch.canvas.completion_BC.shape, jnp.float32)
-        needed_U = (jnp.arange(config.inner_updates) > 0) & with_old | check
+        needed_U = (jnp.arange(config.inner_updates, dtype=jnp.int32) > 0) & with_old | check
         old_logp_UBC = jax.lax.map(
             lambda x: jax.lax.cond(x[1], lambda: scorer.logps(behaviour, batch, x[0]), lambda: nothing_BC),
             (keys_U, needed_U),
@@ -137,7 +137,7 @@ def make_update(
             counts = {"nonfinite/in_a_row": in_a_row, "nonfinite/total": in_all}
             return state, {**summarize(sums), "loss": value, "grad_norm": optax.tree.norm(gradient), **counts}
 
-        xs = (jnp.arange(config.inner_updates), keys_U, old_logp_UBC, reference_logp_UBC)
+        xs = (jnp.arange(config.inner_updates, dtype=jnp.int32), keys_U, old_logp_UBC, reference_logp_UBC)
         state, metrics = jax.lax.scan(inner, state, xs)
         text_BC = scorer.text_BC(batch) & batch.kept_B[:, None]
         return state, metrics | masks_alone(old_logp_UBC, text_BC, config, sampler.block_length)

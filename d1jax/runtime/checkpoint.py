@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import json
 import logging
 import os
 import re
+import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -82,7 +84,8 @@ class Checkpoints:
     def load(self, step: int, like: dict[str, Any]) -> dict[str, Any]:
         """The trees named in `like`, each array with the dtype and placement of its example.
 
-        Raises KeyError if there is no such step, DamagedCheckpoint if it is not what was saved.
+        Raises KeyError if there is no such step, DamagedCheckpoint if it is not what was saved, ConfigError if it is whole, but
+        of another model, optimizer or version of d1jax.
         """
         if step not in self.steps():
             raise KeyError(f"{self.directory}: no checkpoint of step {step}; there are {self.steps()}")
@@ -91,21 +94,41 @@ class Checkpoints:
         missing = next((name for name in like if not (folder / name).is_dir()), None)
         if missing is not None:
             raise DamagedCheckpoint(step, f"{folder / missing} is missing")
+        for name, tree in like.items():
+            wanted, found = sorted(x.shape for x in jax.tree.leaves(tree)), self._shapes(step, name)
+            if found is not None and found != wanted:
+                raise ConfigError(
+                    f"{folder / name} holds {len(found)} arrays which are not the {len(wanted)} of this configuration; it was saved "
+                    "by another configuration or version of d1jax, which can still read it"
+                )
         stored = {name: _as_stored(tree, digests.get(name, {})) for name, tree in like.items()}
-        try:
-            with warnings.catch_warnings(), _quiet():
-                warnings.simplefilter("ignore")  # Orbax warns about partial loads, which are what evaluation wants
+        with warnings.catch_warnings(), _quiet():
+            warnings.simplefilter("ignore")  # Orbax warns about partial loads, which are what evaluation wants
+            try:
                 loaded = self._checkpointer.load_checkpointables(step, stored)
-        except (MemoryError, PermissionError, jax.errors.JaxRuntimeError):
-            raise  # of this machine, not of the files
-        except Exception as error:  # Orbax has no error class of its own
-            raise DamagedCheckpoint(step, _reason(error, folder)) from None
+            except (MemoryError, PermissionError, jax.errors.JaxRuntimeError):
+                raise  # of this machine, not of the files
+            except Exception as error:  # Orbax has no error class of its own
+                reason = _reason(error, folder)
+                del error
+                gc.collect()  # of reads that Orbax left unfinished, which complain when they go: here, where nobody listens
+                raise DamagedCheckpoint(step, reason) from None
         for name in like if digests else ():
             recorded, found = digests.get(name, {}), _digests(loaded[name])
             changed = next((path for path in found if recorded.get(path) != found[path]), None)
             if changed is not None:
                 raise DamagedCheckpoint(step, f"{folder / name}: {changed} is not what was saved (its digest differs)")
         return {name: jax.tree.map(_like, loaded[name], like[name]) for name in like}
+
+    def _shapes(self, step: int, name: str) -> list[tuple[int, ...]] | None:
+        """The shapes of what is stored, sorted; None where that cannot be read."""
+        try:
+            with _quiet():
+                stored = self._checkpointer.checkpointables_metadata(step).metadata[name]
+            leaves = jax.tree.leaves(stored, is_leaf=lambda x: hasattr(x, "shape"))
+            return sorted(tuple(x.shape) for x in leaves) or None
+        except Exception:  # Orbax has no error class of its own; loading will tell what is damaged
+            return None
 
     def last_good(self, before: int, like: dict[str, Any]) -> int | None:
         """The newest step below `before` that loads."""
@@ -150,14 +173,18 @@ class _Preserved:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without Orbax's log of a damaged checkpoint, which is told in one line instead."""
-    logger = logging.getLogger("absl")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL + 1)
+    """Without what Orbax and its threads log and print about a damaged checkpoint, which is told in one line instead."""
+    loggers = [logging.getLogger(name) for name in ("absl", "asyncio")]
+    levels, hook = [logger.level for logger in loggers], sys.unraisablehook
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL + 1)
+    sys.unraisablehook = lambda unraisable: None
     try:
         yield
     finally:
-        logger.setLevel(level)
+        sys.unraisablehook = hook
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def _recorded_digests(folder: Path, step: int) -> dict[str, dict[str, str]]:

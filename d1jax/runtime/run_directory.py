@@ -167,16 +167,22 @@ def check_data(run: RunDirectory, data: Mapping[str, Mapping[str, Any]]) -> str 
     if not run.data.exists():
         write_json(run.data, data)
         return "this run was begun before runs recorded their rows; whether these are the same cannot be told"
-    recorded = read_record(run.data)
-    for setting, now in data.items():
-        then = recorded.get(setting, {})
-        if then.get("sha256") != now["sha256"]:
-            raise ConfigError(
-                f"{setting}: {now['source']} has other rows than when the run in {str(run.path)!r} began: {then.get('rows')} rows with "
-                f"sha256 {str(then.get('sha256'))[:16]} then, {now['rows']} rows with {now['sha256'][:16]} now; put the former rows back, "
-                "or choose another run_dir"
-            )
+    changed = changed_rows(run, data)
+    if changed:
+        raise ConfigError("; ".join(changed) + "; put the former rows back, or choose another run_dir")
     return None
+
+
+def changed_rows(run: RunDirectory, data: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """A line for every source whose rows are not those that the run began with; [] for a run that did not record them."""
+    recorded = read_record(run.data) if run.data.exists() else data
+    pairs = [(setting, recorded.get(setting, {}), now) for setting, now in data.items()]
+    return [
+        f"{setting}: {now['source']} has other rows than when the run in {str(run.path)!r} began: {then.get('rows')} rows with "
+        f"sha256 {str(then.get('sha256'))[:16]} then, {now['rows']} rows with {now['sha256'][:16]} now"
+        for setting, then, now in pairs
+        if then.get("sha256") != now["sha256"]
+    ]
 
 
 def read_record(path: Path) -> dict[str, Any]:
@@ -199,6 +205,14 @@ def _parsed(path: Path, parts: Callable[[str], list[str]]) -> list[dict[str, Any
             f"{path}: not readable as JSON objects ({error}); move it away, and the same command makes it again"
         ) from None
     return values
+
+
+def run_and_step(path: Path) -> tuple[Path, str | None, int | None]:
+    """(run directory, stage, step) of RUN/checkpoints/STAGE/STEP; of a run, whose stage and step are open, (path, None, None)."""
+    parts = Path(os.path.abspath(path)).parts  # not resolved: a name that no file can have would raise
+    if not is_run(path) and len(parts) > 3 and parts[-3] == "checkpoints" and parts[-1].isdigit():
+        return Path(*parts[:-3]), parts[-2], int(parts[-1])
+    return path, None, None
 
 
 def is_run(path: Path) -> bool:

@@ -103,7 +103,12 @@ def make_update(
     def update(state: TrainState, frozen: Variables, clean: Canvas, key: Array) -> tuple[TrainState, dict[str, Array]]:
         text_BC = through_first_end(clean.completion_BC, special.end_ids)
         eligible_BC = jnp.ones_like(text_BC) if config.score_padding else text_BC
-        rows = Rows(clean, jnp.arange(eligible_BC.shape[0]), eligible_BC, NORMALIZERS[config.normalizer](eligible_BC))
+        rows = Rows(
+            clean,
+            jnp.arange(eligible_BC.shape[0], dtype=jnp.int32),
+            eligible_BC,
+            NORMALIZERS[config.normalizer](eligible_BC),
+        )
         value, sums, gradient = gradients(
             lambda t, r: loss(t, r, frozen, key), state.trainable, rows, config.micro_batches
         )

@@ -23,7 +23,7 @@ def per_row(eligible_BC: Array) -> Array:
 def batch_token(eligible_BC: Array) -> Array:
     """1 / (tokens of the batch): d1's mean over all positions outside the prompts, padding included."""
     total = jnp.maximum(eligible_BC.sum(), 1)
-    return jnp.full(eligible_BC.shape[0], 1.0 / total)
+    return jnp.full(eligible_BC.shape[0], 1.0 / total, jnp.float32)
 
 
 NORMALIZERS = {"per_row": per_row, "batch_token": batch_token}

@@ -15,7 +15,15 @@ _SHORT = 40  # characters up to which a line of its own counts as an answer; lon
 _LONGEST_NUMBER = 64  # characters; a longer number is compared as text, so that its digits cost no arithmetic
 _WRAPPERS = (("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"), (r"\text{", "}"))
 _NUMBER = re.compile(r"[-+]?(?:(?:[0-9]+|[0-9]{1,3}(?:,[0-9]{3})+)(?:\.[0-9]+|/0*[1-9][0-9]*)?|\.[0-9]+)")
-_FRAC = re.compile(r"\A([-+]?)\\[dt]?frac\{([0-9]+)\}\{([0-9]+)\}\Z")  # whole texts only: 1\frac{1}{2} is not 11/2
+_FRAC = re.compile(r"\A([-+]?)\\frac\{([0-9]+)\}\{([0-9]+)\}\Z")  # whole texts only: 1\frac{1}{2} is not 11/2
+# LaTeX that changes how an answer is set, not what it says: spaces, sizes of brackets, dollars and degrees of a bare number.
+_LAYOUT = re.compile(
+    r"\\[!,;:]|\\(?:left|right|displaystyle)(?![A-Za-z])|\\\$|\^\s*(?:\\circ(?![A-Za-z])|\{\s*\\circ\s*\})"
+)
+_FRACTION_NAME = re.compile(r"\\[dt]frac(?![A-Za-z])")
+_BARE_NUMERATOR = re.compile(r"\\frac\s*([0-9A-Za-z])")
+_BARE_DENOMINATOR = re.compile(r"(\\frac\{[^{}]*\})\s*([0-9A-Za-z])")
+_BARE_ROOT = re.compile(r"\\sqrt\s*([0-9A-Za-z])")
 _TAGS = ("<reasoning>", "</reasoning>", "<answer>", "</answer>")
 
 INSTRUCTIONS = """\
@@ -166,8 +174,13 @@ def _canonical(answer: str) -> Fraction | str:
     r"""One spelling for answers that differ in spelling only.
 
     Forgiven: spaces that separate no words, a final period, surrounding $ $, \( \), \[ \] or \text{ }. Integers,
-    decimals, a/b and \frac{a}{b} become numbers, with or without commas for thousands.
+    decimals, a/b and \frac{a}{b} become numbers, with or without commas for thousands. LaTeX of the layout is forgiven, too:
+    \left and \right, thin spaces, \$ and degrees, and braces that are left out, as in \frac43 and \sqrt3. Whether two formulas
+    are worth the same is not asked.
     """
+    answer = _LAYOUT.sub("", answer.replace("\\ ", " "))
+    answer = _BARE_NUMERATOR.sub(r"\\frac{\1}", _FRACTION_NAME.sub(r"\\frac", answer))
+    answer = _BARE_ROOT.sub(r"\\sqrt{\1}", _BARE_DENOMINATOR.sub(r"\1{\2}", answer))
     text = re.sub(r"(?<!\w) | (?!\w)", "", " ".join(answer.split())).removesuffix(".")
     for left, right in _WRAPPERS:
         inside = text.removeprefix(left).removesuffix(right)

@@ -45,7 +45,10 @@ class MetricsLog:
     def write(self, stage: str, step: int, values: Mapping[str, float]) -> None:
         """Append one line; `values` are Python, NumPy or JAX scalars. Raises ValueError for anything else."""
         scalars = {key: _scalar(key, value, stage, step) for key, value in values.items()}
-        self._file.write(_line({"stage": stage, "step": int(step), **scalars}))
+        try:
+            self._file.write(_line({"stage": stage, "step": int(step), **scalars}))
+        except OSError as error:  # which does not say what was written to
+            raise OSError(error.errno, error.strerror, str(self.path)) from None
         if self._board is not None:
             for key, value in scalars.items():
                 self._board.add_scalar(f"{stage}/{key}", value, int(step))

@@ -88,7 +88,7 @@ def from_published(tensors: Mapping[str, Any], config: ModelConfig, family: Fami
     """A whole state dict -> {"params": ...}. Raises ConfigError as `check_tensors` does."""
     check_tensors({name: tuple(tensor.shape) for name, tensor in tensors.items()}, config, family, "state dict")
     return as_tree(
-        (entry.path, to_ours(entry, [jnp.asarray(tensors[name]) for name in entry.names]))
+        (entry.path, to_ours(entry, [jnp.asarray(tensors[name], tensors[name].dtype) for name in entry.names]))
         for entry in entries(config, family)
     )
 

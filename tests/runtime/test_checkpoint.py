@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from d1jax.config import MeshConfig, OptimizerConfig
+from d1jax.config import ConfigError, MeshConfig, OptimizerConfig
 from d1jax.runtime import checkpoint
 from d1jax.runtime.checkpoint import Checkpoints, DamagedCheckpoint
 from d1jax.runtime.mesh import make_mesh, place_rows
@@ -85,12 +85,13 @@ def data_files(folder):
     return [path for path in folder.glob("trainable/**/d/*") if path.is_file()]
 
 
-def test_a_cut_data_file_is_told_in_a_line(tmp_path, state):
+def test_a_cut_data_file_is_told_in_a_line_and_nothing_else(tmp_path, state, capfd, caplog):
     def cut(folder):
         for file in data_files(folder):
             os.truncate(file, 30)
 
     assert "step 3 is damaged" in damaged(tmp_path, state, cut, ("trainable",))
+    assert capfd.readouterr().err == "" and caplog.text == ""
 
 
 @pytest.mark.parametrize("at", [0.2, 0.4, 0.5, 0.6, 0.8])
@@ -144,6 +145,16 @@ def test_a_checkpoint_from_before_there_were_digests_still_loads(tmp_path, state
     record.write_text(json.dumps(json.loads(record.read_text()) | {"custom_metadata": {}}))
     loaded = Checkpoints(tmp_path).load(1, {"trainable": state.trainable})
     jax.tree.map(np.testing.assert_array_equal, loaded["trainable"], state.trainable)
+
+
+@pytest.mark.parametrize("like", [{"w": (4,)}, {"w": (3,), "v": (3,)}, {"w": (3, 1)}], ids=str)
+def test_a_checkpoint_of_another_model_is_not_a_damaged_one(tmp_path, like):
+    """It must not be set aside: the version or configuration that made it can read it."""
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, {"trainable": {"w": jnp.zeros(3)}})
+    with pytest.raises(ConfigError, match="was saved by another configuration or version") as refused:
+        checkpoints.load(1, {"trainable": {name: jnp.zeros(shape) for name, shape in like.items()}})
+    assert not isinstance(refused.value, DamagedCheckpoint)
 
 
 def test_another_dtype_may_be_asked_for_and_is_still_checked(tmp_path):
