@@ -296,6 +296,10 @@ def _prompt_of(path: Path, number: int, line: str) -> str:
 def _sampler(arguments: argparse.Namespace) -> SamplerConfig:
     """What the flags say; else what comes with the model, or 128 tokens in blocks of 32, two a step."""
     base = sampler_of(arguments.model)
+    for name in ("length", "block", "steps"):
+        size = getattr(arguments, name)
+        if size is not None and size < 1:
+            raise ConfigError(f"--{name} {size} must be above 0; leave it out for what the model says")
     length = arguments.length or base.completion_length
     widest = min(arguments.block or base.block_length, length) if length > 0 else 1
     block = arguments.block or next((size for size in range(widest, 0, -1) if length % size == 0), 1)
@@ -356,12 +360,11 @@ def _parser() -> argparse.ArgumentParser:
     add("--chat", action="store_true", help="a conversation")
     add("--system", default="", help="the system message of a chat")
     add("--raw", action="store_true", help="continue the prompt as it is, without the chat template")
-    add("--length", type=int, default=0, help="new tokens [as the model says, or 128]")
-    add("--block", type=int, default=0, help="tokens of a block [as the model says, or 32]")
+    add("--length", type=int, help="new tokens [as the model says, or 128]")
+    add("--block", type=int, help="tokens of a block [as the model says, or 32]")
     add(
         "--steps",
         type=int,
-        default=0,
         help="denoising steps over all blocks [as many a token as the model says, or one for two]",
     )
     add("--temperature", type=float, default=0.0, help="0 is greedy [0]")

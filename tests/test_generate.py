@@ -152,6 +152,8 @@ def test_a_conversation_ends_at_an_empty_line(run, model):
         (["--prompt", "a", "--temperature", "-1"], "", "temperature = -1"),
         (["--prompt", "a", "--seed", "-1"], "", "seed = -1"),
         (["--prompt", "a", "--batch", "0"], "", "--batch 0"),
+        (["--prompt", "a", "--length", "0"], "", "--length 0 must be above 0"),
+        (["--prompt", "a", "--length", "8", "--steps", "-4"], "", "--steps -4 must be above 0"),
         (["--prompt", "a", "--system", "be brief"], "", "chat template"),
         (["--prompt", "a", "--chat"], "", "leave --prompt"),
         (["--prompt", "a", "--adapter", "nowhere"], "", "adapter"),
