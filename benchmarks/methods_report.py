@@ -55,7 +55,7 @@ def setup_section(data: Row) -> str:
             NAMES[task],
             f"width {model['width']}, {model['layers']} layers",
             f"{sampler['completion_length']} tokens in {sampler['steps']} steps",
-            f"{settings['sft']['steps']} updates: {percent([runs[0]['before']['shared']['solved']])} solved",
+            f"{settings['sft']['steps']} updates: {bases(runs)} solved",
             f"{rl['prompts_per_step']} x {rl['group_size']}",
             f"{optimizer['learning_rate']:g}, {optimizer['schedule']}",
             ", ".join(f"{weight:g} {name}" for name, weight in rl["reward_weights"].items()),
@@ -72,6 +72,11 @@ def setup_section(data: Row) -> str:
         "forward passes x rows",
     )
     return table(head, rows)
+
+
+def bases(runs: Sequence[Row]) -> str:
+    """What the base solves; several figures where it was trained again."""
+    return " or ".join(percent([solved]) for solved in sorted({row["before"]["shared"]["solved"] for row in runs}))
 
 
 def method_section(rows: Sequence[Row], task: str, ablations: set[str]) -> str:
@@ -98,7 +103,7 @@ def method_section(rows: Sequence[Row], task: str, ablations: set[str]) -> str:
     head = (
         "method",
         "gain, greedy",
-        f"solved, greedy (base {100 * before.get('solved', 0):.1f} %)",
+        "solved, greedy",
         f"gain, sampled (base {100 * sampled.get('solved', 0):.1f} %)",
         *title,
         "reward at the end",
@@ -137,14 +142,15 @@ def care_section(rows: Sequence[Row], ablations: set[str]) -> str:
 
 
 def code_section(rows: Sequence[Row]) -> str:
-    """Which code made which rows, where there is more than one."""
-    made: dict[str, set[str]] = {}
+    """How many rows are of which commit; of those that made few, which methods."""
+    made: dict[str, list[str]] = {}
     for row in rows:
-        made.setdefault(row["environment"].get("commit", "an unknown one"), set()).add(row["arm"])
-    if len(made) == 1:
-        return "All rows are of one commit."
-    few = sorted(made.items(), key=lambda item: len(item[1]))[:-1]
-    return "\n".join(f"- {commit}: {', '.join(f'`{arm}`' for arm in sorted(arms))}" for commit, arms in few)
+        made.setdefault(row["environment"].get("commit", "an unknown one"), []).append(row["arm"])
+    lines_ = []
+    for commit, arms in made.items():
+        few = f" ({', '.join(f'`{arm}`' for arm in sorted(set(arms)))})" if 4 * len(arms) < len(rows) else ""
+        lines_.append(f"- {len(arms)} rows of commit {commit}{few}")
+    return "\n".join(lines_)
 
 
 def remarks(runs: Sequence[Row]) -> str:
@@ -312,7 +318,7 @@ The models are tiny: the order of methods here need not be theirs at 8B, and the
         f"`python benchmarks/methods.py`, stopped and continued at will; {hours:.1f} hours of one core."
         " Numbers: `benchmarks/results/methods.json`.",
         "\n".join(f"- {environment}" for environment in environments),
-        "Rows of another code than the most:\n\n" + code_section(rows),
+        code_section(rows),
     ]
     return "\n\n".join(parts) + "\n"
 
