@@ -50,10 +50,11 @@ def lines(chart: Chart) -> str:
         return ""
     parts, top = [f'<text class="name" x="8" y="17">{esc(chart.title)}</text>'], 26
     if len(chart.series) > 1:
+        apart = min(150, (WIDTH - 8) // len(chart.series))
         for number, one in enumerate(chart.series):
-            x = 8 + 150 * number
-            parts.append(f'<line class="line s{number % 5 + 1}" x1="{x}" x2="{x + 20}" y1="31" y2="31"/>')
-            parts.append(f'<text class="tick" x="{x + 26}" y="35">{esc(one.name)}</text>')
+            x = 8 + apart * number
+            parts.append(f'<line class="line s{number % 5 + 1}" x1="{x}" x2="{x + 14}" y1="31" y2="31"/>')
+            parts.append(f'<text class="tick" x="{x + 19}" y="35">{esc(one.name)}</text>')
         top = 42
     inner = found[0].replace("<svg ", f'<svg x="0" y="{top}" width="{WIDTH}" height="{HEIGHT}" ', 1)
     return _svg(WIDTH, HEIGHT + top + 4, [*parts, inner])
