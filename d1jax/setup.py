@@ -156,8 +156,12 @@ def start_variables(setup: Setup, run: RunDirectory) -> Variables:
     Which ones those were is written down the first time, so that a source that changes moves nothing here.
     """
     config = setup.config
+    # A base that is not trained is stored as the configuration says; what will be trained loses nothing.
+    held_in = config.model.param_dtype if config.lora.rank else "float32"
     if not config.init_from:
-        return initialize(setup.model, setup.key("weights"), setup.mesh)
+        # Drawn in fp32, because a draw in bf16 is another one: a seed means the same weights in every dtype.
+        drawn = Transformer(dataclasses.replace(setup.model.config, param_dtype="float32"), config.lora)
+        return lora.merge(initialize(drawn, setup.key("weights"), setup.mesh), config.lora, held_in)
     recorded = read_record(run.origin) if run.origin.exists() else None
     checkpoint = _origin_checkpoint(config)
     if checkpoint is not None:
@@ -182,8 +186,7 @@ def start_variables(setup: Setup, run: RunDirectory) -> Variables:
         write_json(run.origin, recorded)
     theirs = dataclasses.replace(setup, config=source, model=Transformer(setup.model.config, source.lora))
     variables, _ = variables_at(theirs, source_run, recorded["stage"], recorded["step"])
-    # A base that is not trained is stored as the configuration says; what will be trained loses nothing.
-    return lora.merge(variables, source.lora, config.model.param_dtype if config.lora.rank else "float32")
+    return lora.merge(variables, source.lora, held_in)
 
 
 def save_source(setup: Setup, run: RunDirectory) -> None:

@@ -604,3 +604,18 @@ def test_a_run_starts_from_any_step_of_another(trained, tmp_path):
     merged = lora.merge(load_pretrained(step).variables, open_run(run)[1].lora)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), variables, merged)
     assert setup.tokenizer == load_pretrained(run).tokenizer
+
+
+@pytest.mark.parametrize(("rank", "dtype"), [(0, "float32"), (2, "bfloat16")])
+def test_a_seed_draws_the_same_weights_in_every_dtype(tmp_path, rank, dtype):
+    """What will be trained is not rounded either; the base of an adapter is stored as the configuration says."""
+    found = {}
+    for stored in ("float32", "bfloat16"):
+        settings = Config(
+            task=TASK, model=ModelConfig(width=16, layers=1, heads=2, kv_heads=2, mlp_width=24, param_dtype=stored)
+        )
+        setup = set_up(dataclasses.replace(settings, lora=LoraConfig(rank=rank)))
+        with jax.set_mesh(setup.mesh):
+            found[stored] = start_variables(setup, RunDirectory(tmp_path))["params"]
+    assert {leaf.dtype for leaf in jax.tree.leaves(found["bfloat16"])} == {np.dtype(dtype)}
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a.astype(b.dtype), b), found["float32"], found["bfloat16"])
