@@ -133,7 +133,7 @@ class SamplerConfig:
         "allowed",
         "forbidden: never sampled (all_forbidden: nor what closes a turn); last: committed only when nothing else is left",
     )
-    early_exit: bool = setting(True, "stop a row once its text up to the end token is decided")
+    early_exit: bool = setting(True, "stop a row once its text, through the first token that ends it, is decided")
     cache: Literal["none", "prefix", "dual"] = setting(
         "none",
         "keys and values kept within a block (approximate): of the text before it, or of all but the block (Fast-dLLM)",
@@ -168,7 +168,7 @@ class SftConfig:
     batch_size: int = setting(128, "rows of an update")
     micro_batches: int = setting(1, "gradient accumulation: parts of a batch")
     eps: float = setting(1e-3, "mask probability is (1 - eps) t + eps")
-    score_padding: bool = setting(True, "end tokens behind the text are targets too (LLaDA, d1), or only the first one")
+    score_padding: bool = setting(True, "end tokens behind the text are targets too (LLaDA, d1), or only what ends it")
     normalizer: Literal["per_row", "batch_token"] = setting(
         "per_row",
         "per_row: mean of row means (LLaDA); batch_token: mean over tokens (d1); equal when padding is scored",

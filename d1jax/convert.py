@@ -26,9 +26,9 @@ from d1jax.config import ConfigError, MeshConfig, ModelConfig
 from d1jax.config_file import asks_for_version, dashed, to_dict, version_text
 from d1jax.files import check_new
 from d1jax.models.families import family_of
-from d1jax.models.lora import Rounding, merge_each
+from d1jax.models.lora import Rounding, merge_each, warn_of_rounding
 from d1jax.no_effect import no_effect
-from d1jax.policy import load_pretrained, save_pretrained, warn_of_rounding
+from d1jax.policy import EXPORT_CURE, load_pretrained, save_pretrained
 from d1jax.runtime.mesh import make_mesh
 from d1jax.runtime.run_directory import is_run, open_run
 from d1jax.setup import adapter_of, set_up
@@ -90,9 +90,9 @@ def merge(arguments: argparse.Namespace) -> int:
     config = _stored_as(checkpoint.config, arguments.dtype)
     lora, adapters = read_adapter(arguments.adapter, config, checkpoint.family, mesh)
     rounding = Rounding()
-    arrays = merge_each(_arrays(checkpoint, config), adapters["lora"], lora, rounding)
+    arrays = merge_each(_arrays(checkpoint, checkpoint.config), adapters["lora"], lora, rounding, config.param_dtype)
     save_weights(arrays, config, checkpoint.family, arguments.out, companions_of(checkpoint, config.param_dtype))
-    warn_of_rounding(rounding, config)
+    warn_of_rounding(rounding, config.param_dtype, EXPORT_CURE)
     return _done(arguments.out)
 
 
@@ -100,8 +100,9 @@ def _write(arguments: argparse.Namespace, native: bool) -> int:
     """The weights of a checkpoint or a run, in the other form."""
     check_new(arguments.out)  # before an hour of reading, not after it
     if not is_checkpoint(arguments.source):
-        policy = load_pretrained(arguments.source, dtype=arguments.dtype)
-        save_pretrained(policy, arguments.out, native=native)
+        # Read as stored and rounded once, when it is written; what was trained in fp32 is read as such where fp32 is asked for.
+        policy = load_pretrained(arguments.source, dtype="float32" if arguments.dtype == "float32" else None)
+        save_pretrained(policy, arguments.out, native=native, dtype=arguments.dtype)
         return _done(arguments.out)
     checkpoint = open_checkpoint(arguments.source)
     config, save = _stored_as(checkpoint.config, arguments.dtype), save_native if native else save_weights

@@ -13,7 +13,6 @@ from __future__ import annotations
 import dataclasses
 import os
 import shutil
-import warnings
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -46,6 +45,7 @@ from d1jax.weights.tokenizer_files import (
     write_new_companions,
 )
 
+EXPORT_CURE = "export in float32, or the adapter by itself, to keep all of it"
 # Of a checkpoint that does not say how to sample from it.
 PUBLISHED_SAMPLER = SamplerConfig(completion_length=128, block_length=32, steps=64)
 
@@ -226,10 +226,11 @@ def _in_dtype(config: ModelConfig, dtype: str | None) -> ModelConfig:
     return dataclasses.replace(config, param_dtype=stored, dtype="float32" if stored == "float16" else stored)
 
 
-def save_pretrained(policy: Policy, out: str | Path, *, native: bool = False) -> None:
+def save_pretrained(policy: Policy, out: str | Path, *, native: bool = False, dtype: str | None = None) -> None:
     """Writes a Hugging Face directory that PyTorch users load like the original; returns nothing.
 
-    Adapters are merged; weights are stored in the dtype of the policy's (`load_pretrained(dtype=...)` chooses it). Tokenizer,
+    Adapters are merged in fp32; weights are stored in `dtype` (None: that of the policy's), with a warning where its rounding loses
+    much of an adapter. Tokenizer,
     config.json, remote code and licence of what the policy was loaded from are copied, and its way of sampling is written into
     generation_config.json. native: d1jax's own form of the weights instead of safetensors. Raises FileExistsError where `out`
     is there and not empty; a directory that was not finished is removed.
@@ -241,29 +242,22 @@ def save_pretrained(policy: Policy, out: str | Path, *, native: bool = False) ->
 
     def companions(beside: Path) -> None:
         if policy.source is not None and is_checkpoint(policy.source) and _is_published(policy.source):
-            copy_companions(policy.source, beside, policy.config.param_dtype)
+            copy_companions(policy.source, beside, config.param_dtype)
             _copy_tokenizer(policy, beside)
         else:
-            write_new_companions(policy.config, policy.tokenizer, beside, published=not native)
+            write_new_companions(config, policy.tokenizer, beside, published=not native)
         if policy.sampler is not None and policy.sampler != read_sampler(beside):
             write_sampler(beside, policy.sampler)
 
-    arrays, rounding = in_memory(policy.variables, policy.config, family), lora.Rounding()
-    if "lora" in policy.variables:
-        arrays = lora.merge_each(arrays, policy.variables["lora"], policy.model.lora, rounding)
+    config = dataclasses.replace(policy.config, param_dtype=dtype or policy.config.param_dtype)
+    adapters = policy.variables.get("lora", {"blocks": {}})
+    rounding = lora.Rounding()
+    arrays = lora.merge_each(
+        in_memory(policy.variables, config, family), adapters, policy.model.lora, rounding, config.param_dtype
+    )
     with jax.set_mesh(policy.mesh):
-        (save_native if native else save_weights)(arrays, policy.config, family, out, companions)
-    warn_of_rounding(rounding, policy.config)
-
-
-def warn_of_rounding(rounding: lora.Rounding, config: ModelConfig) -> None:
-    """Says so where the merged weights hold less than 99 % of what the adapter does."""
-    if rounding.share < 0.99:
-        warnings.warn(
-            f"merged into {config.param_dtype} weights, {rounding.share:.0%} of the adapter's effect is left; export in float32, or the "
-            "adapter by itself, to keep all of it",
-            stacklevel=2,
-        )
+        (save_native if native else save_weights)(arrays, config, family, out, companions)
+    lora.warn_of_rounding(rounding, config.param_dtype, EXPORT_CURE)
 
 
 def _copy_tokenizer(policy: Policy, beside: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from d1jax.config import Config
+from d1jax.config import ADAPTIVE, Config
 
 Rule = tuple[bool, str]  # (broken, what to say)
 
@@ -130,13 +130,13 @@ def _terms(config: Config) -> list[Rule]:
 def rl_scores_the_sampler(config: Config) -> bool:
     """Whether a token's score is the log-probability with which the sampler drew it: its state, its temperature, its filters."""
     rl, sampler = config.rl, config.sampler
+    most = sampler.completion_length if sampler.schedule in ADAPTIVE else sampler.steps
     one_segment_a_step = rl.estimator.name == "trajectory" and (
-        rl.estimator.shrink == 1 or (rl.estimator.shrink == 0 and rl.estimator.samples >= sampler.steps)
+        rl.estimator.shrink == 1 or (rl.estimator.shrink == 0 and rl.estimator.samples >= most)
     )
-    one_step = rl.estimator.name == "one_step" and sampler.steps == 1
     as_drawn = rl.temperature == 1 and sampler.top_k == 0 and sampler.top_p == 1 and sampler.guidance == 0
     exact = sampler.cache == "none" and sampler.end_token in ("allowed", "last")
-    return (one_segment_a_step or one_step) and rl.prompt_mask == 0 and rl.data == "policy" and as_drawn and exact
+    return one_segment_a_step and rl.prompt_mask == 0 and rl.data == "policy" and as_drawn and exact
 
 
 def _credit(config: Config) -> list[Rule]:

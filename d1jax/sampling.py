@@ -30,20 +30,20 @@ PROMPT_BUCKET = 32  # prompts are padded to multiples of it, so that few lengths
 class Completions:
     """What `sample` and `watch` return: R texts and how they came about. Arrays are numpy arrays on the host.
 
-    A completion is its columns through the first end token (`length`); what stands behind is filled with end tokens and was
+    A completion is its columns through the first token that ends a text (`length`); what stands behind is filled with end tokens and was
     perhaps never decoded.
 
         found = d1jax.sample(policy, ["2+2=?"])
         found.text[0], found.tokens[0, : found.length[0]], found.confidence[0]
     """
 
-    text: list[str]  # R texts before the first end token, without special tokens
+    text: list[str]  # R texts before the first token that ends them, without special tokens
     tokens: np.ndarray  # int [R, C] ids
     reveal_step: (
         np.ndarray
     )  # int [R, C] the step, from 0, that committed the token; -1: never, behind the end of the text
     confidence: np.ndarray  # fp32 [R, C] its probability then, in [0, 1]
-    length: np.ndarray  # int [R] tokens through the first end token; C where there is none
+    length: np.ndarray  # int [R] tokens through the first one that ends a text; C where there is none
     nfe: np.ndarray  # int [R] forward passes that the row took part in
     cached_nfe: np.ndarray  # int [R] those of them over a window, on a cache
     token_logp: np.ndarray  # fp32 [R, C] log-probability of drawing the token then, nats; 0 at temperature 0

@@ -184,9 +184,17 @@ def start_variables(setup: Setup, run: RunDirectory) -> Variables:
             stage, step = saved[-1]
         recorded = {"stage": stage, "step": step}
         write_json(run.origin, recorded)
-    theirs = dataclasses.replace(setup, config=source, model=Transformer(setup.model.config, source.lora))
+    stored = dataclasses.replace(setup.model.config, param_dtype=source.model.param_dtype)
+    theirs = dataclasses.replace(setup, config=source, model=Transformer(stored, source.lora))
     variables, _ = variables_at(theirs, source_run, recorded["stage"], recorded["step"])
-    return lora.merge(variables, source.lora, held_in)
+    if config.lora.rank and source.lora == config.lora:
+        # It goes on with the adapter of that run: nothing is merged, so nothing of it is rounded.
+        return {**variables, **lora.merge({"params": variables["params"]}, source.lora, held_in)}
+    rounding = lora.Rounding()
+    merged = lora.merge(variables, source.lora, held_in, rounding)
+    cure = f"set lora as in {config.init_from!r}, to go on with its adapter, or model.param_dtype = float32, to keep all of it"
+    lora.warn_of_rounding(rounding, held_in, cure)
+    return merged
 
 
 def save_source(setup: Setup, run: RunDirectory) -> None:
@@ -252,7 +260,9 @@ def variables_at(setup: Setup, run: RunDirectory, stage: str, step: int | None =
             raise ConfigError(f"run {str(run.path)!r}: stage {stage!r} has checkpoints of steps {saved}, not of {step}")
         if setup.config.lora.rank:
             check_one_adapter(setup.config, run)
-            frozen, names = start_variables(setup, run), ("lora",)
+            # A base of random weights is that of the run's own seed, whatever seed the texts are drawn with here.
+            own = dataclasses.replace(setup.config, seed=open_run(run.path)[1].seed)
+            frozen, names = start_variables(dataclasses.replace(setup, config=own), run), ("lora",)
         else:
             frozen, names = {}, ("params",)
         step = saved[-1] if step is None else step

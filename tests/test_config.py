@@ -484,6 +484,8 @@ IMPOSSIBLE = [
             {"rl.estimator.name": "elbo"},
             {"rl.estimator.name": "trajectory", "rl.estimator.shrink": "4"},
             {"rl.estimator.name": "trajectory", "rl.estimator.samples": "4"},
+            # As many segments as sampler.steps says, which an adaptive schedule does not read.
+            {"rl.estimator.name": "trajectory", "rl.estimator.samples": "4", "sampler.schedule": "threshold"},
             {"rl.estimator.name": "trajectory", "rl.estimator.shrink": "1", "rl.temperature": "0.9"},
             {"rl.estimator.name": "trajectory", "rl.estimator.shrink": "1", "rl.prompt_mask": "0.15"},
             {"rl.estimator.name": "trajectory", "rl.estimator.shrink": "1", "sampler.top_p": "0.9"},

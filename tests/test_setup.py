@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from d1jax import convert
+from d1jax import convert, train
 from d1jax.config import Config, ConfigError, LoraConfig, ModelConfig, RlConfig, SamplerConfig, SftConfig, TaskConfig
+from d1jax.config_file import parse
 from d1jax.data.pretrained_tokenizer import PretrainedTokenizer
 from d1jax.data.tokenizers import ByteTokenizer, CharacterTokenizer
 from d1jax.experiment import build
@@ -589,6 +590,39 @@ def test_a_run_whose_base_is_no_checkpoint_says_what_to_do(small_run, tmp_path, 
         "export its merged weights, without --adapter-only. For an adapter, export the weights first"
         in capsys.readouterr().err
     )
+
+
+def test_a_lora_run_goes_on_with_the_adapter_of_another(trained, tmp_path):
+    """With other settings of LoRA it is merged in fp32 and rounded once, to the dtype of the new base."""
+    _, run, _ = trained
+    theirs = open_run(run)[1]
+    found = {}
+    for name, settings in (("same", theirs.lora), ("other", LoraConfig(rank=1))):
+        config = dataclasses.replace(theirs, init_from=str(run), stages=("rl",), lora=settings)
+        setup = set_up(dataclasses.replace(config, model=dataclasses.replace(config.model, param_dtype="bfloat16")))
+        (tmp_path / name).mkdir()
+        with jax.set_mesh(setup.mesh):
+            found[name] = start_variables(setup, RunDirectory(tmp_path / name))
+    policy = load_pretrained(run)
+    jax.tree.map(np.testing.assert_array_equal, found["same"]["lora"], policy.variables["lora"])
+    assert {leaf.dtype for leaf in jax.tree.leaves(found["same"]["params"])} == {np.dtype("bfloat16")}
+    expected = lora.merge(policy.variables, theirs.lora, "bfloat16")
+    jax.tree.map(np.testing.assert_array_equal, found["other"], expected)
+
+
+def test_the_base_of_a_lora_run_is_that_of_its_own_seed(tmp_path, monkeypatch):
+    """Whatever seed the texts are drawn with when it is evaluated."""
+    flags = {"stages": "[sft]", "lora.rank": "2", "task.train_rows": "8", "task.eval_rows": "4", "sft.steps": "1", "sft.batch_size": "8",
+             "model.width": "16", "model.layers": "1", "model.heads": "2", "model.kv_heads": "2", "model.mlp_width": "24",
+             "evaluation.batch_size": "8", "run_dir": str(tmp_path / "run")}  # fmt: skip
+    train.run(parse([piece for key, value in flags.items() for piece in (f"--{key}", value)]))
+    run, config = open_run(tmp_path / "run")
+    found = []
+    for seed in (0, 7):
+        setup = set_up(dataclasses.replace(config, seed=seed), run.source)
+        with jax.set_mesh(setup.mesh):
+            found.append(variables_at(setup, run, "sft")[0])
+    jax.tree.map(np.testing.assert_array_equal, *found)
 
 
 def test_a_run_starts_from_any_step_of_another(trained, tmp_path):

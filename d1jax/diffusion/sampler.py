@@ -41,7 +41,7 @@ class Rollout(NamedTuple):
     """What a sampler returns."""
 
     tokens_BC: Array
-    # The step that committed the position; NEVER_DECODED behind the end token of a row that stopped early.
+    # The step that committed the position; NEVER_DECODED behind the end of the text of a row that stopped early.
     reveal_step_BC: Array
     confidence_BC: Array  # the model's probability of the token when it was committed
     # Log-probabilities of drawing the token then, at the sampler's temperature and filters, and of taking the position when it

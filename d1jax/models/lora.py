@@ -6,6 +6,7 @@ would make the ratio of the first inner update differ from 1 (d1 trains with 0.0
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -32,27 +33,11 @@ def check_targets(params: Mapping[str, Any], lora: LoraConfig) -> None:
         )
 
 
-def merge(variables: Variables, lora: LoraConfig, dtype: Any = None) -> Variables:
-    """{"params": W + A B alpha / r} without the adapter collection; the sum is made in fp32, then all is cast to `dtype` (None: as W was).
-
-    A cast to bf16 rounds away what of the adapter is small beside the weights, so nothing is merged but for an export, and for
-    another run that starts from this one.
-    """
-    if "lora" not in variables:
-        return {"params": jax.tree.map(lambda x: x.astype(dtype or x.dtype), variables["params"])}
-    params, adapters = variables["params"], variables["lora"]["blocks"]
-    blocks = {
-        name: {**layer, "kernel": _merged(layer["kernel"], adapters[name], lora, dtype)} if name in adapters else layer
-        for name, layer in params["blocks"].items()
-    }
-    return {"params": jax.tree.map(lambda x: x.astype(dtype or x.dtype), {**params, "blocks": blocks})}
-
-
 @dataclass
 class Rounding:
     """How much of an adapter's effect D = A B alpha / r is left after the merged weights were cast to the dtype of the base."""
 
-    kept: float = 0.0  # sum of (stored - W) x D
+    kept: float = 0.0  # sum of (stored(W + D) - stored(W)) x D
     whole: float = 0.0  # sum of D x D
 
     @property
@@ -61,22 +46,50 @@ class Rounding:
         return self.kept / self.whole if self.whole > 0 else 1.0
 
 
+def merge(variables: Variables, lora: LoraConfig, dtype: Any = None, rounding: Rounding | None = None) -> Variables:
+    """{"params": W + A B alpha / r} without the adapter collection; the sum is made in fp32, then all is cast to `dtype` (None: as W was).
+
+    A cast to bf16 rounds away what of the adapter is small beside the weights, so nothing is merged but for an export, and for
+    another run that starts from this one. What it keeps is added to `rounding`.
+    """
+    if "lora" not in variables:
+        return {"params": jax.tree.map(lambda x: x.astype(dtype or x.dtype), variables["params"])}
+    leaves, tree = jax.tree_util.tree_flatten_with_path(variables["params"])
+    arrays = ((tuple(key.key for key in path), leaf) for path, leaf in leaves)
+    merged = merge_each(arrays, variables["lora"], lora, rounding or Rounding(), dtype)
+    return {"params": jax.tree.unflatten(tree, [array for _, array in merged])}
+
+
 def merge_each(
-    arrays: Iterable[tuple[Path, Array]], adapters: Mapping[str, Any], lora: LoraConfig, rounding: Rounding
+    arrays: Iterable[tuple[Path, Array]],
+    adapters: Mapping[str, Any],
+    lora: LoraConfig,
+    rounding: Rounding,
+    dtype: Any = None,
 ) -> Iterator[tuple[Path, Array]]:
     """`merge` for (path in the parameter tree, array) pairs, one after the other, so that not all of them need be in memory.
 
-    Adds to `rounding` what the cast to the dtype of each array keeps.
+    Each array is cast once, after the sum: a base that was rounded before would not feel a small adapter at all.
     """
     blocks = adapters["blocks"]
     for path, array in arrays:
+        stored = jnp.dtype(dtype or array.dtype)
         if path[0] == "blocks" and path[1] in blocks and path[2] == "kernel":
-            merged = _merged(array, blocks[path[1]], lora)
-            products_2L = np.asarray(_kept_and_whole(merged, array, blocks[path[1]], lora), np.float64)
+            merged = _merged(array, blocks[path[1]], lora, stored.name)
+            products_2L = np.asarray(_kept_and_whole(merged, array.astype(stored), blocks[path[1]], lora), np.float64)
             rounding.kept += products_2L[0].sum()
             rounding.whole += products_2L[1].sum()
-            array = merged
-        yield path, array
+            yield path, merged
+        else:
+            yield path, array.astype(stored)
+
+
+def warn_of_rounding(rounding: Rounding, dtype: str, cure: str) -> None:
+    """Warns where the merged weights hold less than 99 % of what the adapter does."""
+    if rounding.share < 0.99:
+        warnings.warn(
+            f"merged into {dtype} weights, {rounding.share:.0%} of the adapter's effect is left; {cure}", stacklevel=2
+        )
 
 
 def _delta(a_ir: Array, b_ro: Array, lora: LoraConfig) -> Array:
@@ -84,10 +97,10 @@ def _delta(a_ir: Array, b_ro: Array, lora: LoraConfig) -> Array:
 
 
 @partial(jax.jit, static_argnums=(2, 3))
-def _merged(kernel_Lio: Array, adapter: Mapping[str, Array], lora: LoraConfig, dtype: Any = None) -> Array:
+def _merged(kernel_Lio: Array, adapter: Mapping[str, Array], lora: LoraConfig, dtype: str) -> Array:
     def layer(inputs: tuple[Array, Array, Array]) -> Array:
         kernel_io, a_ir, b_ro = inputs
-        return (kernel_io.astype(jnp.float32) + _delta(a_ir, b_ro, lora)).astype(dtype or kernel_io.dtype)
+        return (kernel_io.astype(jnp.float32) + _delta(a_ir, b_ro, lora)).astype(dtype)
 
     # Layer by layer: in fp32 all of them would take twice the room of the kernel itself.
     return jax.lax.map(layer, (kernel_Lio, adapter["a"], adapter["b"]))
@@ -95,7 +108,7 @@ def _merged(kernel_Lio: Array, adapter: Mapping[str, Array], lora: LoraConfig, d
 
 @partial(jax.jit, static_argnums=3)
 def _kept_and_whole(merged_Lio: Array, kernel_Lio: Array, adapter: Mapping[str, Array], lora: LoraConfig) -> Array:
-    """[2, L]: of each layer the sums of (merged - kernel) x delta and of delta x delta."""
+    """[2, L]: of each layer the sums of (merged - kernel) x delta and of delta x delta, both in the dtype that is stored."""
 
     def layer(inputs: tuple[Array, Array, Array, Array]) -> Array:
         merged_io, kernel_io, a_ir, b_ro = inputs

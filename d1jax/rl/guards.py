@@ -53,10 +53,20 @@ FIRST_STEPS, NO_SIGNAL = 3, 0.9  # a share of groups from which a run hardly lea
 def no_signal(history: Sequence[Mapping[str, float]], step: int, config: RlConfig) -> list[str]:
     """A warning for the log after the first steps, where nearly all groups have equal rewards; [] otherwise.
 
-    A group's advantages are differences of its rewards: equal ones, all 0 or all 1, teach nothing.
+    A group's advantages are differences of its rewards: equal ones, all 0 or all 1, teach nothing. Not so where what is right is imitated
+    (accepted), where steps of a text have rewards of their own, or where a KL is taken off the reward.
     """
     first = min(FIRST_STEPS, config.steps)
     if step != first or len(history) < first:
+        return []
+    if config.advantage == "accepted":
+        right = float(np.mean([values[f"rewards/{config.accept}/mean"] for values in history[-first:]]))
+        return (
+            []
+            if right > 0
+            else [f"warning: in the first {first} steps no completion earned {config.accept!r}, so none is imitated"]
+        )
+    if config.supervision != "outcome" or config.kl_in_reward:
         return []
     share = float(np.mean([values["frac_reward_zero_std"] for values in history[-first:]]))
     reward = float(np.mean([values["reward"] for values in history[-first:]]))

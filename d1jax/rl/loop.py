@@ -98,6 +98,7 @@ def train(experiment: Experiment, start: Variables, journal: Journal) -> Variabl
             values["kl"] = float(kl_B.sum() / tokens)
         elif config.advantage == "accepted":
             compared_QG = parts_B[config.accept].reshape(reward_QG.shape)
+        del policy  # in training its copy in the model's dtype is not needed
         credits = credit(config, rollout, compared_QG, experiment.tokenizer, judge, (experiment.config.seed, step))
         for line in judge.failures[:1]:
             journal.note(f"step {step + 1}: {line}; it counts as 0 ({len(judge.failures)} such texts)")
@@ -168,6 +169,6 @@ def _reference(experiment: Experiment, trainable: Variables, frozen: Variables) 
 
 
 def _items(state: TrainState, reference: Variables) -> dict[str, Any]:
-    """What a checkpoint holds. Under LoRA the reference never moves: it is what the stage began with."""
-    moving = {"reference": reference} if reference and "params" in state.trainable else {}
-    return {"trainable": state.trainable, "optimizer": state.optimizer, **moving}
+    """What a checkpoint holds. Under LoRA the reference is what the stage began with (rl_rules.py: it moves in full fine-tuning only)."""
+    saved = {"reference": reference} if reference and "params" in state.trainable else {}
+    return {"trainable": state.trainable, "optimizer": state.optimizer, **saved}

@@ -35,7 +35,7 @@ def masked_loss(
     """sum_i weight_i sum_k 1[k hidden and eligible] CE_ik / p_i, with the weights of a normaliser over the whole batch.
 
     Where every completion column is eligible, the end tokens behind the text included, a row has as many targets as every
-    other, and the two normalisers are the same number; they differ where only the text through its first end token is.
+    other, and the two normalisers are the same number; they differ where only the text through the first token that ends it is.
 
     Source: LLaDA, arXiv 2502.09992, algorithm 2 (per_row); d1, arXiv 2504.12216, released code (batch_token).
     Differs from d1's code: 1 / p, not 1 / t, as in the paper (the same up to eps).

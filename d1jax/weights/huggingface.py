@@ -208,8 +208,8 @@ def save_native(
 
 
 def in_memory(variables: Variables, config: ModelConfig, family: Family) -> Iterator[PathAndArray]:
-    """The arrays of variables in the order in which they are saved, in the dtype of the configuration (what is trained is fp32)."""
-    return ((entry.path, leaf(variables, entry.path).astype(config.param_dtype)) for entry in entries(config, family))
+    """The arrays of variables in the order in which they are saved."""
+    return ((entry.path, leaf(variables, entry.path)) for entry in entries(config, family))
 
 
 @partial(jax.jit, static_argnums=0)

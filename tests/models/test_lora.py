@@ -1,5 +1,7 @@
 """Adapters: what they change, what they leave alone, how they are merged, where they live."""
 
+import warnings
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +9,7 @@ import pytest
 from jax.sharding import PartitionSpec as Spec
 
 from d1jax.config import ConfigError, LoraConfig, MeshConfig
-from d1jax.models.lora import Rounding, check_targets, merge, merge_each, parameter_table
+from d1jax.models.lora import Rounding, check_targets, merge, merge_each, parameter_table, warn_of_rounding
 from d1jax.models.transformer import Transformer, head_matrix, hidden_states, project
 from d1jax.runtime.mesh import make_mesh
 
@@ -115,6 +117,32 @@ def test_a_small_adapter_is_merged_in_fp32_and_what_bf16_rounds_away_is_known(ti
         shares[scale] = rounding.share
         np.testing.assert_allclose(rounding.share, kept / size, rtol=0.05, atol=1e-3)
     assert shares[1.0] > 0.99 and shares[1e-6] < 0.2 and shares[1.0] > shares[1e-3] > shares[1e-6]
+
+
+def test_a_merge_that_loses_much_warns():
+    with pytest.warns(
+        UserWarning, match="merged into bfloat16 weights, 15% of the adapter's effect is left; do better"
+    ):
+        warn_of_rounding(Rounding(0.15, 1.0), "bfloat16", "do better")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warn_of_rounding(Rounding(0.995, 1.0), "bfloat16", "")
+        warn_of_rounding(Rounding(), "bfloat16", "")
+
+
+def test_weights_are_rounded_once_after_the_sum(tiny):
+    """An fp32 base that is rounded before would feel nothing of an adapter that is far below a bf16 step."""
+    _, variables = tiny(lora=LORA)
+    adapters = jax.tree_util.tree_map_with_path(
+        lambda path, x: x * 1e-3 if path[-1].key == "b" else x, variables["lora"]
+    )
+    variables = {**variables, "lora": adapters}
+    expected = jax.tree.map(lambda x: x.astype(jnp.bfloat16), merge(variables, LORA))
+    jax.tree.map(np.testing.assert_array_equal, merge(variables, LORA, "bfloat16"), expected)
+    base = jax.tree.map(lambda x: x.astype(jnp.bfloat16), variables["params"])
+    twice = merge({"params": base, "lora": adapters}, LORA)
+    same = [bool((a == b).all()) for a, b in zip(jax.tree.leaves(expected), jax.tree.leaves(twice), strict=True)]
+    assert not all(same)
 
 
 def test_gradients_reach_every_adapter_and_nothing_else_moves(tiny, inputs):

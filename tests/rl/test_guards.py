@@ -114,6 +114,15 @@ def test_a_policy_that_solves_nothing_is_told_after_the_first_steps():
     assert "in the first 2 steps" in line, "a run of fewer steps is told at its end"
 
 
+def test_imitation_is_told_where_there_is_nothing_to_imitate_only():
+    imitation = RlConfig(advantage="accepted", ratio="none", clip="none")
+    right = [{"frac_reward_zero_std": 1.0, "reward": 1.0, "rewards/solved/mean": 1.0}] * 3
+    wrong = [{"frac_reward_zero_std": 1.0, "reward": 0.0, "rewards/solved/mean": 0.0}] * 3
+    assert no_signal(right, 3, imitation) == []
+    assert "no completion earned 'solved'" in no_signal(wrong, 3, imitation)[0]
+    assert no_signal(wrong, 3, RlConfig(supervision="text_steps")) == []
+
+
 @pytest.mark.parametrize(("shares", "step"), [([1, 1], 2), ([1, 1, 1, 1], 4), ([0.5, 1, 0.9], 3), ([1, 1], 3)])
 def test_otherwise_and_later_nothing_is_said(shares, step):
     assert no_signal(steps(shares, 0.0), step, RlConfig()) == []
