@@ -6,7 +6,7 @@ import functools
 import json
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -52,6 +52,14 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
 settings.load_profile("d1jax")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def programs_of_one_module() -> Iterator[None]:
+    """Each compiled program holds memory maps, of which Linux gives a process 65530: a worker that kept all programs would crash."""
+    yield
+    jax.clear_caches()
+
 
 # -- the golden checkpoint ---------------------------------------------------------------------------------------------
 

@@ -280,8 +280,8 @@ def test_a_mistake_that_is_found_late_does_not_block_the_directory(tmp_path):
 
 
 def test_another_configuration_in_the_same_directory_is_refused(finished):
-    done = train(finished, **{"rl.steps": 50})
-    assert done.returncode == 2 and "rl.steps: 6 -> 50" in done.stderr
+    done = train(finished, **{"rl.group_size": 8})
+    assert done.returncode == 2 and "rl.group_size: 4 -> 8" in done.stderr
 
 
 def test_run_that_diverges_stops_and_keeps_its_last_good_checkpoint(tmp_path):
@@ -324,9 +324,12 @@ VARIANTS = {
         "rl.supervision": "commit_steps", "rl.supervision_steps": 2, "rl.advantage": "zscore", "rl.drop_equal_groups": True,
         "rl.entropy_coefficient": 0.01, "rl.reference_sync_every": 2, "rl.reference_mix": 0.6,
     },
-    "penalty in the reward, a subset of positions": {
-        "rl.kl_in": "reward", "rl.kl": "k1", "rl.estimator.name": "autoregressive", "rl.estimator.subset": 0.25,
-        "sampler.record_entropy": True, "rl.inner_updates": 1,
+    "penalty in the reward": {
+        "rl.kl_in": "reward", "rl.kl": "k1", "rl.estimator.name": "trajectory", "rl.estimator.shrink": 1, "rl.prompt_mask": 0,
+        "rl.inner_updates": 1,
+    },
+    "a subset of positions": {
+        "rl.estimator.name": "autoregressive", "rl.estimator.subset": 0.25, "sampler.record_entropy": True,
     },
 }  # fmt: skip
 
