@@ -27,6 +27,7 @@ import numpy as np
 from d1jax.analysis import estimator_audit as audit
 from d1jax.analysis import summary
 from d1jax.analysis.estimator_bench import STRATA, Batch, Bench, Candidate, candidates, large_sample_elbo
+from d1jax.command_line import exit_code
 from d1jax.config import Config, ConfigError
 from d1jax.config_file import asks_for_version, own_flags, parse, to_dict, version_text
 from d1jax.diffusion.canvas import Canvas
@@ -37,11 +38,8 @@ from d1jax.models.transformer import Variables
 from d1jax.runtime import mesh as mesh_rules
 from d1jax.runtime.run_directory import open_run
 from d1jax.setup import check_same_model, variables_at
-from d1jax.tasks.task import DataError
 from d1jax.telemetry.audit_page import audit_html
-from d1jax.telemetry.terminal import printable
 
-USER_MISTAKE = 2
 NAMES = ("run", "stage", "step", "methods", "only", "out")
 READS = ("task", "model", "lora", "sampler", "evaluation.batch_size", "rl.temperature", "mesh", "seed")
 COUNTS = {
@@ -53,21 +51,21 @@ COUNTS = {
 
 
 def main(argv: Sequence[str]) -> int:
-    """The exit code: 0 done, 2 a mistake in the arguments."""
+    """The exit code: 0 done, 1 out of memory or a full disk, 2 a mistake in the arguments, 130 interrupted."""
     if {"-h", "--help"} & set(argv):
         print(__doc__)
         return 0
     if asks_for_version(argv):
         print(version_text())
         return 0
-    try:
-        own, overrides = own_flags(argv, (*NAMES, *COUNTS))
-        counts = {name: _count(own, name) for name in COUNTS}
-        out = _writable(Path(own["out"])) if "out" in own else None
-        result = run(own, counts, overrides)
-    except (ConfigError, DataError) as error:
-        print(f"error: {printable(str(error))}", file=sys.stderr)
-        return USER_MISTAKE
+    return exit_code(lambda: _audit(argv))
+
+
+def _audit(argv: Sequence[str]) -> int:
+    own, overrides = own_flags(argv, (*NAMES, *COUNTS))
+    counts = {name: _count(own, name) for name in COUNTS}
+    out = _writable(Path(own["out"])) if "out" in own else None
+    result = run(own, counts, overrides)
     print(audit.table(result["estimators"]))
     print("\n" + "\n".join(result["findings"]))
     if out:

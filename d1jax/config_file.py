@@ -94,7 +94,7 @@ def parse_with_origins(
             given_here |= named
             origins |= dict.fromkeys(named, source)
         idle = {name for name in unread(decode(raw), command) if name in given_here or name in idle}
-    config = check(decode(raw))
+    config = check(decode(raw), command)
     if idle:
         where = unread(config, command)
         alike: dict[tuple[str, str], list[str]] = {}
@@ -102,7 +102,8 @@ def parse_with_origins(
             alike.setdefault((origins[name], where[name]), []).append(f"{name} = {shown(value_at(config, name))}")
         told = [f"{source}: {no_effect(', '.join(names), reader)}" for (source, reader), names in alike.items()]
         raise ConfigError("\n".join(told))
-    config = without_unread(config, command)
+    # Once more, because a rule may look at a setting that has just fallen back to its default.
+    config = check(without_unread(config, command), command)
     return config, {name: origins[name] for name in _changed(config) if name in origins}
 
 
@@ -133,6 +134,10 @@ def _levels(argv: Sequence[str]) -> list[list[tuple[str, str, str]]]:
         if key in SECTIONS
         for file in [_section_file(key, value, source)]
     ]
+    for section in FOLDERS:
+        named = [value for key, value, _ in pairs if key == section and value in section_names(section)]
+        if len(named) > 1:
+            raise ConfigError(f"{COMMAND_LINE}: --{section} is given {' and '.join(named)}; choose one")
     flags = [pair for pair in pairs if pair[0] != "config" and pair[0] not in SECTIONS]
     return [*([pair] for pair in (*files, *sections)), flags]
 
@@ -140,10 +145,19 @@ def _levels(argv: Sequence[str]) -> list[list[tuple[str, str, str]]]:
 def _given(key: str, value: str) -> dict[str, Any]:
     """What a flag says: a whole file, a section from a file (--model configs/models/dream_7b.yaml, --rl wd1), or a value."""
     if key == "config":
-        return read_yaml(value)
+        return _whole(read_yaml(value), value)
     if key in SECTIONS:
         return {key: read_yaml(value)}
     return _nested(key, value)
+
+
+def _whole(given: dict[str, Any], file: str) -> dict[str, Any]:
+    """What a file of --config says. Raises ConfigError for the file of a section (configs/methods/wd1.yaml)."""
+    if not given.keys() <= get_type_hints(Config).keys():
+        for section in FOLDERS:
+            if given.keys() <= get_type_hints(get_type_hints(Config)[section]).keys():
+                raise ConfigError(f"{file}: holds settings of the section {section!r}; write --{section} {file}")
+    return given
 
 
 def _section_file(section: str, value: str, source: str) -> Path:
@@ -198,7 +212,7 @@ def from_yaml(path: str | Path) -> Config:
     """The resolved configuration that a run directory keeps."""
     raw = to_dict(Config())
     _merge(raw, read_yaml(path), Config, str(path))
-    return without_unread(check(decode(raw)))
+    return check(without_unread(check(decode(raw))))
 
 
 def differences(old: Config, new: Config) -> list[str]:
@@ -255,7 +269,9 @@ def _command_line(argv: Sequence[str]) -> list[tuple[str, str, str]]:
     while rest:
         flag = rest.pop(0)
         if not flag.startswith("--"):
-            raise ConfigError(f"{COMMAND_LINE}: {shown(flag)} is not a flag; write --section.key value")
+            file = flag.endswith((".yaml", ".yml"))
+            cure = f"--config {flag}" if file else "--section.key value"
+            raise ConfigError(f"{COMMAND_LINE}: {shown(flag)} is not a flag; write {cure}")
         key, equals, value = flag[2:].partition("=")
         if not equals:
             if not rest:

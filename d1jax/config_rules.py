@@ -7,7 +7,8 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-from d1jax.config import ADAPTIVE, Config, ConfigError, ModelConfig
+from d1jax.config import ADAPTIVE, Config, ConfigError, ModelConfig, RlConfig
+from d1jax.no_effect import Command
 from d1jax.rl_rules import rl_rules
 
 MOST_TOKENS = 1_000_000  # schedules are arrays of this length
@@ -24,9 +25,13 @@ LARGEST = {
 }  # fmt: skip
 
 
-def check(config: Config) -> Config:
-    """The same config, or a ConfigError that lists every impossible combination and what to change."""
-    problems = [message for broken, message in _rules(config) if broken]
+def check(config: Config, command: Command = "train") -> Config:
+    """The same config, or a ConfigError that lists every impossible combination and what to change.
+
+    `evaluate` does not read the section rl: a run's sampler may be changed there in ways in which it could not be trained.
+    """
+    read = dataclasses.replace(config, rl=RlConfig()) if command == "evaluate" else config
+    problems = [message for broken, message in _rules(read) if broken]
     if problems:
         raise ConfigError("config: " + "\nconfig: ".join(problems))
     return config

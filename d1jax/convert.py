@@ -8,20 +8,20 @@
     d1jax convert verify    A B                        every tensor equal, bit for bit?
 
 Weights keep the dtype in which they are stored unless --dtype says otherwise. OUT must not exist yet.
-Exit code: 0 done, 2 a mistake in the arguments or a broken file, 3 verify found a difference.
+Exit code: 0 done, 1 out of memory or a full disk, 2 a mistake in the arguments or a broken file, 3 verify found a difference.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
-import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import jax
 
+from d1jax.command_line import exit_code
 from d1jax.config import ConfigError, MeshConfig, ModelConfig
 from d1jax.config_file import asks_for_version, dashed, to_dict, version_text
 from d1jax.files import check_new
@@ -46,23 +46,16 @@ from d1jax.weights.huggingface import (
 )
 from d1jax.weights.peft_adapter import WEIGHTS, is_adapter, read_adapter, save_adapter
 
-USER_MISTAKE, DIFFERENT = 2, 3
+DIFFERENT = 3
 
 
 def main(argv: Sequence[str]) -> int:
-    """The exit code: 0 done, 2 a mistake in the arguments or a broken file, 3 `verify` found a difference."""
+    """The exit code: 0 done, 1 out of memory or a full disk, 2 a mistake in the arguments, 3 `verify` found a difference."""
     if asks_for_version(argv):
         print(version_text())
         return 0
     arguments = _parser().parse_args(dashed(argv))
-    try:
-        return arguments.run(arguments)
-    except BrokenPipeError:  # `inspect ... | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that the last flush has somewhere to go
-        return 0
-    except (ConfigError, OSError) as error:
-        print(f"error: {printable(str(error))}", file=sys.stderr)
-        return USER_MISTAKE
+    return exit_code(lambda: arguments.run(arguments))
 
 
 def to_orbax(arguments: argparse.Namespace) -> int:

@@ -20,17 +20,15 @@ import jax
 
 from d1jax.analysis import accuracy, summary
 from d1jax.callable_module import make_callable
+from d1jax.command_line import exit_code, output_file
 from d1jax.config import ADAPTIVE, Config, ConfigError
 from d1jax.config_file import asks_for_version, own_flags, parse, version_text
 from d1jax.experiment import build
 from d1jax.files import write_json
 from d1jax.runtime.run_directory import changed_rows, open_run, run_and_step
-from d1jax.runtime.stopping import Diverged
 from d1jax.setup import check_same_model, variables_at
-from d1jax.tasks.task import DataError
 from d1jax.telemetry.terminal import printable
 
-USER_MISTAKE = 2
 if __name__ != "__main__":
     make_callable(__name__)  # d1jax.evaluate(policy, ...) is d1jax.notebook.evaluate
 NAMES = ("run", "stage", "step", "checkpoint", "out")
@@ -45,20 +43,16 @@ def main(argv: Sequence[str]) -> int:
     if asks_for_version(argv):
         print(version_text())
         return 0
-    try:
-        own, overrides = own_flags(argv, NAMES)
-        result = evaluate(own, overrides)
-    except (ConfigError, DataError) as error:
-        print(f"error: {printable(str(error))}", file=sys.stderr)
-        return USER_MISTAKE
-    except Diverged as error:
-        print(f"error: {printable(str(error))}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 130
+    return exit_code(lambda: _evaluate(argv))
+
+
+def _evaluate(argv: Sequence[str]) -> int:
+    own, overrides = own_flags(argv, NAMES)
+    out = output_file("--out", own["out"]) if "out" in own else None
+    result = evaluate(own, overrides)
     print(accuracy.table(result["stages"], result["baselines"]))
-    if "out" in own:
-        write_json(Path(own["out"]), result)
+    if out:
+        write_json(out, result)
     return 0
 
 

@@ -54,9 +54,19 @@ def build(
     Raises ConfigError and DataError before anything is compiled.
     """
     setup = set_up(config, saved)
-    config, tokenizer = setup.config, setup.tokenizer
-    check_rows_divide(config, setup.mesh, training)
-    task = make_task(config.task)
+    check_rows_divide(setup.config, setup.mesh, training)
+    task = make_task(setup.config.task)
+    train_rows, eval_rows, data = read_rows(task, setup.config, log, training)
+    return assemble(setup, task, train_rows, eval_rows, data, log, training)
+
+
+def read_rows(
+    task: Task, config: Config, log: Callable[[str], None], training: bool
+) -> tuple[list[Row], dict[str, list[Row]], dict[str, dict[str, Any]]]:
+    """(training rows, rows of every evaluation set, which rows each source gave) that the section `task` names.
+
+    Training rows that pose a problem of an evaluation set are left out; without `training` all of them are.
+    """
     shared = any(source.startswith(SHARE) for source in config.task.eval_sets.values())
     train_rows = _rows(task, config, config.task.train, "train", config.task.train_rows) if training or shared else []
     eval_rows = {
@@ -69,21 +79,27 @@ def build(
     if training:
         sources |= {"task.train": (config.task.train, train_rows)}
     data = {setting: _identity(*found) for setting, found in sources.items()}
-    if training:
-        offered = task.rewards(eval_rows[next(iter(eval_rows))][0], "")
-        accept = [config.rl.accept] if config.rl.advantage == "accepted" else []
-        for setting, names in (("rl.reward_weights", config.rl.reward_weights), ("rl.accept", accept)):
-            unknown = sorted(set(names) - set(offered))
-            if unknown and "rl" in config.stages:
-                raise ConfigError(
-                    f"config: {setting} names {unknown}, which {task.name} does not have; choices: {', '.join(offered)}"
-                )
-        train_rows = _without_overlap(task, config.task, train_rows, eval_rows, log)
-        if "rl" in config.stages:
-            wanted = "solved" in config.rl.reward_weights or config.rl.advantage == "accepted"
-            _check_references(task, "task.train", train_rows, wanted, log)
-    else:
-        train_rows = []
+    if not training:
+        return [], eval_rows, data
+    if "rl" in config.stages:
+        _check_reward_names(task, eval_rows[next(iter(eval_rows))][0], config)
+    return _without_overlap(task, config.task, train_rows, eval_rows, log), eval_rows, data
+
+
+def assemble(
+    setup: Setup,
+    task: Task,
+    train_rows: list[Row],
+    eval_rows: dict[str, list[Row]],
+    data: dict[str, dict[str, Any]],
+    log: Callable[[str], None],
+    training: bool = True,
+) -> Experiment:
+    """The rows as arrays, beside the setup. Raises ConfigError for rows that no stage can work with: without answers, too long."""
+    config, tokenizer = setup.config, setup.tokenizer
+    if training and "rl" in config.stages:
+        wanted = "solved" in config.rl.reward_weights or config.rl.advantage == "accepted"
+        _check_references(task, "task.train", train_rows, wanted, log)
     for name, rows in eval_rows.items():
         _check_references(task, f"task.eval_sets.{name}", rows, True, log)
     completion, taught = _completion_columns(config), _target_columns(config)
@@ -101,6 +117,17 @@ def build(
     # What an evaluation row stores as its target is shown, not scored: it may be longer than what is sampled.
     eval_sets = {name: problems_of(task, tokenizer, rows, (columns, 0), name) for name, rows in eval_rows.items()}
     return Experiment(**vars(setup), task=task, train=train, eval_sets=eval_sets, data=data)
+
+
+def _check_reward_names(task: Task, row: Row, config: Config) -> None:
+    offered = task.rewards(row, "")
+    accept = [config.rl.accept] if config.rl.advantage == "accepted" else []
+    for setting, names in (("rl.reward_weights", config.rl.reward_weights), ("rl.accept", accept)):
+        unknown = sorted(set(names) - set(offered))
+        if unknown:
+            raise ConfigError(
+                f"config: {setting} names {unknown}, which {task.name} does not have; choices: {', '.join(offered)}"
+            )
 
 
 def _identity(source: str, rows: list[Row]) -> dict[str, Any]:
@@ -123,10 +150,6 @@ def _completion_columns(config: Config) -> int:
 
 def longest_prompt(task: Task, tokenizer: Tokenizer, rows: list[Row]) -> int:
     return max((len(_prompt_ids(task, tokenizer, row)) for row in rows), default=0)
-
-
-def longest_target(task: Task, tokenizer: Tokenizer, rows: list[Row]) -> int:
-    return max((len(_target_ids(task, tokenizer, row) or []) for row in rows), default=0)
 
 
 def _check_positions(config: Config, prompt_columns: int, completion: int, rows: str) -> None:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import os
 import re
 import sys
 import typing
@@ -19,6 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from d1jax.command_line import exit_code, output_file
 from d1jax.config import Config, ConfigError, MeshConfig, SamplerConfig
 from d1jax.config_file import asks_for_version, dashed, version_text
 from d1jax.config_rules import check
@@ -31,13 +31,10 @@ from d1jax.runtime.run_directory import open_run, run_above
 from d1jax.sampling import check_draws
 from d1jax.session import Answer, Asked, Request, answer, converse
 from d1jax.setup import make_task
-from d1jax.tasks.task import DataError
 from d1jax.telemetry.player import write_player
-from d1jax.telemetry.terminal import printable
 from d1jax.weights.checkpoint_directory import is_checkpoint
 from d1jax.yaml_text import shown
 
-USER_MISTAKE = 2
 # The settings of the sampler that are flags by their own names; its sizes have flags of their own.
 SIZES = ("completion_length", "block_length", "steps")
 NOT_HERE = ("record_entropy",)  # nothing here shows it
@@ -45,48 +42,46 @@ RULES = {field.name: field for field in dataclasses.fields(SamplerConfig) if fie
 
 
 def main(argv: Sequence[str]) -> int:
-    """The exit code: 0 done, 2 a mistake in the arguments, 130 interrupted."""
+    """The exit code: 0 done, 1 the predictions are not finite or out of memory, 2 a mistake in the arguments, 130 interrupted."""
     if asks_for_version(argv):
         print(version_text())
         return 0
     arguments = _parser().parse_args(dashed(argv))
-    try:
-        rows = _rows(arguments)
-        prompts = _prompts(arguments, rows)
-        check_draws(arguments.seed, arguments.temperature)
-        _check_read(arguments, prompts)
-        player = _player_path(arguments.player, prompts)
-        config = _sampler(arguments)  # before a large model is read
-        if arguments.batch < 1:
-            raise ConfigError(f"--batch {arguments.batch} must be above 0")
-        policy = load_pretrained(
-            arguments.model,
-            dtype=arguments.dtype,
-            mesh=_mesh(arguments.mesh),
-            adapter=arguments.adapter,
-            tokenizer=arguments.tokenizer,
-        )
-        terminal = sys.stdout.isatty() and sys.stderr.isatty() and not arguments.json
-        show = terminal if arguments.show == "auto" else arguments.show == "always"
-        request = Request(
-            policy, config, arguments.seed, arguments.temperature, arguments.system, arguments.raw, show,
-            drop_too_long=arguments.too_long == "drop", fixed_batches=len(prompts or []) > arguments.batch,
-        )  # fmt: skip
-        _show_form(arguments, rows)
-        if prompts is None:
-            converse(request)
-        else:
-            answers = answer(request, prompts, arguments.batch, arguments.json)
-            _show_grades(rows, answers)
-            if player:
-                samples = [_shown(policy, found) | {"index": index} for index, found in enumerate(answers, start=1)]
-                write_player(player, samples, _player_title(arguments.model, config))
-    except (ConfigError, DataError) as error:
-        print(f"error: {printable(str(error))}", file=sys.stderr)
-        return USER_MISTAKE
-    except KeyboardInterrupt:
-        print(file=sys.stderr)
-        return 130
+    return exit_code(lambda: _generate(arguments))
+
+
+def _generate(arguments: argparse.Namespace) -> int:
+    rows = _rows(arguments)
+    prompts = _prompts(arguments, rows)
+    check_draws(arguments.seed, arguments.temperature)
+    _check_read(arguments, prompts)
+    player = _player_path(arguments.player, prompts)
+    config = _sampler(arguments)  # before a large model is read
+    if arguments.batch < 1:
+        raise ConfigError(f"--batch {arguments.batch} must be above 0")
+    policy = load_pretrained(
+        arguments.model,
+        dtype=arguments.dtype,
+        mesh=_mesh(arguments.mesh),
+        adapter=arguments.adapter,
+        tokenizer=arguments.tokenizer,
+    )
+    terminal = sys.stdout.isatty() and sys.stderr.isatty() and not arguments.json
+    show = terminal if arguments.show == "auto" else arguments.show == "always"
+    request = Request(
+        policy, config, arguments.seed, arguments.temperature, arguments.system, arguments.raw, show,
+        drop_too_long=arguments.too_long == "drop", fixed_batches=len(prompts or []) > arguments.batch,
+    )  # fmt: skip
+    _show_form(arguments, rows)
+    _hint_at_json(arguments.prompt or [])
+    if prompts is None:
+        converse(request)
+    else:
+        answers = answer(request, prompts, arguments.batch, arguments.json)
+        _show_grades(rows, answers)
+        if player:
+            samples = [_shown(policy, found) | {"index": index} for index, found in enumerate(answers, start=1)]
+            write_player(player, samples, _player_title(arguments.model, config))
     return 0
 
 
@@ -108,6 +103,8 @@ def _rows(arguments: argparse.Namespace) -> Rows | None:
             raise ConfigError(no_effect(f"--set {arguments.set}", "--row N"))
         return None
     path = run_above(Path(arguments.model))
+    if not Path(arguments.model).is_dir():
+        raise ConfigError(f"--model {arguments.model!r}: no such directory")
     if path is None or is_checkpoint(Path(arguments.model)):
         raise ConfigError(
             f"--row takes a problem of a run, and --model {arguments.model!r} is none; write --prompt TEXT"
@@ -172,16 +169,9 @@ def _player_path(text: str | None, prompts: list[Asked] | None) -> Path | None:
     """Where the player goes. Raises ConfigError for what could not be written in the end, before a large model is read."""
     if text is None:
         return None
-    path = Path(text)
     if prompts is None:
         raise ConfigError("--player shows answered prompts, not a conversation; add --prompt or --file")
-    if path.is_dir():
-        raise ConfigError(f"--player {text!r} is a directory; name a file in it, e.g. {str(path / 'player.html')!r}")
-    if not path.parent.is_dir():
-        raise ConfigError(f"--player {text!r}: there is no directory {str(path.parent)!r}; make it first")
-    if not os.access(path.parent, os.W_OK):
-        raise ConfigError(f"--player {text!r}: the directory {str(path.parent)!r} may not be written to")
-    return path
+    return output_file("--player", text)
 
 
 def _player_title(model: str, config: SamplerConfig) -> str:
@@ -222,8 +212,20 @@ def _from_json(text: str) -> str:
     except (ValueError, RecursionError):
         prompt = None
     if not isinstance(prompt, str):
-        raise ConfigError(f'--prompt-json {shown(text)} is no JSON text; write it in quotes, e.g. "4130\\n0300\\n"')
+        raise ConfigError(
+            f'--prompt-json {shown(text)} is no JSON text; write it in quotes, e.g. "one line\\nanother line"'
+        )
     return prompt
+
+
+def _hint_at_json(prompts: Sequence[str]) -> None:
+    """A prompt that was copied with its quotes from where --prompt-json texts are printed."""
+    for text in prompts:
+        if len(text) > 1 and text[0] == text[-1] == '"' and "\\n" in text:
+            print(
+                f"note: --prompt takes {shown(text)} with its quotes and backslashes; --prompt-json reads it",
+                file=sys.stderr,
+            )
 
 
 def _token_ids(text: str) -> list[int]:
@@ -345,7 +347,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--model", required=True, help="checkpoint or run directory, or RUN/checkpoints/STAGE/STEP")
     add("--adapter", help="a PEFT adapter on top of it")
     add("--prompt", action="append", help="a prompt; may be given more than once")
-    add("--prompt-json", action="append", metavar="TEXT", help='the same, written as a JSON text: "4130\\n0300\\n"')
+    add("--prompt-json", action="append", metavar="TEXT", help='a prompt as a JSON text: "one line\\nanother line"')
     add("--ids", action="append", help='a prompt of token ids, e.g. "1 2 3"; needs no tokenizer')
     add(
         "--row",

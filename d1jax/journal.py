@@ -102,19 +102,14 @@ class Journal:
         self.recent = [*self.recent, values][-RECENT:]
         self._note_headline(step, values)
         self._progress.update({name: values[name] for name in watch if name in values})
-        in_a_row = int(values["nonfinite/in_a_row"])
-        advice = f"start a new run_dir with a lower {self.stage}.optimizer.learning_rate"
-        updates = self.steps * (self._config.rl.inner_updates if self.stage == "rl" else 1)
-        if step == self.steps and in_a_row >= updates:
-            raise Diverged(
-                f"{self.stage} step {step}: all {updates} updates of the stage were NaN or infinite and were skipped, so nothing was "
-                f"learnt; {advice}, and check the weights that it starts from"
-            )
-        if in_a_row >= self._config.max_bad_updates:
+        problem = bad_updates_of(self.stage, step, int(values["nonfinite/in_a_row"]), self._config)
+        if problem:
             good = self._checkpoints.latest()
+            advice = f"start a new run_dir with a lower {self.stage}.optimizer.learning_rate"
             raise Diverged(
-                f"{self.stage} step {step}: the last {in_a_row} updates were NaN or infinite and were skipped; "
-                + (f"the last good checkpoint is step {good}; {advice} and init_from this one" if good else advice)
+                f"{problem}; the last good checkpoint is step {good}; {advice} and init_from this one"
+                if good
+                else f"{problem}; {advice}, and check the weights that it starts from"
             )
 
     def roll_back(self, step: int, steps: int, signs: Sequence[str]) -> NoReturn:
@@ -167,6 +162,17 @@ class Journal:
         if self._progress is not None:
             self._progress.__exit__(kind, value, trace)
         self._checkpoints.close()
+
+
+def bad_updates_of(stage: str, step: int, in_a_row: int, config: Config) -> str | None:
+    """What to say where a stage cannot go on, or has learnt nothing, because its last `in_a_row` updates were not finite; else None."""
+    section = config.rl if stage == "rl" else config.sft
+    updates = section.steps * (config.rl.inner_updates if stage == "rl" else 1)
+    if step == section.steps and in_a_row >= updates:
+        return f"{stage} step {step}: all {updates} updates of the stage were NaN or infinite and were skipped, so nothing was learnt"
+    if in_a_row >= config.max_bad_updates:
+        return f"{stage} step {step}: the last {in_a_row} updates were NaN or infinite and were skipped"
+    return None
 
 
 def kept_steps(saved: Sequence[int], last: int, headline: Mapping[int, float], look_back: int) -> set[int]:

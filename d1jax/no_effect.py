@@ -133,13 +133,14 @@ def _shared(config: Config, command: Command) -> dict[str, Reader]:
     sources = [config.task.train, *config.task.eval_sets.values()]
     drawn_rows = any(source == "generated" or source.startswith("share:") for source in sources)
     adapted = Reader(config.lora.rank > 0, "lora.rank above 0")
-    by_entropy = command == "train" and "rl" in config.stages and config.rl.estimator.subset < 1
+    # Whatever the stages are: the section rl is kept as it is where no stage reads it, and its rules want this one.
+    by_entropy = command == "train" and config.rl.estimator.subset < 1
     return {
         "task.numbers": Reader(config.task.name == "countdown", "task.name = countdown"),
         "task.seed": Reader(drawn_rows, "a source that is generated, or share:"),
         "lora.alpha": adapted,
         "lora.targets": adapted,
-        "sampler.record_entropy": Reader(by_entropy, "rl.estimator.subset below 1 in a stage 'rl'"),
+        "sampler.record_entropy": Reader(by_entropy, "rl.estimator.subset below 1"),
     }
 
 

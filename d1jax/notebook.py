@@ -14,7 +14,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, NoReturn
 
@@ -28,31 +28,32 @@ from d1jax.config import (
     ConfigError,
     EvaluationConfig,
     LoraConfig,
-    ModelConfig,
     RlConfig,
     SamplerConfig,
     SftConfig,
     TaskConfig,
 )
 from d1jax.config_rules import check
-from d1jax.data.tokenizers import pad_rows
 from d1jax.diffusion.canvas import Canvas, through_first_end
 from d1jax.diffusion.corruption import corrupt
-from d1jax.experiment import Experiment, Problems, build, check_rows_divide, longest_prompt, longest_target, problems_of
+from d1jax.experiment import Experiment, assemble, check_rows_divide, read_rows
+from d1jax.journal import bad_updates_of
 from d1jax.models import lora as adapters
 from d1jax.models.transformer import Transformer, Variables
-from d1jax.policy import PUBLISHED_SAMPLER, Policy, check_length
+from d1jax.policy import PUBLISHED_SAMPLER, Policy
 from d1jax.rl import loop as rl_loop
 from d1jax.runtime.stopping import Diverged
+from d1jax.setup import Setup, make_task
 from d1jax.sft import loop as sft_loop
 from d1jax.sft.loss import NORMALIZERS
 from d1jax.sft.loss import masked_loss as loss_of_rows
-from d1jax.tasks.task import Row, Task
+from d1jax.tasks.task import Row
 
 Pairs = Sequence[tuple[str, str]]  # (prompt, answer)
 Data = TaskConfig | Pairs | Sequence[str] | Sequence[Mapping[str, Any]]
 Judged = Callable[[Row, str], float | Mapping[str, float]]
 NO_ADAPTER = LoraConfig()
+TO_LEARN = "to learn from; give (prompt, answer) pairs"
 
 
 class Trained(NamedTuple):
@@ -83,8 +84,7 @@ def masked_loss(
     """
     config = config or SftConfig()
     special = policy.tokenizer.special
-    experiment = _experiment(policy, _rows(pairs), None, ("sft",), sft=config, sampler=None)
-    problems = experiment.train
+    problems = _experiment(_setup(policy, ("sft",), sft=config), _with_answers(_rows(pairs), TO_LEARN), None).train
     clean = Canvas(problems.target_RC, problems.prompt_RP, problems.prompt_length_R)
     clean = jax.tree.map(jnp.asarray, clean)
     text_BC = through_first_end(clean.completion_BC, special.end_ids)
@@ -118,9 +118,10 @@ def sft(
         tuned = d1jax.sft(policy, [("2+2=", "4"), ("1+2=", "3")], d1jax.SftConfig(steps=20, batch_size=2))
         tuned.metrics[-1]["loss"]
     """
-    data = _rows(pairs) if not isinstance(pairs, TaskConfig) else pairs
-    experiment = _experiment(policy, data, None, ("sft",), sft=config or SftConfig(), lora=lora, seed=seed)
-    return _train(policy, experiment, sft_loop.train, "sft", experiment.config.sft.steps, log)
+    data = pairs if isinstance(pairs, TaskConfig) else _with_answers(_rows(pairs), TO_LEARN)
+    setup = _setup(policy, ("sft",), data, sft=config or SftConfig(), lora=lora, seed=seed)
+    check_rows_divide(setup.config, setup.mesh, training=True)
+    return _train(policy, _experiment(setup, data, None, log), sft_loop.train, "sft", log)
 
 
 def rl(
@@ -146,9 +147,9 @@ def rl(
         [step["reward"] for step in better.metrics]
     """
     rows = data if isinstance(data, TaskConfig) else _rows(data)
-    config = config or RlConfig()
-    experiment = _experiment(policy, rows, reward, ("rl",), rl=config, sampler=sampler, lora=lora, seed=seed)
-    return _train(policy, experiment, rl_loop.train, "rl", config.steps, log)
+    setup = _setup(policy, ("rl",), rows, rl=config or RlConfig(), sampler=sampler, lora=lora, seed=seed)
+    check_rows_divide(setup.config, setup.mesh, training=True)
+    return _train(policy, _experiment(setup, rows, reward, log), rl_loop.train, "rl", log)
 
 
 def evaluate(
@@ -171,8 +172,10 @@ def evaluate(
         d1jax.evaluate(policy, [("2+2=", "4")])["solved_rate"]
     """
     rows = data if isinstance(data, TaskConfig) else _rows(data)
-    sections: dict[str, Any] = {"evaluation": EvaluationConfig(batch_size=batch_size, temperature=temperature)}
-    experiment = _experiment(policy, rows, grade, (), sampler=sampler, lora=policy.model.lora, seed=seed, **sections)
+    evaluation = EvaluationConfig(batch_size=batch_size, temperature=temperature)
+    setup = _setup(policy, (), rows, evaluation=evaluation, sampler=sampler, lora=policy.model.lora, seed=seed)
+    check_rows_divide(setup.config, setup.mesh, training=False)
+    experiment = _experiment(setup, rows, grade, training=False)
     problems = next(iter(experiment.eval_sets.values()))
     with jax.set_mesh(policy.mesh):
         rollout = accuracy.decode(experiment, policy.variables, problems)
@@ -198,22 +201,48 @@ class _Given:
     def target(self, row: Row) -> str | None:
         return row.get("answer")
 
+    def has_reference(self, row: Row) -> bool:
+        return True  # a judge of the user's needs none; where there is no judge, `_experiment` looks
+
+    def problem_key(self, row: Row) -> str:
+        return self.prompt(row)
+
     def rewards(self, row: Row, text: str) -> dict[str, float]:
         value = self.judged(row, text)
-        named = {"solved": value} if isinstance(value, int | float) else value
-        return {name: float(one) for name, one in named.items()}
+        named = value if isinstance(value, Mapping) else {"solved": value}
+        return {name: float(one) for name, one in named.items()}  # numpy's and jax's numbers too
 
-    grade = rewards
+    def grade(self, row: Row, text: str) -> dict[str, float]:
+        """The judge's grades. Raises ConfigError for what is none: a mean over texts would hide it."""
+        place = f"grade of row {row['prompt'][:60]!r}"
+        try:
+            grades = self.rewards(row, text)
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"{place}: {error}; return a number in [0, 1], or {{name: number}}") from error
+        wrong = [f"{name} = {value}" for name, value in grades.items() if not 0 <= value <= 1]
+        if wrong:
+            raise ConfigError(f"{place}: {', '.join(wrong)} is not in [0, 1]")
+        if "solved" not in grades:
+            raise ConfigError(
+                f"{place} has no 'solved', only {sorted(grades)}; return it beside them, 1 for a right text"
+            )
+        return grades
 
 
 def _is_the_answer(row: Row, text: str) -> float:
-    if "answer" not in row:
-        raise ConfigError(f"row {row['prompt']!r} has no answer to compare with; give reward= or grade=")
     return float(text.strip() == row["answer"].strip())
 
 
+def _with_answers(rows: list[Row], cure: str) -> list[Row]:
+    for index, row in enumerate(rows):
+        if "answer" not in row:
+            raise ConfigError(f"data: row {index}, {row['prompt'][:60]!r}, has no answer {cure}")
+    return rows
+
+
 def _rows(data: Any) -> list[Row]:
-    if isinstance(data, str) or not len(data):
+    data = list(data) if isinstance(data, Iterable) and not isinstance(data, str | Mapping) else []
+    if not data:
         raise ConfigError("data: give a list of prompts, (prompt, answer) pairs or rows, at least one")
     rows = []
     for index, one in enumerate(data):
@@ -227,17 +256,10 @@ def _rows(data: Any) -> list[Row]:
     return rows
 
 
-def _experiment(
-    policy: Policy,
-    data: TaskConfig | list[Row],
-    judged: Judged | None,
-    stages: tuple[str, ...],
-    *,
-    sampler: SamplerConfig | None = None,
-    **sections: Any,
-) -> Experiment:
-    """What a stage works with, around a policy that is in memory."""
-    given = not isinstance(data, TaskConfig)
+def _setup(
+    policy: Policy, stages: tuple[str, ...], data: Any = None, *, sampler: SamplerConfig | None = None, **sections: Any
+) -> Setup:
+    """A policy in memory as what a run stands on, with a checked configuration. No stages: it is evaluated."""
     adapted = sections.get("lora", NO_ADAPTER).rank > 0
     # All weights are trained in fp32, whatever they are stored in: bf16 would round small updates away.
     stored = dataclasses.replace(policy.config, param_dtype="float32") if stages and not adapted else policy.config
@@ -246,42 +268,44 @@ def _experiment(
         stages=stages or ("sft",),
         model=stored,
         sampler=sampler or policy.sampler or PUBLISHED_SAMPLER,
-        task=TaskConfig() if given else data,
+        task=data if isinstance(data, TaskConfig) else TaskConfig(),
         **sections,
     )
-    check(config)
+    check(config, "train" if stages else "evaluate")
     model = Transformer(stored, config.lora) if stages else policy.model
-    if not given:
-        # The task's own rows, read as a run would read them; the model and its tokenizer are the policy's.
-        made = build(
-            dataclasses.replace(config, init_from="", stages=("sft",), model=ModelConfig()), training=bool(stages)
-        )
-        task: Task = made.task
-        train_rows, eval_rows = made.train.rows, next(iter(made.eval_sets.values())).rows
-    else:
-        task = _Given(judged or _is_the_answer)
-        train_rows = eval_rows = data
-    check_rows_divide(config, policy.mesh, bool(stages))
-    taught = 0
-    if "sft" in stages:
-        longest = longest_target(task, policy.tokenizer, train_rows)
-        taught = config.sft.completion_length or (longest if given else config.sampler.completion_length)
-    elif stages and config.rl.data == "targets":
-        taught = config.sampler.completion_length
-
-    def problems(rows: list[Row], columns: int) -> Problems:
-        widest = longest_prompt(task, policy.tokenizer, rows)
-        check_length(widest + config.sampler.completion_length, policy.config, "the longest prompt and a completion")
-        return problems_of(task, policy.tokenizer, rows, (widest, columns), "the given rows")
-
-    train = problems(train_rows, taught) if stages else _no_problems()
-    eval_sets = {"given": problems(eval_rows, 0)}
-    return Experiment(config, policy.mesh, policy.tokenizer, model, task, train, eval_sets, data={})
+    return Setup(config, policy.mesh, policy.tokenizer, model)
 
 
-def _no_problems() -> Problems:
-    empty, lengths = pad_rows([], 0, 0)
-    return Problems([], empty, lengths, empty, lengths.astype(bool))
+def _experiment(
+    setup: Setup,
+    data: TaskConfig | list[Row],
+    judged: Judged | None,
+    log: Callable[[str], None] | None = None,
+    training: bool = True,
+) -> Experiment:
+    """The setup with rows: those of a task, read as a run would read them, or those that were given.
+
+    No evaluation runs during training here, so it gets no evaluation sets.
+    """
+    log = log or _to_stderr
+    if isinstance(data, TaskConfig):
+        if judged is not None:
+            raise ConfigError(
+                f"reward= or grade= beside task {data.name!r}, which judges its rows itself; leave it out, or give the rows"
+            )
+        task = make_task(data)
+        train_rows, eval_rows, identity = read_rows(task, setup.config, log, training)
+        eval_rows = {} if training else dict(list(eval_rows.items())[:1])
+        return assemble(setup, task, train_rows, eval_rows, identity, log, training)
+    if judged is None and (not training or "rl" in setup.config.stages):
+        _with_answers(data, "to compare with; give reward= or grade=")
+    given = _Given(judged or _is_the_answer)
+    train_rows, eval_rows = (data, {}) if training else ([], {"given": data})
+    return assemble(setup, given, train_rows, eval_rows, {}, log, training)
+
+
+def _to_stderr(line: str) -> None:
+    print(line, file=sys.stderr)
 
 
 def _start(policy: Policy, lora: LoraConfig) -> Variables:
@@ -293,9 +317,9 @@ def _start(policy: Policy, lora: LoraConfig) -> Variables:
 
 
 def _train(
-    policy: Policy, experiment: Experiment, train: Any, stage: str, steps: int, log: Callable[[str], None] | None
+    policy: Policy, experiment: Experiment, train: Any, stage: str, log: Callable[[str], None] | None
 ) -> Trained:
-    journal = _Notes(stage, steps, experiment.config, log or (lambda line: print(line, file=sys.stderr)))
+    journal = _Notes(stage, getattr(experiment.config, stage).steps, experiment.config, log or _to_stderr)
     with jax.set_mesh(policy.mesh):
         variables = train(experiment, _start(policy, experiment.config.lora), journal)
     trained = dataclasses.replace(policy, model=experiment.model, variables=variables)
@@ -322,12 +346,9 @@ class _Notes:
 
     def record(self, step: int, values: Mapping[str, float], watch: Sequence[str]) -> None:
         self.metrics.append({"step": step, **values})
-        in_a_row = int(values["nonfinite/in_a_row"])
-        if in_a_row >= self._config.max_bad_updates:
-            raise Diverged(
-                f"{self.stage} step {step}: the last {in_a_row} updates were NaN or infinite and were skipped; lower "
-                "optimizer.learning_rate"
-            )
+        problem = bad_updates_of(self.stage, step, int(values["nonfinite/in_a_row"]), self._config)
+        if problem:
+            raise Diverged(f"{problem}; lower optimizer.learning_rate, and check the weights that it starts from")
 
     def roll_back(self, step: int, steps: int, signs: Sequence[str]) -> NoReturn:
         raise Diverged(

@@ -26,12 +26,12 @@ from jax.sharding import Mesh
 
 from d1jax.config import ConfigError, MeshConfig, ModelConfig, SamplerConfig
 from d1jax.data.pretrained_tokenizer import PretrainedTokenizer
-from d1jax.data.tokenizers import Tokenizer, load_small_tokenizer
+from d1jax.data.tokenizers import SmallTokenizer, Tokenizer, export_tokenizer, load_small_tokenizer
 from d1jax.models import lora
 from d1jax.models.families import Family, family_for, family_of
 from d1jax.models.transformer import Transformer, Variables, head_matrix, hidden_states, project
 from d1jax.runtime import mesh as mesh_rules
-from d1jax.runtime.run_directory import is_run, open_run, run_and_step
+from d1jax.runtime.run_directory import is_run, open_run, run_above, run_and_step
 from d1jax.setup import set_up, variables_at
 from d1jax.weights.checkpoint_directory import copy_companions, is_checkpoint, open_checkpoint, read_json
 from d1jax.weights.generation_config import read_sampler, write_sampler
@@ -80,9 +80,9 @@ class Policy:
         sizes = f"{count:,} parameters, {config.layers} layers of {config.width}, vocabulary {config.vocab_size}"
         adapter = f", adapter of rank {self.model.lora.rank}" if "lora" in self.variables else ""
         where = f"{len(devices)} x {devices[0].device_kind}"
-        return (
-            f"Policy({self.family.name}, {sizes}{adapter}, {config.param_dtype}, on {where}, from {str(self.source)!r})"
-        )
+        run = None if self.source is None else run_above(self.source)
+        origin = self.source if run is None else run
+        return f"Policy({self.family.name}, {sizes}{adapter}, {config.param_dtype}, on {where}, from {str(origin)!r})"
 
     @property
     def family(self) -> Family:
@@ -211,8 +211,9 @@ def _of_run(path: Path, dtype: str | None, mesh: Mesh) -> Policy:
         stage = saved[-1]
     try:
         variables, _ = variables_at(setup, run, stage, step)
-    except ConfigError as error:  # about what that run started from, not about what was asked for here
-        raise ConfigError(f"run {str(path)!r}: {error}") from None
+    except ConfigError as error:  # perhaps about what that run started from
+        named = f"run {str(path)!r}"
+        raise ConfigError(str(error) if str(error).startswith(named) else f"{named}: {error}") from None
     model = _in_dtype(setup.model.config, dtype) if dtype else setup.model.config
     # An adapter stays beside its base: merged into bf16 weights, most of a small one would be rounded away.
     params = jax.tree.map(lambda x: x.astype(model.param_dtype), variables["params"])
@@ -243,7 +244,7 @@ def save_pretrained(policy: Policy, out: str | Path, *, native: bool = False, dt
     def companions(beside: Path) -> None:
         if policy.source is not None and is_checkpoint(policy.source) and _is_published(policy.source):
             copy_companions(policy.source, beside, config.param_dtype)
-            _copy_tokenizer(policy, beside)
+            _copy_tokenizer(policy, beside, native)
         else:
             write_new_companions(config, policy.tokenizer, beside, published=not native)
         if policy.sampler is not None and policy.sampler != read_sampler(beside):
@@ -260,9 +261,11 @@ def save_pretrained(policy: Policy, out: str | Path, *, native: bool = False, dt
     lora.warn_of_rounding(rounding, config.param_dtype, EXPORT_CURE)
 
 
-def _copy_tokenizer(policy: Policy, beside: Path) -> None:
+def _copy_tokenizer(policy: Policy, beside: Path, native: bool) -> None:
     """The files of a tokenizer that was kept apart from its checkpoint."""
-    if isinstance(policy.tokenizer, PretrainedTokenizer) and policy.tokenizer.directory != policy.source:
+    if isinstance(policy.tokenizer, SmallTokenizer):
+        policy.tokenizer.save(beside) if native else export_tokenizer(policy.tokenizer, beside)
+    elif isinstance(policy.tokenizer, PretrainedTokenizer) and policy.tokenizer.directory != policy.source:
         for name in TOKENIZER_FILES:
             if (policy.tokenizer.directory / name).is_file():
                 shutil.copyfile(policy.tokenizer.directory / name, beside / name)

@@ -38,6 +38,10 @@ def _sizes(config: Config) -> list[Rule]:
             f"rl.reward_weights = {rl.reward_weights} must be finite numbers",
         ),
         (not rl.reward_weights, "rl.reward_weights is empty; write e.g. {solved: 1.0}"),
+        (
+            bool(rl.reward_weights) and not any(rl.reward_weights.values()) and rl.advantage != "accepted",
+            f"rl.reward_weights = {rl.reward_weights} are all 0, so every reward is 0; give one a weight",
+        ),
         (rl.guard.patience > 100, f"rl.guard.patience = {rl.guard.patience} must be at most 100"),
     ]
 
@@ -193,6 +197,11 @@ def _data(config: Config) -> list[Rule]:
         (
             given and rl.supervision == "commit_steps",
             "rl.supervision = commit_steps needs recorded steps, and rl.data = targets was never decoded; set it to text_steps",
+        ),
+        (
+            given and rl.negative_control == "shuffled_rewards",
+            "rl.negative_control = shuffled_rewards with rl.data = targets: every text of a batch is right, so shuffling changes nothing; "
+            "set it to zero_advantages",
         ),
         (
             given and rl.advantage != "accepted",

@@ -253,11 +253,7 @@ def variables_at(setup: Setup, run: RunDirectory, stage: str, step: int | None =
         raise ConfigError(f"run {str(run.path)!r} has no checkpoint of stage {stage!r} yet")
     checkpoints = Checkpoints(run.checkpoints(stage))
     try:
-        saved = checkpoints.steps()
-        if not saved:
-            raise ConfigError(f"run {str(run.path)!r} has no checkpoint of stage {stage!r} yet")
-        if step is not None and step not in saved:
-            raise ConfigError(f"run {str(run.path)!r}: stage {stage!r} has checkpoints of steps {saved}, not of {step}")
+        step = _saved_step(checkpoints, run, stage, step)
         if setup.config.lora.rank:
             check_one_adapter(setup.config, run)
             # A base of random weights is that of the run's own seed, whatever seed the texts are drawn with here.
@@ -265,7 +261,6 @@ def variables_at(setup: Setup, run: RunDirectory, stage: str, step: int | None =
             frozen, names = start_variables(dataclasses.replace(setup, config=own), run), ("lora",)
         else:
             frozen, names = {}, ("params",)
-        step = saved[-1] if step is None else step
         trained = abstract_variables(setup.model, setup.mesh, names)
         like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, MASTER, sharding=x.sharding), trained)
         loaded = load_or_name_the_last_good(checkpoints, step, {"trainable": like}, run.path, stage)
@@ -281,12 +276,24 @@ def variables_at(setup: Setup, run: RunDirectory, stage: str, step: int | None =
     return {**frozen, **loaded["trainable"]}, step
 
 
+def _saved_step(checkpoints: Checkpoints, run: RunDirectory, stage: str, step: int | None) -> int:
+    """The step that was asked for (None: the last one). Raises ConfigError where it is not saved."""
+    saved = checkpoints.steps()
+    if not saved:
+        raise ConfigError(f"run {str(run.path)!r} has no checkpoint of stage {stage!r} yet")
+    if step is not None and step not in saved:
+        raise ConfigError(f"run {str(run.path)!r}: stage {stage!r} has checkpoints of steps {saved}, not of {step}")
+    return saved[-1] if step is None else step
+
+
 def adapter_of(path: Path, mesh: Mesh) -> tuple[Setup, Variables]:
-    """(setup, {"lora": ...}) of a run that trained an adapter of a checkpoint, after its last stage. The base is not read.
+    """(setup, {"lora": ...}) of a run that trained an adapter of a checkpoint, after its last stage; of RUN/checkpoints/STAGE/STEP, of
+    that step. The base is not read.
 
     The stages of a run share one adapter. Raises ConfigError for a run without one, and for one that did not start from a
     checkpoint: its base exists nowhere.
     """
+    path, stage, step = run_and_step(path)
     run, config = open_run(path)
     if not config.lora.rank or not config.init_from or not is_checkpoint(Path(config.init_from)):
         what = "it trained all weights" if not config.lora.rank else "it did not start from a checkpoint directory"
@@ -299,12 +306,15 @@ def adapter_of(path: Path, mesh: Mesh) -> tuple[Setup, Variables]:
     done = [stage for stage, step in run.saved_steps(config.stages).items() if step]
     if not done:
         raise ConfigError(f"run {str(path)!r} has no checkpoint yet")
+    stage = done[-1] if stage is None else stage
+    if stage not in done:
+        raise ConfigError(f"run {str(path)!r} has no checkpoint of stage {stage!r}; choices: {', '.join(done)}")
     check_one_adapter(config, run)
     like = abstract_variables(setup.model, mesh, ("lora",))
-    checkpoints = Checkpoints(run.checkpoints(done[-1]))
+    checkpoints = Checkpoints(run.checkpoints(stage))
     try:
-        saved = checkpoints.steps()[-1]
-        return setup, load_or_name_the_last_good(checkpoints, saved, {"trainable": like}, path, done[-1])["trainable"]
+        step = _saved_step(checkpoints, run, stage, step)
+        return setup, load_or_name_the_last_good(checkpoints, step, {"trainable": like}, path, stage)["trainable"]
     finally:
         checkpoints.close()
 

@@ -13,23 +13,23 @@ from typing import Any
 import jax
 
 from d1jax.analysis import accuracy, summary
-from d1jax.config import Config, ConfigError
+from d1jax.command_line import USER_MISTAKE, exit_code
+from d1jax.config import Config
 from d1jax.config_file import asks_for_version, describe_origins, help_text, parse_with_origins, version_text
 from d1jax.experiment import build
 from d1jax.files import write_json, write_jsonl
 from d1jax.journal import Journal, check_in_place
 from d1jax.rl import loop as rl
+from d1jax.runtime.longer import make_longer
 from d1jax.runtime.run_directory import check_data, claim
-from d1jax.runtime.stopping import CannotSave, Diverged, Stopped, StopRequest
+from d1jax.runtime.stopping import StopRequest
 from d1jax.setup import mark_one_adapter, save_source, start_variables
 from d1jax.sft import loop as sft
-from d1jax.tasks.task import DataError
 from d1jax.telemetry.metrics import MetricsLog
 from d1jax.telemetry.report import write_report
 from d1jax.telemetry.terminal import printable
 
 STAGES = {"sft": (sft.train, lambda config: config.sft.steps), "rl": (rl.train, lambda config: config.rl.steps)}
-USER_MISTAKE = 2
 
 
 def main(argv: Sequence[str]) -> int:
@@ -44,36 +44,14 @@ def main(argv: Sequence[str]) -> int:
         print(help_text("python -m d1jax.train"))
         print("\nerror: nothing to train; begin with --config configs/quickstart.yaml", file=sys.stderr)
         return USER_MISTAKE
-    try:
-        config, origins = parse_with_origins(argv)
-        for line in describe_origins(config, origins):
-            print(f"config: {printable(line)}", file=sys.stderr)
-        run(config)
-    except (ConfigError, DataError) as error:
-        print(f"error: {printable(str(error))}", file=sys.stderr)
-        return USER_MISTAKE
-    except (Diverged, CannotSave) as error:
-        print(f"error: {printable(str(error))}", file=sys.stderr)
-        return 1
-    except OSError as error:  # a full disk, while something other than a checkpoint was written
-        print(
-            f"error: {printable(str(error))}; what was saved is good, and the same command continues", file=sys.stderr
-        )
-        return 1
-    except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-        reason = printable(str(error)).partition("\n")[0]
-        print(
-            f"error: out of memory ({reason}); raise micro_batches, lower the batch, or shard by mesh.fsdp",
-            file=sys.stderr,
-        )
-        return 1
-    except KeyboardInterrupt:  # before the run began to listen for it
-        return 130
-    except Stopped as stopped:
-        print(stopped, file=sys.stderr)
-        return stopped.exit_code
+    return exit_code(lambda: _train(argv), "; what was saved is good, and the same command continues")
+
+
+def _train(argv: Sequence[str]) -> int:
+    config, origins = parse_with_origins(argv)
+    for line in describe_origins(config, origins):
+        print(f"config: {printable(line)}", file=sys.stderr)
+    run(config)
     return 0
 
 
@@ -91,6 +69,8 @@ def run(config: Config) -> dict[str, Any]:
             metrics.rewind(directory.saved_steps(config.stages))
             mark_one_adapter(config, directory)
             variables = start_variables(experiment, directory)
+            for line in make_longer(directory, config):
+                print(printable(line), file=sys.stderr)
             for stage in config.stages:
                 stop.check(f"before {stage}")
                 train, steps = STAGES[stage]

@@ -277,6 +277,13 @@ def test_a_misspelt_choice_suggests_the_one_that_was_meant(flag, value, message)
         (["--rl.steps.x", "3"], ["rl.steps"]),
         (["--rl.steps"], ["command line: --rl.steps has no value"]),
         (["rl.steps", "3"], ["'rl.steps' is not a flag; write --section.key value"]),
+        (["configs/quickstart.yaml"], ["is not a flag; write --config configs/quickstart.yaml"]),
+        (
+            ["--config", str(ROOT / "configs/methods/wd1.yaml")],
+            ["settings of the section 'rl'; write --rl", "wd1.yaml"],
+        ),
+        (["--config", str(ROOT / "configs/models/dream_7b.yaml")], ["settings of the section 'model'; write --model"]),
+        (["--rl", "wd1", "--rl", "spg"], ["--rl is given wd1 and spg; choose one"]),
         (["--stages", "[sft"], ["command line: --stages '[sft' is not a YAML value"]),
         (["--config"], ["command line: --config has no value"]),
         (["--config", "nowhere.yaml"], ["config file 'nowhere.yaml' does not exist"]),
@@ -511,6 +518,8 @@ IMPOSSIBLE = [
     ({"rl.data": "targets", "rl.estimator.name": "trajectory"}, "trajectory needs recorded steps"),
     ({"rl.data": "targets", "rl.supervision": "commit_steps"}, "commit_steps needs recorded steps"),
     ({"rl.data": "targets"}, "the completions of a group are one text; set it to accepted"),
+    ({"rl.data": "targets", "rl.negative_control": "shuffled_rewards"}, "shuffling changes nothing"),
+    ({"rl.reward_weights": "{solved: 0, cells: 0.0}"}, "are all 0, so every reward is 0"),
     ({"rl.data": "targets", "sft.completion_length": "8"}, "must be that of the sampler, 16"),
     ({"rl.data": "reference"}, "the old policy did not write these completions; set it to none"),
     ({"rl.guard.patience": "101"}, "rl.guard.patience = 101 must be at most 100"),
@@ -546,7 +555,7 @@ def test_no_rule_is_left_without_a_case(monkeypatch):
     broken = set()
     for settings, _ in IMPOSSIBLE:
         with monkeypatch.context() as patch:
-            patch.setattr(config_file, "check", lambda config: config)
+            patch.setattr(config_file, "check", lambda config, command="train": config)
             patch.setattr(config_file, "unread", lambda config, command: {})
             patch.setattr(config_file, "without_unread", lambda config, command: config)
             config = parse(flags(SIXTEEN | settings))
@@ -709,6 +718,32 @@ def test_a_resolved_configuration_is_read_back_equal(write):
     assert back == config != Config()
     assert decode(to_dict(config)) == config
     assert all(isinstance(value, (dict, list, str, int, float)) for value in to_dict(config).values())
+
+
+@pytest.mark.parametrize("stages", ["[sft]", "[rl]", "[sft, rl]"])
+@pytest.mark.parametrize("method", section_names("rl"))
+def test_what_is_accepted_is_read_back(write, stages, method):
+    """A run that was trained must open, whatever settings fell back to their defaults because no stage reads them."""
+    flags = ["--stages", stages, "--init_from", "runs/other", "--rl", method, "--sampler.record_entropy", "true"]
+    for extra in ([], ["--rl.estimator.name", "autoregressive", "--rl.estimator.subset", "0.5"]):
+        try:
+            config = parse([*flags, *extra])
+        except ConfigError:
+            continue
+        assert from_yaml(write(to_yaml(config), "resolved.yaml")) == config
+
+
+def test_a_setting_that_another_rule_wants_stays_where_its_stage_is_left_out(write):
+    by_entropy = {"rl.estimator.name": "autoregressive", "rl.estimator.subset": 0.5, "sampler.record_entropy": True}
+    config = parse([*flags(by_entropy), "--stages", "[sft]"])
+    assert config.sampler.record_entropy and from_yaml(write(to_yaml(config))) == config
+
+
+def test_an_evaluation_is_not_bound_by_the_rules_of_the_training():
+    trained = parse(["--rl", "ppo_kl", "--init_from", "runs/other", "--stages", "[rl]"])
+    assert parse(["--sampler.top_k", "5", "--evaluation.temperature", "1"], trained, "evaluate").sampler.top_k == 5
+    with pytest.raises(ConfigError, match="rl.kl_in = reward"):
+        parse(["--sampler.top_k", "5"], trained)
 
 
 def test_a_stored_configuration_is_checked_too(write):

@@ -14,7 +14,8 @@ PROBLEMS = [([1, 2, 3], 6), ([2, 3, 4], 9), ([4, 5, 6], 15), ([1, 5, 7], 13)]
 SETTINGS = {
     "stages": "[sft]", "task.name": "countdown", "task.train_rows": 0, "task.eval_rows": 4, "model.width": 16, "model.layers": 1,
     "model.heads": 2, "model.kv_heads": 2, "model.mlp_width": 16, "sampler.completion_length": 12, "sampler.block_length": 12,
-    "sampler.steps": 2, "sft.steps": 2, "sft.batch_size": 8, "evaluation.batch_size": 8, "checkpoint_every": 1,
+    "sampler.steps": 2, "sft.steps": 2, "sft.optimizer.schedule": "constant", "sft.batch_size": 8,
+    "evaluation.batch_size": 8, "checkpoint_every": 1,
 }  # fmt: skip
 
 
@@ -60,6 +61,16 @@ def test_other_rows_under_the_same_name_are_refused(folder, capsys):
     write_rows(folder / "rows.jsonl", [*PROBLEMS[:3], ([1, 5, 8], 14)])
     assert command(folder) == 2
     assert "task.train: rows.jsonl has other rows than when the run in" in said(capsys)
+
+
+def test_a_longer_run_that_is_refused_leaves_the_run_as_it_was(folder, capsys):
+    before = {path: path.read_bytes() for path in (folder / "run").rglob("*") if path.is_file()}
+    write_rows(folder / "rows.jsonl", [*PROBLEMS[:3], ([1, 5, 8], 14)])
+    assert command(folder, **{"sft.steps": 4}) == 2
+    assert "task.train: rows.jsonl has other rows than when the run in" in said(capsys)
+    assert {path: path.read_bytes() for path in (folder / "run").rglob("*") if path.is_file()} == before
+    write_rows(folder / "rows.jsonl", PROBLEMS)
+    assert command(folder) == 0  # the former command still finds its finished run
 
 
 def test_an_evaluation_on_other_rows_than_the_run_was_measured_on_says_so(tmp_path, capsys):

@@ -34,6 +34,7 @@ def test_an_adaptive_schedule_is_named(small_run, capsys):
         (["--sampler.threshold", "0.5"], "sampler.threshold = 0.5: without effect here"),
         (["--sampler.top_k", "5"], "sampler.top_k = 5: without effect here, read only with a temperature above 0"),
         (["--sampler.record_entropy", "true"], "sampler.record_entropy = True: without effect"),
+        (["--out", "nowhere/table.json"], "--out 'nowhere/table.json': there is no directory 'nowhere'"),
     ],
 )
 def test_what_evaluation_does_not_read_is_refused(small_run, capsys, flags, told):

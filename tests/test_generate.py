@@ -290,6 +290,16 @@ def test_mistakes_about_rows_and_ids_are_told(run, small_run, flags, message):
 def test_a_row_needs_a_run(run, model):
     code, _, err = run("--model", model, "--row", "0")
     assert code == 2 and "is none; write --prompt TEXT" in err
+    code, _, err = run("--model", "nowhere", "--row", "0")
+    assert code == 2 and "--model 'nowhere': no such directory" in err
+
+
+def test_a_prompt_with_its_quotes_is_pointed_out(run, small_run):
+    text = json.dumps("4130\n0300\n1004\n0000\n")
+    *_, err = run("--model", small_run, "--prompt", text)
+    assert "--prompt-json reads it" in err, err
+    code, _, err = run("--model", small_run, "--prompt-json", text)
+    assert code == 0 and "note:" not in err
 
 
 # -- flags -------------------------------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """Training and evaluation from Python; the page that shows it is run as it stands."""
 
+import dataclasses
 import inspect
 import json
 import re
@@ -12,9 +13,12 @@ import pytest
 from jax.sharding import AxisType
 
 import d1jax
+from d1jax import notebook
 from d1jax.config import ConfigError, LoraConfig, RlConfig, SftConfig, TaskConfig
 from d1jax.policy import load_pretrained
 from d1jax.runtime.mesh import AXES
+from d1jax.runtime.stopping import Diverged
+from d1jax.tasks.task import DataError
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "notebook.md"
 PUZZLE, ANSWER = "4130\n0300\n1004\n0000\n", "4132\n2341\n1324\n3214\n"
@@ -116,7 +120,7 @@ def test_a_task_is_graded_by_its_own_rules(policy, small_run):
         ([("a", "b", "c")], "row 0 is no prompt"),
         ([{"question": "a"}], "row 0 is no prompt"),
         ([""], "row 0 is no prompt"),
-        (["hello"], "cannot be written"),
+        ([("hello", "1")], "cannot be written"),
     ],
 )
 def test_data_that_cannot_be_is_named(policy, data, message):
@@ -145,3 +149,129 @@ def test_a_bf16_policy_is_trained_in_fp32_and_stays_so(policy, tmp_path):
         and tuned.policy.config.dtype == "bfloat16"
     )
     assert tuned.policy.logits([[1, 2]]).shape == policy.logits([[1, 2]]).shape
+
+
+# -- what users hand over ------------------------------------------------------------------------------------------------
+
+
+def arrays(policy, rows, **sections):
+    return notebook._experiment(notebook._setup(policy, ("sft",), **sections), notebook._rows(rows), None).train
+
+
+@pytest.mark.parametrize("answers", [[ANSWER], [ANSWER, "1\n"], ["", ANSWER], [""]])
+def test_the_end_of_every_answer_is_taught(policy, answers):
+    """Through column sampler.completion_length, the longest one's too: or a text would never end."""
+    end = policy.tokenizer.special.end
+    rows = arrays(policy, [(PUZZLE, answer) for answer in answers])
+    lengths = [len(policy.tokenizer.answer(answer)) for answer in answers]
+    assert rows.target_RC.shape == (len(answers), policy.sampler.completion_length) == (len(answers), 20)
+    assert lengths == [np.flatnonzero(row == end)[0] if end in row else 20 for row in rows.target_RC]
+    assert arrays(policy, [(PUZZLE, "1")], sft=SftConfig(completion_length=8)).target_RC.shape == (1, 8)
+
+
+def test_an_empty_answer_is_an_answer(policy):
+    pairs = [(PUZZLE, "")]
+    assert np.isfinite(d1jax.masked_loss(policy, pairs))
+    assert d1jax.sft(policy, pairs, SftConfig(steps=1, batch_size=1), **QUIET).metrics[0]["loss"] > 0
+
+
+def test_an_answer_that_is_longer_than_what_is_learnt_is_refused(policy):
+    for run in (d1jax.masked_loss, d1jax.sft):
+        with pytest.raises(ConfigError, match="has 40 tokens, more than the 20 of sampler.completion_length"):
+            run(policy, [(PUZZLE, ANSWER * 2)])
+
+
+def test_a_batch_of_the_loss_may_have_any_number_of_rows(small_run):
+    """On eight devices three rows do not divide, and nothing asks them to."""
+    loss = d1jax.masked_loss(load_pretrained(small_run), [(PUZZLE, ANSWER)] * 3)
+    assert np.isfinite(loss)
+
+
+@pytest.mark.parametrize(
+    "kind", [float, int, bool, np.float32, np.int64, np.bool_, jnp.float32], ids=lambda kind: kind.__name__
+)
+def test_any_number_is_a_reward_and_a_grade(policy, kind):
+    found = d1jax.rl(
+        policy,
+        [PUZZLE],
+        dataclasses.replace(FEW, steps=1, prompts_per_step=1),
+        reward=lambda row, text: kind(1),
+        **QUIET,
+    )
+    assert found.metrics[0]["reward"] == 1.0 and found.metrics[0]["rewards/failures"] == 0
+    assert d1jax.evaluate(policy, [PUZZLE], grade=lambda row, text: kind(1))["solved_rate"] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("grade", "message"),
+    [(None, "NoneType"), (5.0, r"solved = 5.0 is not in \[0, 1\]"), (float("nan"), "solved = nan"), ("right", "right"),
+     ({"length": 0.5}, "has no 'solved', only"), ({"solved": 1, "length": 30}, "length = 30.0 is not in"), ([1, 2], "list")],
+)  # fmt: skip
+def test_what_is_no_grade_is_named(policy, grade, message):
+    with pytest.raises(ConfigError, match=message):
+        d1jax.evaluate(policy, [PUZZLE], grade=lambda row, text: grade)
+
+
+def test_a_reward_that_always_fails_ends_the_training_and_says_why(policy):
+    def reward(row, text):
+        return row["gold"]
+
+    method = dataclasses.replace(FEW, steps=40)
+    with pytest.raises(DataError, match="rl step 10: no text of the last 10 steps could be rewarded.*KeyError: 'gold'"):
+        d1jax.rl(policy, [PUZZLE], method, reward=reward, **QUIET)
+    with pytest.raises(DataError, match="rl step 2: no text of the last 2 steps"):
+        d1jax.rl(policy, [PUZZLE], FEW, reward=reward, **QUIET)
+
+
+def test_a_reward_that_fails_now_and_then_is_counted(policy):
+    calls = []
+
+    def reward(row, text):
+        calls.append(text)
+        return float("nan") if len(calls) % 4 == 0 else 1.0
+
+    found = d1jax.rl(policy, [PUZZLE], FEW, reward=reward, **QUIET)
+    assert [step["rewards/failures"] for step in found.metrics] == [2, 2]
+
+
+def test_rl_needs_answers_where_nothing_else_can_judge(policy):
+    with pytest.raises(ConfigError, match="row 0, '4130.*has no answer"):
+        d1jax.rl(policy, [PUZZLE], FEW)
+    method = RlConfig(data="targets", advantage="accepted", ratio="none", kl_coefficient=0.0)
+    with pytest.raises(ConfigError, match="rl.data = targets needs rows with solutions"):
+        d1jax.rl(policy, [PUZZLE], method, reward=lambda row, text: 1.0, **QUIET)
+    with pytest.raises(ConfigError, match="row 0, '4130.*has no answer to learn from"):
+        d1jax.sft(policy, [PUZZLE])
+
+
+def test_data_may_be_any_iterable(policy):
+    pairs = [(PUZZLE, ANSWER)] * 2
+    assert d1jax.evaluate(policy, (pair for pair in pairs)) == d1jax.evaluate(policy, pairs)
+    for wrong in (None, 3, {"prompt": PUZZLE}, "text"):
+        with pytest.raises(ConfigError, match="give a list"):
+            d1jax.evaluate(policy, wrong)
+
+
+def test_a_judge_beside_a_task_is_refused(policy):
+    with pytest.raises(ConfigError, match="beside task 'sudoku', which judges its rows itself"):
+        d1jax.evaluate(policy, TaskConfig(eval_rows=2), grade=lambda row, text: 1.0)
+
+
+def test_a_task_is_read_with_the_rules_of_a_run(policy):
+    """Rewards that it does not have, and the training rows that are evaluated on."""
+    with pytest.raises(ConfigError, match=r"names \['style'\], which sudoku does not have"):
+        d1jax.rl(policy, TaskConfig(train_rows=4, eval_rows=2), RlConfig(reward_weights={"style": 1.0}))
+    with pytest.raises(ConfigError, match="task.train_rows = 0"):
+        d1jax.sft(policy, TaskConfig(train_rows=0))
+
+
+def test_a_stage_in_which_no_update_was_good_is_no_success(policy):
+    broken = jax.tree.map(lambda x: x * jnp.nan, policy.variables)
+    with pytest.raises(Diverged, match="sft step 2: all 2 updates of the stage were NaN or infinite"):
+        d1jax.sft(
+            dataclasses.replace(policy, variables=broken), [(PUZZLE, ANSWER)], SftConfig(steps=2, batch_size=1), **QUIET
+        )
+
+
+def test_a_policy_of_a_run_names_the_run(policy, small_run):
+    assert repr(policy).endswith(f"from {str(small_run)!r})")

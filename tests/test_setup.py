@@ -584,6 +584,20 @@ def test_the_adapter_of_two_stages_exports_as_one_of_the_checkpoint(trained, tmp
     np.testing.assert_allclose(adapted.logits(tokens), policy.logits(tokens), atol=1e-4)
 
 
+def test_the_adapter_of_a_step_exports_too(trained, tmp_path, capsys):
+    _, run, _ = trained
+    step = next((run / "checkpoints" / "sft").iterdir())
+    assert convert.main(["to-hf", str(step), str(tmp_path / "adapter"), "--adapter-only"]) == 0
+    base = trained[0]
+    tokens = [[1, 2, 3]]
+    adapted = load_pretrained(base, adapter=tmp_path / "adapter").logits(tokens)
+    np.testing.assert_allclose(adapted, load_pretrained(step).logits(tokens), atol=1e-4)
+    assert np.abs(adapted - load_pretrained(run).logits(tokens)).max() > 1e-4
+    for missing, message in (("sft/77", "has checkpoints of steps"), ("other/1", "has no checkpoint of stage 'other'")):
+        assert convert.main(["to-hf", str(run / "checkpoints" / missing), str(tmp_path / "no"), "--adapter-only"]) == 2
+        assert message in capsys.readouterr().err
+
+
 def test_a_run_whose_base_is_no_checkpoint_says_what_to_do(small_run, tmp_path, capsys):
     assert convert.main(["to-hf", str(small_run), str(tmp_path / "out"), "--adapter_only"]) == 2
     assert (

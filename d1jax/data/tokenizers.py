@@ -5,6 +5,7 @@ Published checkpoints bring their own: pretrained_tokenizer.py.
 
 from __future__ import annotations
 
+import itertools
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -182,6 +183,7 @@ class IdTokenizer:
     mask: int | None
     end: int | None
     vocab_size: int
+    other_ends: tuple[int, ...] = ()  # further ids that end a text
     chats: ClassVar[bool] = False
 
     @property
@@ -193,7 +195,7 @@ class IdTokenizer:
                     f"checkpoint {self.directory!r}: has no tokenizer files, and {name} = {token} in config.json is no id; "
                     "set it there, or name a tokenizer with --tokenizer DIR (tokenizer=... in Python)"
                 )
-        return SpecialTokens(mask=self.mask, end=self.end, vocab_size=self.vocab_size)
+        return SpecialTokens(mask=self.mask, end=self.end, vocab_size=self.vocab_size, other_ends=self.other_ends)
 
     def encode(self, text: str) -> list[int]:
         raise ValueError(
@@ -208,8 +210,8 @@ class IdTokenizer:
         return self.encode(text)
 
     def decode(self, ids: Sequence[int]) -> str:
-        ids = list(ids)
-        return " ".join(map(str, ids[: ids.index(self.end)] if self.end in ids else ids))
+        closing = {self.end, *self.other_ends}
+        return " ".join(str(token) for token in itertools.takewhile(lambda token: token not in closing, ids))
 
     def pieces(self, ids: Sequence[int]) -> list[str]:
         return [f"{token} " for token in ids]

@@ -32,6 +32,7 @@ from d1jax.rl.update import make_update
 from d1jax.runtime import mesh as mesh_rules
 from d1jax.runtime.optimizer import TrainState, make_optimizer, make_schedule, new_state
 from d1jax.setup import split, trained_table, with_adapter
+from d1jax.tasks.task import DataError
 
 
 def train(experiment: Experiment, start: Variables, journal: Journal) -> Variables:
@@ -63,6 +64,7 @@ def train(experiment: Experiment, start: Variables, journal: Journal) -> Variabl
 
     usable = problems.has_target_R.nonzero()[0] if config.data == "targets" else np.arange(len(problems))
     order = RowOrder(len(usable), experiment.config.seed + 1)
+    unjudged = 0  # steps in a row without a text that could be rewarded
     for step in range(first, config.steps):
         key = jax.random.fold_in(root, step)
         clock = [time.perf_counter()]
@@ -90,6 +92,11 @@ def train(experiment: Experiment, start: Variables, journal: Journal) -> Variabl
         texts, values = accuracy.texts_of(experiment, rollout), {}
         judge = Judge(task, [problems.rows[row] for row in rows_B], rows_B.tolist(), config)
         parts_B = judge.rewards(texts)
+        unjudged = unjudged + 1 if len(judge.failures) == len(texts) else 0
+        if unjudged >= min(experiment.config.max_bad_updates, config.steps):
+            raise DataError(
+                f"rl step {step + 1}: no text of the last {unjudged} steps could be rewarded, so nothing is learnt; {judge.failures[0]}"
+            )
         reward_QG = total_rewards(parts_B, config.reward_weights).reshape(questions, group)
         compared_QG = reward_QG
         if config.kl_in_reward:

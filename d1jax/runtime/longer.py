@@ -11,6 +11,8 @@ import os
 from typing import TYPE_CHECKING
 
 from d1jax.config import Config, ConfigError
+from d1jax.config_file import from_yaml, to_yaml
+from d1jax.files import write_beside
 from d1jax.runtime.optimizer import make_schedule
 
 if TYPE_CHECKING:
@@ -25,17 +27,11 @@ def only_longer(old: Config, new: Config) -> bool:
     return _with_steps_of(old, new) == new and all(before <= after for before, after in lengths) and old != new
 
 
-def make_longer(run: RunDirectory, old: Config, new: Config) -> list[str]:
-    """Readies the run for more steps of a stage; lines for the log. Raises ConfigError, with nothing changed, where it cannot be.
-
-    The evaluation of the stage is set aside, so that it is made again: evaluations/rl.json becomes evaluations/rl.step3.json.
-    """
+def check_longer(run: RunDirectory, old: Config, new: Config) -> None:
+    """Raises ConfigError where the run cannot go on from `old` to `new`; changes nothing."""
     saved = run.saved_steps(new.stages)
-    grown = [stage for stage in new.stages if getattr(new, stage).steps > getattr(old, stage).steps]
-    lines = []
-    for stage in grown:
-        before, after = getattr(old, stage).steps, getattr(new, stage).steps
-        what = f"run_dir {str(run.path)!r}: {stage}.steps {before} -> {after}"
+    for stage, what in _grown(run, old, new).items():
+        before = getattr(old, stage).steps
         later = [other for other in new.stages[new.stages.index(stage) + 1 :] if other in saved]
         if later:
             raise ConfigError(
@@ -44,15 +40,37 @@ def make_longer(run: RunDirectory, old: Config, new: Config) -> list[str]:
             )
         if stage in saved:
             _check_schedule(what, old, new, stage)
-            lines.append(
-                f"{what}: continues after step {saved[stage]} with the optimizer's state; its evaluation is made again"
-            )
-    for stage in grown:
+
+
+def make_longer(run: RunDirectory, new: Config) -> list[str]:
+    """Readies a run whose configuration `check_longer` has accepted for more steps; returns lines for the log ([]: nothing grows).
+
+    The configuration is written down, and the evaluation of the stage is set aside, so that it is made again: evaluations/rl.json
+    becomes evaluations/rl.step3.json. Called when all that can be refused has been looked at, because it changes the run.
+    """
+    old, saved, lines = from_yaml(run.config), run.saved_steps(new.stages), []
+    if not only_longer(old, new):
+        return []
+    for stage, what in _grown(run, old, new).items():
         for path in (run.evaluation(stage), run.evaluation_samples(stage)):
             if path.exists():
                 aside = path.name.replace(stage, f"{stage}.step{getattr(old, stage).steps}", 1)
                 os.replace(path, path.with_name(aside))
+        if stage in saved:
+            after = f"continues after step {saved[stage]} with the optimizer's state; its evaluation is made again"
+            lines.append(f"{what}: {after}")
+    write_beside(run.config, to_yaml(new))
     return lines
+
+
+def _grown(run: RunDirectory, old: Config, new: Config) -> dict[str, str]:
+    """{stage that gets more steps: what to call that}."""
+    steps = {stage: (getattr(old, stage).steps, getattr(new, stage).steps) for stage in new.stages}
+    return {
+        stage: f"run_dir {str(run.path)!r}: {stage}.steps {before} -> {after}"
+        for stage, (before, after) in steps.items()
+        if after > before
+    }
 
 
 def _check_schedule(what: str, old: Config, new: Config, stage: str) -> None:

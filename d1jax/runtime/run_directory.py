@@ -11,7 +11,6 @@ import fcntl
 import json
 import os
 import shutil
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,7 @@ from typing import IO, Any
 from d1jax.config import Config, ConfigError
 from d1jax.config_file import differences, from_yaml, to_yaml
 from d1jax.files import distinct, write_beside, write_json
-from d1jax.runtime.longer import make_longer, only_longer
+from d1jax.runtime.longer import check_longer, only_longer
 
 OURS = (".lock", "config.yaml.tmp")  # what a claim that was killed may leave
 
@@ -114,16 +113,17 @@ def claim(config: Config) -> tuple[RunDirectory, IO[str]]:
 
 
 def _take_over(run: RunDirectory, config: Config) -> None:
-    """Writes the configuration down. Raises ConfigError where the directory has begun with another one."""
+    """Writes the configuration of a new run down. Raises ConfigError where the directory has begun with another one.
+
+    One that is only longer is accepted and not written: `longer.make_longer` does that, when nothing can be refused any more.
+    """
     # Before the first checkpoint nothing has been learnt, and a corrected configuration may take the directory over.
     if run.config.exists() and run.begun:
         # Where the directory lies is no part of what it holds: a moved run may be continued.
         old = from_yaml(run.config)
         changed = differences(dataclasses.replace(old, run_dir=""), dataclasses.replace(config, run_dir=""))
         if changed and only_longer(old, config):
-            for line in make_longer(run, old, config):
-                print(line, file=sys.stderr)
-            write_beside(run.config, to_yaml(config))
+            check_longer(run, old, config)
         elif changed:
             raise ConfigError(
                 f"run_dir {config.run_dir!r} holds a run with another configuration; it differs in\n  "

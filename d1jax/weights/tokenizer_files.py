@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,9 @@ def token_ids_only(directory: Path, vocab_size: int) -> IdTokenizer:
     published = read_json(directory / "config.json")
     mask = _token_id(published, directory, "mask_token_id")
     end = _token_id(published, directory, "pad_token_id", "eos_token_id")
-    return IdTokenizer(str(directory), mask, end, vocab_size)
+    closing = _closing_ids(published, (directory,), directory, vocab_size)
+    _check_mask(mask, closing | {end}, directory)
+    return IdTokenizer(str(directory), mask, end, vocab_size, tuple(sorted(closing - {end})))
 
 
 def load_tokenizer(directory: Path, published_in: Path | None = None) -> Tokenizer:
@@ -75,17 +77,27 @@ def load_tokenizer(directory: Path, published_in: Path | None = None) -> Tokeniz
             f"tokenizer {str(directory)!r}: config.json says mask_token_id = {found.special.mask}, the tokenizer's own mask token is "
             f"{named}; correct the one that is wrong"
         )
-    # Whatever one of the files says ends a text ends it.
-    closing = {*found.special.end_ids, *_closing(published, directory / "config.json", found.vocab_size)}
-    if (directory / GENERATION).is_file():
-        closing |= _closing(read_json(directory / GENERATION), directory / GENERATION, found.vocab_size)
-    if found.special.mask in closing:
-        raise ConfigError(
-            f"tokenizer {str(directory)!r}: the mask token {found.special.mask} is also a token that ends a text; every text would end "
-            "where it is not decided yet. Correct mask_token_id, eos_token_id or pad_token_id in config.json"
-        )
+    closing = {*found.special.end_ids, *_closing_ids(published, (directory, described), described, found.vocab_size)}
+    _check_mask(found.special.mask, closing, directory)
     others = tuple(sorted(closing - {found.special.end, found.special.turn_end}))
     return dataclasses.replace(found, special=dataclasses.replace(found.special, other_ends=others))
+
+
+def _closing_ids(published: Mapping[str, Any], folders: Iterable[Path], described: Path, size: int) -> set[int]:
+    """Whatever config.json or a generation_config.json says ends a text: a tokenizer apart from its weights may bring another one."""
+    closing = _closing(published, described / "config.json", size)
+    for folder in folders:
+        if (folder / GENERATION).is_file():
+            closing |= _closing(read_json(folder / GENERATION), folder / GENERATION, size)
+    return closing
+
+
+def _check_mask(mask: int | None, closing: set[int | None], directory: Path) -> None:
+    if mask is not None and mask in closing:
+        raise ConfigError(
+            f"tokenizer {str(directory)!r}: the mask token {mask} is also a token that ends a text; every text would end "
+            "where it is not decided yet. Correct mask_token_id, eos_token_id or pad_token_id in config.json"
+        )
 
 
 def _closing(published: Mapping[str, Any], file: Path, size: int) -> set[int]:

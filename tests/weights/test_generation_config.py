@@ -9,6 +9,7 @@ import pytest
 
 import d1jax
 from d1jax.config import ConfigError, SamplerConfig
+from d1jax.data.tokenizers import CharacterTokenizer
 from d1jax.policy import PUBLISHED_SAMPLER, load_pretrained, sampler_of, save_pretrained
 from d1jax.weights.generation_config import FILE, read_sampler, write_sampler
 
@@ -119,6 +120,38 @@ def test_logits_and_sampling_on_ids_need_no_tokenizer(bare):
         str(token) for token in found.tokens[0, : found.length[0]] if token != policy.tokenizer.end
     ]
     assert "alone" in repr(policy)
+
+
+def test_every_id_that_a_file_names_ends_a_text_of_ids(bare):
+    """eos_token_id of config.json and of generation_config.json, one or a list; padding is another one."""
+    alone, *_ = bare
+    published = json.loads((alone / "config.json").read_text())
+    (alone / "config.json").write_text(json.dumps({**published, "eos_token_id": [3, 4]}))
+    (alone / "generation_config.json").write_text(json.dumps({"eos_token_id": 5}))
+    tokenizer = load_pretrained(alone).tokenizer
+    assert tokenizer.special.end_ids == (3, 4, 5, published["pad_token_id"])
+    assert [tokenizer.decode([1, end, 2]) for end in tokenizer.special.end_ids] == ["1"] * 4
+    (alone / "config.json").write_text(json.dumps({**published, "eos_token_id": published["mask_token_id"]}))
+    with pytest.raises(ConfigError, match="the mask token 12 is also a token that ends a text"):
+        load_pretrained(alone)
+
+
+def test_what_ends_a_text_is_read_beside_the_weights_too(bare):
+    alone, apart, _ = bare
+    for folder, token in ((alone, 3), (apart, 4)):
+        (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": token}))
+    assert {3, 4} <= set(load_pretrained(alone, tokenizer=apart).tokenizer.special.end_ids)
+
+
+@pytest.mark.parametrize("native", [False, True])
+def test_a_small_tokenizer_that_was_apart_is_exported_too(bare, native):
+    alone, *_ = bare
+    small = CharacterTokenizer("abcdefghijk")
+    (alone.parent / "small").mkdir()
+    small.save(alone.parent / "small")
+    policy = load_pretrained(alone, tokenizer=alone.parent / "small")
+    save_pretrained(policy, alone.parent / "out", native=native)
+    assert load_pretrained(alone.parent / "out").tokenizer.prompt("abk") == small.prompt("abk")
 
 
 def test_a_text_needs_a_tokenizer_and_the_message_says_how_to_name_one(bare):
