@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -74,6 +75,13 @@ def setup_section(data: Row) -> str:
     return table(head, rows)
 
 
+def usual_base(runs: Sequence[Row]) -> Row:
+    """The scores before RL of the base that most runs started from."""
+    counted = Counter(run["before"]["shared"]["solved"] for run in runs)
+    most = counted.most_common(1)[0][0]
+    return next(run["before"] for run in runs if run["before"]["shared"]["solved"] == most)
+
+
 def bases(runs: Sequence[Row]) -> str:
     """What the base solves; several figures where it was trained again."""
     return " or ".join(percent([solved]) for solved in sorted({row["before"]["shared"]["solved"] for row in runs}))
@@ -82,6 +90,7 @@ def bases(runs: Sequence[Row]) -> str:
 def method_section(rows: Sequence[Row], task: str, ablations: set[str]) -> str:
     arms = {arm: runs for arm, runs in by_arm(rows, task).items() if arm not in ablations}
     grades = OTHER_GRADES[task]
+    base = usual_base([run for runs in arms.values() for run in runs]) if arms else {"shared": {}, "sampled": {}}
     cells = []
     for arm, runs in sorted(arms.items(), key=lambda item: -np.mean([gain(run) for run in item[1]])):
         one = runs[0]
@@ -95,10 +104,9 @@ def method_section(rows: Sequence[Row], task: str, ablations: set[str]) -> str:
             f"{one['passes_of_step']:,}",
             f"{one['steps']} x {one['inner_updates']}",
             f"{np.mean([run['seconds'] for run in runs]):.0f}",
-            remarks(runs),
+            remarks(runs, base),
         ])  # fmt: skip
-    first = next(iter(arms.values()))[0]["before"] if arms else {"shared": {}, "sampled": {}}
-    before, sampled = first["shared"], first["sampled"]
+    before, sampled = base["shared"], base["sampled"]
     title = [f"{grade.replace('_', ' ')} (base {100 * before.get(grade, 0):.1f} %)" for grade in grades]
     head = (
         "method",
@@ -153,8 +161,10 @@ def code_section(rows: Sequence[Row]) -> str:
     return "\n".join(lines_)
 
 
-def remarks(runs: Sequence[Row]) -> str:
+def remarks(runs: Sequence[Row], base: Row) -> str:
     notes = []
+    if runs[0]["before"]["shared"]["solved"] != base["shared"]["solved"]:
+        notes.append(f"from a base that was trained again: {percent([runs[0]['before']['shared']['solved']])}")
     if len(runs) < 3:
         notes.append(f"{len(runs)} seed{'s' if len(runs) > 1 else ''} only")
     diverged = sum(run["train"]["diverged"] for run in runs)

@@ -112,8 +112,10 @@ def sft(
 
     config: steps, batch_size, optimizer, ... (None: the defaults of SftConfig). lora: of rank above 0 trains an adapter, which
     stays beside the weights; one of these settings that the policy has already is trained on; otherwise all weights are trained,
-    in fp32. seed: of masks and the order of rows. log: called with lines about the training (None: they are printed to standard
-    error). Raises ConfigError for impossible settings and texts that cannot be written, Diverged where updates are not finite.
+    in fp32. An answer stands in config.completion_length columns (0: as many as the policy samples), padded with end tokens.
+    seed: of masks and the order of rows. log: called with lines about the training (None: they are printed to standard error). Raises
+    ConfigError for impossible settings, rows without answers and texts that cannot be written or are too long, Diverged where updates
+    are not finite.
 
         tuned = d1jax.sft(policy, [("2+2=", "4"), ("1+2=", "3")], d1jax.SftConfig(steps=20, batch_size=2))
         tuned.metrics[-1]["loss"]
@@ -140,8 +142,8 @@ def rl(
     data: prompts, (prompt, answer) pairs, dictionaries with a "prompt", or a TaskConfig, whose rewards are its own.
     reward: `reward(row, text)` -> a number, or {name: number} to be weighted by config.reward_weights; `row` is a dictionary with
     "prompt" and, of a pair, "answer" (None: 1 where the text is the answer). sampler: of the rollouts (None: as the policy
-    brings along). lora, seed, log: as in `sft`. Raises ConfigError, and Diverged where updates are not finite or the
-    policy has collapsed.
+    brings along). lora, seed, log: as in `sft`. Raises ConfigError, DataError where a named reward is missing or no text can be
+    rewarded for 10 steps, and Diverged where updates are not finite or the policy has collapsed.
 
         better = d1jax.rl(policy, ["2+2="], d1jax.RlConfig(steps=5, prompts_per_step=1), reward=lambda row, text: float("4" in text))
         [step["reward"] for step in better.metrics]
@@ -167,7 +169,7 @@ def evaluate(
     data: (prompt, answer) pairs, dictionaries with a "prompt", or a TaskConfig (its first evaluation set, graded by the
     task). grade: `grade(row, text)` -> a number in [0, 1], or {"solved": ..., other names: ...} (None: whether the text is the answer, but
     for spaces around it). Rates are shares, the interval is Wilson's at 95 %; nfe is the mean number of forward passes, texts the
-    completions in the order of the rows. Raises ConfigError.
+    completions in the order of the rows. Raises ConfigError, also for what is no grade.
 
         d1jax.evaluate(policy, [("2+2=", "4")])["solved_rate"]
     """

@@ -320,16 +320,14 @@ VARIANTS = {
     "the task's solutions": {
         "rl.data": "targets", "rl.advantage": "accepted", "rl.ratio": "none", "rl.kl_coefficient": 0, "rl.estimator.name": "elbo",
     },
-    "process rewards, moving reference": {
+    "process rewards, moving reference, a subset of positions": {
         "rl.supervision": "commit_steps", "rl.supervision_steps": 2, "rl.advantage": "zscore", "rl.drop_equal_groups": True,
         "rl.entropy_coefficient": 0.01, "rl.reference_sync_every": 2, "rl.reference_mix": 0.6,
+        "rl.estimator.name": "autoregressive", "rl.estimator.subset": 0.25, "sampler.record_entropy": True,
     },
     "penalty in the reward": {
         "rl.kl_in": "reward", "rl.kl": "k1", "rl.estimator.name": "trajectory", "rl.estimator.shrink": 1, "rl.prompt_mask": 0,
         "rl.inner_updates": 1,
-    },
-    "a subset of positions": {
-        "rl.estimator.name": "autoregressive", "rl.estimator.subset": 0.25, "sampler.record_entropy": True,
     },
 }  # fmt: skip
 

@@ -68,7 +68,7 @@ def test_start_of_a_stage_is_not_donated_away():
 @pytest.mark.parametrize("learning_rate", [1e-2, 1e-6])
 def test_a_curve_with_bf16_weights_lies_on_that_of_fp32(learning_rate):
     """param_dtype says what comes in and goes out; training is in fp32 masters either way. At 1e-6 bf16 weights would hardly move."""
-    curves, moved = {}, {}
+    curves, moved, clean = {}, {}, setup()[2]
     for dtype in ("float32", "bfloat16"):
         model = Transformer(dataclasses.replace(MODEL.config, param_dtype=dtype))
         mesh, settings = make_mesh(MeshConfig()), dataclasses.replace(CONFIG.optimizer, learning_rate=learning_rate)
@@ -77,7 +77,7 @@ def test_a_curve_with_bf16_weights_lies_on_that_of_fp32(learning_rate):
         state = new_state(optimizer, jax.tree.map(lambda x, kind=dtype: x.astype(kind), start), mesh)
         update, losses = make_update(model, optimizer, CONFIG, SPECIAL, state), []
         for step in range(40):
-            state, metrics = update(state, {}, setup()[2], jax.random.fold_in(jax.random.key(1), step))
+            state, metrics = update(state, {}, clean, jax.random.fold_in(jax.random.key(1), step))
             losses.append(float(metrics["loss"]))
         curves[dtype] = losses
         ends = zip(jax.tree.leaves(state.trainable), jax.tree.leaves(start), strict=True)
