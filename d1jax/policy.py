@@ -153,8 +153,8 @@ def load_pretrained(
     if dtype not in (None, "float32", "bfloat16"):
         raise ConfigError(f"load_pretrained: dtype = {dtype!r} is not one of float32, bfloat16")
     path = Path(path)
-    if not isinstance(mesh, Mesh):
-        mesh = mesh_rules.make_mesh(mesh or MeshConfig())
+    given = isinstance(mesh, Mesh)
+    mesh = mesh_rules.check_mesh(mesh) if given else mesh_rules.make_mesh(mesh or MeshConfig())
     with jax.set_mesh(mesh):
         if is_checkpoint(path):
             policy = _of_checkpoint(path, dtype, mesh, None if tokenizer is None else Path(tokenizer))

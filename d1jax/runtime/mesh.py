@@ -37,10 +37,7 @@ def make_mesh(config: MeshConfig) -> Mesh:
     Raises ConfigError where the axes do not multiply to their number, where there is no device, and under JAX_ENABLE_X64: random
     draws and loop counters would be of 64 bits, and a seed would mean other masks and other texts.
     """
-    if jax.config.jax_enable_x64:
-        raise ConfigError(
-            "JAX_ENABLE_X64 is set, and d1jax computes in 32 bits; unset it, or jax.config.update it to False"
-        )
+    _check_32_bits()
     try:
         devices = jax.device_count()
     except (RuntimeError, AssertionError) as error:  # JAX_PLATFORMS names a backend that is not there
@@ -57,6 +54,24 @@ def make_mesh(config: MeshConfig) -> Mesh:
     shape = [devices // fixed if size == -1 else size for size in shape]
     # Auto: gathers over a sharded vocabulary raise in Explicit mode, which is the default axis type.
     return jax.make_mesh(tuple(shape), AXES, axis_types=(AxisType.Auto,) * 3)
+
+
+def check_mesh(mesh: Mesh) -> Mesh:
+    """A mesh that a user has made. Raises ConfigError for other axes than `make_mesh` makes, and under JAX_ENABLE_X64."""
+    _check_32_bits()
+    if mesh.axis_names != AXES or any(kind != AxisType.Auto for kind in mesh.axis_types):
+        made = ", ".join(f"{name} ({kind.name})" for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True))
+        raise ConfigError(
+            f"mesh: its axes are {made}; make it with jax.make_mesh(shape, {AXES}, axis_types=(AxisType.Auto,) * 3), or give a MeshConfig"
+        )
+    return mesh
+
+
+def _check_32_bits() -> None:
+    if jax.config.jax_enable_x64:
+        raise ConfigError(
+            "JAX_ENABLE_X64 is set, and d1jax computes in 32 bits; unset it, or jax.config.update it to False"
+        )
 
 
 def row_shards(mesh: Mesh | jax.sharding.AbstractMesh) -> int:

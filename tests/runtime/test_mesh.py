@@ -11,7 +11,17 @@ from d1jax.config import ConfigError, MeshConfig
 from d1jax.diffusion.canvas import row_uniforms
 from d1jax.diffusion.noise import keyed_noise
 from d1jax.runtime import mesh as mesh_rules
-from d1jax.runtime.mesh import constrain, make_mesh, place_rows, replicated, row_shards, rows_sharding, spec
+from d1jax.runtime.mesh import (
+    AXES,
+    check_mesh,
+    constrain,
+    make_mesh,
+    place_rows,
+    replicated,
+    row_shards,
+    rows_sharding,
+    spec,
+)
 
 
 @pytest.mark.parametrize(
@@ -105,6 +115,18 @@ def test_a_backend_that_is_not_there_is_a_mistake_of_the_user(monkeypatch, error
 def test_64_bits_are_refused_instead_of_drawing_other_masks():
     with jax.enable_x64(True), pytest.raises(ConfigError, match="JAX_ENABLE_X64 is set"):
         make_mesh(MeshConfig())
+
+
+@pytest.mark.parametrize(
+    ("axes", "kind"), [(("x", "y", "z"), AxisType.Auto), (AXES, AxisType.Explicit), (AXES[::-1], AxisType.Auto)]
+)
+def test_a_mesh_by_hand_has_the_axes_that_the_rules_name(axes, kind):
+    with pytest.raises(ConfigError, match="mesh: its axes are "):
+        check_mesh(jax.make_mesh((2, 2, 2), axes, axis_types=(kind,) * 3))
+    made = jax.make_mesh((2, 2, 2), AXES, axis_types=(AxisType.Auto,) * 3)
+    assert check_mesh(made) is made
+    with jax.enable_x64(True), pytest.raises(ConfigError, match="JAX_ENABLE_X64 is set"):
+        check_mesh(made)
 
 
 def test_random_draws_do_not_depend_on_the_default_dtype():
