@@ -56,18 +56,39 @@ def test_names_of_the_files_are_those_that_the_guide_lists(toy):
     assert len(toy.files) >= 23 and [path.stem for path in toy.files if f"`{path.stem}`" not in guide] == []
 
 
-def test_the_ratio_is_one_at_first_and_any_split_gives_the_same_update(toy, method, built):
-    rewards = np.random.default_rng(1).random((2, 4))
-    advantage = toy.advantages(method, rewards)
-    apart = (
-        1.0 if method.advantage == "pairs" else 1.05
-    )  # a pair is compared with the reference, which is the policy at the start
-    whole, metrics = built(advantage, reference_scale=apart)
+def test_the_ratio_is_one_at_the_first_inner_update(toy, method, built):
+    advantage = toy.advantages(method, np.random.default_rng(1).random((2, 4)))
+    # A pair is compared with the reference, which is the policy at the start.
+    _, metrics = built(advantage, reference_scale=1.0 if method.advantage == "pairs" else 1.05)
     assert float(metrics["ratio/mean"][0]) == 1.0 and float(metrics["ratio/log_rms"][0]) == 0.0
     assert np.isfinite(metrics["loss"]).all() and (metrics["grad_norm"] > 0).all()
     if method.inner_updates > 1:
         assert ((metrics["ratio/log_rms"][1:] > 0) == (method.ratio != "none")).all()
-    parts, others = Built(toy, method, micro_batches=2)(advantage, reference_scale=apart)
+
+
+# At least one method of every estimator, pooling, ratio and KL.
+SPLIT = ("d1", "coupled_grpo", "spg", "espo", "gdpo", "d2", "just_grpo", "dpo", "ppo_kl", "grpo", "wd1")
+
+
+def test_the_methods_whose_batches_are_split_are_of_every_kind(toy):
+    used = {path.stem: parse(["--config", str(toy.quickstart), "--rl", str(path)]).rl for path in toy.files}
+    for kind in (
+        lambda rl: rl.estimator.name,
+        lambda rl: rl.pooling,
+        lambda rl: rl.ratio,
+        lambda rl: rl.kl_coefficient and rl.kl,
+    ):
+        assert {kind(used[name]) for name in SPLIT} == {kind(rl) for rl in used.values()}
+
+
+@pytest.mark.parametrize("name", SPLIT)
+def test_any_split_of_a_batch_gives_the_same_update(toy, name):
+    path = next(path for path in toy.files if path.stem == name)
+    method = parse(["--config", str(toy.quickstart), "--rl", str(path)]).rl
+    small = dataclasses.replace(method, prompts_per_step=2, group_size=4, inner_updates=min(method.inner_updates, 2))
+    advantage = toy.advantages(method, np.random.default_rng(1).random((2, 4)))
+    apart = 1.0 if method.advantage == "pairs" else 1.05
+    (whole, metrics), (parts, others) = (Built(toy, small, count)(advantage, reference_scale=apart) for count in (1, 2))
     np.testing.assert_allclose(metrics["loss"], others["loss"], atol=2e-5)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4), whole, parts)
 
