@@ -27,7 +27,7 @@ import numpy as np
 from d1jax.analysis import estimator_audit as audit
 from d1jax.analysis import summary
 from d1jax.analysis.estimator_bench import STRATA, Batch, Bench, Candidate, candidates, large_sample_elbo
-from d1jax.command_line import exit_code
+from d1jax.command_line import check_writable, exit_code
 from d1jax.config import Config, ConfigError
 from d1jax.config_file import asks_for_version, own_flags, parse, to_dict, version_text
 from d1jax.diffusion.canvas import Canvas
@@ -66,11 +66,12 @@ def _audit(argv: Sequence[str]) -> int:
     counts = {name: _count(own, name) for name in COUNTS}
     out = _writable(Path(own["out"])) if "out" in own else None
     result = run(own, counts, overrides)
-    print(audit.table(result["estimators"]))
-    print("\n" + "\n".join(result["findings"]))
     if out:
         write_json(out / "audit.json", result)
         write_beside(out / "audit.html", audit_html(result))
+    print(audit.table(result["estimators"]))
+    print("\n" + "\n".join(result["findings"]))
+    if out:
         print(f"\npage: {out / 'audit.html'}   numbers: {out / 'audit.json'}")
     return 0
 
@@ -187,6 +188,7 @@ def _writable(out: Path) -> Path:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"--out {str(out)!r} cannot be made a directory: {error.strerror}") from None
+    check_writable("--out", out)
     return out
 
 

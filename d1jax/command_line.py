@@ -19,30 +19,33 @@ FAILED, USER_MISTAKE, INTERRUPTED = 1, 2, 130
 NAMED_WRONGLY = (FileExistsError, FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
 
 
-def exit_code(command: Callable[[], int], after_failure: str = "") -> int:
+def exit_code(command: Callable[[], int], keeps: bool = False) -> int:
     """What `command()` returns; where it raises what a user can do something about, that in one line on standard error, and
     1 (diverged, out of memory, a disk that is full), 2 (a mistake in the arguments, the configuration or the data), 130 (Ctrl-C)
     or 128 + n (stopped by signal n).
 
-    after_failure: what to say behind an error of the operating system. Every other exception is a fault of d1jax and passes.
+    keeps: the command saves as it goes, and the same one continues: then no error of the operating system is a mistake in an
+    argument, and a reader of its output that has gone is a failure. Every other exception is a fault of d1jax and passes.
     """
     try:
         return command()
     except BrokenPipeError:  # the reader has gone: `d1jax convert inspect ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that the last flush has somewhere to go
-        return 0
-    except (ConfigError, DataError, *NAMED_WRONGLY) as error:
+        return FAILED if keeps else 0
+    except (ConfigError, DataError) as error:
         return _told(error, USER_MISTAKE)
     except (Diverged, CannotSave) as error:
         return _told(error, FAILED)
     except OSError as error:
-        return _told(f"{error}{after_failure}", FAILED)
+        if keeps:
+            return _told(f"{error}; what was saved is good, and the same command continues", FAILED)
+        return _told(error, USER_MISTAKE if isinstance(error, NAMED_WRONGLY) else FAILED)
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         reason = str(error).partition("\n")[0]
         return _told(
-            f"out of memory ({reason}); lower the batch, shard by mesh.fsdp, or raise micro_batches in training", FAILED
+            f"out of memory ({reason}); shard by mesh.fsdp, lower the batch, or in training raise micro_batches", FAILED
         )
     except Stopped as stopped:
         print(stopped, file=sys.stderr)
@@ -59,9 +62,14 @@ def output_file(flag: str, text: str) -> Path:
         raise ConfigError(f"{flag} {text!r} is a directory; name a file in it")
     if not path.parent.is_dir():
         raise ConfigError(f"{flag} {text!r}: there is no directory {str(path.parent)!r}; make it first")
-    if not os.access(path if path.exists() else path.parent, os.W_OK):
-        raise ConfigError(f"{flag} {text!r} may not be written to")
+    check_writable(flag, path.parent)
     return path
+
+
+def check_writable(flag: str, folder: Path) -> None:
+    """Files are written beside their name and moved there, so what counts is the folder."""
+    if not os.access(folder, os.W_OK):
+        raise ConfigError(f"{flag}: the directory {str(folder)!r} may not be written to")
 
 
 def _told(problem: object, code: int) -> int:

@@ -341,7 +341,10 @@ class Config:
         0,
         "checkpoints of a stage that stay: so many, the best by evaluation.every, and what a roll-back needs (0 = all)",
     )
-    max_bad_updates: int = setting(10, "stop after so many skipped (NaN or infinite) updates in a row")
+    max_bad_updates: int = setting(
+        10,
+        "stop after so many skipped (NaN or infinite) updates in a row, or RL steps without a text that could be rewarded",
+    )
     task: TaskConfig = section(TaskConfig)
     model: ModelConfig = section(ModelConfig)
     lora: LoraConfig = section(LoraConfig)

@@ -212,7 +212,10 @@ def from_yaml(path: str | Path) -> Config:
     """The resolved configuration that a run directory keeps."""
     raw = to_dict(Config())
     _merge(raw, read_yaml(path), Config, str(path))
-    return check(without_unread(check(decode(raw))))
+    try:
+        return check(without_unread(check(decode(raw))))
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
 
 
 def differences(old: Config, new: Config) -> list[str]:

@@ -50,9 +50,9 @@ def _evaluate(argv: Sequence[str]) -> int:
     own, overrides = own_flags(argv, NAMES)
     out = output_file("--out", own["out"]) if "out" in own else None
     result = evaluate(own, overrides)
-    print(accuracy.table(result["stages"], result["baselines"]))
     if out:
         write_json(out, result)
+    print(accuracy.table(result["stages"], result["baselines"]))
     return 0
 
 

@@ -113,7 +113,8 @@ def assemble(
             "config: rl.data = targets needs rows with solutions, and the task has none; set it to policy"
         )
     columns = longest_prompt(task, tokenizer, [row for rows in eval_rows.values() for row in rows])
-    _check_positions(config, columns, config.sampler.completion_length, "evaluation")
+    if eval_rows:
+        _check_positions(config, columns, config.sampler.completion_length, "evaluation")
     # What an evaluation row stores as its target is shown, not scored: it may be longer than what is sampled.
     eval_sets = {name: problems_of(task, tokenizer, rows, (columns, 0), name) for name, rows in eval_rows.items()}
     return Experiment(**vars(setup), task=task, train=train, eval_sets=eval_sets, data=data)
@@ -282,7 +283,7 @@ def problems_of(task: Task, tokenizer: Tokenizer, rows: list[Row], columns: tupl
     if longest > columns[1]:
         raise ConfigError(
             f"config: a target of {name} has {longest} tokens, more than the {columns[1]} of sampler.completion_length "
-            "(or sft.completion_length); raise it, or set task.too_long: drop"
+            "(or sft.completion_length); raise it, or leave such rows out (task.too_long: drop)"
         )
     target_RC, _ = pad_rows([ids or [] for ids in targets], columns[1], end)
     return Problems(rows, prompt_RP, prompt_length_R, target_RC, np.array([ids is not None for ids in targets]))

@@ -102,9 +102,11 @@ class Journal:
         self.recent = [*self.recent, values][-RECENT:]
         self._note_headline(step, values)
         self._progress.update({name: values[name] for name in watch if name in values})
-        problem = bad_updates_of(self.stage, step, int(values["nonfinite/in_a_row"]), self._config)
+        in_a_row = int(values["nonfinite/in_a_row"])
+        problem = bad_updates_of(self.stage, step, self.steps, in_a_row, self._config)
         if problem:
-            good = self._checkpoints.latest()
+            bad_steps = -(-in_a_row // (self._config.rl.inner_updates if self.stage == "rl" else 1))
+            good = max((saved for saved in self._checkpoints.steps() if saved <= step - bad_steps), default=0)
             advice = f"start a new run_dir with a lower {self.stage}.optimizer.learning_rate"
             raise Diverged(
                 f"{problem}; the last good checkpoint is step {good}; {advice} and init_from this one"
@@ -164,11 +166,10 @@ class Journal:
         self._checkpoints.close()
 
 
-def bad_updates_of(stage: str, step: int, in_a_row: int, config: Config) -> str | None:
+def bad_updates_of(stage: str, step: int, steps: int, in_a_row: int, config: Config) -> str | None:
     """What to say where a stage cannot go on, or has learnt nothing, because its last `in_a_row` updates were not finite; else None."""
-    section = config.rl if stage == "rl" else config.sft
-    updates = section.steps * (config.rl.inner_updates if stage == "rl" else 1)
-    if step == section.steps and in_a_row >= updates:
+    updates = steps * (config.rl.inner_updates if stage == "rl" else 1)
+    if step == steps and in_a_row >= updates:
         return f"{stage} step {step}: all {updates} updates of the stage were NaN or infinite and were skipped, so nothing was learnt"
     if in_a_row >= config.max_bad_updates:
         return f"{stage} step {step}: the last {in_a_row} updates were NaN or infinite and were skipped"

@@ -134,7 +134,7 @@ def _shared(config: Config, command: Command) -> dict[str, Reader]:
     drawn_rows = any(source == "generated" or source.startswith("share:") for source in sources)
     adapted = Reader(config.lora.rank > 0, "lora.rank above 0")
     # Whatever the stages are: the section rl is kept as it is where no stage reads it, and its rules want this one.
-    by_entropy = command == "train" and config.rl.estimator.subset < 1
+    by_entropy = command != "evaluate" and config.rl.estimator.subset < 1
     return {
         "task.numbers": Reader(config.task.name == "countdown", "task.name = countdown"),
         "task.seed": Reader(drawn_rows, "a source that is generated, or share:"),

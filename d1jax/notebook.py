@@ -33,6 +33,7 @@ from d1jax.config import (
     SftConfig,
     TaskConfig,
 )
+from d1jax.config_file import section_from, to_dict
 from d1jax.config_rules import check
 from d1jax.diffusion.canvas import Canvas, through_first_end
 from d1jax.diffusion.corruption import corrupt
@@ -40,6 +41,7 @@ from d1jax.experiment import Experiment, assemble, check_rows_divide, read_rows
 from d1jax.journal import bad_updates_of
 from d1jax.models import lora as adapters
 from d1jax.models.transformer import Transformer, Variables
+from d1jax.no_effect import Command, no_effect, unread, value_at, without_unread
 from d1jax.policy import PUBLISHED_SAMPLER, Policy
 from d1jax.rl import loop as rl_loop
 from d1jax.runtime.stopping import Diverged
@@ -143,7 +145,7 @@ def rl(
     reward: `reward(row, text)` -> a number, or {name: number} to be weighted by config.reward_weights; `row` is a dictionary with
     "prompt" and, of a pair, "answer" (None: 1 where the text is the answer). sampler: of the rollouts (None: as the policy
     brings along). lora, seed, log: as in `sft`. Raises ConfigError, DataError where a named reward is missing or no text can be
-    rewarded for 10 steps, and Diverged where updates are not finite or the policy has collapsed.
+    rewarded in any step or in 10 in a row, and Diverged where updates are not finite or the policy has collapsed.
 
         better = d1jax.rl(policy, ["2+2="], d1jax.RlConfig(steps=5, prompts_per_step=1), reward=lambda row, text: float("4" in text))
         [step["reward"] for step in better.metrics]
@@ -243,6 +245,8 @@ def _with_answers(rows: list[Row], cure: str) -> list[Row]:
 
 
 def _rows(data: Any) -> list[Row]:
+    if hasattr(data, "columns") and hasattr(data, "to_dict"):  # iterating over a table gives the names of its columns
+        raise ConfigError('data: a table is no list of rows; give table.to_dict("records")')
     data = list(data) if isinstance(data, Iterable) and not isinstance(data, str | Mapping) else []
     if not data:
         raise ConfigError("data: give a list of prompts, (prompt, answer) pairs or rows, at least one")
@@ -261,7 +265,14 @@ def _rows(data: Any) -> list[Row]:
 def _setup(
     policy: Policy, stages: tuple[str, ...], data: Any = None, *, sampler: SamplerConfig | None = None, **sections: Any
 ) -> Setup:
-    """A policy in memory as what a run stands on, with a checked configuration. No stages: it is evaluated."""
+    """A policy in memory as what a run stands on, with a configuration that is checked like one of a file. No stages: it is evaluated.
+
+    Raises ConfigError for a setting of another type or choice, for impossible combinations, and for one that has no effect.
+    """
+    given = {"sampler": sampler, "task": data if isinstance(data, TaskConfig) else None, **sections}
+    given = {name: section for name, section in given.items() if dataclasses.is_dataclass(section)}
+    for name, section in given.items():
+        section_from(type(section), to_dict(section), name)
     adapted = sections.get("lora", NO_ADAPTER).rank > 0
     # All weights are trained in fp32, whatever they are stored in: bf16 would round small updates away.
     stored = dataclasses.replace(policy.config, param_dtype="float32") if stages and not adapted else policy.config
@@ -273,7 +284,12 @@ def _setup(
         task=data if isinstance(data, TaskConfig) else TaskConfig(),
         **sections,
     )
-    check(config, "train" if stages else "evaluate")
+    command: Command = "train" if stages else "evaluate"
+    check(config, command)
+    for name, reader in unread(config, command).items():
+        if name.partition(".")[0] in given:
+            raise ConfigError(no_effect(f"{name} = {value_at(config, name)}", reader))
+    config = check(without_unread(config, command), command)
     model = Transformer(stored, config.lora) if stages else policy.model
     return Setup(config, policy.mesh, policy.tokenizer, model)
 
@@ -348,7 +364,7 @@ class _Notes:
 
     def record(self, step: int, values: Mapping[str, float], watch: Sequence[str]) -> None:
         self.metrics.append({"step": step, **values})
-        problem = bad_updates_of(self.stage, step, int(values["nonfinite/in_a_row"]), self._config)
+        problem = bad_updates_of(self.stage, step, self.steps, int(values["nonfinite/in_a_row"]), self._config)
         if problem:
             raise Diverged(f"{problem}; lower optimizer.learning_rate, and check the weights that it starts from")
 

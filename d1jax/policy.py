@@ -31,10 +31,10 @@ from d1jax.models import lora
 from d1jax.models.families import Family, family_for, family_of
 from d1jax.models.transformer import Transformer, Variables, head_matrix, hidden_states, project
 from d1jax.runtime import mesh as mesh_rules
-from d1jax.runtime.run_directory import is_run, open_run, run_above, run_and_step
+from d1jax.runtime.run_directory import is_run, open_run, run_and_step
 from d1jax.setup import set_up, variables_at
 from d1jax.weights.checkpoint_directory import copy_companions, is_checkpoint, open_checkpoint, read_json
-from d1jax.weights.generation_config import read_sampler, write_sampler
+from d1jax.weights.generation_config import read_sampler, write_end_ids, write_sampler
 from d1jax.weights.huggingface import in_memory, load_weights, save_native, save_weights
 from d1jax.weights.peft_adapter import read_adapter
 from d1jax.weights.tokenizer_files import (
@@ -80,8 +80,9 @@ class Policy:
         sizes = f"{count:,} parameters, {config.layers} layers of {config.width}, vocabulary {config.vocab_size}"
         adapter = f", adapter of rank {self.model.lora.rank}" if "lora" in self.variables else ""
         where = f"{len(devices)} x {devices[0].device_kind}"
-        run = None if self.source is None else run_above(self.source)
-        origin = self.source if run is None else run
+        source = self.source
+        of_run = source is not None and source.name == "source" and is_run(source.parent)
+        origin = source.parent if source is not None and of_run else source
         return f"Policy({self.family.name}, {sizes}{adapter}, {config.param_dtype}, on {where}, from {str(origin)!r})"
 
     @property
@@ -269,6 +270,7 @@ def _copy_tokenizer(policy: Policy, beside: Path, native: bool) -> None:
         for name in TOKENIZER_FILES:
             if (policy.tokenizer.directory / name).is_file():
                 shutil.copyfile(policy.tokenizer.directory / name, beside / name)
+        write_end_ids(beside, policy.tokenizer.special.end_ids)
 
 
 def _is_published(source: Path) -> bool:

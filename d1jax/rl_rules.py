@@ -39,7 +39,10 @@ def _sizes(config: Config) -> list[Rule]:
         ),
         (not rl.reward_weights, "rl.reward_weights is empty; write e.g. {solved: 1.0}"),
         (
-            bool(rl.reward_weights) and not any(rl.reward_weights.values()) and rl.advantage != "accepted",
+            bool(rl.reward_weights)
+            and not any(rl.reward_weights.values())
+            and rl.advantage != "accepted"
+            and not rl.kl_in_reward,
             f"rl.reward_weights = {rl.reward_weights} are all 0, so every reward is 0; give one a weight",
         ),
         (rl.guard.patience > 100, f"rl.guard.patience = {rl.guard.patience} must be at most 100"),

@@ -44,7 +44,7 @@ def main(argv: Sequence[str]) -> int:
         print(help_text("python -m d1jax.train"))
         print("\nerror: nothing to train; begin with --config configs/quickstart.yaml", file=sys.stderr)
         return USER_MISTAKE
-    return exit_code(lambda: _train(argv), "; what was saved is good, and the same command continues")
+    return exit_code(lambda: _train(argv), keeps=True)
 
 
 def _train(argv: Sequence[str]) -> int:

@@ -1,5 +1,9 @@
 """What ends a command is a line and an exit code; what is a fault of d1jax is not hidden."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import jax
 import pytest
 
@@ -8,6 +12,7 @@ from d1jax.config import ConfigError
 from d1jax.runtime.stopping import CannotSave, Diverged, Stopped
 from d1jax.tasks.task import DataError
 
+ROOT = Path(__file__).resolve().parents[1]
 MEMORY = jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: 99 bytes\nand a page more")
 
 
@@ -20,8 +25,9 @@ MEMORY = jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: 99 bytes\nand a page mo
         (FileNotFoundError(2, "No such file or directory", "a.json"), 2, "error: [Errno 2] No such file or directory: 'a.json'"),
         (Diverged("sft step 3: NaN"), 1, "error: sft step 3: NaN"),
         (CannotSave("gone"), 1, "error: gone"),
-        (OSError(28, "No space left on device"), 1, "error: [Errno 28] No space left on device; again"),
-        (MEMORY, 1, "error: out of memory (RESOURCE_EXHAUSTED: 99 bytes); lower the batch"),
+        (OSError(28, "No space left on device"), 1, "error: [Errno 28] No space left on device"),
+        (MEMORY, 1, "error: out of memory (RESOURCE_EXHAUSTED: 99 bytes); shard by mesh.fsdp, lower the batch, or in training raise "
+         "micro_batches"),
         (KeyboardInterrupt(), 130, ""),
         (Stopped(15, "sft step 2: stopped"), 143, "sft step 2: stopped"),
     ],
@@ -31,8 +37,24 @@ def test_what_a_user_can_mend_is_one_line(capsys, error, code, line):
     def command():
         raise error
 
-    assert exit_code(command, "; again") == code
-    assert capsys.readouterr().err.startswith(line)
+    assert exit_code(command) == code
+    assert capsys.readouterr().err == f"{line}\n"
+
+
+@pytest.mark.parametrize("error", [OSError(28, "full"), PermissionError(13, "denied"), FileNotFoundError(2, "gone")])
+def test_a_command_that_keeps_what_it_did_says_so(capsys, error):
+    def command():
+        raise error
+
+    assert exit_code(command, keeps=True) == 1
+    assert capsys.readouterr().err == f"error: {error}; what was saved is good, and the same command continues\n"
+
+
+def test_a_reader_that_has_gone_is_no_failure_unless_work_is_cut_short():
+    code = "import sys; from d1jax.command_line import exit_code; sys.exit(exit_code(lambda: print('x' * 10**6) or 0, {keeps}))"
+    for keeps, expected in ((False, 0), (True, 1)):
+        command = f'{sys.executable} -c "{code.format(keeps=keeps)}" | true; exit ${{PIPESTATUS[0]}}'
+        assert subprocess.run(["bash", "-c", command], cwd=ROOT).returncode == expected
 
 
 def test_a_fault_of_d1jax_keeps_its_traceback():

@@ -186,6 +186,18 @@ def test_a_stage_without_one_good_update_fails(tmp_path):
         journal.record(2, {"nonfinite/in_a_row": updates - 1}, watch=())  # one was good
 
 
+def test_a_checkpoint_of_bad_updates_is_not_called_good(tmp_path):
+    """Step 1 was saved after good updates, step 2 after bad ones: its weights are those of step 1."""
+    updates = Config().rl.inner_updates
+    with journal_of(tmp_path, steps=9, checkpoint_every=1, max_bad_updates=2 * updates) as journal:
+        journal.resume(START)
+        for step, in_a_row in ((1, 0), (2, updates)):
+            journal.record(step, {"nonfinite/in_a_row": in_a_row}, watch=())
+            journal.keep(step, START)
+        with pytest.raises(Diverged, match="the last good checkpoint is step 1; .*lower rl.optimizer.learning_rate"):
+            journal.record(3, {"nonfinite/in_a_row": 2 * updates}, watch=())
+
+
 # -- which checkpoints stay --------------------------------------------------------------------------------------------
 
 

@@ -14,7 +14,8 @@ from jax.sharding import AxisType
 
 import d1jax
 from d1jax import notebook
-from d1jax.config import ConfigError, LoraConfig, RlConfig, SftConfig, TaskConfig
+from d1jax.config import ConfigError, LoraConfig, OptimizerConfig, RlConfig, SftConfig, TaskConfig
+from d1jax.models.transformer import Transformer
 from d1jax.policy import load_pretrained
 from d1jax.runtime.mesh import AXES
 from d1jax.runtime.stopping import Diverged
@@ -252,6 +253,63 @@ def test_data_may_be_any_iterable(policy):
             d1jax.evaluate(policy, wrong)
 
 
+@pytest.mark.parametrize(
+    ("section", "message"),
+    [
+        (RlConfig(kl_in="losss"), r"rl: kl_in = 'losss' is not one of loss, reward \(did you mean 'loss'"),
+        (RlConfig(negative_control="shuffled"), "rl: negative_control = 'shuffled' is not one of"),
+        (RlConfig(steps=2.5), "rl: steps = 2.5 is no int"),
+        (RlConfig(optimizer=OptimizerConfig(learning_rate="1e-3")), "rl: optimizer.learning_rate = '1e-3' is no float"),
+        (RlConfig(clip="none", clip_low=0.3), "rl.clip_low = 0.3: without effect here"),
+        (RlConfig(softmax_scale=9.0), "rl.softmax_scale = 9.0: without effect here"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_setting_is_checked_like_one_of_a_file(policy, section, message):
+    with pytest.raises(ConfigError, match=message):
+        d1jax.rl(policy, [(PUZZLE, ANSWER)], section)
+
+
+def test_a_task_or_sampler_that_cannot_be_is_refused(policy):
+    with pytest.raises(ConfigError, match="task: name = 'nonsense' is not one of"):
+        d1jax.sft(policy, TaskConfig(name="nonsense"))
+    with pytest.raises(ConfigError, match="sampler.top_k = 5: without effect here"):
+        d1jax.evaluate(policy, [(PUZZLE, ANSWER)], sampler=dataclasses.replace(policy.sampler, top_k=5))
+
+
+def test_grades_have_the_same_names_in_every_row(policy):
+    for rows in ([{"solved": 1, "short": 1}, {"solved": 0}], [{"solved": 1}, {"solved": 0, "short": 1}]):
+        grades = iter(rows)
+        with pytest.raises(DataError, match=r"row 0 .*, row 1 .*; every row has the same names"):
+            d1jax.evaluate(policy, [PUZZLE, "1\n"], grade=lambda row, text, grades=grades: next(grades))
+    for name in ("n", "nfe", "texts"):
+        with pytest.raises(DataError, match="none of them n, solved_rate"):
+            d1jax.evaluate(policy, [PUZZLE], grade=lambda row, text, name=name: {"solved": 1, name: 0.5})
+
+
+def test_a_table_is_no_list_of_rows(policy):
+    class Table(dict):
+        columns = ("prompt", "answer")
+
+        def to_dict(self, how):
+            return [dict(prompt=PUZZLE, answer=ANSWER)]
+
+    with pytest.raises(ConfigError, match=r'give table.to_dict\("records"\)'):
+        d1jax.evaluate(policy, Table(prompt=[PUZZLE]))
+    assert d1jax.evaluate(policy, Table().to_dict("records"))["n"] == 1
+
+
+def test_training_needs_no_room_for_what_is_not_sampled(policy):
+    """The model has 40 positions, the policy samples 20 tokens, and the prompt has 20."""
+    narrow = dataclasses.replace(
+        policy, model=Transformer(dataclasses.replace(policy.config, max_positions=30)), sampler=None
+    )
+    settings = SftConfig(steps=1, batch_size=1, completion_length=8)
+    assert np.isfinite(d1jax.sft(narrow, [(PUZZLE, "12\n")], settings, **QUIET).metrics[0]["loss"])
+    with pytest.raises(ConfigError, match="more than the 30 positions"):
+        d1jax.sft(narrow, [(PUZZLE, "12\n")], SftConfig(steps=1, batch_size=1, completion_length=20))
+
+
 def test_a_judge_beside_a_task_is_refused(policy):
     with pytest.raises(ConfigError, match="beside task 'sudoku', which judges its rows itself"):
         d1jax.evaluate(policy, TaskConfig(eval_rows=2), grade=lambda row, text: 1.0)
@@ -261,8 +319,8 @@ def test_a_task_is_read_with_the_rules_of_a_run(policy):
     """Rewards that it does not have, and the training rows that are evaluated on."""
     with pytest.raises(ConfigError, match=r"names \['style'\], which sudoku does not have"):
         d1jax.rl(policy, TaskConfig(train_rows=4, eval_rows=2), RlConfig(reward_weights={"style": 1.0}))
-    with pytest.raises(ConfigError, match="task.train_rows = 0"):
-        d1jax.sft(policy, TaskConfig(train_rows=0))
+    one = TaskConfig(train_rows=4, train="generated", eval_rows=2, eval_sets={"part": "share:0.9"})
+    assert len(notebook._experiment(notebook._setup(policy, ("sft",), one), one, None, QUIET["log"]).train) < 4
 
 
 def test_a_stage_in_which_no_update_was_good_is_no_success(policy):

@@ -158,7 +158,7 @@ def with_bytes(directory):
 def test_a_tokenizer_of_another_model_is_refused(policy, tmp_path):
     directory = shutil.copytree(policy.source, tmp_path / "mixed")
     ByteTokenizer().save(directory)
-    with pytest.raises(ConfigError, match="mask_token_id = 12, but the tokenizer beside it has 257"):
+    with pytest.raises(ConfigError, match="mask_token_id = 12, but the tokenizer of this model has 257"):
         load_pretrained(directory)
 
 

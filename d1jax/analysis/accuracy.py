@@ -21,9 +21,10 @@ from d1jax.experiment import Experiment, Problems
 from d1jax.models.transformer import Variables
 from d1jax.runtime import mesh as mesh_rules
 from d1jax.runtime.stopping import Diverged
+from d1jax.tasks.task import DataError
 
 Z95 = 1.959963984540054
-NOT_GRADES = ("n", "solved_rate", "solved_rate_ci95", "nfe", "decoding_order")
+NOT_GRADES = ("n", "solved_rate", "solved_rate_ci95", "nfe", "decoding_order", "texts")
 
 
 def wilson_interval(successes: float, n: int) -> tuple[float, float]:
@@ -39,7 +40,13 @@ def wilson_interval(successes: float, n: int) -> tuple[float, float]:
 def score_texts(experiment: Experiment, problems: Problems, texts: Sequence[str]) -> dict[str, Any]:
     """{"n", "solved_rate", "solved_rate_ci95", and the mean of every other grade of the task}."""
     grades = [experiment.task.grade(row, text) for row, text in zip(problems.rows, texts, strict=True)]
-    n = len(grades)
+    n, names = len(grades), grades[0].keys()
+    wrong = next((index for index, grade in enumerate(grades) if grade.keys() != names), None)
+    if wrong is not None or names & set(NOT_GRADES):
+        told = f"row 0 {sorted(names)}" + ("" if wrong is None else f", row {wrong} {sorted(grades[wrong])}")
+        raise DataError(
+            f"task {experiment.task.name!r}: grades are {told}; every row has the same names, none of them {', '.join(NOT_GRADES)}"
+        )
     means = {name: float(np.mean([grade[name] for grade in grades])) for name in grades[0]}
     solved = means.pop("solved")
     return {"n": n, "solved_rate": solved, "solved_rate_ci95": list(wilson_interval(solved * n, n)), **means}

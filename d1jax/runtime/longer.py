@@ -11,7 +11,7 @@ import os
 from typing import TYPE_CHECKING
 
 from d1jax.config import Config, ConfigError
-from d1jax.config_file import from_yaml, to_yaml
+from d1jax.config_file import differences, from_yaml, to_yaml
 from d1jax.files import write_beside
 from d1jax.runtime.optimizer import make_schedule
 
@@ -24,7 +24,8 @@ STAGES = ("sft", "rl")
 def only_longer(old: Config, new: Config) -> bool:
     """Whether the configurations are one but for the numbers of steps, none of which is lower than it was."""
     lengths = [(getattr(old, stage).steps, getattr(new, stage).steps) for stage in STAGES]
-    return _with_steps_of(old, new) == new and all(before <= after for before, after in lengths) and old != new
+    grown = all(before <= after for before, after in lengths) and old != new
+    return grown and not differences(_with_steps_of(old, new), new)
 
 
 def check_longer(run: RunDirectory, old: Config, new: Config) -> None:
@@ -38,7 +39,7 @@ def check_longer(run: RunDirectory, old: Config, new: Config) -> None:
                 f"{what}: stage {later[0]!r} has begun from the weights of {stage} step {before} already; choose another run_dir, "
                 f"with init_from {str(run.checkpoints(stage) / str(before))!r} or this run"
             )
-        if stage in saved:
+        if saved.get(stage):
             _check_schedule(what, old, new, stage)
 
 
@@ -46,7 +47,7 @@ def make_longer(run: RunDirectory, new: Config) -> list[str]:
     """Readies a run whose configuration `check_longer` has accepted for more steps; returns lines for the log ([]: nothing grows).
 
     The configuration is written down, and the evaluation of the stage is set aside, so that it is made again: evaluations/rl.json
-    becomes evaluations/rl.step3.json. Called when all that can be refused has been looked at, because it changes the run.
+    becomes evaluations/rl.step3.json. Called when configuration, rows and weights have been looked at, because it changes the run.
     """
     old, saved, lines = from_yaml(run.config), run.saved_steps(new.stages), []
     if not only_longer(old, new):
@@ -56,7 +57,7 @@ def make_longer(run: RunDirectory, new: Config) -> list[str]:
             if path.exists():
                 aside = path.name.replace(stage, f"{stage}.step{getattr(old, stage).steps}", 1)
                 os.replace(path, path.with_name(aside))
-        if stage in saved:
+        if saved.get(stage):
             after = f"continues after step {saved[stage]} with the optimizer's state; its evaluation is made again"
             lines.append(f"{what}: {after}")
     write_beside(run.config, to_yaml(new))

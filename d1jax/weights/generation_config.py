@@ -7,6 +7,7 @@ programs that know nothing of d1jax (Dream's own reads both).
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
 from d1jax.config import Config, ConfigError, SamplerConfig
@@ -30,6 +31,13 @@ def read_sampler(directory: Path) -> SamplerConfig | None:
     except ConfigError as error:
         raise ConfigError(f"{path}: {SECTION}: {error}") from None
     return sampler
+
+
+def write_end_ids(directory: Path, end_ids: Sequence[int]) -> None:
+    """Says in the directory's generation_config.json what ends a text, whatever other files said it where the policy came from."""
+    path = directory / FILE
+    published = read_json(path) if path.is_file() else {}
+    write_json(path, {**published, "eos_token_id": list(end_ids)})
 
 
 def write_sampler(directory: Path, sampler: SamplerConfig) -> None:

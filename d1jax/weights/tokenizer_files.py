@@ -52,11 +52,11 @@ def load_tokenizer(directory: Path, published_in: Path | None = None) -> Tokeniz
         small = load_small_tokenizer(directory)
     except ValueError as error:
         raise ConfigError(f"tokenizer {str(directory)!r}: {error}") from None
-    if small is not None:
-        if (directory / "config.json").is_file():
-            _check_ids(small.special, read_json(directory / "config.json"), directory)
-        return small
     described = published_in or directory
+    if small is not None:
+        if (described / "config.json").is_file():
+            _check_ids(small.special, read_json(described / "config.json"), described)
+        return small
     if not (described / "config.json").is_file():
         raise ConfigError(f"tokenizer {str(directory)!r}: no tokenizer is there, and no config.json")
     published = read_json(described / "config.json")
@@ -117,7 +117,7 @@ def _check_ids(special: SpecialTokens, published: Mapping[str, Any], directory: 
     for name, token in _token_ids(special).items():
         if published.get(name, token) != token:
             raise ConfigError(
-                f"{directory / 'config.json'}: {name} = {published[name]!r}, but the tokenizer beside it has {token}; correct "
+                f"{directory / 'config.json'}: {name} = {published[name]!r}, but the tokenizer of this model has {token}; correct "
                 "config.json"
             )
 

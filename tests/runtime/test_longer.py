@@ -10,6 +10,7 @@ from d1jax import train
 from d1jax.config import ConfigError
 from d1jax.config_file import from_yaml, parse
 from d1jax.policy import load_pretrained
+from d1jax.runtime.longer import only_longer
 from d1jax.telemetry.metrics import read_metrics
 
 SETTINGS = {
@@ -75,6 +76,16 @@ def test_a_schedule_that_depends_on_the_number_of_steps_says_what_would_change(t
     run(tmp_path / "run", sft__steps=4, **changes)
     with pytest.raises(ConfigError, match=r"linear goes down to zero .* \(the last one 0.00833 instead of 0.005\)"):
         run(tmp_path / "run", sft__steps=8, **changes)
+
+
+def test_a_mapping_in_another_order_is_another_configuration():
+    """Which evaluation set is first says which one is the headline."""
+    sets = ("{a: generated, b: generated}", "{b: generated, a: generated}")
+    old, same, turned = (
+        parse([f"--task.eval_sets={names}", f"--sft.steps={steps}"])
+        for names, steps in ((sets[0], 4), (sets[0], 5), (sets[1], 5))
+    )
+    assert only_longer(old, same) and not only_longer(old, turned)
 
 
 def test_fewer_steps_or_another_change_beside_are_refused_as_before(tmp_path):

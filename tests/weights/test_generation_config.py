@@ -140,7 +140,19 @@ def test_what_ends_a_text_is_read_beside_the_weights_too(bare):
     alone, apart, _ = bare
     for folder, token in ((alone, 3), (apart, 4)):
         (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": token}))
-    assert {3, 4} <= set(load_pretrained(alone, tokenizer=apart).tokenizer.special.end_ids)
+    policy = load_pretrained(alone, tokenizer=apart)
+    assert {3, 4} <= set(policy.tokenizer.special.end_ids)
+    save_pretrained(policy, alone.parent / "out")
+    assert load_pretrained(alone.parent / "out").tokenizer.special == policy.tokenizer.special
+
+
+def test_a_small_tokenizer_apart_must_fit_the_weights(bare):
+    alone, *_ = bare
+    other = alone.parent / "other"
+    other.mkdir()
+    CharacterTokenizer("abcd").save(other)
+    with pytest.raises(ConfigError, match="mask_token_id = 12, but the tokenizer .* has 5"):
+        load_pretrained(alone, tokenizer=other)
 
 
 @pytest.mark.parametrize("native", [False, True])
