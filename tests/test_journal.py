@@ -189,7 +189,7 @@ def test_a_stage_without_one_good_update_fails(tmp_path):
 def test_a_checkpoint_of_bad_updates_is_not_called_good(tmp_path):
     """Step 1 was saved after good updates, step 2 after bad ones: its weights are those of step 1."""
     updates = Config().rl.inner_updates
-    with journal_of(tmp_path, steps=9, checkpoint_every=1, max_bad_updates=2 * updates) as journal:
+    with journal_of(tmp_path, max_bad_updates=2 * updates) as journal:
         journal.resume(START)
         for step, in_a_row in ((1, 0), (2, updates)):
             journal.record(step, {"nonfinite/in_a_row": in_a_row}, watch=())
