@@ -11,9 +11,12 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from d1jax.config import (  # noqa: F401
+        EstimatorConfig,
+        GuardConfig,
         LoraConfig,
         MeshConfig,
         ModelConfig,
+        OptimizerConfig,
         RlConfig,
         SamplerConfig,
         SftConfig,
@@ -26,7 +29,10 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-_CONFIGS = ("LoraConfig", "MeshConfig", "ModelConfig", "RlConfig", "SamplerConfig", "SftConfig", "TaskConfig")
+_CONFIGS = (
+    "EstimatorConfig", "GuardConfig", "LoraConfig", "MeshConfig", "ModelConfig", "OptimizerConfig", "RlConfig", "SamplerConfig",
+    "SftConfig", "TaskConfig",
+)  # fmt: skip
 _HOME = {
     **dict.fromkeys(_CONFIGS, "d1jax.config"),
     **dict.fromkeys(("Filled", "infill"), "d1jax.infilling"),
