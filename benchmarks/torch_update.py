@@ -17,6 +17,7 @@ class Rollouts(NamedTuple):
     completion_BC: torch.Tensor
     text_BC: torch.Tensor  # True through the first end token
     advantage_B: torch.Tensor
+    group_size: int
     mask_id: int
 
 
@@ -76,7 +77,9 @@ def update(policy, reference, optimizer, rollouts, method):
         for u in masks
     ]
     rows = torch.arange(len(rollouts.completion_BC))
-    tokens = rollouts.text_BC.sum()
+    # The mean over the tokens of a prompt's completions, then over prompts, as d1's code does; every split gives the same gradient.
+    tokens_Q = rollouts.text_BC.sum(dim=1).reshape(-1, rollouts.group_size).sum(dim=1)
+    weight_BC = rollouts.text_BC / tokens_Q.repeat_interleave(rollouts.group_size)[:, None] / len(tokens_Q)
     losses, norms = [], []
     for u in masks:
         optimizer.zero_grad()
@@ -87,8 +90,7 @@ def update(policy, reference, optimizer, rollouts, method):
             )
             old_BC = logp_BC.detach() if old_UBC[u] is None else old_UBC[u][part]
             loss_BC = token_losses(logp_BC, old_BC, reference_UBC[u][part], rollouts.advantage_B[part, None], method)
-            # The sum over the tokens of the whole batch: every split gives the same gradient.
-            share = (loss_BC * rollouts.text_BC[part]).sum() / tokens
+            share = (loss_BC * weight_BC[part]).sum()
             share.backward()
             loss += share.item()
         norms.append(torch.nn.utils.clip_grad_norm_(policy.parameters(), method.clip_norm).item())

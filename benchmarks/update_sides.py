@@ -159,7 +159,12 @@ def torch_side(setting, folder):
     policy.requires_grad_(True)
     _, completion_BC, advantage_B = map(torch.tensor, setting.rollouts())
     rollouts = torch_update.Rollouts(
-        handed["prompt_UBP"].long(), completion_BC.long(), handed["text_BC"], advantage_B, setting.model.vocab_size - 1
+        handed["prompt_UBP"].long(),
+        completion_BC.long(),
+        handed["text_BC"],
+        advantage_B,
+        setting.rl().group_size,
+        setting.model.vocab_size - 1,
     )
 
     def prepare(call):

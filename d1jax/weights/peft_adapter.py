@@ -81,7 +81,9 @@ def read_adapter(path: str | Path, config: ModelConfig, family: Family, mesh: Me
             raise ConfigError(
                 f"{path / CONFIG}: {name} = {settings[name]!r} is not supported; d1jax implements {allowed[0]!r}"
             )
-    unknown = sorted(settings.keys() - FIXED.keys() - HARMLESS)
+    # PEFT writes every setting that it has; one of a newer version that is not used is null.
+    used = {name for name, value in settings.items() if value is not None}
+    unknown = sorted(used - FIXED.keys() - HARMLESS)
     if unknown:
         raise ConfigError(
             f"{path / CONFIG}: d1jax does not know {', '.join(map(repr, unknown))}, which may change what the adapter computes; "

@@ -70,7 +70,11 @@ def test_logits_agree(both, lengths):
     tokens, real, mask = inputs(model.config, lengths)
     with torch.no_grad():
         theirs = torch_model(torch.tensor(tokens), attention_mask=mask).logits.numpy()
-    np.testing.assert_allclose(ours(model, variables, jnp.array(tokens), lengths)[real], theirs[real], atol=1e-4)
+    # fp32 adds up in another order on every machine: the logits of the widest case reach 18.
+    close = max(1e-4, 1e-5 * np.abs(theirs[real]).max())
+    np.testing.assert_allclose(
+        ours(model, variables, jnp.array(tokens), lengths)[real], theirs[real], rtol=0, atol=close
+    )
 
 
 def test_the_last_token_reaches_the_first_logits(both):
