@@ -1,13 +1,11 @@
 """What a run starts from: a checkpoint's architecture, weights and tokenizer, and rows that fit them."""
 
+import contextlib
 import dataclasses
+import io
 import json
-import os
 import shutil
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import jax
@@ -21,6 +19,7 @@ from d1jax.config_file import parse
 from d1jax.data.pretrained_tokenizer import PretrainedTokenizer
 from d1jax.data.tokenizers import ByteTokenizer, CharacterTokenizer
 from d1jax.experiment import build
+from d1jax.journal import Journal
 from d1jax.models import lora
 from d1jax.models.families import family_for
 from d1jax.policy import load_pretrained, save_pretrained
@@ -31,7 +30,6 @@ from d1jax.weights.checkpoint_directory import fingerprint, open_checkpoint
 from d1jax.weights.huggingface import in_memory, save_native, save_weights
 from d1jax.weights.tokenizer_files import load_tokenizer, write_new_companions
 
-ROOT = Path(__file__).resolve().parents[1]
 DIGITS = "01234\n"  # what 4x4 Sudoku needs
 TASK = TaskConfig(train_rows=8, eval_rows=4)
 
@@ -447,28 +445,19 @@ def test_a_task_with_characters_that_the_checkpoint_lacks_is_refused(write):
 
 SETTINGS = {
     "task.train_rows": 32, "task.eval_rows": 4, "sampler.completion_length": 20, "sampler.block_length": 20,
-    "sampler.steps": 2, "sft.steps": 2, "sft.batch_size": 8, "rl.steps": 2, "rl.prompts_per_step": 2, "rl.group_size": 2,
-    "rl.inner_updates": 2, "rl.reward_weights": "{units: 1}", "checkpoint_every": 1, "evaluation.batch_size": 4,
+    "sampler.steps": 2, "sft.steps": 2, "sft.batch_size": 8, "rl.steps": 2, "rl.prompts_per_step": 4, "rl.group_size": 2,
+    "rl.inner_updates": 2, "rl.reward_weights": "{units: 1}", "checkpoint_every": 1, "evaluation.batch_size": 8,
     "lora.rank": 2,
 }  # fmt: skip
 
 
-def start(run: Path, base: Path) -> subprocess.Popen:
+def train_on(base: Path, run: Path) -> tuple[int, str]:
+    """(exit code, what was printed)"""
     flags = [f"--{key}={value}" for key, value in {**SETTINGS, "run_dir": run, "init_from": base}.items()]
-    return subprocess.Popen(
-        [sys.executable, "-m", "d1jax.train", *flags],
-        env={**os.environ, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1", "PYTHONPATH": str(ROOT)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=run.parent,
-    )
-
-
-def finish(process: subprocess.Popen) -> str:
-    out, err = process.communicate(timeout=300)
-    assert process.returncode == 0, err
-    return out + err
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
+        code = train.main(flags)
+    return code, printed.getvalue()
 
 
 def learnt(run: Path) -> list[dict]:
@@ -487,7 +476,9 @@ def trained(tmp_path_factory, tiny):
     )
     family = family_for(model.config)
     save_weights(in_memory(variables, model.config, family), model.config, family, root / "base", companions)
-    return root / "base", root / "whole", finish(start(root / "whole", root / "base"))
+    code, printed = train_on(root / "base", root / "whole")
+    assert code == 0, printed
+    return root / "base", root / "whole", printed
 
 
 def test_a_run_logs_what_it_trains_and_that_is_no_head_and_no_embedding(trained):
@@ -504,17 +495,20 @@ def test_a_run_logs_what_it_trains_and_that_is_no_head_and_no_embedding(trained)
     assert [(line["stage"], line["step"]) for line in learnt(run)] == [("sft", 1), ("sft", 2), ("rl", 1), ("rl", 2)]
 
 
-def test_a_stopped_run_resumes_to_the_same_metrics(trained, tmp_path):
+def test_a_stopped_run_resumes_to_the_same_metrics(trained, tmp_path, monkeypatch):
     base, whole, _ = trained
     run = tmp_path / "stopped"
-    process = start(run, base)
-    while process.poll() is None and not read_metrics(run / "metrics.jsonl"):
-        time.sleep(0.05)
-    process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=120)
-    assert process.returncode == 128 + signal.SIGTERM
-    assert len(learnt(run)) < len(learnt(whole))
-    finish(start(run, base))
+    record = Journal.record
+
+    def stopping(self, step, values, watch):
+        record(self, step, values, watch)
+        self._stop.signum = signal.SIGTERM
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Journal, "record", stopping)
+        assert train_on(base, run)[0] == 128 + signal.SIGTERM
+    assert len(learnt(run)) == 1
+    assert train_on(base, run)[0] == 0
     assert learnt(run) == learnt(whole)
 
 
