@@ -9,6 +9,8 @@ from __future__ import annotations
 import importlib as _importlib
 from typing import TYPE_CHECKING
 
+from d1jax._version import __version__ as __version__
+
 if TYPE_CHECKING:
     from d1jax.config import (  # noqa: F401
         EstimatorConfig,
@@ -27,7 +29,6 @@ if TYPE_CHECKING:
     from d1jax.policy import Policy, load_pretrained, save_pretrained  # noqa: F401
     from d1jax.sampling import Completions, sample, watch  # noqa: F401
 
-__version__ = "0.1.0"
 
 _CONFIGS = (
     "EstimatorConfig", "GuardConfig", "LoraConfig", "MeshConfig", "ModelConfig", "OptimizerConfig", "RlConfig", "SamplerConfig",

@@ -17,7 +17,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import draccus
 from draccus.utils import DecodingError, ParsingError
 
-import d1jax
+from d1jax._version import __version__
 from d1jax.config import Config, ConfigError
 from d1jax.config_rules import check
 from d1jax.no_effect import Command, idle_stages, leaves, no_effect, unread, value_at, without_unread
@@ -34,7 +34,7 @@ def asks_for_version(argv: Sequence[str]) -> bool:
 
 
 def version_text() -> str:
-    return f"d1jax {d1jax.__version__}"
+    return f"d1jax {__version__}"
 
 
 def dashed(argv: Sequence[str]) -> list[str]:

@@ -16,6 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax import Array
+from scipy import stats
 
 from d1jax.analysis.estimator_bench import Bench, Candidate, draws, gradient_noise, passes_of, scores
 
@@ -41,28 +42,14 @@ def variance(score_SB: np.ndarray) -> tuple[float, float]:
     return float(squared_S.mean()), float(squared_S.std(ddof=1) / math.sqrt(samples))
 
 
-def ranks(values: np.ndarray) -> np.ndarray:
-    """1 for the smallest; equal values share the mean of their ranks."""
-    _, which, counts = np.unique(values, return_inverse=True, return_counts=True)
-    last = np.cumsum(counts)
-    return (last - (counts - 1) / 2)[which]
+def mean_correlation(of: Callable[..., Any], score_SB: np.ndarray, truth_B: np.ndarray) -> float:
+    """Mean over draws of scipy's `of` (pearsonr, spearmanr): what one draw knows of the order of the rows.
 
-
-def pearson(x: np.ndarray, y: np.ndarray) -> float:
-    """cov(x, y) / (std(x) std(y)); NaN where one of them is constant."""
-    x, y = x - x.mean(), y - y.mean()
-    scale = math.sqrt(float(x @ x) * float(y @ y))
-    return float(x @ y) / scale if scale > 0 else math.nan
-
-
-def spearman(x: np.ndarray, y: np.ndarray) -> float:
-    """Pearson's correlation of the ranks."""
-    return pearson(ranks(x), ranks(y))
-
-
-def mean_correlation(of: Callable[[np.ndarray, np.ndarray], float], score_SB: np.ndarray, truth_B: np.ndarray) -> float:
-    """Mean over draws: what one draw knows of the order of the rows."""
-    return float(np.mean([of(score_B, truth_B) for score_B in score_SB]))
+    NaN where the truth, or a draw, is the same for all rows.
+    """
+    if np.ptp(truth_B) == 0 or (np.ptp(score_SB, axis=1) == 0).any():
+        return math.nan
+    return float(np.mean([of(score_B, truth_B).statistic for score_B in score_SB]))
 
 
 def log_ratio(new_NBC: np.ndarray, old_NBC: np.ndarray, valid_BC: np.ndarray) -> dict[str, float]:
@@ -111,8 +98,8 @@ def measure(
         "variance": spread,
         "variance_error": spread_error,
         "token_variance": float(score_SBC.var(axis=0, ddof=1)[valid_BC].mean()),
-        "pearson": mean_correlation(pearson, score_SB, truth_B),
-        "spearman": mean_correlation(spearman, score_SB, truth_B),
+        "pearson": mean_correlation(stats.pearsonr, score_SB, truth_B),
+        "spearman": mean_correlation(stats.spearmanr, score_SB, truth_B),
         "unshared": log_ratio(score_SBC[0:paired:2], score_SBC[1:paired:2], valid_BC),
         "shared": log_ratio(score_SBC[:1], again_BC[None], valid_BC),
     }

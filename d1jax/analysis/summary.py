@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-import d1jax
+from d1jax._version import __version__
 from d1jax.analysis.accuracy import baseline_scores
 from d1jax.experiment import Experiment
 from d1jax.files import write_json, write_jsonl
@@ -53,7 +53,7 @@ def stage_entry(stage: str, evaluation: dict[str, Any]) -> dict[str, Any]:
 def environment() -> dict[str, str]:
     devices = jax.devices()
     return {
-        "d1jax": d1jax.__version__,
+        "d1jax": __version__,
         "jax": jax.__version__,
         "python": platform.python_version(),
         "devices": f"{len(devices)} x {devices[0].device_kind}",

@@ -48,7 +48,6 @@ class Countdown:
 
     name: ClassVar[str] = "countdown"
     alphabet: ClassVar[str] = "0123456789+-*/()=,:"
-    headline: ClassVar[tuple[str, ...]] = ("solved", "numbers_used")
     columns: ClassVar[None] = None
 
     style: str = "bare"

@@ -101,7 +101,6 @@ class Sudoku:
 
     name: ClassVar[str] = "sudoku"
     alphabet: ClassVar[str] = "01234\n"
-    headline: ClassVar[tuple[str, ...]] = ("cell_accuracy", "solved")
 
     style: str = "bare"
     blanks: tuple[tuple[int, float], ...] = ((7, 0.32), (8, 0.32), (9, 0.30), (11, 0.05), (12, 0.01))

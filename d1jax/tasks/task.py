@@ -26,8 +26,6 @@ class Task(Protocol):
     name: ClassVar[str]
     alphabet: ClassVar[str]
     """Every character that a bare prompt or target of this task can contain (for the character tokenizer)."""
-    headline: ClassVar[tuple[str, ...]]
-    """Grade keys in the order of display, e.g. `("cell_accuracy", "solved")`."""
 
     @property
     def columns(self) -> int | None:

@@ -46,7 +46,6 @@ class Traces:
     # What the character tokenizer needs for plain English. Text is free: rows with other characters need a tokenizer
     # with a vocabulary of its own.
     alphabet: ClassVar[str] = "".join(map(chr, range(32, 127))) + "\n"
-    headline: ClassVar[tuple[str, ...]] = ("solved", "answered")
     columns: ClassVar[None] = None
 
     style: str = "instruct"

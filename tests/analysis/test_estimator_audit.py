@@ -70,20 +70,27 @@ def exact_B(tiny_model, oracle):
 # -- statistics --------------------------------------------------------------------------------------------------------
 
 
-@given(st.lists(st.integers(-3, 3), min_size=1, max_size=12))
-def test_equal_values_share_their_rank(values):
-    plain = [sum(v < x for v in values) + (sum(v == x for v in values) + 1) / 2 for x in values]
-    np.testing.assert_allclose(audit.ranks(np.array(values)), plain)
+def plain_pearson(x, y):
+    mean_x, mean_y = sum(x) / len(x), sum(y) / len(y)
+    together = sum((a - mean_x) * (b - mean_y) for a, b in zip(x, y, strict=True))
+    return together / math.sqrt(sum((a - mean_x) ** 2 for a in x) * sum((b - mean_y) ** 2 for b in y))
 
 
-@given(st.lists(st.tuples(st.integers(-3, 3), st.integers(-3, 3)), min_size=3, max_size=12))
-def test_correlations_are_the_usual_ones(pairs):
-    x, y = np.array(pairs, float).T
-    if len(set(x)) == 1 or len(set(y)) == 1:
-        assert math.isnan(audit.pearson(x, y)) and math.isnan(audit.spearman(x, y))
-    else:
-        assert audit.pearson(x, y) == pytest.approx(stats.pearsonr(x, y)[0], abs=1e-9)
-        assert audit.spearman(x, y) == pytest.approx(stats.spearmanr(x, y)[0], abs=1e-9)
+def plain_ranks(values):
+    """Equal values share the mean of their ranks."""
+    return [sum(v < x for v in values) + (sum(v == x for v in values) + 1) / 2 for x in values]
+
+
+@given(st.lists(st.tuples(st.integers(-3, 3), st.integers(-3, 3), st.integers(-3, 3)), min_size=3, max_size=12))
+def test_correlations_are_means_over_the_draws(rows):
+    *draws, truth = np.array(rows, float).T
+    found = [audit.mean_correlation(of, np.stack(draws), truth) for of in (stats.pearsonr, stats.spearmanr)]
+    if any(len(set(values)) == 1 for values in (*draws, truth)):
+        assert all(map(math.isnan, found))
+        return
+    for value, seen in zip(found, (list, plain_ranks), strict=True):
+        plain = [plain_pearson(seen(draw.tolist()), seen(truth.tolist())) for draw in draws]
+        assert value == pytest.approx(np.mean(plain), abs=1e-9)
 
 
 def test_bias_and_variance_of_known_draws():

@@ -237,7 +237,6 @@ def test_judging_never_raises(text, tagged):
             assert list(grade) == ["solved", "cell_accuracy", "stored_cell_accuracy"]
             assert all(0.0 <= value <= 1.0 for value in [*rewards.values(), *grade.values()])
             assert rewards["solved"] == grade["solved"] and rewards["solved"] in (0.0, 1.0)
-            assert set(task.headline) <= set(grade)
 
 
 @pytest.mark.parametrize(
