@@ -38,7 +38,7 @@ def version_text() -> str:
 
 
 def dashed(argv: Sequence[str]) -> list[str]:
-    """The same arguments with - for _ in the names of flags: both are accepted everywhere."""
+    """Arguments with - for _ in the names of flags: both spellings are accepted everywhere."""
     split = [argument.partition("=") if argument.startswith("--") else (argument, "", "") for argument in argv]
     return [
         (name.replace("_", "-") if name.startswith("--") else name) + equals + value for name, equals, value in split

@@ -26,7 +26,7 @@ LARGEST = {
 
 
 def check(config: Config, command: Command = "train") -> Config:
-    """The same config, or a ConfigError that lists every impossible combination and what to change.
+    """`config` as it is. Raises a ConfigError that lists every impossible combination and what to change.
 
     `evaluate` does not read the section rl: a run's sampler may be changed there in ways in which it could not be trained.
     """

@@ -87,7 +87,7 @@ def infill(
 def fill(
     policy: Policy, texts: Sequence[str], config: SamplerConfig, seed: int, temperature: float, row_ids: Sequence[int]
 ) -> list[Filled]:
-    """The same; row i draws from (seed, row_ids[i])."""
+    """A `Filled` of each text, in their order; row i draws from (seed, row_ids[i]). Texts and errors are those of `infill`."""
     laid = [lay_out(policy.tokenizer, text) for text in texts]
     found: dict[int, Filled] = {}
     for total in sorted({len(one.before) for one in laid}):
@@ -104,7 +104,7 @@ def fill(
 def watch_infill(
     policy: Policy, text: str, config: SamplerConfig, *, seed: int = 0, temperature: float = 0.0, first_row: int = 0
 ) -> Iterator[Decoding | Filled]:
-    """The same for one text, step by step: every state of the denoising as it happens, then the filled text."""
+    """Fills the holes of one text and yields a `Decoding` after every denoising step, then the `Filled` that `infill` returns for it."""
     laid = lay_out(policy.tokenizer, text)
     config = for_holes(config, len(laid.before))
     arguments = _arguments(policy, [laid], config, seed, temperature, [first_row])

@@ -40,7 +40,7 @@ def idle_stages(config: Config) -> list[str]:
 
 
 def without_unread(config: Config, command: Command = "train") -> Config:
-    """The same configuration with every setting that has no effect at its default."""
+    """`config` with every setting that has no effect at its default."""
     # Again and again, because one that is reset may have been the only reader of another one.
     while names := unread(config, command):
         for name in names:
@@ -60,7 +60,7 @@ def check_sampler(config: SamplerConfig, temperature: float, names: Mapping[str,
 
 
 def with_effect(config: SamplerConfig, temperature: float) -> SamplerConfig:
-    """The same settings, those without an effect at this temperature at their defaults."""
+    """`config` with those settings at their defaults that have no effect at this temperature."""
     default = SamplerConfig()
     while names := [
         name

@@ -84,7 +84,7 @@ def sample_ids(
     temperature: float,
     row_ids: Sequence[int],
 ) -> Completions:
-    """The same for prompts of token ids, row i of which draws from (seed, row_ids[i])."""
+    """`Completions` of prompts that are token ids; row i draws from (seed, row_ids[i]). Arguments and errors are those of `sample`."""
     arguments = place(policy, rows, config, seed, temperature, row_ids)
     with jax.set_mesh(policy.mesh):
         rollout = sample_rows(*arguments, **settings_of(policy, config, temperature))

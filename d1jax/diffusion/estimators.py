@@ -265,7 +265,7 @@ def _half_of_all_masked(text: Text, slot: int) -> Masking:
 
 
 def _averaged(maskings: list[Masking]) -> list[Masking]:
-    """The same maskings; each position counts 1 / (number of views that score it)."""
+    """These maskings with weights 1 / (number of views that score the position): a mean over those views."""
     scored = [one.weight_BC > 0 for one in maskings]
     often_BC = jnp.maximum(sum(one.astype(jnp.float32) for one in scored), 1.0)
     return [one._replace(weight_BC=hit_BC / often_BC) for one, hit_BC in zip(maskings, scored, strict=True)]

@@ -268,7 +268,7 @@ def read_config(published: Mapping[str, Any], where: str) -> ModelConfig:
 
 
 def _with_theta(published: Mapping[str, Any], where: str) -> Mapping[str, Any]:
-    """The same with `rope_theta` on its own, as before transformers 5, which keeps it in `rope_parameters`.
+    """A config.json with `rope_theta` on its own, as before transformers 5, which keeps it in `rope_parameters`.
 
     Raises ConfigError for every way of scaling the positions: d1jax implements none.
     """
@@ -295,7 +295,7 @@ def _with_theta(published: Mapping[str, Any], where: str) -> Mapping[str, Any]:
 
 
 def _without_redundant(published: Mapping[str, Any], family: Family, where: str) -> Mapping[str, Any]:
-    """The same without what newer configs write beside what it follows from. Raises ConfigError where it does not follow."""
+    """A config.json without what newer versions write beside what it follows from. Raises ConfigError where it does not follow."""
     heads, width = (published.get(family.fields[name]) for name in ("heads", "width"))
     derived = {
         "head_dim": lambda value: isinstance(value, int) and isinstance(heads, int) and value * heads == width,

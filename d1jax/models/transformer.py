@@ -201,7 +201,7 @@ def hidden_states(
 def hidden_states_and_keys(
     model: Transformer, variables: Variables, tokens_BT: Array, positions_BT: Array, length_B: Array
 ) -> tuple[Array, KeyValues]:
-    """The same, and the keys and values of all columns."""
+    """(final hidden states [B, T, D] after ln_f, keys and values of all columns); columns at or beyond length_B are padding."""
     return model.apply(variables, tokens_BT, positions_BT, length_B, keep_keys=True)
 
 

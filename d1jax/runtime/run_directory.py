@@ -191,7 +191,7 @@ def read_record(path: Path) -> dict[str, Any]:
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:
-    """The same of a file with an object a line."""
+    """The JSON objects of a file with one a line. Raises ConfigError that names the file where it is cut or changed."""
     return _parsed(path, lambda text: [line for line in text.split("\n") if line])
 
 

@@ -277,7 +277,7 @@ def _agreement(puzzle: str, cells: str, solution: str) -> float:
 
 
 def _nearest(puzzle: str, cells: str) -> float:
-    """The same with the valid completion that agrees most; 0 where there is none."""
+    """The share of the blank cells that agree with the valid completion that agrees most; 0 where there is no valid one."""
     return max((_agreement(puzzle, cells, solution) for solution in completions(puzzle)), default=0.0)
 
 

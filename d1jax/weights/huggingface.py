@@ -88,7 +88,7 @@ def arrays_of(checkpoint: Checkpoint, config: ModelConfig, mesh: Mesh, plan: Seq
 
 
 def streamed(arrays: Iterable[PathAndArray]) -> Iterator[PathAndArray]:
-    """The same arrays, each gone when the next one is asked for: for conversions, which need them once."""
+    """These arrays one by one, each freed when the next one is asked for: a conversion needs each of them once."""
     for path, array in arrays:
         yield path, array
         size = array.nbytes
@@ -198,7 +198,10 @@ def save_native(
     out: Path,
     companions: Callable[[Path], None],
 ) -> None:
-    """The same in d1jax's own form: arrays of the tree by Orbax, which each device reads its part of as it is."""
+    """Writes a directory in d1jax's own form: each array of the tree by Orbax, so that every device reads its part of it as it is.
+
+    The arrays come in the order of `entries`; `companions` writes what stands beside them. Raises FileExistsError where `out` is not new.
+    """
     plan = entries(config, family)
     with new_directory(out) as beside, _progress("writing", plan, config.param_dtype) as bar:
         companions(beside)
