@@ -276,10 +276,10 @@ class RlConfig:
         0, "steps between moves of the reference towards the policy (0 = frozen; full fine-tuning only)"
     )
     reference_mix: float = setting(1.0, "share of the policy in such a move (DiffuCoder: 0.6; 1 = a copy)")
-    pooling: Literal["bnpo", "dapo", "group_bnpo", "grpo", "sequence_mean", "dr_grpo", "row_sum"] = setting(
+    pooling: Literal["bnpo", "group_bnpo", "grpo", "sequence_mean", "dr_grpo", "row_sum"] = setting(
         "bnpo",
-        "bnpo, dapo: mean over tokens; group_bnpo: mean over groups of the mean over a group's tokens (d1's code); grpo, sequence_mean: "
-        "mean of row means (d1's eq. 4); dr_grpo: sum / (rows x C); row_sum: mean of row sums",
+        "bnpo: mean over tokens (DAPO's too); group_bnpo: mean over groups of the mean over a group's tokens (d1's code); grpo, "
+        "sequence_mean: mean of row means (d1's eq. 4); dr_grpo: sum / (rows x C); row_sum: mean of row sums",
     )
     reward_weights: dict[str, float] = setting(
         lambda: {"solved": 1.0}, "reward = sum of weight x the task's reward of that name"

@@ -241,7 +241,7 @@ def test_an_unknown_key_like_nothing_lists_the_choices(write):
         (
             "rl.pooling",
             "dr-grpo",
-            "rl.pooling = 'dr-grpo' is not one of bnpo, dapo, group_bnpo, grpo, sequence_mean, dr_grpo, row_sum (did you mean 'dr_grpo'?)",
+            "rl.pooling = 'dr-grpo' is not one of bnpo, group_bnpo, grpo, sequence_mean, dr_grpo, row_sum (did you mean 'dr_grpo'?)",
         ),
         (
             "task.name",
@@ -783,9 +783,7 @@ def test_the_help_names_every_key_with_its_default_and_its_choices():
     assert set(described) == {f"--{key}" for key in leaves()}
     assert "peak  [0.0003]" in described["--rl.optimizer.learning_rate"]
     assert "peak  [0.003]" in described["--sft.optimizer.learning_rate"]
-    assert described["--rl.pooling"].endswith(
-        "[bnpo] of bnpo | dapo | group_bnpo | grpo | sequence_mean | dr_grpo | row_sum"
-    )
+    assert described["--rl.pooling"].endswith("[bnpo] of bnpo | group_bnpo | grpo | sequence_mean | dr_grpo | row_sum")
 
 
 def test_the_help_names_the_methods_and_docstrings_the_fields():

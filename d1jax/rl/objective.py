@@ -208,7 +208,6 @@ def row_sum(mask_BC: Array, rows: Array, group: int) -> Array:
 # sequences is grpo, because the tokens of a sequence have one value under a ratio of sequences.
 POOLINGS = {
     "bnpo": bnpo,
-    "dapo": bnpo,
     "group_bnpo": group_bnpo,
     "grpo": grpo,
     "sequence_mean": grpo,

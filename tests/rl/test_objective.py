@@ -166,7 +166,6 @@ def test_pooling_equals_its_definition(name):
     sums = [loss[i, : lengths[i]].sum() for i in range(6)]
     expected = {
         "bnpo": sum(sums) / sum(lengths),
-        "dapo": sum(sums) / sum(lengths),
         "group_bnpo": sum(sum(sums[i : i + 2]) / sum(lengths[i : i + 2]) for i in (0, 2, 4)) / 3,
         "row_sum": sum(sums) / 6,
         "grpo": sum(one / length for one, length in zip(sums, lengths, strict=True)) / 6,
