@@ -1,17 +1,21 @@
 # make quickstart: train and evaluate a small model, in minutes on a laptop CPU
 # make test:       the whole test command
+# make test-fast:  the tests that take a minute together, while working on something
 # Both make a virtual environment in .venv first, from any Python >= 3.11 (PYTHON=python3.12 to choose).
 PYTHON ?= $(shell for p in python3 python3.12 python3.13 python3.11 python3.14; do \
 	command -v $$p >/dev/null 2>&1 && $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: quickstart test lint clean
+.PHONY: quickstart test test-fast lint clean
 quickstart: $(VENV)/.installed
 	$(BIN)/python -m d1jax.train --config configs/quickstart.yaml
 
 test: $(VENV)/.installed-dev lint
 	$(BIN)/python -m pytest -n auto
+
+test-fast: $(VENV)/.installed-dev lint
+	$(BIN)/python -m pytest -n auto -m "not slow"
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

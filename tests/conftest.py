@@ -58,6 +58,25 @@ settings.register_profile(
 )
 settings.load_profile("d1jax")
 
+# Modules that compile or run for more than a few seconds: what `make test-fast` leaves out.
+SLOW = {
+    "analysis/test_estimator_audit.py", "benchmarks/test_methods_benchmark.py", "diffusion/test_candidates.py",
+    "diffusion/test_canvas.py", "diffusion/test_estimators.py", "diffusion/test_open_columns.py", "diffusion/test_reveal.py",
+    "diffusion/test_sampler.py", "diffusion/test_sampler_oracle.py", "diffusion/test_scoring_memory.py",
+    "models/test_transformer.py", "rl/test_method_equations.py", "rl/test_methods.py", "rl/test_objective.py", "rl/test_update.py",
+    "runtime/test_longer.py", "runtime/test_optimizer.py", "sft/test_loss.py", "sft/test_update.py", "test_audit.py",
+    "test_damage.py", "test_generate.py", "test_infilling.py", "test_metrics_page.py", "test_notebook.py", "test_policy.py",
+    "test_readme.py", "test_recipes.py", "test_setup.py", "test_train.py", "tools/test_convert_weights.py",
+    "weights/test_checkpoint_directory.py", "weights/test_generation_config.py", "weights/test_huggingface.py",
+}  # fmt: skip
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    assert all((Path(__file__).parent / name).is_file() for name in SLOW), "a module of SLOW has another name now"
+    for item in items:
+        if item.path.relative_to(Path(__file__).parent).as_posix() in SLOW:
+            item.add_marker(pytest.mark.slow)
+
 
 @pytest.fixture(scope="module", autouse=True)
 def programs_of_one_module() -> Iterator[None]:
