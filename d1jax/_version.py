@@ -1,3 +1,3 @@
-"""The version, where nothing else is: what only wants to name it imports no more."""
+"""The version number, in a module that imports nothing."""
 
 __version__ = "0.1.0"

@@ -213,7 +213,7 @@ def from_yaml(path: str | Path) -> Config:
     raw = to_dict(Config())
     _merge(raw, read_yaml(path), Config, str(path))
     try:
-        return check(without_unread(check(decode(raw))))
+        return without_unread(check(decode(raw)))
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
 

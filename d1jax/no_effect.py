@@ -133,7 +133,7 @@ def _shared(config: Config, command: Command) -> dict[str, Reader]:
     sources = [config.task.train, *config.task.eval_sets.values()]
     drawn_rows = any(source == "generated" or source.startswith("share:") for source in sources)
     adapted = Reader(config.lora.rank > 0, "lora.rank above 0")
-    # Whatever the stages are: the section rl is kept as it is where no stage reads it, and its rules want this one.
+    # Without a stage 'rl', too: its section stays in the configuration, and rl_rules.py wants recorded entropies beside subset < 1.
     by_entropy = command != "evaluate" and config.rl.estimator.subset < 1
     return {
         "task.numbers": Reader(config.task.name == "countdown", "task.name = countdown"),

@@ -26,7 +26,7 @@ from jax.sharding import Mesh
 
 from d1jax.config import ConfigError, MeshConfig, ModelConfig, SamplerConfig
 from d1jax.data.pretrained_tokenizer import PretrainedTokenizer
-from d1jax.data.tokenizers import SmallTokenizer, Tokenizer, export_tokenizer, load_small_tokenizer
+from d1jax.data.tokenizers import SmallTokenizer, Tokenizer, load_small_tokenizer
 from d1jax.models import lora
 from d1jax.models.families import Family, family_for, family_of
 from d1jax.models.transformer import Transformer, Variables, head_matrix, hidden_states, project
@@ -41,6 +41,7 @@ from d1jax.weights.tokenizer_files import (
     TOKENIZER_FILES,
     has_tokenizer,
     load_tokenizer,
+    save_small_tokenizer,
     token_ids_only,
     write_new_companions,
 )
@@ -154,8 +155,10 @@ def load_pretrained(
     if dtype not in (None, "float32", "bfloat16"):
         raise ConfigError(f"load_pretrained: dtype = {dtype!r} is not one of float32, bfloat16")
     path = Path(path)
-    given = isinstance(mesh, Mesh)
-    mesh = mesh_rules.check_mesh(mesh) if given else mesh_rules.make_mesh(mesh or MeshConfig())
+    if isinstance(mesh, Mesh):
+        mesh_rules.check_mesh(mesh)
+    else:
+        mesh = mesh_rules.make_mesh(mesh or MeshConfig())
     with jax.set_mesh(mesh):
         if is_checkpoint(path):
             policy = _of_checkpoint(path, dtype, mesh, None if tokenizer is None else Path(tokenizer))
@@ -265,7 +268,7 @@ def save_pretrained(policy: Policy, out: str | Path, *, native: bool = False, dt
 def _copy_tokenizer(policy: Policy, beside: Path, native: bool) -> None:
     """The files of a tokenizer that was kept apart from its checkpoint."""
     if isinstance(policy.tokenizer, SmallTokenizer):
-        policy.tokenizer.save(beside) if native else export_tokenizer(policy.tokenizer, beside)
+        save_small_tokenizer(policy.tokenizer, beside, published=not native)
     elif isinstance(policy.tokenizer, PretrainedTokenizer) and policy.tokenizer.directory != policy.source:
         for name in TOKENIZER_FILES:
             if (policy.tokenizer.directory / name).is_file():

@@ -300,7 +300,7 @@ def test_a_table_is_no_list_of_rows(policy):
 
 
 def test_training_needs_no_room_for_what_is_not_sampled(policy):
-    """The model has 40 positions, the policy samples 20 tokens, and the prompt has 20."""
+    """A model of 30 positions and a prompt of 20 tokens: 8 more fit, and neither 20 nor the 128 of a policy without a sampler do."""
     narrow = dataclasses.replace(
         policy, model=Transformer(dataclasses.replace(policy.config, max_positions=30)), sampler=None
     )

@@ -56,15 +56,14 @@ def make_mesh(config: MeshConfig) -> Mesh:
     return jax.make_mesh(tuple(shape), AXES, axis_types=(AxisType.Auto,) * 3)
 
 
-def check_mesh(mesh: Mesh) -> Mesh:
-    """A mesh that a user has made. Raises ConfigError for other axes than `make_mesh` makes, and under JAX_ENABLE_X64."""
+def check_mesh(mesh: Mesh) -> None:
+    """Of a mesh that a user has made: raises ConfigError for other axes than `make_mesh` makes, and under JAX_ENABLE_X64."""
     _check_32_bits()
     if mesh.axis_names != AXES or any(kind != AxisType.Auto for kind in mesh.axis_types):
         made = ", ".join(f"{name} ({kind.name})" for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True))
         raise ConfigError(
             f"mesh: its axes are {made}; make it with jax.make_mesh(shape, {AXES}, axis_types=(AxisType.Auto,) * 3), or give a MeshConfig"
         )
-    return mesh
 
 
 def _check_32_bits() -> None:

@@ -141,6 +141,11 @@ def write_new_companions(config: ModelConfig, tokenizer: SmallTokenizer, out: Pa
     `published`: in transformers' format, for a Hugging Face directory; otherwise in d1jax's own.
     """
     write_json(out / "config.json", write_config(config, _token_ids(tokenizer.special)))
+    save_small_tokenizer(tokenizer, out, published)
+
+
+def save_small_tokenizer(tokenizer: SmallTokenizer, out: Path, published: bool) -> None:
+    """`published`: in transformers' format; otherwise in d1jax's own."""
     if published:
         export_tokenizer(tokenizer, out)
     else:
