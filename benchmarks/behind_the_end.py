@@ -15,16 +15,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from d1jax.analysis import summary
 from d1jax.config import EstimatorConfig
 from d1jax.diffusion.canvas import Canvas, row_uniforms, through_first_end
 from d1jax.diffusion.estimators import views_of
 from d1jax.diffusion.likelihood import score
 from d1jax.diffusion.sampler import sample
-from d1jax.experiment import build
+from d1jax.evaluation import summary
 from d1jax.files import write_json
-from d1jax.runtime.run_directory import open_run
-from d1jax.setup import variables_at
+from d1jax.training.context import build
+from d1jax.training.setup import variables_at
+from d1jax.weights.run import open_run
 
 MASKINGS = 64
 

@@ -27,7 +27,7 @@ from safetensors.numpy import save_file
 from d1jax.config import ModelConfig
 from d1jax.files import write_json
 from d1jax.models.families import FAMILIES, write_config
-from d1jax.weights.convert import expected_shapes, parameter_count
+from d1jax.weights.names import expected_shapes, parameter_count
 
 LLADA_8B = ModelConfig(
     width=4096, layers=32, heads=32, kv_heads=32, mlp_width=12288, vocab_size=126464, max_positions=4096,

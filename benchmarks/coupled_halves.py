@@ -13,16 +13,16 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from d1jax.analysis import summary
 from d1jax.audit import rollouts
 from d1jax.config import EstimatorConfig
-from d1jax.config_file import parse
+from d1jax.config.parse import parse
 from d1jax.diffusion.estimators import views_of
 from d1jax.diffusion.likelihood import Views, score
-from d1jax.experiment import build
+from d1jax.evaluation import summary
 from d1jax.files import write_json
-from d1jax.runtime.run_directory import open_run
-from d1jax.setup import variables_at
+from d1jax.training.context import build
+from d1jax.training.setup import variables_at
+from d1jax.weights.run import open_run
 
 PAIR = EstimatorConfig("coupled", counts="independent", low=0.2, high=0.8)
 SAMPLERS = {"the run's": [], "20 steps, temperature 0.3": ["--sampler.steps", "20", "--rl.temperature", "0.3"]}

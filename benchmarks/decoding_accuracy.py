@@ -14,14 +14,14 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from d1jax.analysis import accuracy, summary
-from d1jax.config_file import parse
-from d1jax.config_rules import check
+from d1jax.config.parse import parse
+from d1jax.config.rules import check
 from d1jax.diffusion.kv_cache import window_sizes
-from d1jax.experiment import build
+from d1jax.evaluation import accuracy, summary
 from d1jax.files import write_json
-from d1jax.runtime.run_directory import open_run
-from d1jax.setup import variables_at
+from d1jax.training.context import build
+from d1jax.training.setup import variables_at
+from d1jax.weights.run import open_run
 
 PARALLEL = {
     "half the steps": {"schedule": "even", "share": 2},

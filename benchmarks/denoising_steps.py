@@ -32,11 +32,11 @@ from methods_charts import lines
 from methods_plan import row_passes
 from methods_runner import Notebook, commit, in_workers, prepared, scores, train_base
 
-from d1jax.analysis import summary
 from d1jax.config import Config, EstimatorConfig, OptimizerConfig
-from d1jax.experiment import Problems
+from d1jax.evaluation import summary
 from d1jax.files import write_beside, write_json
 from d1jax.rl import loop
+from d1jax.training.context import Problems
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "denoising_steps.json"

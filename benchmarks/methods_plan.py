@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from d1jax.config import ADAPTIVE, Config, ConfigError, RlConfig, SamplerConfig
-from d1jax.config_file import differences, parse, to_dict
+from d1jax.config.parse import differences, parse, to_dict
 from d1jax.data.tokenizers import SpecialTokens
 from d1jax.diffusion.canvas import Canvas
 from d1jax.diffusion.estimators import views_of

@@ -21,15 +21,15 @@ import jax
 from methods_plan import Run, base_config, number_of_views
 
 from d1jax import train as command
-from d1jax.analysis import accuracy, summary
 from d1jax.config import Config, RlConfig, SamplerConfig
-from d1jax.config_file import from_yaml
-from d1jax.experiment import Experiment, build
+from d1jax.config.parse import from_yaml
+from d1jax.evaluation import accuracy, summary
 from d1jax.files import write_json
 from d1jax.models.transformer import Variables
 from d1jax.rl import loop
-from d1jax.runtime.run_directory import RunDirectory, open_run
-from d1jax.setup import variables_at
+from d1jax.training.context import Experiment, build
+from d1jax.training.setup import variables_at
+from d1jax.weights.run import RunDirectory, open_run
 
 CURVE_POINTS = 40
 

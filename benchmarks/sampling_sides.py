@@ -45,9 +45,9 @@ def d1jax_side(config, folder, hand_over):
     from d1jax.data.tokenizers import SpecialTokens
     from d1jax.diffusion.sampler import sample
     from d1jax.models.families import FAMILIES
+    from d1jax.models.sharding import make_mesh
     from d1jax.models.transformer import Transformer, initialize
-    from d1jax.runtime.mesh import make_mesh
-    from d1jax.weights.convert import to_published
+    from d1jax.weights.names import to_published
 
     model, special = Transformer(config), SpecialTokens(mask=config.vocab_size - 1, end=config.vocab_size - 2)
     params = initialize(model, jax.random.key(0), make_mesh(MeshConfig()))["params"]

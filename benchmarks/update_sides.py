@@ -77,17 +77,17 @@ def d1jax_side(setting, folder):
     import jax
     import jax.numpy as jnp
 
-    from d1jax.analysis import summary
     from d1jax.config import MeshConfig, SamplerConfig
     from d1jax.data.tokenizers import SpecialTokens
     from d1jax.diffusion.canvas import Canvas
+    from d1jax.evaluation import summary
     from d1jax.models.families import FAMILIES
+    from d1jax.models.sharding import make_mesh
     from d1jax.models.transformer import Transformer, initialize
-    from d1jax.rl.scoring import Batch, Scorer
+    from d1jax.rl.likelihood import Batch, Scorer
     from d1jax.rl.update import make_update, view_keys
-    from d1jax.runtime.mesh import make_mesh
-    from d1jax.runtime.optimizer import make_optimizer, new_state
-    from d1jax.weights.convert import to_published
+    from d1jax.training.optimizer import make_optimizer, new_state
+    from d1jax.weights.names import to_published
 
     config, mesh = setting.model, make_mesh(MeshConfig())
     model, special = Transformer(config), SpecialTokens(mask=config.vocab_size - 1, end=config.vocab_size - 2)

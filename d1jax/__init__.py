@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib as _importlib
 from typing import TYPE_CHECKING
 
-from d1jax._version import __version__ as __version__
+from d1jax.config.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from d1jax.config import (  # noqa: F401
@@ -24,10 +24,10 @@ if TYPE_CHECKING:
         SftConfig,
         TaskConfig,
     )
-    from d1jax.infilling import Filled, infill  # noqa: F401
-    from d1jax.notebook import Trained, evaluate, masked_loss, rl, sft  # noqa: F401
-    from d1jax.policy import Policy, load_pretrained, save_pretrained  # noqa: F401
-    from d1jax.sampling import Completions, sample, watch  # noqa: F401
+    from d1jax.inference.complete import Completions, sample, watch  # noqa: F401
+    from d1jax.inference.infill import Filled, infill  # noqa: F401
+    from d1jax.inference.policy import Policy, load_pretrained, save_pretrained  # noqa: F401
+    from d1jax.notebook.stages import Trained, evaluate, masked_loss, rl, sft  # noqa: F401
 
 
 _CONFIGS = (
@@ -36,12 +36,12 @@ _CONFIGS = (
 )  # fmt: skip
 _HOME = {
     **dict.fromkeys(_CONFIGS, "d1jax.config"),
-    **dict.fromkeys(("Filled", "infill"), "d1jax.infilling"),
-    **dict.fromkeys(("Policy", "load_pretrained", "save_pretrained"), "d1jax.policy"),
-    **dict.fromkeys(("Completions", "sample", "watch"), "d1jax.sampling"),
-    **dict.fromkeys(("Trained", "masked_loss"), "d1jax.notebook"),
+    **dict.fromkeys(("Filled", "infill"), "d1jax.inference.infill"),
+    **dict.fromkeys(("Policy", "load_pretrained", "save_pretrained"), "d1jax.inference.policy"),
+    **dict.fromkeys(("Completions", "sample", "watch"), "d1jax.inference.complete"),
+    **dict.fromkeys(("Trained", "masked_loss"), "d1jax.notebook.stages"),
 }
-# Modules by whose name a function of d1jax.notebook is called, too.
+# Modules by whose name a function of d1jax.notebook.stages is called, too.
 _CALLABLE = ("evaluate", "rl", "sft")
 __all__ = [*_HOME, *_CALLABLE, "__version__"]
 

@@ -24,21 +24,21 @@ from typing import Any
 import jax
 import numpy as np
 
-from d1jax.analysis import estimator_audit as audit
-from d1jax.analysis import summary
-from d1jax.analysis.estimator_bench import STRATA, Batch, Bench, Candidate, candidates, large_sample_elbo
-from d1jax.command_line import check_writable, exit_code
 from d1jax.config import Config, ConfigError
-from d1jax.config_file import asks_for_version, own_flags, parse, to_dict, version_text
+from d1jax.config.parse import asks_for_version, own_flags, parse, to_dict, version_text
 from d1jax.diffusion.canvas import Canvas
 from d1jax.diffusion.sampler import sample
-from d1jax.experiment import Experiment, build
+from d1jax.evaluation import estimator_stats as audit
+from d1jax.evaluation import summary
+from d1jax.evaluation.estimators import STRATA, Batch, Bench, Candidate, candidates, large_sample_elbo
 from d1jax.files import write_beside, write_json
+from d1jax.models import sharding
 from d1jax.models.transformer import Variables
-from d1jax.runtime import mesh as mesh_rules
-from d1jax.runtime.run_directory import open_run
-from d1jax.setup import check_same_model, variables_at
 from d1jax.telemetry.audit_page import audit_html
+from d1jax.telemetry.command_line import check_writable, exit_code
+from d1jax.training.context import Experiment, build
+from d1jax.training.setup import check_same_model, variables_at
+from d1jax.weights.run import open_run
 
 NAMES = ("run", "stage", "step", "methods", "only", "out")
 READS = ("task", "model", "lora", "sampler", "evaluation.batch_size", "rl.temperature", "mesh", "seed")
@@ -139,14 +139,14 @@ def audit_estimators(
 def rollouts(experiment: Experiment, variables: Variables, rows: int, key: jax.Array) -> tuple[Batch, ...]:
     """Completions of the headline set's problems, again from its start where there are fewer; every row draws its own numbers."""
     config, problems = experiment.config, next(iter(experiment.eval_sets.values()))
-    shards = mesh_rules.row_shards(experiment.mesh)
+    shards = sharding.row_shards(experiment.mesh)
     size = min(config.evaluation.batch_size, -(-rows // shards) * shards)
     batches = []
     for start in range(0, rows, size):
         ids_B = np.arange(start, start + size)
         at_B = ids_B % len(problems)
         inputs = (problems.prompt_RP[at_B], problems.prompt_length_R[at_B], ids_B.astype(np.int32))
-        prompt_BP, length_B, row_ids_B = mesh_rules.place_rows(experiment.mesh, inputs)
+        prompt_BP, length_B, row_ids_B = sharding.place_rows(experiment.mesh, inputs)
         rollout = sample(
             experiment.model, variables, prompt_BP, length_B, key, row_ids_B,
             config=config.sampler, special=experiment.tokenizer.special, temperature=config.rl.temperature,

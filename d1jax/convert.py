@@ -21,21 +21,19 @@ from pathlib import Path
 
 import jax
 
-from d1jax.command_line import exit_code
 from d1jax.config import ConfigError, MeshConfig, ModelConfig
-from d1jax.config_file import asks_for_version, dashed, to_dict, version_text
+from d1jax.config.no_effect import no_effect
+from d1jax.config.parse import asks_for_version, dashed, to_dict, version_text
 from d1jax.files import check_new
+from d1jax.inference.policy import EXPORT_CURE, load_pretrained, save_pretrained
 from d1jax.models.families import family_of
 from d1jax.models.lora import Rounding, merge_each, warn_of_rounding
-from d1jax.no_effect import no_effect
-from d1jax.policy import EXPORT_CURE, load_pretrained, save_pretrained
-from d1jax.runtime.mesh import make_mesh
-from d1jax.runtime.run_directory import is_run, open_run
-from d1jax.setup import adapter_of, set_up
+from d1jax.models.sharding import make_mesh
+from d1jax.telemetry.command_line import exit_code
 from d1jax.telemetry.terminal import printable
-from d1jax.weights.checkpoint_directory import Checkpoint, headers, is_checkpoint, open_checkpoint, read_json
-from d1jax.weights.convert import entries, expected_shapes, parameter_count
-from d1jax.weights.huggingface import (
+from d1jax.training.setup import adapter_of, set_up
+from d1jax.weights.hf_directory import Checkpoint, headers, is_checkpoint, open_checkpoint, read_json
+from d1jax.weights.hf_io import (
     PathAndArray,
     arrays_of,
     companions_of,
@@ -44,7 +42,9 @@ from d1jax.weights.huggingface import (
     save_weights,
     streamed,
 )
-from d1jax.weights.peft_adapter import WEIGHTS, is_adapter, read_adapter, save_adapter
+from d1jax.weights.names import entries, expected_shapes, parameter_count
+from d1jax.weights.peft import WEIGHTS, is_adapter, read_adapter, save_adapter
+from d1jax.weights.run import is_run, open_run
 
 DIFFERENT = 3
 

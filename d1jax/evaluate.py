@@ -18,19 +18,20 @@ from typing import Any
 
 import jax
 
-from d1jax.analysis import accuracy, summary
-from d1jax.callable_module import make_callable
-from d1jax.command_line import exit_code, output_file
 from d1jax.config import ADAPTIVE, Config, ConfigError
-from d1jax.config_file import asks_for_version, own_flags, parse, version_text
-from d1jax.experiment import build
+from d1jax.config.parse import asks_for_version, own_flags, parse, version_text
+from d1jax.evaluation import accuracy, summary
 from d1jax.files import write_json
-from d1jax.runtime.run_directory import changed_rows, open_run, run_and_step
-from d1jax.setup import check_same_model, variables_at
+from d1jax.telemetry.command_line import exit_code, output_file
 from d1jax.telemetry.terminal import printable
+from d1jax.training.callable_module import make_callable
+from d1jax.training.claim import changed_rows
+from d1jax.training.context import build
+from d1jax.training.setup import check_same_model, variables_at
+from d1jax.weights.run import open_run, run_and_step
 
 if __name__ != "__main__":
-    make_callable(__name__)  # d1jax.evaluate(policy, ...) is d1jax.notebook.evaluate
+    make_callable(__name__)  # d1jax.evaluate(policy, ...) is d1jax.notebook.stages.evaluate
 NAMES = ("run", "stage", "step", "checkpoint", "out")
 READS = ("task", "model", "lora", "sampler", "evaluation", "mesh", "seed")
 

@@ -18,22 +18,22 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from d1jax.command_line import exit_code, output_file
 from d1jax.config import Config, ConfigError, MeshConfig, SamplerConfig
-from d1jax.config_file import asks_for_version, dashed, version_text
-from d1jax.config_rules import check
-from d1jax.experiment import Experiment, build
+from d1jax.config.no_effect import check_sampler, no_effect, with_effect
+from d1jax.config.parse import asks_for_version, dashed, version_text
+from d1jax.config.rules import check
+from d1jax.config.yaml_text import shown
 from d1jax.files import distinct
-from d1jax.infilling import has_holes, take_apart
-from d1jax.no_effect import check_sampler, no_effect, with_effect
-from d1jax.policy import Policy, load_pretrained, sampler_of
-from d1jax.runtime.run_directory import open_run, run_above
-from d1jax.sampling import check_draws
-from d1jax.session import Answer, Asked, Request, answer, converse
-from d1jax.setup import make_task
+from d1jax.inference.chat import Answer, Asked, Request, answer, converse
+from d1jax.inference.complete import check_draws
+from d1jax.inference.infill import has_holes, take_apart
+from d1jax.inference.policy import Policy, load_pretrained, sampler_of
+from d1jax.telemetry.command_line import exit_code, output_file
 from d1jax.telemetry.player import write_player
-from d1jax.weights.checkpoint_directory import is_checkpoint
-from d1jax.yaml_text import shown
+from d1jax.training.context import Experiment, build
+from d1jax.training.setup import make_task
+from d1jax.weights.hf_directory import is_checkpoint
+from d1jax.weights.run import open_run, run_above
 
 # The settings of the sampler that are flags by their own names; its sizes have flags of their own.
 SIZES = ("completion_length", "block_length", "steps")

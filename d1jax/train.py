@@ -12,22 +12,22 @@ from typing import Any
 
 import jax
 
-from d1jax.analysis import accuracy, summary
-from d1jax.command_line import USER_MISTAKE, exit_code
 from d1jax.config import Config
-from d1jax.config_file import asks_for_version, describe_origins, help_text, parse_with_origins, version_text
-from d1jax.experiment import build
+from d1jax.config.parse import asks_for_version, describe_origins, help_text, parse_with_origins, version_text
+from d1jax.evaluation import accuracy, summary
 from d1jax.files import write_json, write_jsonl
-from d1jax.journal import Journal, check_in_place
 from d1jax.rl import loop as rl
-from d1jax.runtime.longer import make_longer
-from d1jax.runtime.run_directory import check_data, claim
-from d1jax.runtime.stopping import StopRequest
-from d1jax.setup import mark_one_adapter, save_source, start_variables
 from d1jax.sft import loop as sft
+from d1jax.telemetry.command_line import USER_MISTAKE, exit_code
 from d1jax.telemetry.metrics import MetricsLog
 from d1jax.telemetry.report import write_report
 from d1jax.telemetry.terminal import printable
+from d1jax.training.claim import check_data, claim
+from d1jax.training.context import build
+from d1jax.training.longer import make_longer
+from d1jax.training.setup import mark_one_adapter, save_source, start_variables
+from d1jax.training.stage_log import Journal, check_in_place
+from d1jax.training.stopping import StopRequest
 
 STAGES = {"sft": (sft.train, lambda config: config.sft.steps), "rl": (rl.train, lambda config: config.rl.steps)}
 

@@ -39,13 +39,13 @@ from safetensors.numpy import load_file  # noqa: E402
 
 from d1jax import train  # noqa: E402
 from d1jax.config import LoraConfig, MeshConfig, ModelConfig  # noqa: E402
-from d1jax.config_file import parse  # noqa: E402
+from d1jax.config.parse import parse  # noqa: E402
 from d1jax.data.tokenizers import CharacterTokenizer, SpecialTokens  # noqa: E402
 from d1jax.models.families import FAMILIES, family_for, read_config  # noqa: E402
+from d1jax.models.sharding import make_mesh  # noqa: E402
 from d1jax.models.transformer import Transformer, initialize  # noqa: E402
-from d1jax.runtime.mesh import make_mesh  # noqa: E402
-from d1jax.weights.convert import from_published  # noqa: E402
-from d1jax.weights.huggingface import in_memory, save_weights  # noqa: E402
+from d1jax.weights.hf_io import in_memory, save_weights  # noqa: E402
+from d1jax.weights.names import from_published  # noqa: E402
 from d1jax.weights.tokenizer_files import write_new_companions  # noqa: E402
 
 settings.register_profile(
@@ -60,14 +60,16 @@ settings.load_profile("d1jax")
 
 # Modules that compile or run for more than a few seconds: what `make test-fast` leaves out.
 SLOW = {
-    "analysis/test_estimator_audit.py", "benchmarks/test_methods_benchmark.py", "diffusion/test_candidates.py",
-    "diffusion/test_canvas.py", "diffusion/test_estimators.py", "diffusion/test_open_columns.py", "diffusion/test_reveal.py",
-    "diffusion/test_sampler.py", "diffusion/test_sampler_oracle.py", "diffusion/test_scoring_memory.py",
-    "models/test_transformer.py", "rl/test_method_equations.py", "rl/test_methods.py", "rl/test_objective.py", "rl/test_update.py",
-    "runtime/test_longer.py", "runtime/test_optimizer.py", "sft/test_loss.py", "sft/test_update.py", "test_audit.py",
-    "test_damage.py", "test_generate.py", "test_infilling.py", "test_metrics_page.py", "test_notebook.py", "test_policy.py",
-    "test_readme.py", "test_recipes.py", "test_setup.py", "test_train.py", "tools/test_convert_weights.py",
-    "weights/test_checkpoint_directory.py", "weights/test_generation_config.py", "weights/test_huggingface.py",
+    "benchmarks/test_methods_benchmark.py", "diffusion/test_canvas.py", "diffusion/test_estimators.py",
+    "diffusion/test_masked_columns.py", "diffusion/test_predictions.py", "diffusion/test_sampler.py",
+    "diffusion/test_sampler_oracle.py", "diffusion/test_scoring_memory.py", "diffusion/test_unmasking.py",
+    "evaluation/test_estimators.py", "inference/test_infill.py", "inference/test_policy.py",
+    "models/test_transformer.py", "notebook/test_stages.py", "rl/test_loss.py", "rl/test_method_equations.py",
+    "rl/test_methods.py", "rl/test_update.py", "sft/test_loss.py", "sft/test_update.py", "test_audit.py",
+    "test_generate.py", "test_metrics_page.py", "test_readme.py", "test_recipes.py", "test_train.py",
+    "tools/test_convert_weights.py", "training/test_damage.py", "training/test_longer.py",
+    "training/test_optimizer.py", "training/test_setup.py", "weights/test_generation_config.py",
+    "weights/test_hf_directory.py", "weights/test_hf_io.py",
 }  # fmt: skip
 
 

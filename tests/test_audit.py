@@ -5,8 +5,8 @@ import json
 import pytest
 
 import d1jax.audit as command
-from d1jax.analysis.estimator_bench import candidates
 from d1jax.config import Config
+from d1jax.evaluation.estimators import candidates
 
 SMALL = ["--rows", "12", "--samples", "4", "--truth_samples", "32"]
 

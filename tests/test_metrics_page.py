@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from d1jax.config import RlConfig, SftConfig
-from d1jax.notebook import rl, sft
-from d1jax.policy import load_pretrained
+from d1jax.inference.policy import load_pretrained
+from d1jax.notebook.stages import rl, sft
 
 PAGE = (Path(__file__).resolve().parents[1] / "docs" / "metrics.md").read_text()
 PUZZLE, ANSWER = "4130\n0300\n1004\n0000\n", "4132\n2341\n1324\n3214\n"

@@ -7,16 +7,16 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from d1jax.config_file import parse
+from d1jax.config.parse import parse
 from d1jax.data.tokenizers import SpecialTokens
 from d1jax.diffusion.canvas import Canvas
 from d1jax.diffusion.sampler import sample
+from d1jax.models.sharding import make_mesh, rows_sharding
 from d1jax.models.transformer import Transformer, abstract_variables
 from d1jax.rl import update as rl
-from d1jax.runtime.mesh import make_mesh, rows_sharding
-from d1jax.runtime.optimizer import TrainState, make_optimizer
-from d1jax.setup import split
 from d1jax.sft import loop as sft
+from d1jax.training.optimizer import TrainState, make_optimizer
+from d1jax.training.setup import split
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 LLADA = SpecialTokens(mask=126336, end=126081, turn_end=126348, vocab_size=126349)

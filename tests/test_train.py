@@ -17,9 +17,9 @@ import pytest
 
 import d1jax.evaluate as evaluate
 import d1jax.train as command
-from d1jax.journal import Journal
-from d1jax.runtime.checkpoint import ocp
 from d1jax.telemetry.metrics import read_metrics
+from d1jax.training.stage_log import Journal
+from d1jax.weights.checkpoints import ocp
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = {

@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from d1jax.diffusion.candidates import Pick, inverse_cdf
 from d1jax.diffusion.canvas import row_keys
+from d1jax.diffusion.predictions import Pick, inverse_cdf
 
 
 class Noise(NamedTuple):

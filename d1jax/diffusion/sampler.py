@@ -16,13 +16,13 @@ from jax import Array
 
 from d1jax.config import ADAPTIVE, SamplerConfig
 from d1jax.data.tokenizers import SpecialTokens
-from d1jax.diffusion.candidates import Candidates, candidates
 from d1jax.diffusion.canvas import Canvas, block_columns, completion_hidden, is_any_of, through_first_end
 from d1jax.diffusion.kv_cache import block_hidden
+from d1jax.diffusion.masked_columns import columns_at_a_time, of_open_columns
 from d1jax.diffusion.noise import Noise, keyed_noise
-from d1jax.diffusion.open_columns import columns_at_a_time, of_open_columns
-from d1jax.diffusion.reveal import Evidence, accepted, by_chance, change, first_ones, in_order, is_drawn
+from d1jax.diffusion.predictions import Candidates, candidates
 from d1jax.diffusion.schedule import plan
+from d1jax.diffusion.unmasking import Evidence, accepted, by_chance, change, first_ones, in_order, is_drawn
 from d1jax.models.transformer import (
     KeyValues,
     Transformer,

@@ -26,8 +26,8 @@ from jax import Array
 from jax.sharding import Mesh, NamedSharding
 
 from d1jax.config import LoraConfig, ModelConfig
+from d1jax.models import sharding
 from d1jax.models.attention import attend, rotary_angles, rotate
-from d1jax.runtime import mesh as mesh_rules
 
 Variables = Mapping[str, Any]  # {"params": ..., "lora": ... (optional)}
 
@@ -144,7 +144,7 @@ class Block(nn.Module):
         gate_BTF = nn.silu(dense("ff_proj", h_BTD, cfg.mlp_width, ("embed", "mlp")))
         up_BTF = dense("up_proj", h_BTD, cfg.mlp_width, ("embed", "mlp"))
         x_BTD = x_BTD + dense("ff_out", gate_BTF * up_BTF, cfg.width, ("mlp", "embed"))
-        return mesh_rules.constrain(x_BTD, "batch", "sequence", None), keys if self.keep_keys else None
+        return sharding.constrain(x_BTD, "batch", "sequence", None), keys if self.keep_keys else None
 
 
 def _renewed(past_BTKh: Array, new_BWKh: Array, window: Window) -> Array:
@@ -176,7 +176,7 @@ class Transformer(nn.Module):
         if not cfg.tied_head:
             head_init = nn.with_logical_partitioning(nn.initializers.normal(cfg.width**-0.5), ("embed", "vocab"))
             self.param("ff_out", head_init, (cfg.width, cfg.vocab_size), param_dtype)
-        x_BTD = mesh_rules.constrain(wte_VD[tokens_BT].astype(cfg.dtype), "batch", "sequence", None)
+        x_BTD = sharding.constrain(wte_VD[tokens_BT].astype(cfg.dtype), "batch", "sequence", None)
         cos_BTh, sin_BTh = rotary_angles(positions_BT, cfg.width // cfg.heads, cfg.rope_theta)
         block = nn.remat(Block, prevent_cse=False) if cfg.remat else Block
         blocks = nn.scan(
@@ -253,8 +253,8 @@ def abstract_variables(model: Transformer, mesh: Mesh, collections: tuple[str, .
     boxed = jax.eval_shape(partial(_init, model, collections), jax.random.key(0))
 
     def place(box: nn.LogicallyPartitioned) -> jax.ShapeDtypeStruct:
-        sharding = NamedSharding(mesh, mesh_rules.spec(box.value.shape, box.names, mesh))
-        return jax.ShapeDtypeStruct(box.value.shape, box.value.dtype, sharding=sharding)
+        placed = NamedSharding(mesh, sharding.spec(box.value.shape, box.names, mesh))
+        return jax.ShapeDtypeStruct(box.value.shape, box.value.dtype, sharding=placed)
 
     return jax.tree.map(place, boxed, is_leaf=lambda x: isinstance(x, nn.LogicallyPartitioned))
 

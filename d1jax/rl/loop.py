@@ -17,22 +17,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from d1jax.analysis import accuracy
-from d1jax.data.pipeline import RowOrder
+from d1jax.data.order import RowOrder
 from d1jax.diffusion.canvas import Canvas
 from d1jax.diffusion.sampler import given, sample
-from d1jax.experiment import Experiment
-from d1jax.journal import Journal
+from d1jax.evaluation import accuracy
+from d1jax.models import sharding
 from d1jax.models.transformer import Variables, in_model_dtype
-from d1jax.rl import guards, metrics
+from d1jax.rl import diagnostics, metrics
 from d1jax.rl.credit import credit
+from d1jax.rl.likelihood import Batch, Scorer, make_penalty
 from d1jax.rl.rewards import Judge, total_rewards
-from d1jax.rl.scoring import Batch, Scorer, make_penalty
 from d1jax.rl.update import make_update
-from d1jax.runtime import mesh as mesh_rules
-from d1jax.runtime.optimizer import TrainState, make_optimizer, make_schedule, new_state
-from d1jax.setup import split, trained_table, with_adapter
 from d1jax.tasks.task import DataError
+from d1jax.training.context import Experiment
+from d1jax.training.optimizer import TrainState, make_optimizer, make_schedule, new_state
+from d1jax.training.setup import split, trained_table, with_adapter
+from d1jax.training.stage_log import Journal
 
 
 def train(experiment: Experiment, start: Variables, journal: Journal) -> Variables:
@@ -78,7 +78,7 @@ def train(experiment: Experiment, start: Variables, journal: Journal) -> Variabl
         else:
             rollout = jax.device_get(sample(
                 experiment.model, reference if config.data == "reference" else policy,
-                *mesh_rules.place_rows(mesh, prompts), jax.random.fold_in(key, 0), mesh_rules.place_rows(mesh, row_ids_B),
+                *sharding.place_rows(mesh, prompts), jax.random.fold_in(key, 0), sharding.place_rows(mesh, row_ids_B),
                 config=sampler, special=special, temperature=config.temperature,
             ))  # fmt: skip
         batch = Batch(  # all rows alike, until they are judged
@@ -100,7 +100,7 @@ def train(experiment: Experiment, start: Variables, journal: Journal) -> Variabl
         reward_QG = total_rewards(parts_B, config.reward_weights).reshape(questions, group)
         compared_QG = reward_QG
         if config.kl_in_reward:
-            kl_B, tokens = penalty(policy, reference, mesh_rules.place_rows(mesh, batch), jax.random.fold_in(key, 1))
+            kl_B, tokens = penalty(policy, reference, sharding.place_rows(mesh, batch), jax.random.fold_in(key, 1))
             compared_QG = reward_QG - config.kl_coefficient * np.asarray(kl_B, np.float64).reshape(reward_QG.shape)
             values["kl"] = float(kl_B.sum() / tokens)
         elif config.advantage == "accepted":
@@ -115,11 +115,11 @@ def train(experiment: Experiment, start: Variables, journal: Journal) -> Variabl
         if config.advantage == "pairs":  # the best and the worst of each group
             batch = jax.tree.map(lambda x, rows_B=credits.rows_B: x[rows_B], batch)
         batch = batch._replace(advantage_BC=credits.advantage_BC, kept_B=credits.kept_B)
-        batch = mesh_rules.place_rows(mesh, batch)
+        batch = sharding.place_rows(mesh, batch)
         state, inner = update(state, frozen, reference, batch, jax.random.fold_in(key, 1), step == 0)
         inner = jax.device_get(inner)
         if step == 0:
-            for line in guards.check_start(inner, config, experiment.config.model.dtype):
+            for line in diagnostics.check_start(inner, config, experiment.config.model.dtype):
                 journal.note(line)
         if config.reference_sync_every and (step + 1) % config.reference_sync_every == 0:
             reference = _mixed(reference, {**frozen, **state.trainable}, config.reference_mix)
@@ -137,9 +137,9 @@ def train(experiment: Experiment, start: Variables, journal: Journal) -> Variabl
         if every and (step + 1) % every == 0:
             values |= accuracy.headline(experiment, {**frozen, **state.trainable})
         journal.record(step + 1, values, watch=("reward", "rewards/solved/mean", "kl", "entropy"))
-        for line in guards.no_signal(journal.recent, step + 1, config):
+        for line in diagnostics.no_signal(journal.recent, step + 1, config):
             journal.note(line)
-        signs = guards.collapsed(journal.recent, group, config.guard)
+        signs = diagnostics.collapsed(journal.recent, group, config.guard)
         if signs:
             journal.roll_back(step + 1, config.guard.patience, signs)
         journal.keep(step + 1, _items(state, reference))

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from d1jax.analysis import autoregressiveness
 from d1jax.config import RlConfig
 from d1jax.diffusion.sampler import Rollout
+from d1jax.evaluation import decoding_order
 from d1jax.rl.advantages import equal_groups
 
 
@@ -31,7 +31,7 @@ def of_completions(
         "completions/distinct_per_group": float(np.mean(distinct)),
         "completions/repeated_tokens": repeated_tokens(rollout.tokens_BC, rollout.length_B),
         "sampler/nfe": float(rollout.nfe_B.mean()),
-        **autoregressiveness.metrics(rollout),
+        **decoding_order.metrics(rollout),
     }
 
 

@@ -17,9 +17,9 @@ from jax import Array
 from d1jax.config import RlConfig, SamplerConfig
 from d1jax.data.tokenizers import SpecialTokens
 from d1jax.models.transformer import Transformer, Variables
-from d1jax.rl.objective import LEVELS, POOLINGS, exp, preference_terms, token_terms
-from d1jax.rl.scoring import Batch, Scorer
-from d1jax.runtime.optimizer import TrainState, apply_gradient, bad_updates, gradients, placement
+from d1jax.rl.likelihood import Batch, Scorer
+from d1jax.rl.loss import LEVELS, POOLINGS, exp, preference_terms, token_terms
+from d1jax.training.optimizer import TrainState, apply_gradient, bad_updates, gradients, placement
 
 Update = Callable[..., tuple[TrainState, dict[str, Array]]]
 

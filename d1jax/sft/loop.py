@@ -14,17 +14,17 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
-from d1jax.analysis import accuracy
 from d1jax.config import ConfigError, SftConfig
-from d1jax.data.pipeline import RowOrder
+from d1jax.data.order import RowOrder
 from d1jax.data.tokenizers import SpecialTokens
 from d1jax.diffusion.canvas import Canvas, through_first_end
-from d1jax.diffusion.corruption import corrupt
-from d1jax.experiment import Experiment
-from d1jax.journal import Journal
+from d1jax.diffusion.forward_process import corrupt
+from d1jax.evaluation import accuracy
+from d1jax.models import sharding
 from d1jax.models.transformer import Transformer, Variables
-from d1jax.runtime import mesh as mesh_rules
-from d1jax.runtime.optimizer import (
+from d1jax.sft.loss import NORMALIZERS, masked_loss
+from d1jax.training.context import Experiment
+from d1jax.training.optimizer import (
     TrainState,
     apply_gradient,
     bad_updates,
@@ -34,8 +34,8 @@ from d1jax.runtime.optimizer import (
     new_state,
     placement,
 )
-from d1jax.setup import split, trained_table, with_adapter
-from d1jax.sft.loss import NORMALIZERS, masked_loss
+from d1jax.training.setup import split, trained_table, with_adapter
+from d1jax.training.stage_log import Journal
 
 
 class Rows(NamedTuple):
@@ -68,7 +68,7 @@ def train(experiment: Experiment, start: Variables, journal: Journal) -> Variabl
         # -- the batch: a function of the step
         rows_B = targets[order.take(step * config.batch_size, config.batch_size)]
         clean = Canvas(problems.target_RC[rows_B], problems.prompt_RP[rows_B], problems.prompt_length_R[rows_B])
-        clean = mesh_rules.place_rows(experiment.mesh, clean)
+        clean = sharding.place_rows(experiment.mesh, clean)
 
         # -- the update
         key = jax.random.fold_in(experiment.key("sft"), step)

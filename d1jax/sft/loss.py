@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from d1jax.diffusion.canvas import Canvas, completion_hidden
-from d1jax.diffusion.corruption import Corruption
+from d1jax.diffusion.forward_process import Corruption
 from d1jax.models.token_logprobs import token_logprobs
 from d1jax.models.transformer import Transformer, Variables, head_matrix, hidden_states
 

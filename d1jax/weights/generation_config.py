@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from d1jax.config import Config, ConfigError, SamplerConfig
-from d1jax.config_file import section_from, to_dict
-from d1jax.config_rules import check
+from d1jax.config.parse import section_from, to_dict
+from d1jax.config.rules import check
 from d1jax.files import write_json
-from d1jax.weights.checkpoint_directory import read_json
+from d1jax.weights.hf_directory import read_json
 
 FILE, SECTION = "generation_config.json", "d1jax_sampler"
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from d1jax.config import ConfigError, ModelConfig
-from d1jax.data.pretrained_tokenizer import load_pretrained_tokenizer
+from d1jax.data.hf_tokenizer import load_pretrained_tokenizer
 from d1jax.data.tokenizers import (
     IdTokenizer,
     SmallTokenizer,
@@ -19,7 +19,7 @@ from d1jax.data.tokenizers import (
 )
 from d1jax.files import write_json
 from d1jax.models.families import family_of, write_config
-from d1jax.weights.checkpoint_directory import read_json
+from d1jax.weights.hf_directory import read_json
 
 TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "special_tokens_map.json", "added_tokens.json",

@@ -13,7 +13,7 @@ from d1jax.data.tokenizers import SpecialTokens
 from d1jax.diffusion.sampler import sample
 from d1jax.diffusion.schedule import plan
 from d1jax.models.families import FAMILIES
-from d1jax.weights.convert import to_published
+from d1jax.weights.names import to_published
 
 LLADA_8B = ModelConfig(width=4096, layers=32, heads=32, kv_heads=32, mlp_width=12288, vocab_size=126464)
 DREAM_7B = ModelConfig(width=3584, layers=28, heads=28, kv_heads=4, mlp_width=18944, vocab_size=152064)

@@ -18,8 +18,8 @@ from d1jax.diffusion.likelihood import Views, score
 from d1jax.diffusion.sampler import sample
 from d1jax.models.families import FAMILIES
 from d1jax.rl.advantages import group_advantages
-from d1jax.rl.objective import POOLINGS, token_terms
-from d1jax.weights.convert import to_published
+from d1jax.rl.loss import POOLINGS, token_terms
+from d1jax.weights.names import to_published
 
 MASK, END = 3, 2
 SPECIAL = SpecialTokens(mask=MASK, end=END)

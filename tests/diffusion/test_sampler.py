@@ -21,7 +21,7 @@ from d1jax.diffusion.likelihood import Views, score
 from d1jax.diffusion.noise import Noise, keyed_noise
 from d1jax.diffusion.sampler import denoise, sample, text_is_decided
 from d1jax.diffusion.schedule import time_schedule
-from d1jax.runtime import mesh as mesh_rules
+from d1jax.models import sharding
 
 END, TURN_END, MASK = 10, 11, 12
 SPECIAL = SpecialTokens(mask=MASK, end=END, turn_end=TURN_END)
@@ -405,7 +405,7 @@ def test_random_remasking_reveals_every_position_first_equally_often(tiny):
 @pytest.mark.parametrize("axes", [{"data": 8}, {"data": 2, "fsdp": 2, "tensor": 2}], ids=str)
 def test_eight_devices_decode_what_one_decodes(tiny, initialized, random_prompts, axes, changes):
     model, host_variables = tiny(heads=4, kv_heads=2, vocab_size=14, qkv_bias=True)
-    mesh = mesh_rules.make_mesh(MeshConfig(**axes))
+    mesh = sharding.make_mesh(MeshConfig(**axes))
     prompt_BP, length_B = random_prompts(5, 8, 3)
     host = (np.asarray(prompt_BP), np.asarray(length_B), np.arange(8, dtype=np.int32))
 
@@ -417,10 +417,10 @@ def test_eight_devices_decode_what_one_decodes(tiny, initialized, random_prompts
 
     with jax.set_mesh(mesh):
         cut = jax.tree.map(lambda x: x.sharding, {"params": initialized["params"]})  # over fsdp and tensor
-        variables = jax.device_put(host_variables, cut if "tensor" in axes else mesh_rules.replicated(mesh))
-        placed = mesh_rules.place_rows(mesh, host)
+        variables = jax.device_put(host_variables, cut if "tensor" in axes else sharding.replicated(mesh))
+        placed = sharding.place_rows(mesh, host)
         many = decode(variables, *placed)
-    shards = mesh_rules.row_shards(mesh)
+    shards = sharding.row_shards(mesh)
     assert placed[0].addressable_shards[0].data.shape == (8 // shards, 3)
     assert len(variables["params"]["ff_out"].sharding.device_set) == 8
     one = decode(host_variables, *map(jnp.asarray, host))

@@ -10,13 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from d1jax.config import ADAPTIVE, Config, SamplerConfig
-from d1jax.config_rules import check
+from d1jax.config.rules import check
 from d1jax.data.tokenizers import SpecialTokens
 from d1jax.diffusion import sampler
-from d1jax.diffusion.candidates import SURENESS
 from d1jax.diffusion.noise import Noise
-from d1jax.diffusion.reveal import RULES
+from d1jax.diffusion.predictions import SURENESS
 from d1jax.diffusion.sampler import denoise
+from d1jax.diffusion.unmasking import RULES
 
 END, TURN_END, MASK = 10, 11, 12
 SPECIAL = SpecialTokens(mask=MASK, end=END, turn_end=TURN_END)

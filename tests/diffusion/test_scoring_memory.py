@@ -8,13 +8,13 @@ import jax.numpy as jnp
 import pytest
 
 from d1jax.config import LoraConfig, MeshConfig
-from d1jax.config_file import parse
+from d1jax.config.parse import parse
 from d1jax.diffusion.canvas import Canvas, completion_hidden
 from d1jax.diffusion.likelihood import Views, score
+from d1jax.models.sharding import make_mesh
 from d1jax.models.token_logprobs import token_logprobs
 from d1jax.models.transformer import Transformer, abstract_variables, hidden_states, project
-from d1jax.runtime.mesh import make_mesh
-from d1jax.setup import split
+from d1jax.training.setup import split
 
 LLADA = Path(__file__).parents[2] / "configs" / "models" / "llada_8b.yaml"
 ROWS, COMPLETION, PROMPT, VIEWS = 16, 256, 256, 3

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from d1jax.config import ConfigError, ModelConfig
 from d1jax.models.families import FAMILIES, family_for, family_of, read_config, write_config
-from d1jax.weights.convert import parameter_count
+from d1jax.weights.names import parameter_count
 
 TESTS = Path(__file__).resolve().parents[1]
 PUBLISHED = TESTS.parents[1] / "shared" / "checkpoints"

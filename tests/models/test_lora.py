@@ -10,8 +10,8 @@ from jax.sharding import PartitionSpec as Spec
 
 from d1jax.config import ConfigError, LoraConfig, MeshConfig
 from d1jax.models.lora import Rounding, check_targets, merge, merge_each, parameter_table, warn_of_rounding
+from d1jax.models.sharding import make_mesh
 from d1jax.models.transformer import Transformer, head_matrix, hidden_states, project
-from d1jax.runtime.mesh import make_mesh
 
 TARGETS = LoraConfig().targets
 LORA = LoraConfig(rank=3, alpha=5.0)

@@ -8,8 +8,8 @@ from safetensors.numpy import load_file
 
 from d1jax.models.families import FAMILIES
 from d1jax.models.transformer import head_matrix, hidden_states, project
-from d1jax.weights.convert import to_published
-from d1jax.weights.huggingface import in_memory, save_weights
+from d1jax.weights.hf_io import in_memory, save_weights
+from d1jax.weights.names import to_published
 
 torch = pytest.importorskip("torch", reason="PyTorch is an extra: pip install 'd1jax[torch]'")
 transformers = pytest.importorskip("transformers")

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from d1jax.config import LoraConfig, MeshConfig
+from d1jax.models.sharding import make_mesh
 from d1jax.models.transformer import Transformer, head_matrix, hidden_states, initialize, project
-from d1jax.runtime.mesh import make_mesh
 
 ARCHITECTURES = {
     "multi-head": {},

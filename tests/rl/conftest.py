@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from d1jax.config import ModelConfig, OptimizerConfig, SamplerConfig
-from d1jax.config_file import parse
+from d1jax.config.parse import parse
 from d1jax.data.tokenizers import SpecialTokens
 from d1jax.diffusion.canvas import Canvas
 from d1jax.rl.advantages import group_advantages
-from d1jax.rl.scoring import Batch
+from d1jax.rl.likelihood import Batch
 
 FOLDER = Path(__file__).parents[2] / "configs"
 FILES = sorted((FOLDER / "methods").glob("*.yaml"))

@@ -15,11 +15,11 @@ import numpy as np
 from d1jax.config import MeshConfig
 from d1jax.diffusion.canvas import through_first_end
 from d1jax.diffusion.likelihood import Views, score
+from d1jax.models.sharding import make_mesh
 from d1jax.models.transformer import Transformer, initialize
-from d1jax.rl.scoring import Scorer
+from d1jax.rl.likelihood import Scorer
 from d1jax.rl.update import make_update, view_keys
-from d1jax.runtime.mesh import make_mesh
-from d1jax.runtime.optimizer import make_optimizer, new_state
+from d1jax.training.optimizer import make_optimizer, new_state
 
 BLOCK = 4  # of the toy's sampler
 

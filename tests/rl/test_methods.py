@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 
 from d1jax.config import MeshConfig
-from d1jax.config_file import parse
+from d1jax.config.parse import parse
 from d1jax.diffusion.estimators import PLANS, views_of
+from d1jax.models.sharding import make_mesh
 from d1jax.models.transformer import Transformer, initialize
 from d1jax.rl.advantages import ADVANTAGES
-from d1jax.rl.guards import check_start
-from d1jax.rl.objective import KL, LEVELS
+from d1jax.rl.diagnostics import check_start
+from d1jax.rl.loss import KL, LEVELS
 from d1jax.rl.update import make_update, view_keys
-from d1jax.runtime.mesh import make_mesh
-from d1jax.runtime.optimizer import make_optimizer, new_state
+from d1jax.training.optimizer import make_optimizer, new_state
 
 DOCS = Path(__file__).parents[2] / "docs"
 

@@ -13,12 +13,12 @@ from d1jax.data.tokenizers import SpecialTokens
 from d1jax.diffusion.canvas import Canvas, through_first_end
 from d1jax.diffusion.estimators import views_of
 from d1jax.diffusion.likelihood import score
+from d1jax.models.sharding import make_mesh, place_rows
 from d1jax.models.transformer import Transformer, initialize
-from d1jax.rl.objective import POOLINGS, token_terms
+from d1jax.rl.loss import POOLINGS, token_terms
 from d1jax.rl.update import Batch, make_update, view_keys
-from d1jax.runtime.mesh import make_mesh, place_rows
-from d1jax.runtime.optimizer import TrainState, make_optimizer, new_state
-from d1jax.setup import split
+from d1jax.training.optimizer import TrainState, make_optimizer, new_state
+from d1jax.training.setup import split
 
 SPECIAL = SpecialTokens(mask=9, end=8)
 MODEL = ModelConfig(width=16, layers=2, heads=2, kv_heads=2, mlp_width=24, vocab_size=16, rope_theta=100)

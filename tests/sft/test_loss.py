@@ -7,10 +7,10 @@ import optax
 import pytest
 
 from d1jax.diffusion.canvas import Canvas
-from d1jax.diffusion.corruption import apply_mask
+from d1jax.diffusion.forward_process import apply_mask
 from d1jax.models.families import FAMILIES
 from d1jax.sft.loss import NORMALIZERS, masked_loss
-from d1jax.weights.convert import to_published
+from d1jax.weights.names import to_published
 
 
 @pytest.fixture

@@ -10,10 +10,10 @@ import pytest
 from d1jax.config import MeshConfig, ModelConfig, OptimizerConfig, SftConfig
 from d1jax.data.tokenizers import SpecialTokens
 from d1jax.diffusion.canvas import Canvas
+from d1jax.models.sharding import make_mesh, place_rows
 from d1jax.models.transformer import Transformer, initialize
-from d1jax.runtime.mesh import make_mesh, place_rows
-from d1jax.runtime.optimizer import make_optimizer, new_state
 from d1jax.sft.loop import make_update
+from d1jax.training.optimizer import make_optimizer, new_state
 
 SPECIAL = SpecialTokens(mask=9, end=8)
 MODEL = Transformer(ModelConfig(width=16, layers=1, heads=2, kv_heads=2, mlp_width=24, vocab_size=16, rope_theta=100))

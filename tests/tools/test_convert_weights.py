@@ -12,11 +12,11 @@ from d1jax import convert
 from d1jax.config import LoraConfig, MeshConfig
 from d1jax.models import lora
 from d1jax.models.families import family_for
-from d1jax.runtime.mesh import make_mesh
-from d1jax.weights.checkpoint_directory import open_checkpoint
-from d1jax.weights.convert import to_published
-from d1jax.weights.huggingface import load_weights
-from d1jax.weights.peft_adapter import save_adapter
+from d1jax.models.sharding import make_mesh
+from d1jax.weights.hf_directory import open_checkpoint
+from d1jax.weights.hf_io import load_weights
+from d1jax.weights.names import to_published
+from d1jax.weights.peft import save_adapter
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import pytest
 import d1jax
 from d1jax.config import ConfigError, SamplerConfig
 from d1jax.data.tokenizers import CharacterTokenizer
-from d1jax.policy import PUBLISHED_SAMPLER, load_pretrained, sampler_of, save_pretrained
+from d1jax.inference.policy import PUBLISHED_SAMPLER, load_pretrained, sampler_of, save_pretrained
 from d1jax.weights.generation_config import FILE, read_sampler, write_sampler
 
 SETTINGS = SamplerConfig(completion_length=6, block_length=3, steps=2, remasking="entropy", end_token="last", top_k=3)

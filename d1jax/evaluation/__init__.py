@@ -1,0 +1,1 @@
+"""What a policy can do: decoding, grading, intervals, decoding order; and what a likelihood estimator is worth."""

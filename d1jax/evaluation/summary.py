@@ -1,0 +1,68 @@
+"""summary.json: the before/after table of a run for programs, made from the evaluations that the stages left."""
+
+from __future__ import annotations
+
+import platform
+from collections import defaultdict
+from typing import Any
+
+import jax
+
+from d1jax.config.version import __version__
+from d1jax.evaluation.accuracy import baseline_scores
+from d1jax.files import write_json, write_jsonl
+from d1jax.telemetry.metrics import read_metrics
+from d1jax.training.context import Experiment
+from d1jax.weights.run import RunDirectory, read_record, read_records
+
+
+def write(experiment: Experiment, run: RunDirectory) -> dict[str, Any]:
+    """Writes summary.json and samples.jsonl from the evaluations there are; returns the summary."""
+    config = experiment.config
+    done = [stage for stage in config.stages if run.evaluation(stage).exists()]
+    summary = {
+        "task": experiment.task.name,
+        "run": run.path.name,
+        "primary_set": next(iter(experiment.eval_sets)),
+        "decoding": {
+            "steps": config.sampler.steps,
+            "completion_length": config.sampler.completion_length,
+            "block_length": config.sampler.block_length,
+            "temperature": config.evaluation.temperature,
+        },
+        "stages": [stage_entry(stage, read_record(run.evaluation(stage))) for stage in done],
+        "baselines": {name: baseline_scores(experiment, problems) for name, problems in experiment.eval_sets.items()},
+        "wall_seconds": _wall_seconds(run),
+        "environment": environment(),
+    }
+    found = [sample for stage in done for sample in read_records(run.evaluation_samples(stage))]
+    order = list(experiment.eval_sets)
+    samples = sorted(found, key=lambda sample: (order.index(sample["set"]), sample["index"]))  # stages side by side
+    write_jsonl(run.samples, samples)
+    write_json(run.summary, summary)
+    return summary
+
+
+def stage_entry(stage: str, evaluation: dict[str, Any]) -> dict[str, Any]:
+    """{"name", "step", the headline set's scores, "sets": every set's scores, with the order of their decoding}."""
+    sets = evaluation["sets"]
+    headline = {key: value for key, value in next(iter(sets.values())).items() if key != "decoding_order"}
+    return {"name": stage, "step": evaluation["step"], **headline, "sets": sets}
+
+
+def environment() -> dict[str, str]:
+    devices = jax.devices()
+    return {
+        "d1jax": __version__,
+        "jax": jax.__version__,
+        "python": platform.python_version(),
+        "devices": f"{len(devices)} x {devices[0].device_kind}",
+        "platform": platform.platform(),
+    }
+
+
+def _wall_seconds(run: RunDirectory) -> dict[str, float]:
+    seconds: dict[str, float] = defaultdict(float)
+    for line in read_metrics(run.path / "metrics.jsonl"):
+        seconds[line["stage"]] += line.get("time/step_s", 0.0)
+    return {stage: round(total, 1) for stage, total in seconds.items()}

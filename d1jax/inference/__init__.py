@@ -1,0 +1,1 @@
+"""A policy in memory, and what it writes: completions, texts with holes, a chat."""

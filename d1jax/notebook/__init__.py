@@ -1,0 +1,1 @@
+"""Training and evaluation of a policy from Python, without a run directory."""

@@ -1,1 +1,0 @@
-"""Devices, optimizer, checkpoints and signals: what every run needs and no algorithm is about."""

@@ -1,0 +1,77 @@
+"""What all commands share: their exit codes, and the line that a user reads where one fails."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+
+from d1jax.config import ConfigError
+from d1jax.config.errors import CannotSave, Diverged, Stopped
+from d1jax.tasks.task import DataError
+from d1jax.telemetry.terminal import printable
+
+FAILED, USER_MISTAKE, INTERRUPTED = 1, 2, 130
+# Of an operating system's errors, those about a path that a user has named.
+NAMED_WRONGLY = (FileExistsError, FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
+
+
+def exit_code(command: Callable[[], int], keeps: bool = False) -> int:
+    """What `command()` returns; where it raises what a user can do something about, that in one line on standard error, and
+    1 (diverged, out of memory, a disk that is full), 2 (a mistake in the arguments, the configuration or the data), 130 (Ctrl-C)
+    or 128 + n (stopped by signal n).
+
+    keeps: the command saves as it goes, and the same one continues: then no error of the operating system is a mistake in an
+    argument, and a reader of its output that has gone is a failure. Every other exception is a fault of d1jax and passes.
+    """
+    try:
+        return command()
+    except BrokenPipeError:  # the reader has gone: `d1jax convert inspect ... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that the last flush has somewhere to go
+        return FAILED if keeps else 0
+    except (ConfigError, DataError) as error:
+        return _told(error, USER_MISTAKE)
+    except (Diverged, CannotSave) as error:
+        return _told(error, FAILED)
+    except OSError as error:
+        if keeps:
+            return _told(f"{error}; what was saved is good, and the same command continues", FAILED)
+        return _told(error, USER_MISTAKE if isinstance(error, NAMED_WRONGLY) else FAILED)
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        reason = str(error).partition("\n")[0]
+        return _told(
+            f"out of memory ({reason}); shard by mesh.fsdp, lower the batch, or in training raise micro_batches", FAILED
+        )
+    except Stopped as stopped:
+        print(stopped, file=sys.stderr)
+        return stopped.exit_code
+    except KeyboardInterrupt:
+        print(file=sys.stderr)
+        return INTERRUPTED
+
+
+def output_file(flag: str, text: str) -> Path:
+    """The file that a flag names. Raises ConfigError for one that could not be written, before the work that it will hold."""
+    path = Path(text)
+    if path.is_dir():
+        raise ConfigError(f"{flag} {text!r} is a directory; name a file in it")
+    if not path.parent.is_dir():
+        raise ConfigError(f"{flag} {text!r}: there is no directory {str(path.parent)!r}; make it first")
+    check_writable(flag, path.parent)
+    return path
+
+
+def check_writable(flag: str, folder: Path) -> None:
+    """Files are written beside their name and moved there, so what counts is the folder."""
+    if not os.access(folder, os.W_OK):
+        raise ConfigError(f"{flag}: the directory {str(folder)!r} may not be written to")
+
+
+def _told(problem: object, code: int) -> int:
+    print(f"error: {printable(str(problem))}", file=sys.stderr)
+    return code

@@ -1,0 +1,1 @@
+"""What every training algorithm shares: context of a run, optimizer, log, resume, stop."""

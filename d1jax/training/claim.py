@@ -1,0 +1,115 @@
+"""A run directory is made or taken over by one process: the lock, the configuration and the rows that it belongs to."""
+
+from __future__ import annotations
+
+import dataclasses
+import fcntl
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO, Any
+
+from d1jax.config import Config, ConfigError
+from d1jax.config.parse import differences, from_yaml, to_yaml
+from d1jax.files import write_beside, write_json
+from d1jax.training.longer import check_longer, only_longer
+from d1jax.weights.run import RunDirectory, read_record
+
+OURS = (".lock", "config.yaml.tmp")  # what a claim that was killed may leave
+
+
+def claim(config: Config) -> tuple[RunDirectory, IO[str]]:
+    """The run directory of `config`, made if it is new, and the lock that this process holds on it.
+
+    Raises ConfigError where the directory belongs to another configuration, to another running process, or to something else,
+    or cannot be written to.
+    """
+    run = RunDirectory(Path(config.run_dir))
+    try:
+        lock = _lock(run, config.run_dir)
+    except ConfigError:
+        raise
+    except (OSError, ValueError) as error:  # ValueError: Python refuses a path with a NUL by itself
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ConfigError(
+            f"run_dir {config.run_dir!r} cannot be made or written to ({reason}); choose another"
+        ) from None
+    try:
+        _take_over(run, config)
+    except BaseException:
+        lock.close()
+        raise
+    return run, lock
+
+
+def _take_over(run: RunDirectory, config: Config) -> None:
+    """Writes the configuration of a new run down. Raises ConfigError where the directory has begun with another one.
+
+    One that is only longer is accepted and not written: `longer.make_longer` does that, when nothing can be refused any more.
+    """
+    # Before the first checkpoint nothing has been learnt, and a corrected configuration may take the directory over.
+    if run.config.exists() and run.begun:
+        # Where the directory lies is no part of what it holds: a moved run may be continued.
+        old = from_yaml(run.config)
+        changed = differences(dataclasses.replace(old, run_dir=""), dataclasses.replace(config, run_dir=""))
+        if changed and only_longer(old, config):
+            check_longer(run, old, config)
+        elif changed:
+            raise ConfigError(
+                f"run_dir {config.run_dir!r} holds a run with another configuration; it differs in\n  "
+                + "\n  ".join(changed)
+                + "\nchoose another run_dir, or undo these"
+            )
+    else:
+        # What an earlier start of another configuration has put beside it goes with that configuration.
+        shutil.rmtree(run.source, ignore_errors=True)
+        run.origin.unlink(missing_ok=True)
+        write_beside(run.config, to_yaml(config))
+
+
+def _lock(run: RunDirectory, name: str) -> IO[str]:
+    """The directory, made if it is new, and this process's lock on it."""
+    if run.path.exists() and not run.path.is_dir():
+        raise ConfigError(f"run_dir {name!r} is a file; choose another run_dir")
+    if run.path.is_dir() and not run.config.exists() and any(p.name not in OURS for p in run.path.iterdir()):
+        raise ConfigError(
+            f"run_dir {name!r} holds files but no config.yaml, so it is not a run; choose another run_dir"
+        )
+    run.path.mkdir(parents=True, exist_ok=True)
+    lock = open(run.path / ".lock", "w")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        raise ConfigError(
+            f"run_dir {name!r} is in use by another process; wait for it or choose another run_dir"
+        ) from None
+    return lock
+
+
+def check_data(run: RunDirectory, data: Mapping[str, Mapping[str, Any]]) -> str | None:
+    """Compares {setting: {"source", "rows", "sha256"}} with the rows that the run began with, and writes it down if it is new.
+
+    Returns a line for the log where there is something to say. Raises ConfigError where the rows of a source have changed.
+    """
+    if not run.begun:
+        write_json(run.data, data)
+        return None
+    if not run.data.exists():
+        write_json(run.data, data)
+        return "this run was begun before runs recorded their rows; whether these are the same cannot be told"
+    changed = changed_rows(run, data)
+    if changed:
+        raise ConfigError("; ".join(changed) + "; put the former rows back, or choose another run_dir")
+    return None
+
+
+def changed_rows(run: RunDirectory, data: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """A line for every source whose rows are not those that the run began with; [] for a run that did not record them."""
+    recorded = read_record(run.data) if run.data.exists() else data
+    pairs = [(setting, recorded.get(setting, {}), now) for setting, now in data.items()]
+    return [
+        f"{setting}: {now['source']} has other rows than when the run in {str(run.path)!r} began: {then.get('rows')} rows with "
+        f"sha256 {str(then.get('sha256'))[:16]} then, {now['rows']} rows with {now['sha256'][:16]} now"
+        for setting, then, now in pairs
+        if then.get("sha256") != now["sha256"]
+    ]

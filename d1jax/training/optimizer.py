@@ -1,0 +1,121 @@
+"""Optimizers from optax, the training state, and gradients summed over micro-batches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array
+from jax.sharding import Mesh
+from optax import microbatching
+
+from d1jax.config import OptimizerConfig
+from d1jax.models.sharding import replicated
+
+UNLIMITED = 2**31 - 1
+MASTER = jnp.float32  # the dtype of all that is trained
+
+
+class TrainState(NamedTuple):
+    trainable: Any  # {"params": ...} or, under LoRA, {"lora": ...}; always fp32
+    optimizer: Any  # Adam's moments are fp32, like what they belong to
+
+
+def make_schedule(config: OptimizerConfig, updates: int) -> optax.Schedule:
+    """The learning rate as a function of the update, over `updates` updates."""
+    after = max(updates - config.warmup_steps, 1)
+    body = {
+        "constant": optax.constant_schedule(config.learning_rate),
+        "linear": optax.linear_schedule(config.learning_rate, 0.0, after),
+        "cosine": optax.cosine_decay_schedule(config.learning_rate, after),
+    }[config.schedule]
+    if config.warmup_steps == 0:
+        return body
+    return optax.join_schedules(
+        [optax.linear_schedule(0.0, config.learning_rate, config.warmup_steps), body], [config.warmup_steps]
+    )
+
+
+def make_optimizer(config: OptimizerConfig, updates: int) -> optax.GradientTransformation:
+    """AdamW behind a clip. An update that is not finite changes nothing; the state counts how many in a row (bad_updates)."""
+    clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm > 0 else optax.identity()
+    adamw = optax.adamw(
+        make_schedule(config, updates),
+        b1=config.beta1,
+        b2=config.beta2,
+        weight_decay=config.weight_decay,
+        mask=_decayed,
+    )
+    # apply_if_finite would give up and apply the update after its limit; the loops stop the run instead.
+    return optax.apply_if_finite(optax.chain(clip, adamw), max_consecutive_errors=UNLIMITED)
+
+
+def new_state(optimizer: optax.GradientTransformation, trainable: Any, mesh: Mesh) -> TrainState:
+    """The state before the first update: fp32 master weights and moments, placed like the parameters that they belong to.
+
+    bf16 has 8 bits: at a learning rate of 1e-6 nearly every update of a weight is less than half a step of it and would be rounded away.
+    So what is trained is kept in fp32, whatever dtype the weights came in; the model casts it to its own dtype where it
+    computes. The parameters are copied, because updates donate their state and `trainable` belongs to the caller.
+    """
+    trainable = jax.tree.map(lambda x: jnp.array(x, MASTER, copy=True), trainable)
+    shapes = jax.eval_shape(optimizer.init, trainable)
+    like = jax.tree.map(lambda x: x.sharding, trainable)
+    placement = optax.tree_map_params(
+        optimizer, lambda _, place: place, shapes, like, transform_non_params=lambda _: replicated(mesh)
+    )
+    return TrainState(trainable, jax.jit(optimizer.init, out_shardings=placement)(trainable))
+
+
+def placement(state: TrainState) -> TrainState:
+    """Where every array of a state lives: updates leave it there, so that the next one needs no second program."""
+    return jax.tree.map(lambda x: x.sharding, state)
+
+
+def bad_updates(optimizer_state: optax.ApplyIfFiniteState) -> tuple[Array, Array]:
+    """(skipped in a row, skipped in all)."""
+    return optimizer_state.notfinite_count, optimizer_state.total_notfinite
+
+
+def _decayed(params: Any) -> Any:
+    """Weight decay is for matrices: kernels and adapters, not norms, biases or the embedding."""
+    return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key in ("kernel", "ff_out", "a", "b"), params)
+
+
+def gradients(
+    loss: Callable[..., tuple[Array, Any]], trainable: Any, rows: Any, micro_batches: int
+) -> tuple[Array, Any, Any]:
+    """(loss, auxiliary sums, gradient), each summed over micro-batches of the rows.
+
+    `loss(trainable, rows)` returns sums over rows of terms already divided by the totals of the whole batch, so every split
+    of the batch gives the same gradient.
+    """
+
+    def value_and_grad(trainable: Any, rows: Any) -> tuple[tuple[Array, Any], Any]:
+        return jax.value_and_grad(loss, has_aux=True)(trainable, rows)
+
+    (value, sums), grads = over_micro_batches(
+        value_and_grad, 1, rows, micro_batches, microbatching.AccumulationType.SUM
+    )(trainable, rows)
+    return value, sums, grads
+
+
+def over_micro_batches(
+    function: Callable[..., Any], argnum: int, rows: Any, micro_batches: int, accumulate: Any
+) -> Callable[..., Any]:
+    """`function` run on parts of its rows, one after the other."""
+    if micro_batches == 1:
+        return function
+    count = jax.tree.leaves(rows)[0].shape[0]
+    return microbatching.microbatch(function, argnum, count // micro_batches, accumulate)
+
+
+def apply_gradient(
+    optimizer: optax.GradientTransformation, state: TrainState, gradient: Any, loss: Array
+) -> TrainState:
+    """One optimizer update. A loss that is not finite makes the gradient count as not finite too."""
+    gradient = jax.tree.map(lambda g: jnp.where(jnp.isfinite(loss), g, jnp.nan), gradient)
+    change, optimizer_state = optimizer.update(gradient, state.optimizer, state.trainable)
+    return TrainState(optax.apply_updates(state.trainable, change), optimizer_state)

@@ -1,0 +1,207 @@
+"""What a stage leaves behind while it runs: metrics, progress, checkpoints; and where it goes on after a stop.
+
+journal = Journal(run, metrics, stop, "rl", steps, config)
+items, first = journal.resume({"trainable": ..., "optimizer": ...})
+for step in range(first, steps):
+    ...
+    journal.record(step + 1, values, watch=("reward",))
+    journal.keep(step + 1, {"trainable": ..., "optimizer": ...})
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from types import TracebackType
+from typing import Any, NoReturn
+
+from d1jax.config import Config, ConfigError
+from d1jax.config.errors import CannotSave, Diverged
+from d1jax.telemetry.metrics import MetricsLog, read_metrics
+from d1jax.telemetry.progress import Progress
+from d1jax.training.stopping import StopRequest
+from d1jax.weights.checkpoints import Checkpoints, DamagedCheckpoint
+from d1jax.weights.run import RunDirectory
+
+RECENT = 100  # steps that a guard may look back
+
+
+class Journal:
+    def __init__(
+        self, run: RunDirectory, metrics: MetricsLog, stop: StopRequest, stage: str, steps: int, config: Config
+    ) -> None:
+        self.stage, self.steps = stage, steps
+        self._run, self._config, self._metrics, self._stop = run, config, metrics, stop
+        keep = self._kept if config.keep_last else None
+        self._checkpoints = Checkpoints(run.checkpoints(stage), owner=True, keep=keep)
+        self._progress: Progress | None = None
+        self._began = time.perf_counter()
+        self.recent: list[Mapping[str, float]] = []  # metrics of the last steps, those before a stop included
+        self._headline: dict[int, float] = {}  # step -> what the headline evaluation found solved then
+
+    def note(self, line: str) -> None:
+        """A line for the log."""
+        if self._progress is None:
+            print(f"{self.stage}: {line}", file=sys.stderr)
+        else:
+            self._progress.note(f"{self.stage}: {line}")
+
+    def resume(self, items: dict[str, Any]) -> tuple[dict[str, Any], int]:
+        """(items, first step to do): as given, or as the last good checkpoint has them. A damaged one is set aside, not deleted.
+
+        Raises ConfigError where a checkpoint is of a step that the stage does not have.
+        """
+        first = 0
+        while (saved := self._checkpoints.latest()) is not None:
+            if saved > self.steps:
+                raise ConfigError(
+                    f"{self._run.checkpoints(self.stage) / str(saved)} is of step {saved}, but {self.stage}.steps = {self.steps}; "
+                    "move that folder away, or raise the steps in a new run_dir"
+                )
+            try:
+                items, first = self._checkpoints.load(saved, items), saved
+                break
+            except DamagedCheckpoint as error:
+                self._set_aside(error)
+        rows = [row for row in read_metrics(self._metrics.path) if row["stage"] == self.stage]
+        self.recent = rows[-RECENT:]
+        for row in rows:
+            self._note_headline(row["step"], row)
+        missing = sorted(set(range(1, first + 1)) - {row["step"] for row in rows})
+        if missing:
+            self.note(
+                f"{self._metrics.path} lacks {len(missing)} of the {first} steps that are saved: {spans(missing)}; "
+                "curves and times are without them"
+            )
+        if first < self.steps:
+            self._progress = Progress(self.stage, self.steps, initial=first)
+            self._progress.__enter__()
+            if first:
+                self._progress.note(f"{self.stage}: continuing after step {first}")
+        return items, first
+
+    def _set_aside(self, error: DamagedCheckpoint) -> None:
+        """Moves a damaged newest checkpoint away, and forgets what the stage will write again."""
+        self._checkpoints.set_aside(error.step - 1, self._run.damaged(self.stage))
+        good = self._checkpoints.latest()
+        self.note(
+            f"{error}. It is now in {self._run.damaged(self.stage)}; "
+            + (f"going on from step {good}" if good else "no earlier one is there, so the stage begins again")
+        )
+        self._metrics.rewind(self._run.saved_steps(self._config.stages))
+
+    def record(self, step: int, values: Mapping[str, float], watch: Sequence[str]) -> None:
+        """Writes the metrics of a step. Raises Diverged when too many updates in a row were skipped.
+
+        time/step_s is all that has passed since the step before: compilation, evaluation and saving too.
+        """
+        check_in_place(self._metrics, f"{self.stage} step {step}")
+        now = time.perf_counter()
+        values, self._began = {**values, "time/step_s": now - self._began}, now
+        self._metrics.write(self.stage, step, values)
+        self.recent = [*self.recent, values][-RECENT:]
+        self._note_headline(step, values)
+        self._progress.update({name: values[name] for name in watch if name in values})
+        in_a_row = int(values["nonfinite/in_a_row"])
+        problem = bad_updates_of(self.stage, step, self.steps, in_a_row, self._config)
+        if problem:
+            bad_steps = -(-in_a_row // (self._config.rl.inner_updates if self.stage == "rl" else 1))
+            good = max((saved for saved in self._checkpoints.steps() if saved <= step - bad_steps), default=0)
+            advice = f"start a new run_dir with a lower {self.stage}.optimizer.learning_rate"
+            raise Diverged(
+                f"{problem}; the last good checkpoint is step {good}; {advice} and init_from this one"
+                if good
+                else f"{problem}; {advice}, and check the weights that it starts from"
+            )
+
+    def roll_back(self, step: int, steps: int, signs: Sequence[str]) -> NoReturn:
+        """Sets aside what was saved in the last `steps` steps, which were bad, and raises Diverged with what was seen."""
+        # The first bad step decoded with the weights of the checkpoint before it, so that one is not good either.
+        good = max((saved for saved in self._checkpoints.steps() if saved < step - steps), default=0)
+        collapsed = self._run.collapsed(self.stage)
+        moved = self._checkpoints.set_aside(good, collapsed)
+        raise Diverged(
+            f"{self.stage} step {step}: the policy has collapsed; for {steps} steps in a row it showed {', '.join(signs)}. "
+            + (f"The last good checkpoint is step {good}" if good else f"No checkpoint of {self.stage} is from before")
+            + (f"; steps {moved} are now in {collapsed}" if moved else "")
+            + f". In a new run_dir, with init_from this one, try a lower {self.stage}.optimizer.learning_rate, a KL term, or "
+            f"{self.stage}.guard.patience = 0"
+        )
+
+    def keep(self, step: int, items: dict[str, Any]) -> None:
+        """Saves a checkpoint when one is due or a signal has come; then, after a signal, raises Stopped.
+
+        Raises CannotSave where the disk is full, or the directory may not be written to or is not there any more.
+        """
+        asked = self._stop.signum is not None
+        if asked or step % self._config.checkpoint_every == 0 or step == self.steps:
+            check_in_place(self._metrics, f"{self.stage} step {step}")
+            try:
+                self._metrics.to_disk()
+                self._checkpoints.save(step, items)
+            except OSError as error:
+                raise CannotSave(
+                    f"{self.stage} step {step}: the checkpoint cannot be saved: {error}; make room, or give the right to write "
+                    "there. What was saved before is good, and the same command continues from it"
+                ) from None
+        self._stop.check(f"{self.stage} step {step}")
+
+    def _kept(self, saved: list[int]) -> set[int]:
+        look_back = self._config.rl.guard.patience if self.stage == "rl" else 0
+        return kept_steps(saved, self._config.keep_last, self._headline, look_back)
+
+    def _note_headline(self, step: int, values: Mapping[str, float]) -> None:
+        solved = values.get(f"eval/{next(iter(self._config.task.eval_sets))}/solved")
+        if solved is not None:
+            self._headline[step] = solved
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._progress is not None:
+            self._progress.__exit__(kind, value, trace)
+        self._checkpoints.close()
+
+
+def bad_updates_of(stage: str, step: int, steps: int, in_a_row: int, config: Config) -> str | None:
+    """What to say where a stage cannot go on, or has learnt nothing, because its last `in_a_row` updates were not finite; else None."""
+    updates = steps * (config.rl.inner_updates if stage == "rl" else 1)
+    if step == steps and in_a_row >= updates:
+        return f"{stage} step {step}: all {updates} updates of the stage were NaN or infinite and were skipped, so nothing was learnt"
+    if in_a_row >= config.max_bad_updates:
+        return f"{stage} step {step}: the last {in_a_row} updates were NaN or infinite and were skipped"
+    return None
+
+
+def kept_steps(saved: Sequence[int], last: int, headline: Mapping[int, float], look_back: int) -> set[int]:
+    """Which of the checkpoints of a stage stay: the `last` ones; the best by the headline evaluation (of equals the later); and
+    those that a roll-back may want, which is to before the bad ones of the last `look_back` steps."""
+    kept = set(saved[-last:])
+    scored = [step for step in saved if step in headline]
+    kept |= {max(scored, key=lambda step: (headline[step], step))} if scored else set()
+    before = max((step for step in saved if step <= saved[-1] - look_back), default=0)
+    return kept | {step for step in saved if step >= before}
+
+
+def check_in_place(metrics: MetricsLog, where: str) -> None:
+    """Raises CannotSave where the run directory was renamed or removed: what is written now would begin another one."""
+    if not metrics.in_place():
+        raise CannotSave(
+            f"{where}: the run directory {metrics.path.parent} was renamed or removed while the run was under way; "
+            f"its metrics are now at {metrics.whereabouts()}. Stopped; the same command with --run_dir there continues"
+        )
+
+
+def spans(steps: Iterable[int]) -> str:
+    """[1, 2, 3, 7] -> "1-3, 7"."""
+    found: list[list[int]] = []
+    for step in steps:
+        if found and found[-1][1] == step - 1:
+            found[-1][1] = step
+        else:
+            found.append([step, step])
+    return ", ".join(str(low) if low == high else f"{low}-{high}" for low, high in found)

@@ -1,0 +1,798 @@
+"""Configuration: every way to write it, and every mistake with its cure."""
+
+import dataclasses
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from d1jax.config import Config, ConfigError, rules
+from d1jax.config import parse as parsing
+from d1jax.config.no_effect import unread
+from d1jax.config.parse import (
+    decode,
+    describe_origins,
+    differences,
+    from_yaml,
+    help_text,
+    parse,
+    parse_with_origins,
+    section_names,
+    to_dict,
+    to_yaml,
+)
+from d1jax.config.rules import check
+from d1jax.config.yaml_text import parse_yaml, write_yaml
+from d1jax.training.context import build
+
+ROOT = Path(__file__).resolve().parents[2]
+FILES = sorted((ROOT / "configs").glob("**/*.yaml"))
+
+
+def leaves(value=None, prefix=""):
+    """{full key: default} of every key that is not a section."""
+    found = {}
+    for field in dataclasses.fields(value := value or Config()):
+        child = getattr(value, field.name)
+        if dataclasses.is_dataclass(child):
+            found |= leaves(child, f"{prefix}{field.name}.")
+        else:
+            found[prefix + field.name] = child
+    return found
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(text, name="run.yaml"):
+        path = tmp_path / name
+        path.write_text(text)
+        return str(path)
+
+    return write
+
+
+def complaint(*argv):
+    with pytest.raises(ConfigError) as caught:
+        parse(argv)
+    return str(caught.value)
+
+
+# -- sources -----------------------------------------------------------------------------------------------------------
+
+
+def test_the_defaults_are_a_valid_run():
+    assert parse([]) == Config() == check(Config())
+    few = dataclasses.replace(Config().task, train_rows=50, eval_rows=10)
+    experiment = build(dataclasses.replace(Config(), task=few))
+    assert len(experiment.train) == 50 and unread(Config()) == {}
+
+
+def test_there_are_configurations():
+    assert ROOT / "configs" / "quickstart.yaml" in FILES
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT / "configs")))
+def test_every_shipped_file_parses(path):
+    if path.parent.name in ("models", "methods"):  # a section each
+        config = parse(["--model" if path.parent.name == "models" else "--rl", str(path)])
+    else:
+        start = ["--init_from", "a/checkpoint"] if path.stem.endswith("_8b") else []
+        config = parse(["--config", str(path), *start])
+    for part in (config.model, config.lora, config.sampler):
+        hash(part)  # they are static arguments of compiled functions
+
+
+def test_sections_merge_over_the_defaults(write):
+    config = parse(["--config", write("rl: {steps: 7, optimizer: {beta1: 0.5}}\nmodel: {width: 32}\n")])
+    expected = Config()
+    expected = dataclasses.replace(
+        expected,
+        model=dataclasses.replace(expected.model, width=32),
+        rl=dataclasses.replace(expected.rl, steps=7, optimizer=dataclasses.replace(expected.rl.optimizer, beta1=0.5)),
+    )
+    assert config == expected
+
+
+def test_mappings_that_are_values_are_replaced(write):
+    config = parse(
+        ["--config", write("rl: {reward_weights: {format: 0.5, cells: 2}}\ntask: {eval_sets: {a: x.jsonl}}\n")]
+    )
+    assert config.rl.reward_weights == {"format": 0.5, "cells": 2.0}
+    assert config.task.eval_sets == {"a": "x.jsonl"}
+    assert parse(["--rl.reward_weights", "{format: 1}"]).rl.reward_weights == {"format": 1.0}
+    assert parse(["--rl.reward_weights.format", "1"]).rl.reward_weights == {"format": 1.0}
+
+
+@pytest.mark.parametrize("before", [True, False], ids=["flag first", "file first"])
+def test_flags_override_the_file_wherever_they_stand(write, before):
+    flag, file = ["--rl.steps", "9"], ["--config", write("rl: {steps: 7, group_size: 4}\n")]
+    config = parse(flag + file if before else file + flag)
+    assert (config.rl.steps, config.rl.group_size) == (9, 4)
+
+
+def test_later_files_and_later_flags_win(write):
+    one, two = write("seed: 1\nrl: {steps: 2}\n", "one.yaml"), write("rl: {steps: 3}\n", "two.yaml")
+    config = parse(["--config", one, f"--config={two}", "--max_bad_updates=4", "--max_bad_updates", "5"])
+    assert (config.seed, config.rl.steps, config.max_bad_updates) == (1, 3, 5)
+
+
+def test_flags_are_yaml_values():
+    config = parse([
+        "--stages", "[rl]", "--init_from", "x", "--lora.targets=[q_proj, ff_out]", "--lora.rank", "2",
+        "--rl.fresh_masks", "false", "--run_dir=a=b",
+        "--task.eval_sets", "{x: generated, y: rows.jsonl}",
+    ])  # fmt: skip
+    assert config.stages == ("rl",) and config.lora.targets == ("q_proj", "ff_out")
+    assert config.rl.fresh_masks is False and config.run_dir == "a=b"
+    assert list(config.task.eval_sets.items()) == [("x", "generated"), ("y", "rows.jsonl")]
+    hash((config.model, config.lora, config.sampler))
+
+
+@pytest.mark.parametrize("text", ["1e-6", "1.0e-6", "0.000001", "1E-06"])
+def test_scientific_notation_is_a_number(write, text):
+    for argv in (
+        ["--rl.optimizer.learning_rate", text],
+        ["--config", write(f"rl: {{optimizer: {{learning_rate: {text}}}}}")],
+    ):
+        value = parse(argv).rl.optimizer.learning_rate
+        assert isinstance(value, float) and value == 1e-6
+    assert parse(["--rl.reward_weights", f"{{solved: {text}}}"]).rl.reward_weights == {"solved": 1e-6}
+
+
+@pytest.mark.parametrize(
+    "text", ["1_1_1", "007", "1.10", "12:30:45", "yes", "exp #2", "true", "null", "''", "[a", "~", " x "]
+)
+def test_a_text_is_what_was_typed(write, text):
+    assert parse(["--run_dir", text]).run_dir == text
+    assert parse(["--task.eval_sets.my-set", text]).task.eval_sets == {"my-set": text}
+    resolved = parse(["--run_dir", text])
+    assert from_yaml(write(to_yaml(resolved), "resolved.yaml")) == resolved
+
+
+@pytest.mark.parametrize(
+    ("key", "text", "problem"),
+    [
+        ("rl.steps", "true", "is no int"),
+        ("rl.steps", "010", "is no int"),
+        ("rl.steps", "12:30", "is no int"),
+        ("rl.steps", "4.0", "is no int"),
+        ("rl.steps", "9" * 5000, "5000 digits"),
+        ("rl.clip_low", "true", "is no float"),
+        ("rl.clip_low", "{a: 1}", "is no float"),
+        ("rl.fresh_masks", "1", "is no bool; write true or false"),
+        ("rl.fresh_masks", "yes", "is no bool; write true or false"),
+        ("task.numbers", "[true]", "task.numbers.0 = True is no int"),
+        ("rl.reward_weights", "{solved: true}", "rl.reward_weights.solved = True is no float"),
+    ],
+)
+def test_a_value_keeps_its_type(write, key, text, problem):
+    assert problem in complaint(f"--{key}", text)
+    section, name = key.split(".")
+    assert problem in complaint("--config", write(f"{section}: {{{name}: {text}}}"))
+
+
+@pytest.mark.parametrize("value", ["true", "1.10", "{a: b}", "[a]"])
+def test_a_text_in_a_file_is_written_as_one(write, value):
+    assert "is no text" in complaint("--config", write(f"run_dir: {value}"))
+    assert parse(["--config", write("run_dir: 007")]).run_dir == "007"
+
+
+def test_values_in_errors_are_cut_short(write):
+    bomb = "a: &a [x,x,x,x,x,x,x,x,x]\n"
+    for one, two in zip("abcdefgh", "bcdefghi", strict=True):
+        bomb += f"{two}: &{two} [{', '.join(['*' + one] * 9)}]\n"
+    for text in ("run_dir: [" + "x, " * 10**4 + "]", "seed: " + "x" * 10**5, "run_dir: " + "[" * 500 + "]" * 500):
+        assert len(complaint("--config", write(text))) < 500
+    assert len(complaint("--config", write("task: {eval_sets: {" + bomb.replace("\n", ", ") + "}}"))) < 500
+
+
+def test_files_include_files_next_to_them(write, tmp_path):
+    (tmp_path / "parts").mkdir()
+    write("{steps: 11, group_size: 2}", "parts/rl.yaml")
+    config = parse(["--config", write("seed: 3\nrl: !include parts/rl.yaml\n")])
+    assert (config.seed, config.rl.steps, config.rl.group_size) == (3, 11, 2)
+
+
+def test_an_empty_file_is_the_defaults(write):
+    assert parse(["--config", write("# nothing\n")]) == Config()
+
+
+# -- mistakes in writing -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("flag", "meant"),
+    [
+        ("rl.stepz", "rl.steps"),
+        ("model.kv_head", "model.kv_heads"),
+        ("models.width", "model"),
+        ("run_directory", "run_dir"),
+        ("sampler.remask", "sampler.remasking"),
+        # the right name in the wrong section
+        ("rl.block_length", "sampler.block_length"),
+        ("lora.dtype", "model.dtype"),
+        ("group_size", "rl.group_size"),
+        ("sft.inner_updates", "rl.inner_updates"),
+        ("task.stages", "stages"),
+        ("sft.learning_rate", "sft.optimizer.learning_rate"),
+        ("rl.learning_rate", "rl.optimizer.learning_rate"),
+        ("sft.reward_weights", "rl.reward_weights"),
+        # a similar name in another section
+        ("rl.block_lenght", "sampler.block_length"),
+    ],
+)
+def test_an_unknown_key_suggests_the_one_that_was_meant(flag, meant):
+    message = complaint(f"--{flag}", "1")
+    unknown = flag.partition(".")[0] if flag == "models.width" else flag
+    assert f"command line: --{flag}: unknown key '{unknown}' (did you mean '{meant}'?); choices: " in message
+
+
+def test_an_unknown_key_like_nothing_lists_the_choices(write):
+    path = write("lora: {zzz: 1}\n")
+    assert complaint("--config", path) == f"{path}: unknown key 'lora.zzz'; choices: rank, alpha, targets"
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "message"),
+    [
+        ("model.dtype", "bfloat", "model.dtype = 'bfloat' is not one of float32, bfloat16 (did you mean 'bfloat16'?)"),
+        (
+            "rl.pooling",
+            "dr-grpo",
+            "rl.pooling = 'dr-grpo' is not one of bnpo, group_bnpo, grpo, sequence_mean, dr_grpo, row_sum (did you mean 'dr_grpo'?)",
+        ),
+        (
+            "task.name",
+            "soduku",
+            "task.name = 'soduku' is not one of sudoku, countdown, traces (did you mean 'sudoku'?)",
+        ),
+        ("model.dtype", "16", "model.dtype = '16' is not one of float32, bfloat16"),
+        (
+            "sampler.remasking",
+            "null",
+            "sampler.remasking = 'null' is not one of low_confidence, topk_margin, entropy, random, left_to_right",
+        ),
+    ],
+)
+def test_a_misspelt_choice_suggests_the_one_that_was_meant(flag, value, message):
+    assert complaint(f"--{flag}", value) == f"command line: --{flag}: {message}"
+
+
+@pytest.mark.parametrize(
+    ("argv", "fragments"),
+    [
+        (["--rl.steps", "many"], ["rl.steps", "'many'", "int"]),
+        (["--rl.steps", "1.5"], ["rl.steps", "1.5", "int"]),
+        (["--rl.fresh_masks", "maybe"], ["rl.fresh_masks", "bool"]),
+        (["--rl.reward_weights", "{solved: x}"], ["rl.reward_weights.solved", "float"]),
+        (["--rl.reward_weights", "3"], ["rl.reward_weights"]),
+        (["--stages", "[sft, rll]"], ["stages.1", "'rll'", "sft, rl"]),
+        (["--stages", "rl"], ["stages = 'rl' is not a list; write [rl]"]),
+        (["--lora.targets", "q_proj"], ["lora.targets = 'q_proj' is not a list; write [q_proj]"]),
+        (["--task.numbers", "3"], ["task.numbers = 3 is not a list; write [3]"]),
+        (["--rl.steps", "null"], ["command line: --rl.steps: rl.steps has no value"]),
+        (["--rl", "3"], ["'3' is no file; 'rl' is a section: write --rl FILE.yaml or --rl.key value"]),
+        (["--rl.steps.x", "3"], ["rl.steps"]),
+        (["--rl.steps"], ["command line: --rl.steps has no value"]),
+        (["rl.steps", "3"], ["'rl.steps' is not a flag; write --section.key value"]),
+        (["configs/quickstart.yaml"], ["is not a flag; write --config configs/quickstart.yaml"]),
+        (
+            ["--config", str(ROOT / "configs/methods/wd1.yaml")],
+            ["settings of the section 'rl'; write --rl", "wd1.yaml"],
+        ),
+        (["--config", str(ROOT / "configs/models/dream_7b.yaml")], ["settings of the section 'model'; write --model"]),
+        (["--rl", "wd1", "--rl", "spg"], ["--rl is given wd1 and spg; choose one"]),
+        (["--stages", "[sft"], ["command line: --stages '[sft' is not a YAML value"]),
+        (["--config"], ["command line: --config has no value"]),
+        (["--config", "nowhere.yaml"], ["config file 'nowhere.yaml' does not exist"]),
+        (["--config", "."], ["config file '.' does not exist"]),
+    ],
+    ids=lambda value: " ".join(value) if value and value[0].startswith("--") else "",
+)
+def test_a_value_that_cannot_be_is_named(argv, fragments):
+    message = complaint(*argv)
+    assert all(fragment in message for fragment in fragments), message
+
+
+@pytest.mark.parametrize(
+    ("text", "fragment"),
+    [
+        ("rl: [1, 2", "not readable as YAML"),
+        ("\trl: 1", "not readable as YAML"),
+        ("rl: !include missing.yaml", "missing.yaml"),
+        ("rl: !no_such_tag 3", "no_such_tag"),
+        ("run_dir: !!python/name:os.system", "python/name"),
+        ("seed: 1\nrl: {}\nseed: 2", "line 3: key 'seed' stands there twice, first in line 1; keep one"),
+        ("rl: {steps: 1,\n  steps: 1}", "line 2: key 'steps' stands there twice, first in line 1"),
+        ("rl: !include run.yaml", "50 files include each other"),
+        ("? [a]\n: 1", "a key must be a name"),
+        ("[" * 10**5, "RecursionError"),
+        ("- 1\n- 2\n", "expected keys and values, found list"),
+        ("rl:\n", "'rl' is a section; write 'rl.<key>' (got None)"),
+        ("seed:\n", "seed has no value"),
+        ("5: 3\n", "unknown key '5'"),
+    ],
+)
+def test_a_malformed_file_is_named(write, text, fragment):
+    path = write(text)
+    message = complaint("--config", path)
+    assert message.startswith(path) and fragment in message
+
+
+@pytest.mark.parametrize("name", ["secret.txt", "secret.yaml", "pipe.yaml"])
+def test_what_an_included_file_holds_is_not_told(write, tmp_path, name):
+    for secret in ("password hunter2", "[hunter2", "hunter2: {", "- hunter2", "\t hunter2"):
+        if name.startswith("pipe"):
+            (tmp_path / name).exists() or os.mkfifo(tmp_path / name)
+        else:
+            write(secret, name)
+        message = complaint("--config", write(f"rl: !include {name}"))
+        assert name in message and "hunter2" not in message
+
+
+def test_a_pipe_or_an_impossible_name_is_no_file(tmp_path):
+    os.mkfifo(tmp_path / "pipe.yaml")
+    for path in (tmp_path / "pipe.yaml", "a\0b.yaml"):
+        assert "does not exist" in complaint("--config", str(path))
+
+
+def test_a_file_that_is_not_text_is_named(tmp_path):
+    path = tmp_path / "binary.yaml"
+    path.write_bytes(b"\xff\xfe\x00rl")
+    assert complaint("--config", str(path)).startswith(f"{path}: not readable as YAML")
+
+
+# -- impossible combinations -------------------------------------------------------------------------------------------
+
+POSITIVE = (
+    "rl.estimator.samples",
+    "rl.preference_scale",
+    "rl.supervision_steps",
+    "rl.softmax_scale",
+    "model.width",
+    "model.layers",
+    "model.heads",
+    "model.kv_heads",
+    "model.mlp_width",
+    "sampler.completion_length",
+    "sampler.block_length",
+    "sampler.steps",
+    "sft.steps",
+    "sft.batch_size",
+    "sft.micro_batches",
+    "rl.steps",
+    "rl.prompts_per_step",
+    "rl.inner_updates",
+    "rl.micro_batches",
+    "evaluation.batch_size",
+    "checkpoint_every",
+    "max_bad_updates",
+    "sft.optimizer.learning_rate",
+    "rl.optimizer.learning_rate",
+    "model.rope_theta",
+    "model.norm_eps",
+    "lora.alpha",
+)
+GUARDED = tuple(f"rl.guard.{key}" for key in ("repeated_tokens", "distinct", "entropy", "log_ratio", "kl"))
+FLOATS = (
+    "rl.estimator.low", "rl.estimator.high", "rl.dual_clip", "rl.softmax_scale",
+    "rl.estimator.upper_share", "rl.estimator.upper_exponent", "rl.estimator.subset",
+    "rl.preference_scale", "rl.entropy_coefficient", "rl.reference_mix",
+    *GUARDED,
+    "sampler.remasking_temperature", "sampler.top_p", "sampler.guidance", "sampler.threshold", "sampler.factor",
+    "sampler.entropy_bound", "sampler.kl_threshold",
+    "model.rope_theta", "model.norm_eps", "lora.alpha", "sft.eps", "rl.temperature", "rl.prompt_mask", "rl.clip_low", "rl.clip_high",
+    "rl.kl_coefficient", "evaluation.temperature",
+    *(f"{stage}.optimizer.{key}" for stage in ("sft", "rl") for key in ("learning_rate", "beta1", "beta2", "weight_decay", "clip_norm")),
+)  # fmt: skip
+NOT_NEGATIVE = (
+    "seed", "task.seed", "keep_last", "rl.entropy_coefficient", "rl.guard.patience", *GUARDED,
+    "sampler.remasking_temperature", "sampler.top_k", "sampler.guidance", "sampler.factor", "sampler.entropy_bound",
+    "sampler.kl_threshold", "sampler.cache_refresh", "rl.estimator.shrink",
+    "model.max_positions", "model.vocab_size", "sft.completion_length",
+    "lora.rank", "task.train_rows", "task.eval_rows", "evaluation.every", "evaluation.samples",
+    "evaluation.temperature", "rl.kl_coefficient", "rl.reference_sync_every", "rl.clip_low", "rl.clip_high",
+    *(f"{stage}.optimizer.{key}" for stage in ("sft", "rl") for key in ("warmup_steps", "weight_decay", "clip_norm")),
+)  # fmt: skip
+WHOLE = [name for name, value in leaves().items() if type(value) is int]
+SIXTEEN = {"sampler.completion_length": "16", "sampler.block_length": "16", "sampler.steps": "8"}
+IMPOSSIBLE = [
+    *(({key: str(10**12)}, f"{key} = 1000000000000 is more than") for key in WHOLE),
+    ({"model.width": "100000", "model.layers": "4000"}, "model has 1.6e+14 parameters"),
+    *(
+        ({key: "1000000", "sampler.completion_length": "1000000", "sampler.block_length": "1000000"}, f"{key}")
+        for key in ("sft.batch_size", "rl.prompts_per_step", "evaluation.batch_size")
+    ),
+    ({"sampler.schedule": "time", "sampler.block_length": "8"}, "set sampler.block_length = 16"),
+    ({"sampler.threshold": "0"}, "sampler.threshold = 0.0 must lie in (0, 1]"),
+    ({"sampler.schedule": "entropy_bound"}, "set sampler.remasking = entropy (here: low_confidence)"),
+    ({"sampler.threshold": "1.5"}, "sampler.threshold = 1.5 must lie in (0, 1]"),
+    ({"sampler.schedule": "klass", "sampler.remasking": "random"}, "to an order that is not drawn (here: random)"),
+    (
+        {"sampler.schedule": "threshold", "sampler.remasking_temperature": "0.5"},
+        "and sampler.remasking_temperature = 0",
+    ),
+    ({"sampler.cache": "dual", "sampler.guidance": "1"}, "sampler.cache = dual with guidance"),
+    ({"sampler.cache_refresh": "2"}, "sampler.cache_refresh = 2 without a cache"),
+    ({"sampler.top_p": "0"}, "sampler.top_p = 0.0 must lie in (0, 1]"),
+    ({"sampler.remasking": "random", "sampler.remasking_temperature": "1"}, "does nothing for remasking random"),
+    ({"sampler.schedule": "chance"}, "set sampler.remasking = random (here: low_confidence)"),
+    ({"model.param_dtype": "float16"}, "model.param_dtype = float16 is for reading checkpoints"),
+    *(({key: "0"}, f"{key} = 0") for key in POSITIVE),
+    *(({key: "-1"}, f"{key} = -1") for key in NOT_NEGATIVE),
+    *(({key: ".nan"}, f"{key} = nan must be a finite number") for key in FLOATS),
+    ({"rl.optimizer.beta1": "1"}, "rl.optimizer.beta1 = 1.0 must lie in [0, 1)"),
+    ({"rl.optimizer.beta2": "1"}, "rl.optimizer.beta2 = 1.0 must lie in [0, 1)"),
+    ({"sft.optimizer.beta1": "-0.1"}, "sft.optimizer.beta1 = -0.1 must lie in [0, 1)"),
+    ({"sft.optimizer.beta2": "1.5"}, "sft.optimizer.beta2 = 1.5 must lie in [0, 1)"),
+    ({"run_dir": ""}, "run_dir is empty"),
+    ({"stages": "[]"}, "stages is empty; write e.g. [sft, rl]"),
+    ({"stages": "[sft, sft]"}, "stages = ['sft', 'sft'] names a stage twice"),
+    ({"stages": "[rl]"}, "stages begins with 'rl', from random weights; set init_from"),
+    ({"task.eval_sets": "{}"}, "task.eval_sets is empty"),
+    ({"task.train_rows": "0"}, "task.train_rows = 0 with generated rows; say how many"),
+    ({"task.eval_rows": "0"}, "task.eval_rows = 0 with a generated evaluation set; say how many"),
+    (
+        {"task.held_out_by_solution": "[test]"},
+        "task.held_out_by_solution = ['test'] names sets that are not in task.eval_sets",
+    ),
+    ({"model.heads": "6", "model.kv_heads": "6"}, "model.heads = 6 does not divide model.width = 64"),
+    ({"model.width": "20"}, "model.width / model.heads = 5 is odd; RoPE rotates pairs"),
+    ({"model.kv_heads": "3"}, "model.kv_heads = 3 does not divide model.heads = 4"),
+    ({"sampler.block_length": "7"}, "sampler.block_length = 7 does not divide sampler.completion_length = 16; try 8"),
+    (
+        {"sampler.block_length": "4", "sampler.steps": "3"},
+        "sampler.steps = 3 is fewer than the 4 blocks; every block needs a step",
+    ),
+    ({"sampler.steps": "17"}, "sampler.steps = 17 is more than the 16 tokens"),
+    ({"sampler.block_length": "4", "sampler.steps": "7"}, "sampler.steps = 7 is not a multiple of the 4 blocks; try 4"),
+    ({"rl.group_size": "1"}, "rl.group_size = 1: advantages compare completions of a group"),
+    ({"rl.micro_batches": "7"}, "rl.micro_batches = 7 does not divide the 512 rows of a step"),
+    ({"sft.micro_batches": "7"}, "sft.micro_batches = 7 does not divide sft.batch_size = 128"),
+    ({"rl.estimator.low": "0.8", "rl.estimator.high": "0.2"}, "must satisfy 0 <= low < high <= 1"),
+    (
+        {"rl.estimator.full_mask": "true"},
+        "belongs to the coupled and elbo estimators with weight inverse (here: one_step, inverse)",
+    ),
+    ({"rl.estimator.shrink": "2"}, "belongs to the trajectory estimator, not to one_step"),
+    ({"rl.estimator.weight": "uniform"}, "one_step has weights of its own"),
+    ({"rl.kl_coefficient": "0.1", "rl.kl_level": "sequence"}, "exp of a sum over tokens has no bound"),
+    ({"rl.kl_coefficient": "0.1", "rl.kl": "k1"}, "an expected gradient of zero"),
+    ({"rl.clip": "dual", "rl.dual_clip": "1"}, "rl.dual_clip = 1.0 must be above 1"),
+    (
+        {"rl.kl_coefficient": "0.1", "rl.kl_to": "old", "rl.reference_sync_every": "2"},
+        "nothing looks at a reference",
+    ),
+    ({"rl.estimator.subset": "0"}, "rl.estimator.subset = 0.0 must lie in (0, 1]"),
+    ({"rl.estimator.subset": "0.5"}, "belongs to the autoregressive estimator, not to one_step"),
+    ({"rl.estimator.subset": "0.5", "rl.estimator.name": "autoregressive"}, "set sampler.record_entropy = true"),
+    ({"rl.estimator.subset": "0.5", "rl.data": "targets"}, "rl.estimator.subset < 1 needs recorded entropies"),
+    ({"rl.estimator.upper_share": "1.5"}, "rl.estimator.upper_share = 1.5 must lie in [0, 1]"),
+    ({"rl.estimator.upper_exponent": "0.5"}, "must be at least 1, or it bounds nothing"),
+    (
+        {"rl.estimator.upper_share": "0.5"},
+        "set name to elbo or block, weight to inverse and full_mask to false (here: one_step, inverse)",
+    ),
+    (
+        {"rl.estimator.upper_share": "0.5", "rl.estimator.name": "elbo", "rl.estimator.weight": "uniform"},
+        "(here: elbo, uniform)",
+    ),
+    ({"rl.kl_coefficient": "0.1", "rl.kl_in": "reward", "rl.kl_to": "old"}, "set rl.kl_to = reference"),
+    ({"rl.kl_coefficient": "0.1", "rl.kl_in": "reward", "rl.advantage": "accepted"}, "looks at right and wrong only"),
+    *(
+        (
+            {"rl.kl_coefficient": "0.1", "rl.kl_in": "reward", "rl.kl": "k1", "rl.prompt_mask": "0"} | other,
+            "are the log-probabilities that the completions were drawn with",
+        )
+        for other in (
+            {},
+            {"rl.estimator.name": "elbo"},
+            {"rl.estimator.name": "trajectory", "rl.estimator.shrink": "4"},
+            {"rl.estimator.name": "trajectory", "rl.estimator.samples": "4"},
+            # As many segments as sampler.steps says, which an adaptive schedule does not read.
+            {"rl.estimator.name": "trajectory", "rl.estimator.samples": "4", "sampler.schedule": "threshold"},
+            {"rl.estimator.name": "trajectory", "rl.estimator.shrink": "1", "rl.temperature": "0.9"},
+            {"rl.estimator.name": "trajectory", "rl.estimator.shrink": "1", "rl.prompt_mask": "0.15"},
+            {"rl.estimator.name": "trajectory", "rl.estimator.shrink": "1", "sampler.top_p": "0.9"},
+            {"rl.estimator.name": "trajectory", "rl.estimator.shrink": "1", "sampler.cache": "dual"},
+        )
+    ),
+    ({"rl.reference_mix": "0"}, "rl.reference_mix = 0.0 must lie in (0, 1]"),
+    ({"rl.reference_mix": "0.6"}, "rl.reference_mix < 1 without rl.reference_sync_every"),
+    ({"rl.supervision": "text_steps", "rl.ratio": "sequence_mean"}, "has one advantage, steps have several"),
+    ({"rl.supervision": "text_steps", "rl.advantage": "softmax"}, "set it to center or zscore"),
+    (
+        {"rl.supervision": "text_steps", "rl.kl_coefficient": "0.1", "rl.kl_in": "reward"},
+        "the penalty is of a completion, not of a step",
+    ),
+    (
+        {"rl.supervision": "text_steps", "rl.negative_control": "shuffled_rewards"},
+        "steps of one text are not those of another",
+    ),
+    ({"rl.drop_equal_groups": "true", "rl.advantage": "accepted"}, "leaves out what it has no use for by itself"),
+    ({"rl.advantage": "pairs"}, "set rl.ratio = none, rl.clip = none and rl.kl_coefficient = 0"),
+    ({"rl.advantage": "pairs", "rl.ratio": "none", "rl.clip": "none"}, "its loss is one number a pair"),
+    ({"rl.advantage": "pairs", "rl.micro_batches": "128"}, "does not divide the 64 pairs of a step"),
+    ({"rl.data": "targets", "rl.estimator.name": "trajectory"}, "trajectory needs recorded steps"),
+    ({"rl.data": "targets", "rl.supervision": "commit_steps"}, "commit_steps needs recorded steps"),
+    ({"rl.data": "targets"}, "the completions of a group are one text; set it to accepted"),
+    ({"rl.data": "targets", "rl.negative_control": "shuffled_rewards"}, "shuffling changes nothing"),
+    ({"rl.reward_weights": "{solved: 0, cells: 0.0}"}, "are all 0, so every reward is 0"),
+    ({"rl.data": "targets", "sft.completion_length": "8"}, "must be that of the sampler, 16"),
+    ({"rl.data": "reference"}, "the old policy did not write these completions; set it to none"),
+    ({"rl.guard.patience": "101"}, "rl.guard.patience = 101 must be at most 100"),
+    ({"rl.prompt_mask": "1"}, "rl.prompt_mask = 1.0 must lie in [0, 1)"),
+    ({"rl.prompt_mask": "-0.1"}, "rl.prompt_mask = -0.1 must lie in [0, 1)"),
+    ({"sft.eps": "0"}, "sft.eps = 0.0 must lie in (0, 1)"),
+    ({"rl.clip_low": "1.5"}, "rl.clip_low = 1.5 must be at most 1"),
+    ({"rl.temperature": "0"}, "rl.temperature = 0.0: a group of greedy completions is all the same"),
+    ({"rl.reward_weights": "{}"}, "rl.reward_weights is empty"),
+    ({"rl.reference_sync_every": "2", "lora.rank": "4"}, "rl.reference_sync_every > 0 with LoRA"),
+    ({"rl.reference_sync_every": "2"}, "rl.reference_sync_every > 0 but nothing looks at a reference"),
+    ({"rl.reward_weights": "{solved: .nan}"}, "rl.reward_weights = {'solved': nan} must be finite numbers"),
+    ({"lora.rank": "4", "lora.targets": "[]"}, "lora.targets is empty"),
+    ({"mesh.fsdp": "-1"}, "mesh: at most one axis may be -1"),
+]
+
+
+def flags(settings):
+    return [f"--{key}={value}" for key, value in settings.items()]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"), IMPOSSIBLE, ids=lambda value: " ".join(value) if isinstance(value, dict) else ""
+)
+def test_an_impossible_combination_has_its_message(settings, message):
+    lines = complaint(*flags(SIXTEEN | settings)).splitlines()
+    assert all(line.startswith("config: ") for line in lines)
+    assert any(message in line for line in lines), lines
+
+
+def test_no_rule_is_left_without_a_case(monkeypatch):
+    """Rules are told apart by their place: bad sizes come first, and hide what divides by them."""
+    broken = set()
+    for settings, _ in IMPOSSIBLE:
+        with monkeypatch.context() as patch:
+            patch.setattr(parsing, "check", lambda config, command="train": config)
+            patch.setattr(parsing, "unread", lambda config, command: {})
+            patch.setattr(parsing, "without_unread", lambda config, command: config)
+            config = parse(flags(SIXTEEN | settings))
+        broken |= {number for number, (is_broken, _) in enumerate(rules._rules(config)) if is_broken}
+    every = rules._rules(Config())
+    assert [message for number, (_, message) in enumerate(every) if number not in broken] == []
+
+
+def test_all_problems_are_reported_at_once():
+    lines = complaint("--rl.group_size", "1", "--model.kv_heads", "3", "--sft.eps", "2").splitlines()
+    assert len(lines) == 3
+
+
+def test_combinations_that_look_odd_but_work_are_accepted():
+    parse(["--stages", "[rl]", "--init_from", "runs/other"])
+    parse(["--task.train", "rows.jsonl", "--task.train_rows", "0"])
+    parse(["--task.eval_sets", "{a: rows.jsonl}", "--task.eval_rows", "0"])
+    parse(["--lora.rank", "4", "--rl.kl_coefficient", "0.04"])
+    parse(["--mesh.data", "2", "--mesh.fsdp", "-1"])
+
+
+@given(st.integers(1, 40), st.integers(1, 40))
+def test_the_block_length_that_is_suggested_works(length, block):
+    argv = [f"--sampler.completion_length={length}", f"--sampler.steps={length}"]
+    try:
+        parse([*argv, f"--sampler.block_length={block}"])
+        assert length % block == 0
+    except ConfigError as error:
+        assert length % block
+        suggested = str(error).splitlines()[0].rpartition("try ")[2]
+        parse([*argv, f"--sampler.block_length={suggested}"])
+
+
+# -- settings without an effect ---------------------------------------------------------------------------------------
+
+IDLE = [
+    ({"sampler.threshold": "0.5"}, "schedule = threshold or klass"),
+    ({"sampler.kl_threshold": "0.5", "sampler.schedule": "threshold"}, "schedule = klass"),
+    ({"sampler.factor": "2"}, "schedule = factor"),
+    ({"sampler.entropy_bound": "2"}, "schedule = entropy_bound"),
+    ({"sampler.steps": "5", "sampler.schedule": "threshold"}, "schedule = even, time or chance"),
+    ({"sampler.record_entropy": "true"}, "rl.estimator.subset below 1"),
+    ({"sampler.top_k": "5", "stages": "[sft]"}, "a temperature above 0"),
+    ({"sampler.top_p": "0.5", "stages": "[sft]"}, "a temperature above 0"),
+    ({"sampler.confidence_of": "sampling", "stages": "[sft]"}, "a temperature above 0, top_k or top_p"),
+    ({"lora.alpha": "3"}, "lora.rank above 0"),
+    ({"lora.targets": "[q_proj]"}, "lora.rank above 0"),
+    ({"task.numbers": "[4]"}, "task.name = countdown"),
+    ({"task.seed": "1", "task.train": "a.jsonl", "task.eval_sets": "{b: b.jsonl}"}, "a source that is generated"),
+    ({"rl.estimator.samples": "3"}, "rl.estimator.name = elbo"),
+    ({"rl.estimator.name": "trajectory", "rl.estimator.shrink": "2", "rl.estimator.samples": "2"}, "trajectory without shrink"),
+    *(({f"rl.estimator.{name}": value}, "elbo, coupled or block")
+      for name, value in (("counts", "independent"), ("low", "0.2"), ("high", "0.8"))),
+    ({"rl.estimator.name": "elbo", "rl.estimator.upper_exponent": "2"}, "rl.estimator.upper_share above 0"),
+    ({"rl.prompt_mask": "0", "rl.mask_sharing": "row"}, "rl.prompt_mask above 0"),
+    ({"rl.inner_updates": "1", "rl.fresh_masks": "false"}, "rl.inner_updates above 1"),
+    ({"rl.ratio": "none", "rl.clip_low": "0.5"}, "rl.clip = ppo or dual"),
+    ({"rl.clip": "cispo", "rl.clip_low": "0.5"}, "rl.clip = ppo or dual"),
+    ({"rl.clip": "none", "rl.clip_high": "0.5"}, "a rl.clip"),
+    ({"rl.dual_clip": "2"}, "rl.clip = dual"),
+    ({"rl.softmax_scale": "2"}, "rl.advantage = softmax"),
+    ({"rl.accept": "x"}, "rl.advantage = accepted"),
+    ({"rl.preference_scale": "2"}, "rl.advantage = pairs"),
+    ({"rl.supervision_steps": "2"}, "rl.supervision = commit_steps"),
+    *(({f"rl.{name}": value}, "rl.kl_coefficient above 0")
+      for name, value in (("kl", "k2"), ("kl_in", "reward"), ("kl_level", "sequence"), ("kl_to", "old"))),
+    ({"rl.guard.patience": "0", "rl.guard.entropy": "1"}, "rl.guard.patience above 0"),
+    ({"rl.guard.kl": "1"}, "rl.guard.patience and rl.kl_coefficient above 0"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("settings", "where"), IDLE, ids=lambda value: " ".join(value) if isinstance(value, dict) else ""
+)
+def test_a_setting_without_an_effect_is_refused(write, settings, where):
+    message = complaint(*flags(settings))
+    assert "command line: --" in message and "without effect here" in message and where in message
+    assert where in complaint("--config", write(as_file(settings))), "in a file, too"
+
+
+def as_file(settings):
+    """Settings by full name as the text of a file."""
+    tree = {}
+    for key, text in settings.items():
+        *above, last = key.split(".")
+        node = tree
+        for part in above:
+            node = node.setdefault(part, {})
+        node[last] = parse_yaml(text, "")
+    return write_yaml(tree)
+
+
+def test_what_a_later_source_takes_the_effect_from_is_back_at_its_default(write):
+    file = write("sampler: {schedule: threshold, threshold: 0.5}\nrl: {steps: 3}\n")
+    assert parse(["--config", file]).sampler.threshold == 0.5
+    config = parse(["--config", file, "--sampler.schedule", "even", "--stages", "[sft]"])
+    assert config.sampler.threshold == 0.9
+    assert (
+        parse(
+            ["--config", write("sampler: {threshold: 0.5}", "b.yaml"), "--sampler.schedule", "klass"]
+        ).sampler.threshold
+        == 0.5
+    )
+    assert parse(["--config", file, "--rl", "wd1"]).rl.clip_low == Config().rl.clip_low
+
+
+def test_the_section_of_a_stage_that_does_not_run_is_named_in_the_log():
+    config, origins = parse_with_origins(["--stages", "[sft]", "--rl.steps", "3"])
+    assert "the settings of 'rl' have no effect: it is not among the stages" in describe_origins(config, origins)
+    config, origins = parse_with_origins(["--rl.steps", "3"])
+    assert not any("no effect" in line for line in describe_origins(config, origins))
+
+
+# -- where settings come from ------------------------------------------------------------------------------------------
+
+
+def test_methods_and_models_have_names():
+    for name in section_names("rl"):
+        assert parse(["--rl", name]).rl == parse(["--rl", str(ROOT / f"configs/methods/{name}.yaml")]).rl
+    assert parse(["--model", "llada_8b"]).model.width == 4096
+    message = complaint("--rl", "wd_1")
+    assert "did you mean 'wd1'?" in message and all(name in message for name in ("coupled_grpo", "spg"))
+
+
+def test_without_the_repository_the_names_say_where_they_are_looked_up(monkeypatch, tmp_path):
+    monkeypatch.setattr(parsing, "CONFIGS", tmp_path)
+    assert "of the repository, which is not here" in complaint("--rl", "wd1")
+
+
+def test_both_spellings_of_a_flag_are_one():
+    assert parse(["--rl.group-size", "4", "--run-dir=a-b"]) == parse(["--rl.group_size", "4", "--run_dir=a-b"])
+
+
+def test_every_setting_knows_its_source(write):
+    file = write("seed: 3\nrl: {steps: 7, group_size: 4}\n")
+    config, origins = parse_with_origins(["--config", file, "--rl", "wd1", "--rl.steps", "9", "--seed", "0"])
+    assert origins["rl.group_size"] == file and origins["rl.steps"] == "command line: --rl.steps"
+    assert origins["rl.ratio"].endswith("wd1.yaml") and "seed" not in origins, "the default again"
+    lines = describe_origins(config, origins)
+    assert f"settings from {file}: rl.group_size = 4" in lines
+    assert "settings from the command line: rl.steps = 9" in lines
+    assert any(line.startswith("settings from ") and "wd1.yaml: rl.inner_updates = 8" in line for line in lines)
+
+
+def test_a_command_refuses_what_it_does_not_read():
+    with pytest.raises(ConfigError, match="evaluate does not read rl.steps; it reads sampler, task"):
+        parse(["--rl.steps", "3"], command="evaluate", reads=("sampler", "task"))
+
+
+# -- writing -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_resolved_configuration_is_read_back_equal(write):
+    config = parse([
+        "--rl.optimizer.learning_rate", "3e-7", "--stages", "[rl]", "--rl.reward_weights", "{b: 1, a: 0.25}",
+        "--lora.rank", "4", "--task.held_out_by_solution", "[held_out]", "--init_from", "runs/x: y",
+        "--lora.targets", "[q_proj]",
+    ])  # fmt: skip
+    back = from_yaml(write(to_yaml(config), "resolved.yaml"))
+    assert back == config != Config()
+    assert decode(to_dict(config)) == config
+    assert all(isinstance(value, (dict, list, str, int, float)) for value in to_dict(config).values())
+
+
+@pytest.mark.parametrize("stages", ["[sft]", "[rl]", "[sft, rl]"])
+@pytest.mark.parametrize("method", section_names("rl"))
+def test_what_is_accepted_is_read_back(write, stages, method):
+    """A run that was trained must open, whatever settings fell back to their defaults because no stage reads them."""
+    flags = ["--stages", stages, "--init_from", "runs/other", "--rl", method]
+    config = parse(flags)
+    assert from_yaml(write(to_yaml(config), "resolved.yaml")) == config
+
+
+def test_a_setting_that_another_rule_wants_stays_where_its_stage_is_left_out(write):
+    by_entropy = {"rl.estimator.name": "autoregressive", "rl.estimator.subset": 0.5, "sampler.record_entropy": True}
+    config = parse([*flags(by_entropy), "--stages", "[sft]"])
+    assert config.sampler.record_entropy and from_yaml(write(to_yaml(config))) == config
+    trained = parse([*flags(by_entropy), "--init_from", "runs/other", "--stages", "[rl]"])
+    assert (
+        parse([], trained, "audit").sampler.record_entropy and not parse([], trained, "evaluate").sampler.record_entropy
+    )
+
+
+def test_an_evaluation_is_not_bound_by_the_rules_of_the_training():
+    trained = parse(["--rl", "ppo_kl", "--init_from", "runs/other", "--stages", "[rl]"])
+    assert parse(["--sampler.top_k", "5", "--evaluation.temperature", "1"], trained, "evaluate").sampler.top_k == 5
+    with pytest.raises(ConfigError, match="rl.kl_in = reward"):
+        parse(["--sampler.top_k", "5"], trained)
+
+
+def test_a_stored_configuration_is_checked_too(write):
+    path = write("rl: {group_size: 1}")
+    with pytest.raises(ConfigError, match=rf"{path}: config: rl\.group_size = 1"):
+        from_yaml(path)
+    with pytest.raises(ConfigError, match="does not exist"):
+        from_yaml(Path(path).parent / "gone.yaml")
+
+
+def test_differences_are_one_line_a_field():
+    new = parse(
+        [
+            "--rl.steps",
+            "50",
+            "--rl.reward_weights",
+            "{solved: 2, format: 1}",
+            "--stages",
+            "[rl, sft]",
+            "--init_from",
+            "x",
+        ]
+    )
+    assert differences(Config(), new) == [
+        "stages: ['sft', 'rl'] -> ['rl', 'sft']",
+        "init_from: '' -> 'x'",
+        "rl.steps: 40 -> 50",
+        "rl.reward_weights: {'solved': 1.0} -> {'solved': 2.0, 'format': 1.0}",
+    ]
+    assert differences(new, new) == []
+
+
+def test_the_help_names_every_key_with_its_default_and_its_choices():
+    lines = help_text("python -m d1jax.train").splitlines()
+    assert lines[0].startswith("usage: python -m d1jax.train --config FILE.yaml")
+    described = {line.split()[0]: line for line in lines if line.startswith("  --")}
+    assert set(described) == {f"--{key}" for key in leaves()}
+    assert "peak  [0.0003]" in described["--rl.optimizer.learning_rate"]
+    assert "peak  [0.003]" in described["--sft.optimizer.learning_rate"]
+    assert described["--rl.pooling"].endswith("[bnpo] of bnpo | group_bnpo | grpo | sequence_mean | dr_grpo | row_sum")
+
+
+def test_the_help_names_the_methods_and_docstrings_the_fields():
+    assert all(name in help_text("x") for name in (*section_names("rl"), *section_names("model")))
+    for key, value in leaves(Config().sampler).items():
+        assert f"{key} = {value!r}: " in type(Config().sampler).__doc__
+
+
+def test_a_key_of_every_kind_can_be_set_from_the_command_line():
+    """Each key accepts its own default, written as the help shows it."""
+    for key, value in leaves().items():
+        assert parse([f"--{key}", str(parsing.draccus.encode(value))]) == Config(), key

@@ -1,0 +1,237 @@
+"""What a stage leaves behind when its policy collapses, and how it goes on from what was damaged since."""
+
+import dataclasses
+import os
+import shutil
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from d1jax.config import Config, ConfigError
+from d1jax.config.errors import CannotSave, Diverged
+from d1jax.telemetry.metrics import MetricsLog, read_metrics
+from d1jax.training.stage_log import Journal, kept_steps, spans
+from d1jax.training.stopping import StopRequest
+from d1jax.weights.run import RunDirectory
+
+START = {"trainable": {"w": jnp.zeros(3)}}
+
+
+def values(step):
+    return {"loss": float(step), "nonfinite/in_a_row": 0}
+
+
+def journal_of(path, steps=9, **settings):
+    config = dataclasses.replace(Config(), checkpoint_every=1, **settings)
+    return Journal(RunDirectory(path), MetricsLog(path, tensorboard=False), StopRequest(), "rl", steps, config)
+
+
+def test_a_collapsed_policy_is_set_aside_and_the_run_goes_on_from_before_it(tmp_path):
+    with journal_of(tmp_path) as journal:
+        items, first = journal.resume(START)
+        assert first == 0 and journal.recent == []
+        for step in range(1, 6):
+            journal.record(step, values(step), watch=("loss",))
+            if step < 5:
+                journal.keep(step, {"trainable": {"w": jnp.full(3, float(step))}})
+        assert [row["loss"] for row in journal.recent] == [1, 2, 3, 4, 5]
+        with pytest.raises(Diverged) as stopped:
+            journal.roll_back(5, 2, ["entropy 0 (below 0.1)"])
+    message = str(stopped.value)
+    assert "rl step 5" in message and "2 steps in a row it showed entropy 0 (below 0.1)" in message
+    assert (
+        "last good checkpoint is step 2; steps [3, 4] are now in" in message
+        and "lower rl.optimizer.learning_rate" in message
+    )
+    assert sorted(path.name for path in (tmp_path / "checkpoints" / "rl").iterdir()) == ["1", "2"]
+    assert sorted(path.name for path in (tmp_path / "collapsed" / "rl").iterdir()) == ["3", "4"]  # moved, not lost
+    with journal_of(tmp_path) as journal:
+        items, first = journal.resume(START)
+        assert first == 2
+        np.testing.assert_array_equal(items["trainable"]["w"], np.full(3, 2.0))
+
+
+def test_without_a_checkpoint_from_before_it_says_so(tmp_path):
+    with journal_of(tmp_path) as journal:
+        journal.resume(START)
+        journal.record(1, values(1), watch=())
+        journal.keep(1, START)
+        with pytest.raises(Diverged, match="No checkpoint of rl is from before"):
+            journal.roll_back(2, 2, ["KL 9 (above 1)"])
+    assert list((tmp_path / "checkpoints" / "rl").iterdir()) == []
+
+
+def test_a_second_collapse_does_not_overwrite_the_first(tmp_path):
+    for value in (1.0, 2.0):
+        with journal_of(tmp_path) as journal:
+            journal.resume(START)
+            journal.keep(1, {"trainable": {"w": jnp.full(3, value)}})
+            with pytest.raises(Diverged):
+                journal.roll_back(1, 1, ["KL 9 (above 1)"])
+    assert len(list((tmp_path / "collapsed" / "rl").iterdir())) == 2
+
+
+# -- damage between stop and restart -----------------------------------------------------------------------------------
+
+
+def begun(path, steps=4, **settings):
+    """A run whose stage has done so many steps."""
+    with journal_of(path, **settings) as journal:
+        journal.resume(START)
+        for step in range(1, steps + 1):
+            journal.record(step, values(step), watch=())
+            journal.keep(step, {"trainable": {"w": jnp.full(3, float(step))}})
+    return path / "checkpoints" / "rl"
+
+
+def test_a_damaged_newest_checkpoint_is_set_aside_and_the_one_before_it_goes_on(tmp_path, capsys):
+    saved = begun(tmp_path)
+    shutil.rmtree(saved / "4")
+    (saved / "4").mkdir()
+    shutil.rmtree(saved / "3" / "trainable")
+    with journal_of(tmp_path) as journal:
+        items, first = journal.resume(START)
+        assert first == 2
+        np.testing.assert_array_equal(items["trainable"]["w"], np.full(3, 2.0))
+        assert [row["step"] for row in read_metrics(tmp_path / "metrics.jsonl")] == [1, 2]
+        journal.record(3, values(3), watch=())
+        journal.keep(3, START)  # the step can be saved again
+    said = capsys.readouterr().err
+    assert f"step 4 is damaged: {saved / '4' / '_CHECKPOINT_METADATA'} is missing" in said
+    assert f"{saved / '3' / 'trainable'} is missing" in said and "going on from step 2" in said
+    assert sorted(path.name for path in (tmp_path / "damaged" / "rl").iterdir()) == ["3", "4"]  # moved, not lost
+
+
+def test_a_checkpoint_of_another_version_is_refused_and_stays_where_it_is(tmp_path):
+    saved = begun(tmp_path)
+    with journal_of(tmp_path) as journal, pytest.raises(ConfigError, match="another configuration or version of d1jax"):
+        journal.resume({"trainable": {"w": jnp.zeros(5)}})
+    assert len(list(saved.iterdir())) == 4 and not (tmp_path / "damaged").exists()
+
+
+def test_where_every_checkpoint_is_damaged_the_stage_begins_again(tmp_path, capsys):
+    saved = begun(tmp_path, steps=2)
+    for step in ("1", "2"):
+        shutil.rmtree(saved / step / "trainable")
+    with journal_of(tmp_path) as journal:
+        items, first = journal.resume(START)
+    assert first == 0 and items is START and "the stage begins again" in capsys.readouterr().err
+
+
+def test_a_step_beyond_the_last_one_is_refused(tmp_path):
+    saved = begun(tmp_path)
+    shutil.copytree(saved / "4", saved / "999")
+    with journal_of(tmp_path) as journal, pytest.raises(ConfigError, match=r"rl/999 is of step 999, but rl.steps = 9"):
+        journal.resume(START)
+
+
+@pytest.mark.parametrize("cut, missing", [(5, "4"), (10**6, "1-4")])
+def test_rows_of_metrics_that_are_missing_are_said(tmp_path, capsys, cut, missing):
+    begun(tmp_path)
+    file = tmp_path / "metrics.jsonl"
+    os.truncate(file, max(file.stat().st_size - cut, 0))
+    with journal_of(tmp_path) as journal:
+        journal.resume(START)
+    assert f"of the 4 steps that are saved: {missing};" in capsys.readouterr().err
+
+
+def test_metrics_are_on_the_disk_before_the_checkpoint_is(tmp_path, monkeypatch):
+    order = []
+    monkeypatch.setattr(os, "fsync", lambda handle: order.append("metrics"))
+    with journal_of(tmp_path) as journal:
+        journal.resume(START)
+        journal.record(1, values(1), watch=())
+        monkeypatch.setattr(journal._checkpoints, "save", lambda step, items: order.append("checkpoint"))
+        journal.keep(1, START)
+    assert order == ["metrics", "checkpoint"]
+
+
+@pytest.mark.parametrize("way", ["renamed", "removed"])
+def test_a_run_directory_that_goes_away_stops_the_run(tmp_path, way):
+    run = tmp_path / "run"
+    with journal_of(run) as journal:
+        journal.resume(START)
+        journal.record(1, values(1), watch=())
+        journal.keep(1, START)
+        if way == "renamed":
+            run.rename(tmp_path / "elsewhere")
+        else:
+            shutil.rmtree(run)
+        for write in (lambda: journal.record(2, values(2), watch=()), lambda: journal.keep(2, START)):
+            with pytest.raises(CannotSave, match="renamed or removed") as stopped:
+                write()
+        assert way == "removed" or str(tmp_path / "elsewhere" / "metrics.jsonl") in str(stopped.value)
+    assert not run.exists()
+
+
+def test_a_checkpoint_that_cannot_be_saved_is_told_in_a_line(tmp_path, monkeypatch):
+    with journal_of(tmp_path) as journal:
+        journal.resume(START)
+
+        def full(step, items):
+            raise OSError("no space left on device")
+
+        monkeypatch.setattr(journal._checkpoints, "save", full)
+        with pytest.raises(CannotSave, match="rl step 1: .*no space left on device.*the same command continues"):
+            journal.keep(1, START)
+
+
+def test_a_stage_without_one_good_update_fails(tmp_path):
+    with journal_of(tmp_path, steps=2, max_bad_updates=99) as journal:
+        journal.resume(START)
+        updates = 2 * Config().rl.inner_updates
+        journal.record(1, {"nonfinite/in_a_row": updates // 2}, watch=())
+        with pytest.raises(Diverged, match=f"all {updates} updates of the stage were NaN"):
+            journal.record(2, {"nonfinite/in_a_row": updates}, watch=())
+        journal.record(2, {"nonfinite/in_a_row": updates - 1}, watch=())  # one was good
+
+
+def test_a_checkpoint_of_bad_updates_is_not_called_good(tmp_path):
+    """Step 1 was saved after good updates, step 2 after bad ones: its weights are those of step 1."""
+    updates = Config().rl.inner_updates
+    with journal_of(tmp_path, max_bad_updates=2 * updates) as journal:
+        journal.resume(START)
+        for step, in_a_row in ((1, 0), (2, updates)):
+            journal.record(step, {"nonfinite/in_a_row": in_a_row}, watch=())
+            journal.keep(step, START)
+        with pytest.raises(Diverged, match="the last good checkpoint is step 1; .*lower rl.optimizer.learning_rate"):
+            journal.record(3, {"nonfinite/in_a_row": 2 * updates}, watch=())
+
+
+# -- which checkpoints stay --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "last, headline, look_back, kept",
+    [
+        (1, {}, 0, {50}),
+        (2, {}, 0, {40, 50}),
+        (1, {10: 0.5, 20: 0.7, 30: 0.6, 50: 0.1}, 0, {20, 50}),
+        (1, {10: 0.7, 20: 0.7}, 0, {20, 50}),  # of equals the later
+        (1, {45: 0.9}, 0, {50}),  # evaluated, but never saved
+        (1, {}, 5, {40, 50}),  # a collapse that is seen at 51 began at 46
+        (1, {}, 20, {30, 40, 50}),
+        (1, {}, 99, {10, 20, 30, 40, 50}),
+    ],
+)
+def test_kept_steps(last, headline, look_back, kept):
+    assert kept_steps([10, 20, 30, 40, 50], last, headline, look_back) == kept
+
+
+def test_keep_last_removes_what_nothing_needs_also_after_a_resume(tmp_path):
+    guard = dataclasses.replace(Config().rl.guard, patience=1)
+    settings = {"keep_last": 1, "rl": dataclasses.replace(Config().rl, guard=guard)}
+    solved = {1: 0.1, 2: 0.9, 3: 0.3, 4: 0.2, 5: 0.0, 6: 0.0}
+    for first, last in ((1, 4), (5, 6)):
+        with journal_of(tmp_path, **settings) as journal:
+            assert journal.resume(START)[1] == first - 1
+            for step in range(first, last + 1):
+                journal.record(step, values(step) | {"eval/held_out/solved": solved[step]}, watch=())
+                journal.keep(step, {"trainable": {"w": jnp.full(3, float(step))}})
+    # The best, the last, and what a roll-back at step 7 would go to.
+    assert sorted(path.name for path in (tmp_path / "checkpoints" / "rl").iterdir()) == ["2", "5", "6"]
+
+
+def test_spans():
+    assert spans([1, 2, 3, 7, 9, 10]) == "1-3, 7, 9-10" and spans([]) == ""
