@@ -1,5 +1,6 @@
 # make quickstart: train and evaluate a small model, in minutes on a laptop CPU
 # make test:       the whole test command
+# make test-all:   also the thorough tests, which take as long again; CI runs it
 # make test-fast:  the tests that take a minute together, while working on something
 # Both make a virtual environment in .venv first, from any Python >= 3.11 (PYTHON=python3.12 to choose).
 PYTHON ?= $(shell for p in python3 python3.12 python3.13 python3.11 python3.14; do \
@@ -7,11 +8,14 @@ PYTHON ?= $(shell for p in python3 python3.12 python3.13 python3.11 python3.14; 
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: quickstart test test-fast lint clean
+.PHONY: quickstart test test-all test-fast lint clean
 quickstart: $(VENV)/.installed
 	$(BIN)/python -m d1jax.train --config configs/quickstart.yaml
 
 test: $(VENV)/.installed-dev lint
+	$(BIN)/python -m pytest -n auto -m "not thorough"
+
+test-all: $(VENV)/.installed-dev lint
 	$(BIN)/python -m pytest -n auto
 
 test-fast: $(VENV)/.installed-dev lint

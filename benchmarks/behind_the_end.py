@@ -15,16 +15,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from d1jax.config import EstimatorConfig
+from d1jax.config import Elbo, Trajectory
 from d1jax.diffusion.canvas import Canvas, row_uniforms, through_first_end
+from d1jax.diffusion.decoding import Prompts
 from d1jax.diffusion.estimators import views_of
 from d1jax.diffusion.likelihood import score
-from d1jax.diffusion.sampler import sample
+from d1jax.diffusion.noise import KeyedNoise
 from d1jax.evaluation import summary
 from d1jax.files import write_json
 from d1jax.training.context import build
-from d1jax.training.setup import variables_at
 from d1jax.weights.run import open_run
+from d1jax.weights.variables import variables_at
 
 MASKINGS = 64
 
@@ -39,35 +40,25 @@ def main() -> None:
     arguments = parser.parse_args()
     run, config = open_run(arguments.run)
     config = dataclasses.replace(config, sampler=dataclasses.replace(config.sampler, steps=arguments.steps))
-    experiment = build(config, training=False, saved=run.source)
-    special, problems = experiment.tokenizer.special, next(iter(experiment.eval_sets.values()))
-    with jax.set_mesh(experiment.mesh):
-        variables, step = variables_at(experiment, run, arguments.stage)
+    context = build(config, training=False, saved=run.source)
+    special, problems = context.tokenizer.special, next(iter(context.eval_sets.values()))
+    with jax.set_mesh(context.mesh):
+        variables, step = variables_at(context, run, arguments.stage)
         rows_B = np.arange(arguments.rows) % len(problems)
         prompts = jnp.asarray(problems.prompt_RP[rows_B]), jnp.asarray(problems.prompt_length_R[rows_B])
         ids_B = jnp.arange(arguments.rows)
-        rollout = sample(
-            experiment.model,
-            variables,
-            *prompts,
-            experiment.key("audit"),
-            ids_B,
-            config=config.sampler,
-            special=special,
-            temperature=1.0,
-        )
+        noise = KeyedNoise(context.key("audit"), ids_B)
+        rollout = context.sampler(temperature=1.0).sample(variables, Prompts(*prompts), noise)
         canvas = Canvas(rollout.tokens_BC, *prompts)
         text_BC = through_first_end(canvas.completion_BC, special.end_ids)
-        found = trajectories(experiment, variables, canvas, rollout, text_BC) | bounds(
-            experiment, variables, canvas, text_BC
-        )
+        found = trajectories(context, variables, canvas, rollout, text_BC) | bounds(context, variables, canvas, text_BC)
     length_B = np.asarray(text_BC.sum(axis=1))
-    early_BC = (rollout.reveal_step_BC >= 0) & ~text_BC
-    last_B1 = jnp.where(text_BC, rollout.reveal_step_BC, 0).max(axis=1, keepdims=True)
+    early_BC = (rollout.unmask_step_BC >= 0) & ~text_BC
+    last_B1 = jnp.where(text_BC, rollout.unmask_step_BC, 0).max(axis=1, keepdims=True)
     result = {
         "run": run.path.name, "step": step, "denoising_steps": arguments.steps, "texts": arguments.rows,
         "mean_length": float(length_B.mean()), "columns": config.sampler.completion_length,
-        "texts_with_ends_before_the_text_was_done": float(jnp.mean((early_BC & (rollout.reveal_step_BC < last_B1)).any(axis=1))),
+        "texts_with_ends_before_the_text_was_done": float(jnp.mean((early_BC & (rollout.unmask_step_BC < last_B1)).any(axis=1))),
         **found, "environment": summary.environment(),
     }  # fmt: skip
     write_json(Path(arguments.out), result)
@@ -75,29 +66,29 @@ def main() -> None:
         print(f"{name}: {value}")
 
 
-def trajectories(experiment, variables, canvas, rollout, text_BC):
+def trajectories(context, variables, canvas, rollout, text_BC):
     """How far trajectory scores of a text are from what the sampler recorded: root mean square over texts, nats."""
-    special = experiment.tokenizer.special
+    special = context.tokenizer.special
     views = views_of(
-        jax.random.key(0), canvas, jnp.arange(len(text_BC)), rollout.reveal_step_BC, estimator=EstimatorConfig("trajectory", shrink=1),
-        sampler=experiment.config.sampler, special=special, prompt_mask=0.0,
+        jax.random.key(0), canvas, jnp.arange(len(text_BC)), rollout.unmask_step_BC, estimator=Trajectory(shrink=1),
+        sampler=context.config.sampler, special=special, prompt_mask=0.0,
     )  # fmt: skip
-    hidden = dataclasses.replace(views, completion_NBC=jnp.where(text_BC[None], views.completion_NBC, special.mask))
+    masked = dataclasses.replace(views, completion_NBC=jnp.where(text_BC[None], views.completion_NBC, special.mask))
     recorded_BC = jnp.where(text_BC, rollout.token_logp_BC, 0.0)
     apart = {}
-    for name, plan in (("in_the_states_of_the_sampler", views), ("with_all_behind_the_end_hidden", hidden)):
-        logp_BC = jax.jit(lambda plan: score(experiment.model, variables, canvas, plan).logp)(plan)
+    for name, plan in (("in_the_states_of_the_sampler", views), ("with_all_behind_the_end_hidden", masked)):
+        logp_BC = jax.jit(lambda plan: score(context.model, variables, canvas, plan).logp)(plan)
         apart[name] = float(jnp.sqrt(jnp.mean((logp_BC - recorded_BC).sum(axis=1) ** 2)))
     return {"trajectory_rms_nats": apart, "recorded_std_nats": float(recorded_BC.sum(axis=1).std())}
 
 
-def bounds(experiment, variables, canvas, text_BC):
+def bounds(context, variables, canvas, text_BC):
     """Mean over texts of the ELBO of the text, nats, by what stands behind it."""
-    special = experiment.tokenizer.special
+    special = context.tokenizer.special
     ids_B = jnp.arange(len(text_BC))
     views = views_of(
         jax.random.key(1), canvas, ids_B, jnp.zeros_like(canvas.completion_BC),
-        estimator=EstimatorConfig("elbo", samples=MASKINGS, counts="independent", low=1e-3), sampler=experiment.config.sampler,
+        estimator=Elbo(samples=MASKINGS, counts="independent", low=1e-3), sampler=context.config.sampler,
         special=special, prompt_mask=0.0,
     )  # fmt: skip
     ratio_N11 = jnp.max(
@@ -114,7 +105,7 @@ def bounds(experiment, variables, canvas, text_BC):
     found = {}
     for name, completion_NBC in shown.items():
         plan = dataclasses.replace(views, completion_NBC=completion_NBC)
-        logp_BC = jax.jit(lambda plan: score(experiment.model, variables, canvas, plan).logp)(plan)
+        logp_BC = jax.jit(lambda plan: score(context.model, variables, canvas, plan).logp)(plan)
         sums_B = np.asarray(logp_BC.sum(axis=1), np.float64)
         found[name] = {"mean": float(sums_B.mean()), "error": float(sums_B.std(ddof=1) / np.sqrt(len(sums_B)))}
     return {"elbo_nats": found}

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from d1jax.audit import rollouts
-from d1jax.config import EstimatorConfig
+from d1jax.config import Coupled
 from d1jax.config.parse import parse
 from d1jax.diffusion.estimators import views_of
 from d1jax.diffusion.likelihood import Views, score
@@ -24,7 +24,7 @@ from d1jax.training.context import build
 from d1jax.training.setup import variables_at
 from d1jax.weights.run import open_run
 
-PAIR = EstimatorConfig("coupled", counts="independent", low=0.2, high=0.8)
+PAIR = Coupled(counts="independent", low=0.2, high=0.8)
 SAMPLERS = {"the run's": [], "20 steps, temperature 0.3": ["--sampler.steps", "20", "--rl.temperature", "0.3"]}
 ROWS, DRAWS = 128, 64
 
@@ -35,13 +35,13 @@ def main() -> None:
     parser.add_argument("--stage", default="sft")
     parser.add_argument("--out", required=True)
     arguments = parser.parse_args()
-    run, _ = open_run(arguments.run)
+    run, trained = open_run(arguments.run)
     rows = []
     for name, flags in SAMPLERS.items():
-        experiment = build(parse(["--config", str(run.config), *flags]), training=False, saved=run.source)
-        with jax.set_mesh(experiment.mesh):
-            variables, step = variables_at(experiment, run, arguments.stage)
-            half_S2B, solved_B = halves(experiment, variables)
+        context = build(parse(flags, trained, "audit"), training=False, saved=run.source)
+        with jax.set_mesh(context.mesh):
+            variables, step = variables_at(context, run, arguments.stage)
+            half_S2B, solved_B = halves(context, variables)
         for texts, chosen_B in (("all", solved_B | True), ("right", solved_B), ("wrong", ~solved_B)):
             row = {"sampler": name, "texts": texts, "rows": int(chosen_B.sum()), **spread(half_S2B[:, :, chosen_B])}
             rows.append(row)
@@ -50,22 +50,24 @@ def main() -> None:
     write_json(Path(arguments.out), {"setting": setting, "environment": summary.environment(), "rows": rows})
 
 
-def halves(experiment, variables):
+def halves(context, variables):
     """(the scores of a masking's tokens and of its complement's, [S, 2, B]; which texts solve their problem, [B])."""
-    key = experiment.key("audit")
-    (batch,) = rollouts(experiment, variables, ROWS, jax.random.fold_in(key, 0))
-    problems = next(iter(experiment.eval_sets.values()))
-    texts = [experiment.tokenizer.decode(row) for row in np.asarray(batch.canvas.completion_BC).tolist()]
-    solved_B = np.array([experiment.task.grade(problems.rows[i], text)["solved"] > 0 for i, text in enumerate(texts)])
+    key = context.key("audit")
+    (batch,) = rollouts(context, variables, ROWS, jax.random.fold_in(key, 0))
+    problems = next(iter(context.eval_sets.values()))
+    texts = [context.tokenizer.decode(row) for row in np.asarray(batch.canvas.completion_BC).tolist()]
+    solved_B = np.array(
+        [context.task.grade(problems.rows[i % len(problems)], text)["solved"] > 0 for i, text in enumerate(texts)]
+    )
 
     @jax.jit
     def draw(key, variables):
         views = views_of(
-            key, batch.canvas, batch.row_ids_B, batch.reveal_step_BC, estimator=PAIR, sampler=experiment.config.sampler,
-            special=experiment.tokenizer.special, prompt_mask=0.0,
+            key, batch.canvas, batch.row_ids_B, batch.unmask_step_BC, estimator=PAIR, sampler=context.config.sampler,
+            special=context.tokenizer.special, prompt_mask=0.0,
         )  # fmt: skip
         parts = [Views(*(x[k : k + 1] for x in views)) for k in (0, 1)]
-        return [score(experiment.model, variables, batch.canvas, part).logp.sum(axis=1) for part in parts]
+        return [score(context.model, variables, batch.canvas, part).logp.sum(axis=1) for part in parts]
 
     keys = [jax.random.fold_in(jax.random.fold_in(key, 2), s) for s in range(DRAWS)]
     return np.array([draw(one, variables) for one in keys], np.float64), solved_B

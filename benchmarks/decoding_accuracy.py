@@ -14,34 +14,34 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from d1jax.config.parse import parse
-from d1jax.config.rules import check
+from d1jax.config import DualCache, EntropyBound, Factor, Klass, PrefixCache, Threshold
+from d1jax.config.check import check
 from d1jax.diffusion.kv_cache import window_sizes
-from d1jax.evaluation import accuracy, summary
+from d1jax.evaluation import decode, grade, summary
 from d1jax.files import write_json
 from d1jax.training.context import build
-from d1jax.training.setup import variables_at
 from d1jax.weights.run import open_run
+from d1jax.weights.variables import variables_at
 
 PARALLEL = {
-    "half the steps": {"schedule": "even", "share": 2},
-    "a quarter of the steps": {"schedule": "even", "share": 4},
-    "an eighth of the steps": {"schedule": "even", "share": 8},
-    "threshold 0.95": {"schedule": "threshold", "threshold": 0.95},
-    "threshold 0.9": {"schedule": "threshold", "threshold": 0.9},
-    "threshold 0.7": {"schedule": "threshold", "threshold": 0.7},
-    "factor 0.5": {"schedule": "factor", "factor": 0.5},
-    "factor 1": {"schedule": "factor", "factor": 1.0},
-    "entropy bound 0.1": {"schedule": "entropy_bound", "remasking": "entropy", "entropy_bound": 0.1},
-    "entropy bound 0.35": {"schedule": "entropy_bound", "remasking": "entropy", "entropy_bound": 0.35},
-    "klass 0.6, 0.015": {"schedule": "klass", "threshold": 0.6, "kl_threshold": 0.015},
-    "klass 0.9, 0.01": {"schedule": "klass", "threshold": 0.9, "kl_threshold": 0.01},
+    "half the steps": {"share": 2},
+    "a quarter of the steps": {"share": 4},
+    "an eighth of the steps": {"share": 8},
+    "threshold 0.95": {"schedule": Threshold(0.95)},
+    "threshold 0.9": {"schedule": Threshold(0.9)},
+    "threshold 0.7": {"schedule": Threshold(0.7)},
+    "factor 0.5": {"schedule": Factor(0.5)},
+    "factor 1": {"schedule": Factor(1.0)},
+    "entropy bound 0.1": {"schedule": EntropyBound(0.1), "remasking": "entropy"},
+    "entropy bound 0.35": {"schedule": EntropyBound(0.35), "remasking": "entropy"},
+    "klass 0.6, 0.015": {"schedule": Klass(0.6, 0.015)},
+    "klass 0.9, 0.01": {"schedule": Klass(0.9, 0.01)},
 }
 CACHED = {
-    "prefix cache": {"cache": "prefix"},
-    "dual cache": {"cache": "dual"},
-    "dual cache, made anew every 2 steps": {"cache": "dual", "cache_refresh": 2},
-    "dual cache, threshold 0.9": {"cache": "dual", "schedule": "threshold", "threshold": 0.9},
+    "prefix cache": {"cache": PrefixCache()},
+    "dual cache": {"cache": DualCache()},
+    "dual cache, made anew every 2 steps": {"cache": DualCache(refresh=2)},
+    "dual cache, threshold 0.9": {"cache": DualCache(), "schedule": Threshold(0.9)},
 }
 
 
@@ -55,24 +55,23 @@ def main() -> None:
 
 
 def table_of(path: Path) -> dict:
-    run, _ = open_run(path)
-    config = parse(["--config", str(run.config)])
-    experiment = build(config, training=False, saved=run.source)
-    name, problems = next(iter(experiment.eval_sets.items()))
-    stage = [stage for stage, saved in run.saved_steps(config.stages).items() if saved][-1]
+    run, config = open_run(path)
+    context = build(config, training=False, saved=run.source)
+    name, problems = next(iter(context.eval_sets.items()))
+    stage = [stage for stage, saved in run.saved_steps(config.stage_names).items() if saved][-1]
     length = config.sampler.completion_length
-    with jax.set_mesh(experiment.mesh):
-        variables, step = variables_at(experiment, run, stage, None)
+    with jax.set_mesh(context.mesh):
+        variables, step = variables_at(context, run, stage, None)
         rows = []
         for block in (length, length // 4):
             exact = dataclasses.replace(config.sampler, block_length=block, steps=length, early_exit=False)
-            base, passes = solved_by(experiment, variables, problems, exact)
+            base, passes = solved_by(context, variables, problems, exact)
             rows.append(row_of("exact", block, base, base, passes, passes))
             for label, changes in (PARALLEL if block == length else CACHED).items():
                 changes = dict(changes)
                 steps = length // changes.pop("share", 1)
                 sampler = dataclasses.replace(exact, steps=steps, **changes)
-                solved, passes, computed = measured(experiment, variables, problems, sampler)
+                solved, passes, computed = measured(context, variables, problems, sampler)
                 rows.append(row_of(label, block, base, solved, passes, computed))
             print_rows(path.name, rows)
     return {
@@ -85,25 +84,25 @@ def table_of(path: Path) -> dict:
     }
 
 
-def solved_by(experiment, variables, problems, sampler):
-    solved, passes, _ = measured(experiment, variables, problems, sampler)
+def solved_by(context, variables, problems, sampler):
+    solved, passes, _ = measured(context, variables, problems, sampler)
     return solved, passes
 
 
-def measured(experiment, variables, problems, sampler):
+def measured(context, variables, problems, sampler):
     """(solved or not of every problem, forward passes, the same in passes over the whole canvas)."""
-    config = dataclasses.replace(experiment.config, sampler=sampler)
+    config = dataclasses.replace(context.config, sampler=sampler)
     check(config)
-    chosen = dataclasses.replace(experiment, config=config)
-    rollout = accuracy.decode(chosen, variables, problems)
-    texts = accuracy.texts_of(chosen, rollout)
-    solved = np.array(
-        [experiment.task.grade(row, text)["solved"] for row, text in zip(problems.rows, texts, strict=True)]
-    )
+    chosen = dataclasses.replace(context, config=config)
+    rollout = decode.decode(chosen, variables, problems)
+    texts = decode.texts_of(chosen, rollout)
+    solved = np.array([context.task.grade(row, text)["solved"] for row, text in zip(problems.rows, texts, strict=True)])
     passes, cached = float(rollout.nfe_B.mean()), float(rollout.cached_nfe_B.mean())
     columns = sampler.completion_length + problems.prompt_RP.shape[1]
     window = sampler.block_length
-    if sampler.cache == "prefix":  # the narrowest compiled window that holds what is to be computed, over the blocks
+    if (
+        sampler.cache.name == "prefix"
+    ):  # the narrowest compiled window that holds what is to be computed, over the blocks
         needed = range(sampler.completion_length, 0, -sampler.block_length)
         window = np.mean([min(size for size in window_sizes(sampler) if size >= columns) for columns in needed])
     return solved, passes, passes - cached + cached * float(window) / columns
@@ -111,8 +110,8 @@ def measured(experiment, variables, problems, sampler):
 
 def row_of(label, block, base, solved, passes, computed):
     difference = solved.astype(float) - base
-    half = accuracy.Z95 * difference.std(ddof=1) / len(difference) ** 0.5
-    low, high = accuracy.wilson_interval(solved.sum(), len(solved))
+    half = grade.Z95 * difference.std(ddof=1) / len(difference) ** 0.5
+    low, high = grade.wilson_interval(solved.sum(), len(solved))
     return {
         "option": label, "block": block, "solved": round(float(solved.mean()), 4), "interval": [round(low, 4), round(high, 4)],
         "difference": round(float(difference.mean()), 4), "half_interval": round(float(half), 4),

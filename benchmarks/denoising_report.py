@@ -7,7 +7,7 @@ from typing import Any
 
 from report_tables import mean_and_half, points, table
 
-from d1jax.telemetry.charts import Chart, Series
+from d1jax.telemetry.report.line_chart import Chart, Series
 
 Row = dict[str, Any]
 

@@ -32,9 +32,9 @@ from methods_charts import lines
 from methods_plan import row_passes
 from methods_runner import Notebook, commit, in_workers, prepared, scores, train_base
 
-from d1jax.config import Config, EstimatorConfig, OptimizerConfig
+from d1jax.config import Config, Coupled, Elbo, NoKl, OneStep, OptimizerConfig, Trajectory
 from d1jax.evaluation import summary
-from d1jax.files import write_beside, write_json
+from d1jax.files import atomic_write, write_json
 from d1jax.rl import loop
 from d1jax.training.context import Problems
 
@@ -43,10 +43,10 @@ RESULTS = ROOT / "benchmarks" / "results" / "denoising_steps.json"
 FIGURE = ROOT / "docs" / "images" / "denoising_steps.svg"
 TASK = "sudoku"
 ESTIMATORS = {
-    "one_step": EstimatorConfig(),
-    "coupled": EstimatorConfig("coupled", counts="independent", low=0.2, high=0.8, full_mask=True),
-    "elbo": EstimatorConfig("elbo", samples=2),
-    "trajectory": EstimatorConfig("trajectory", shrink=1),
+    "one_step": OneStep(),
+    "coupled": Coupled(counts="independent", low=0.2, high=0.8, full_mask=True),
+    "elbo": Elbo(samples=2),
+    "trajectory": Trajectory(shrink=1),
 }
 STEPS = (2, 4, 8, 16)
 SEEDS = (1, 2, 3)
@@ -70,7 +70,7 @@ class Arm:
 
 def config_of(arm: Arm, base: Config) -> Config:
     rl = dataclasses.replace(
-        base.rl, steps=RL_STEPS, inner_updates=1, prompt_mask=0.0, kl_coefficient=0.0, estimator=ESTIMATORS[arm.estimator],
+        base.rl, steps=RL_STEPS, num_iterations=1, prompt_mask=0.0, kl=NoKl(), estimator=ESTIMATORS[arm.estimator],
         optimizer=OptimizerConfig(learning_rate=arm.learning_rate, schedule="linear", clip_norm=base.rl.optimizer.clip_norm),
     )  # fmt: skip
     sampler = dataclasses.replace(base.sampler, steps=arm.steps)
@@ -80,28 +80,28 @@ def config_of(arm: Arm, base: Config) -> Config:
 @functools.cache
 def before(steps: int, validation: bool, temperature: float) -> dict[str, float]:
     """The base under a sampler of so many steps."""
-    experiment, variables = prepared(TASK, ())
-    sampler = dataclasses.replace(experiment.config.sampler, steps=steps)
-    config = dataclasses.replace(experiment.config, sampler=sampler)
-    return scores(graded_on(experiment, validation), variables, config, temperature)
+    context, variables = prepared(TASK, ())
+    sampler = dataclasses.replace(context.config.sampler, steps=steps)
+    config = dataclasses.replace(context.config, sampler=sampler)
+    return scores(graded_on(context, validation), variables, config, temperature)
 
 
-def graded_on(experiment: Any, validation: bool) -> Any:
-    """The experiment with the last rows of the training split in place of the held-out ones, where a setting is chosen."""
+def graded_on(context: Any, validation: bool) -> Any:
+    """The context with the last rows of the training split in place of the held-out ones, where a setting is chosen."""
     if not validation:
-        return experiment
-    train = experiment.train
+        return context
+    train = context.train
     last = slice(len(train) - VALIDATION_ROWS, len(train))
     fields = {field.name: getattr(train, field.name)[last] for field in dataclasses.fields(Problems)}
-    return dataclasses.replace(experiment, eval_sets={"validation": Problems(**fields)})
+    return dataclasses.replace(context, eval_sets={"validation": Problems(**fields)})
 
 
 def execute(arm: Arm, validation: bool) -> dict[str, Any]:
-    experiment, base = prepared(TASK, ())
-    config, notebook = config_of(arm, experiment.config), Notebook()
-    with jax.set_mesh(experiment.mesh):
-        graded = graded_on(experiment, validation)
-        variables = loop.train(dataclasses.replace(experiment, config=config), base, notebook)
+    context, base = prepared(TASK, ())
+    config, notebook = config_of(arm, context.config), Notebook()
+    with jax.set_mesh(context.mesh):
+        graded = graded_on(context, validation)
+        variables = loop.train(dataclasses.replace(context, config=config), base, notebook)
         found = {
             f"{when}_{name}": value["solved"]
             for name, temperature in (("greedy", 0.0), ("sampled", 1.0))
@@ -148,7 +148,7 @@ def main() -> int:
     parser.add_argument("--work", default=str(ROOT / "runs" / "denoising_steps"), help="single results and programs")
     arguments = parser.parse_args()
     if not arguments.report:
-        os.chdir(ROOT)  # run_dir of the experiment's file is relative
+        os.chdir(ROOT)  # run_dir of the context's file is relative
         work = Path(arguments.work)
         with in_workers(sorted(os.sched_getaffinity(0)), work / "programs", ()) as pool:
             print(pool.submit(train_base, TASK, ()).result(), flush=True)
@@ -161,7 +161,7 @@ def main() -> int:
         about = {"rl_steps": RL_STEPS, "chosen_at": CHOSEN_AT, "chosen_with": CHOSEN_WITH, "rates": rates}
         write_json(RESULTS, {**about, "choosing": choosing, "runs": runs, "environment": summary.environment()})
     data = json.loads(RESULTS.read_text(encoding="utf-8"))
-    write_beside(FIGURE, lines(denoising_chart(data)))
+    atomic_write(FIGURE, lines(denoising_chart(data)))
     print(denoising_section(data))
     return 0
 

@@ -15,18 +15,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from d1jax.config import EstimatorConfig
+from d1jax.config import OneStep
 from d1jax.diffusion.canvas import Canvas
+from d1jax.diffusion.decoding import Prompts
 from d1jax.diffusion.estimators import views_of
 from d1jax.diffusion.likelihood import score
-from d1jax.diffusion.sampler import sample
-from d1jax.evaluation import accuracy, summary
+from d1jax.diffusion.noise import KeyedNoise
+from d1jax.evaluation import decode, summary
 from d1jax.files import write_json
 from d1jax.rl.advantages import group_advantages
-from d1jax.rl.rewards import reward_rows, total_rewards
+from d1jax.rollouts.rewards import reward_rows, total_rewards
 from d1jax.training.context import build
-from d1jax.training.setup import variables_at
 from d1jax.weights.run import open_run
+from d1jax.weights.variables import variables_at
 
 ROWS = 512
 
@@ -39,16 +40,16 @@ def main() -> None:
     parser.add_argument("--out", required=True)
     arguments = parser.parse_args()
     run, config = open_run(arguments.run)
-    experiment = build(config, saved=run.source)
-    variables, step = variables_at(experiment, run, arguments.stage)
-    model, special, problems = experiment.model, experiment.tokenizer.special, experiment.train
+    context = build(config, saved=run.source)
+    variables, step = variables_at(context, run, arguments.stage)
+    model, special, problems = context.model, context.tokenizer.special, context.train
 
     @jax.jit
     def gradient(variables, canvas, advantage_B, key, mask_ids_B, prompt_mask):
         def loss(variables):
             views = views_of(
                 key, canvas, mask_ids_B, jnp.zeros_like(canvas.completion_BC),
-                estimator=EstimatorConfig(), sampler=config.sampler, special=special, prompt_mask=prompt_mask,
+                estimator=OneStep(), sampler=config.sampler, special=special, prompt_mask=prompt_mask,
             )  # fmt: skip
             return -jnp.mean(advantage_B[:, None] * score(model, variables, canvas, views).logp)
 
@@ -61,12 +62,10 @@ def main() -> None:
             order = np.random.default_rng(index).choice(len(problems), ROWS // group, replace=False)
             picked = np.repeat(order, group)
             prompts = jnp.asarray(problems.prompt_RP[picked]), jnp.asarray(problems.prompt_length_R[picked])
-            rollout = sample(
-                model, variables, *prompts, jax.random.key(index), jnp.arange(ROWS),
-                config=config.sampler, special=special, temperature=config.rl.temperature,
-            )  # fmt: skip
-            texts = accuracy.texts_of(experiment, rollout)
-            parts, _ = reward_rows(experiment.task, [problems.rows[i] for i in picked], texts, config.rl.reward_weights)
+            noise = KeyedNoise(jax.random.key(index), jnp.arange(ROWS))
+            rollout = context.sampler(config.rl.temperature).sample(variables, Prompts(*prompts), noise)
+            texts = decode.texts_of(context, rollout)
+            parts, _ = reward_rows(context.task, [problems.rows[i] for i in picked], texts, config.rl.reward_weights)
             rewards = total_rewards(parts, config.rl.reward_weights).reshape(-1, group)
             advantage = group_advantages(config.rl.advantage, rewards).reshape(-1)
             batches.append((Canvas(rollout.tokens_BC, *prompts), jnp.asarray(advantage)))

@@ -16,8 +16,8 @@ from methods_charts import forest, lines
 from methods_plan import INNER_UPDATES, PROMPT_MASKS, SHARED, TASKS, ablation_arms
 from report_tables import mean_and_half, percent, points, table
 
-from d1jax.files import write_beside
-from d1jax.telemetry.charts import Chart, Series
+from d1jax.files import atomic_write
+from d1jax.telemetry.report.line_chart import Chart, Series
 
 Row = dict[str, Any]
 NAMES = {"sudoku": "Sudoku 4x4", "countdown": "Countdown, 3 numbers"}
@@ -57,7 +57,7 @@ def setup_section(data: Row) -> str:
             f"width {model['width']}, {model['layers']} layers",
             f"{sampler['completion_length']} tokens in {sampler['steps']} steps",
             f"{settings['sft']['steps']} updates: {bases(runs)} solved",
-            f"{rl['prompts_per_step']} x {rl['group_size']}",
+            f"{rl['prompts_per_step']} x {rl.get('num_generations') or rl['group_size']}",  # as d1jax 0.1 called it
             f"{optimizer['learning_rate']:g}, {optimizer['schedule']}",
             ", ".join(f"{weight:g} {name}" for name, weight in rl["reward_weights"].items()),
             f"{runs[0]['budget']:,}",
@@ -218,7 +218,7 @@ def reward_of(runs: Sequence[Row]) -> str:
 
 
 def overridden_section(rows: Sequence[Row]) -> str:
-    """What the experiment changed in a method's file, by method; what is the same for both tasks stands once."""
+    """What the context changed in a method's file, by method; what is the same for both tasks stands once."""
     found: dict[str, dict[str, None]] = {}
     for row in rows:
         for name, change in row["overridden"].items():
@@ -335,7 +335,7 @@ The models are tiny: the order of methods here need not be theirs at 8B, and the
 
 def write_report(data: Row, docs: Path) -> None:
     conclusions = CONCLUSIONS.read_text(encoding="utf-8") if CONCLUSIONS.exists() else ""
-    write_beside(docs / "experiments.md", page(data, conclusions))
+    atomic_write(docs / "experiments.md", page(data, conclusions))
     for name, svg in pictures(data, set(ablation_arms())).items():
-        write_beside(docs / "images" / name, svg)
+        atomic_write(docs / "images" / name, svg)
     print(f"report: {docs / 'experiments.md'}")

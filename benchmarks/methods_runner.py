@@ -18,18 +18,17 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from methods_plan import Run, base_config, number_of_views
+from methods_plan import Run, base_config, number_of_views, stage_of
 
 from d1jax import train as command
 from d1jax.config import Config, RlConfig, SamplerConfig
-from d1jax.config.parse import from_yaml
-from d1jax.evaluation import accuracy, summary
+from d1jax.config.stored import from_yaml
+from d1jax.evaluation import decode, grade, summary
 from d1jax.files import write_json
 from d1jax.models.transformer import Variables
-from d1jax.rl import loop
-from d1jax.training.context import Experiment, build
-from d1jax.training.setup import variables_at
+from d1jax.training.context import Context, build
 from d1jax.weights.run import RunDirectory, open_run
+from d1jax.weights.variables import variables_at
 
 CURVE_POINTS = 40
 
@@ -37,20 +36,27 @@ CURVE_POINTS = 40
 class Notebook:
     """Stands in for the journal: a run is so short that it is done again instead of resumed, and its files would cost more than it."""
 
-    def __init__(self) -> None:
+    def __init__(self, stage: str = "rl") -> None:
+        self.stage = stage
         self.values: list[dict[str, float]] = []
-        self.recent: list[dict[str, float]] = []  # the guard sees nothing: a collapse is a result here
+        self.recent: list[dict[str, float]] = []  # nothing watches for a collapse: it is a result here
+
+    def evaluates(self, step: int) -> bool:
+        return False
 
     def note(self, line: str) -> None:
+        pass
+
+    def notes(self, lines: Sequence[str]) -> None:
         pass
 
     def resume(self, items: dict[str, Any]) -> tuple[dict[str, Any], int]:
         return items, 0
 
-    def record(self, step: int, values: Mapping[str, float], watch: Sequence[str]) -> None:
+    def log_metrics(self, step: int, values: Mapping[str, float], watch: Sequence[str]) -> None:
         self.values.append(dict(values))
 
-    def keep(self, step: int, items: dict[str, Any]) -> None:
+    def save_checkpoint(self, step: int, items: dict[str, Any]) -> None:
         pass
 
 
@@ -75,7 +81,7 @@ def train_base(task: str, extra: tuple[str, ...]) -> str:
 
 
 @functools.cache
-def prepared(task: str, extra: tuple[str, ...]) -> tuple[Experiment, Variables]:
+def prepared(task: str, extra: tuple[str, ...]) -> tuple[Context, Variables]:
     """Problems and base weights of a task: the same for every run of it."""
     config = base_config(task, extra)
     run, source = open_run(config.run_dir)
@@ -86,54 +92,55 @@ def prepared(task: str, extra: tuple[str, ...]) -> tuple[Experiment, Variables]:
 # -- one run -------------------------------------------------------------------------------------------------------------
 
 
-def scores(experiment: Experiment, variables: Variables, config: Config, temperature: float = 0.0) -> dict[str, float]:
+def scores(context: Context, variables: Variables, config: Config, temperature: float = 0.0) -> dict[str, float]:
     """Grades on the held-out problems under the sampler of `config`: greedy, or at the temperature that RL works at."""
     evaluation = dataclasses.replace(config.evaluation, temperature=temperature)
-    chosen = dataclasses.replace(experiment, config=dataclasses.replace(config, evaluation=evaluation, seed=0))
+    chosen = dataclasses.replace(context, config=dataclasses.replace(config, evaluation=evaluation, seed=0))
     problems = next(iter(chosen.eval_sets.values()))
-    texts = accuracy.texts_of(chosen, accuracy.decode(chosen, variables, problems))
-    graded = accuracy.score_texts(chosen, problems, texts)
+    texts = decode.texts_of(chosen, decode.decode(chosen, variables, problems))
+    graded = grade.score_texts(chosen, problems, texts)
     graded["solved"] = graded.pop("solved_rate")
     return {name: round(value, 5) for name, value in graded.items() if isinstance(value, float)}
 
 
 @functools.cache
 def scores_before(task: str, sampler: Any, temperature: float, extra: tuple[str, ...]) -> dict[str, float]:
-    experiment, variables = prepared(task, extra)
-    return scores(experiment, variables, dataclasses.replace(experiment.config, sampler=sampler), temperature)
+    context, variables = prepared(task, extra)
+    return scores(context, variables, dataclasses.replace(context.config, sampler=sampler), temperature)
 
 
 def execute(run: Run, extra: tuple[str, ...] = ()) -> dict[str, Any]:
     """Trains and evaluates one run; everything that the report needs, as JSON."""
     began = time.perf_counter()
     shared, base = prepared(run.task, extra)
-    experiment, notebook = dataclasses.replace(shared, config=run.config), Notebook()
+    kind, stage = run.config.stages[-1].kind, stage_of(run.config)
+    context, notebook = dataclasses.replace(shared, config=run.config), Notebook(kind)
     with jax.set_mesh(shared.mesh):
-        sampler, sampled = shared.config.sampler, run.config.rl.temperature
+        sampler, sampled = shared.config.sampler, stage.temperature
         before = {
             "shared": scores_before(run.task, sampler, 0.0, extra),
             "sampled": scores_before(run.task, sampler, sampled, extra),
         }
         training = time.perf_counter()
-        variables = loop.train(experiment, base, notebook)
+        variables = command.TRAIN[kind](context, base, notebook)
         trained = time.perf_counter()
         after = {
-            "shared": scores(experiment, variables, shared.config),
-            "sampled": scores(experiment, variables, shared.config, sampled),
+            "shared": scores(context, variables, shared.config),
+            "sampled": scores(context, variables, shared.config, sampled),
         }
         # A method with a sampler of its own is compared under everybody's, and shown under its own too.
         if run.config.sampler != shared.config.sampler:
             before["own"] = scores_before(run.task, run.config.sampler, 0.0, extra)
-            after["own"] = scores(experiment, variables, run.config)
+            after["own"] = scores(context, variables, run.config)
     values = notebook.values
-    del variables, experiment
+    del variables, context
     return {
         **identity(run),
         "before": before,
         "after": after,
         "train": training_figures(values, run.config.max_bad_updates),
         "curve": curve(values),
-        "views": number_of_views(run.config.rl, run.config.sampler),
+        "views": number_of_views(stage.estimator, run.config.sampler),
         "seconds": round(time.perf_counter() - began, 1),
         "seconds_training": round(trained - training, 1),
         "seconds_first_step": round(values[0]["time/rollout_s"] + values[0]["time/update_s"], 1),
@@ -143,10 +150,10 @@ def execute(run: Run, extra: tuple[str, ...] = ()) -> dict[str, Any]:
 
 def identity(run: Run) -> dict[str, Any]:
     """What is known of a run before it is done."""
-    rl = run.config.rl
+    stage = stage_of(run.config)
     return {
-        "task": run.task, "arm": run.arm, "seed": run.seed, "digest": run.digest, "steps": rl.steps,
-        "inner_updates": rl.inner_updates, "passes_of_step": run.passes_of_step, "forward_passes": run.spends,
+        "task": run.task, "arm": run.arm, "seed": run.seed, "digest": run.digest, "steps": stage.steps,
+        "inner_updates": stage.updates_per_step, "passes_of_step": run.passes_of_step, "forward_passes": run.spends,
         "budget": run.budget, "overridden": run.overridden,
     }  # fmt: skip
 

@@ -105,7 +105,7 @@ def compare(bench, main):
         ours, theirs = (last[case] for case in cases)
         check = {"temperature": temperature}
         check["equal_forward_passes"] = ours["forward_passes"] == theirs["forward_passes"]
-        check["equal_commits_per_step"] = np.array_equal(ours["commits_BK"], theirs["commits_BK"])
+        check["equal_commits_per_step"] = np.array_equal(ours["unmasked_BK"], theirs["unmasked_BK"])
         if temperature == 0:
             check["share_of_equal_tokens"] = round(float((ours["tokens_BC"] == theirs["tokens_BC"]).mean()), 4)
         print(f"  the same work? {check}", flush=True)

@@ -9,9 +9,11 @@ from pathlib import Path
 
 import numpy as np
 
-from d1jax.config import MeshConfig, SamplerConfig
+from d1jax.config import DualCache, Even, MeshConfig, NoCache, PrefixCache, SamplerConfig, Threshold
 
 PROGRAMS = {"none": "exact", "prefix": "prefix cache", "dual": "dual cache"}
+CACHES = {"none": NoCache(), "prefix": PrefixCache(), "dual": DualCache()}
+SCHEDULES = {"even": Even(), "threshold": Threshold(0.9)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +45,9 @@ def d1jax_side(config, folder, hand_over):
     import jax.numpy as jnp
 
     from d1jax.data.tokenizers import SpecialTokens
-    from d1jax.diffusion.sampler import sample
+    from d1jax.diffusion.decoding import Prompts
+    from d1jax.diffusion.noise import KeyedNoise
+    from d1jax.diffusion.sampler import Sampler
     from d1jax.models.families import FAMILIES
     from d1jax.models.sharding import make_mesh
     from d1jax.models.transformer import Transformer, initialize
@@ -51,7 +55,7 @@ def d1jax_side(config, folder, hand_over):
 
     model, special = Transformer(config), SpecialTokens(mask=config.vocab_size - 1, end=config.vocab_size - 2)
     params = initialize(model, jax.random.key(0), make_mesh(MeshConfig()))["params"]
-    # d1jax never commits a mask token, the published code would: a score of 0 is never the highest of thousands.
+    # d1jax never unmasks into a mask token, the published code would: a score of 0 is never the highest of thousands.
     params["ff_out"] = params["ff_out"].at[:, special.mask].set(0)
     variables = {"params": params}
     if hand_over:
@@ -61,14 +65,15 @@ def d1jax_side(config, folder, hand_over):
 
     def prepare(setting):
         sampler = SamplerConfig(
-            completion_length=setting.new, block_length=setting.block, steps=setting.steps, schedule=setting.schedule,
-            threshold=0.9, cache=setting.cache, early_exit=False,
+            completion_length=setting.new, block_length=setting.block, steps=setting.steps,
+            schedule=SCHEDULES[setting.schedule], cache=CACHES[setting.cache], early_exit=False,
         )  # fmt: skip
         prompt_BP = jnp.asarray(prompts(setting, config.vocab_size), jnp.int32)
-        inputs = (prompt_BP, jnp.full(setting.batch, setting.prompt), jax.random.key(0), jnp.arange(setting.batch))
-        static = {"config": sampler, "special": special, "temperature": setting.temperature}
+        made = Sampler(model, sampler, special, setting.temperature)
+        row_prompts = Prompts(prompt_BP, jnp.full(setting.batch, setting.prompt))
+        noise = KeyedNoise(jax.random.key(0), jnp.arange(setting.batch))
         began = time.perf_counter()
-        compiled = sample.lower(model, variables, *inputs, **static).compile()
+        compiled = Sampler.sample.lower(made, variables, row_prompts, noise).compile()
         known = {"compile_seconds": round(time.perf_counter() - began, 2)}
         plan = compiled.memory_analysis()
         if plan is not None:
@@ -76,9 +81,9 @@ def d1jax_side(config, folder, hand_over):
             known["planned_memory_GB"] = round(size / 1e9, 3)
 
         def call():
-            rollout = jax.block_until_ready(compiled(variables, *inputs))
+            rollout = jax.block_until_ready(compiled(variables, row_prompts, noise))
             cached = int(rollout.cached_nfe_B.max())
-            return np.asarray(rollout.tokens_BC), np.asarray(rollout.reveal_step_BC), int(rollout.nfe_B.max()), cached
+            return np.asarray(rollout.tokens_BC), np.asarray(rollout.unmask_step_BC), int(rollout.nfe_B.max()), cached
 
         return call, known
 
@@ -106,7 +111,7 @@ def torch_side(config, folder, hand_over):
                 model, prompt_BP, completion_length=setting.new, block_length=setting.block, steps=setting.steps,
                 temperature=setting.temperature, mask_id=config.vocab_size - 1,
             )  # fmt: skip
-            return made.tokens_BC.numpy(), made.reveal_step_BC.numpy(), made.forward_passes, 0
+            return made.tokens_BC.numpy(), made.unmask_step_BC.numpy(), made.forward_passes, 0
 
         return call, {}
 
@@ -148,14 +153,14 @@ def serve(connection, name, config, folder, hand_over):
             forget_peak()
             all_before, own_before = busy_seconds()
             began = time.perf_counter()
-            tokens_BC, reveal_step_BC, passes, cached = call()
+            tokens_BC, unmask_step_BC, passes, cached = call()
             seconds = time.perf_counter() - began
             all_after, own_after = busy_seconds()
             others = max(0.0, (all_after - all_before) - (own_after - own_before)) / seconds
-            commits_BK = [np.bincount(row, minlength=passes) for row in reveal_step_BC]
+            unmasked_BK = [np.bincount(row, minlength=passes) for row in unmask_step_BC]
             figures = {"seconds": seconds, "peak_memory_GB": peak(), "forward_passes": passes, "over_windows": cached}
             figures["cpus_others_used"] = others
-            connection.send({**known, **figures, "tokens_BC": tokens_BC, "commits_BK": commits_BK})
+            connection.send({**known, **figures, "tokens_BC": tokens_BC, "unmasked_BK": unmasked_BK})
     except EOFError:
         pass  # the parent is gone
     except Exception:

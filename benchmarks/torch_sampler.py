@@ -15,7 +15,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 class Generated(NamedTuple):
     tokens_BC: torch.Tensor
-    reveal_step_BC: torch.Tensor  # the step that committed the position, from 0
+    unmask_step_BC: torch.Tensor  # the step that unmasked the position, from 0
     forward_passes: int
 
 
@@ -42,8 +42,8 @@ def bidirectional_llama(config, tensors):
     return model
 
 
-def commits_per_step(masked_B, steps):
-    """How many positions each of `steps` commits, [B, steps]; the first ones take the remainder."""
+def tokens_per_step(masked_B, steps):
+    """How many positions each of `steps` unmasks, [B, steps]; the first ones take the remainder."""
     base_B, extra_B = masked_B // steps, masked_B % steps
     return base_B[:, None] + (torch.arange(steps)[None, :] < extra_B[:, None]).long()
 
@@ -65,12 +65,12 @@ def generate(model, prompt_BP, *, completion_length, block_length, steps, temper
     generator = torch.Generator().manual_seed(seed)
     canvas_BT = torch.full((rows, prompt_length + completion_length), mask_id, dtype=torch.long)
     canvas_BT[:, :prompt_length] = prompt_BP
-    reveal_step_BT = torch.full_like(canvas_BT, -1)
+    unmask_step_BT = torch.full_like(canvas_BT, -1)
     passes = 0
     for block in range(blocks):
         start = prompt_length + block * block_length
         end = start + block_length
-        counts_BK = commits_per_step((canvas_BT[:, start:end] == mask_id).sum(dim=1), steps_per_block)
+        counts_BK = tokens_per_step((canvas_BT[:, start:end] == mask_id).sum(dim=1), steps_per_block)
         for step in range(steps_per_block):
             open_BT = canvas_BT == mask_id
             logits_BTV = model(canvas_BT, use_cache=False).logits
@@ -80,10 +80,10 @@ def generate(model, prompt_BP, *, completion_length, block_length, steps, temper
             confidence_BT = torch.gather(probability_BTV, -1, found_BT[:, :, None])[:, :, 0]
             confidence_BT[:, end:] = -torch.inf
             confidence_BT = torch.where(open_BT, confidence_BT, -torch.inf)
-            commit_BT = torch.zeros_like(open_BT)
+            unmask_BT = torch.zeros_like(open_BT)
             for row in range(rows):
                 surest = torch.topk(confidence_BT[row], k=int(counts_BK[row, step])).indices
-                commit_BT[row, surest] = True
-            canvas_BT = torch.where(commit_BT, found_BT, canvas_BT)
-            reveal_step_BT[commit_BT] = block * steps_per_block + step
-    return Generated(canvas_BT[:, prompt_length:], reveal_step_BT[:, prompt_length:], passes)
+                unmask_BT[row, surest] = True
+            canvas_BT = torch.where(unmask_BT, found_BT, canvas_BT)
+            unmask_step_BT[unmask_BT] = block * steps_per_block + step
+    return Generated(canvas_BT[:, prompt_length:], unmask_step_BT[:, prompt_length:], passes)

@@ -17,7 +17,7 @@ class Rollouts(NamedTuple):
     completion_BC: torch.Tensor
     text_BC: torch.Tensor  # True through the first end token
     advantage_B: torch.Tensor
-    group_size: int
+    num_generations: int
     mask_id: int
 
 
@@ -78,8 +78,8 @@ def update(policy, reference, optimizer, rollouts, method):
     ]
     rows = torch.arange(len(rollouts.completion_BC))
     # The mean over the tokens of a prompt's completions, then over prompts, as d1's code does; every split gives the same gradient.
-    tokens_Q = rollouts.text_BC.sum(dim=1).reshape(-1, rollouts.group_size).sum(dim=1)
-    weight_BC = rollouts.text_BC / tokens_Q.repeat_interleave(rollouts.group_size)[:, None] / len(tokens_Q)
+    tokens_Q = rollouts.text_BC.sum(dim=1).reshape(-1, rollouts.num_generations).sum(dim=1)
+    weight_BC = rollouts.text_BC / tokens_Q.repeat_interleave(rollouts.num_generations)[:, None] / len(tokens_Q)
     losses, norms = [], []
     for u in masks:
         optimizer.zero_grad()

@@ -7,12 +7,10 @@ import traceback
 from pathlib import Path
 
 import numpy as np
-import yaml
 from sampling_sides import busy_seconds, forget_peak, resident_peak
 
-from d1jax.config import ModelConfig, OptimizerConfig, RlConfig
-
-METHOD = Path(__file__).resolve().parents[1] / "configs" / "methods" / "d1.yaml"
+from d1jax.config import ModelConfig, OptimizerConfig
+from d1jax.config.parse import parse
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,24 +28,26 @@ class Setting:
 
     @property
     def rows(self):
-        return self.prompts * self.rl().group_size
+        return self.prompts * self.rl().num_generations
 
     def rl(self, inner_updates=None, micro_batches=1):
         """configs/methods/d1.yaml, with mu = 4 in the place of 12."""
-        published = yaml.safe_load(METHOD.read_text(encoding="utf-8"))
-        optimizer = OptimizerConfig(learning_rate=self.learning_rate, weight_decay=0.1, clip_norm=0.2)
-        inner = {"inner_updates": inner_updates or self.inner_updates, "micro_batches": micro_batches}
-        return RlConfig(**{**published, **inner, "optimizer": optimizer})
+        return dataclasses.replace(
+            parse(["--rl", "d1"]).rl,
+            num_iterations=inner_updates or self.inner_updates,
+            grad_accumulation_steps=micro_batches,
+            optimizer=OptimizerConfig(learning_rate=self.learning_rate, weight_decay=0.1, clip_norm=0.2),
+        )
 
     def rollouts(self):
         """Random prompts, completions (half of them end early) and advantages; mask and end are the last two of the vocabulary."""
         random = np.random.default_rng(0)
         words = self.model.vocab_size - 2
-        prompt_BP = random.integers(0, words, (self.prompts, self.prompt)).repeat(self.rl().group_size, axis=0)
+        prompt_BP = random.integers(0, words, (self.prompts, self.prompt)).repeat(self.rl().num_generations, axis=0)
         completion_BC = random.integers(0, words, (self.rows, self.completion))
         ends_B = random.integers(0, 2 * self.completion, self.rows)
         completion_BC[np.arange(self.completion)[None, :] >= ends_B[:, None]] = words
-        rewards_PG = random.integers(0, 2, (self.prompts, self.rl().group_size))
+        rewards_PG = random.integers(0, 2, (self.prompts, self.rl().num_generations))
         advantage_B = (rewards_PG - rewards_PG.mean(axis=1, keepdims=True)).reshape(-1)
         return prompt_BP.astype(np.int32), completion_BC.astype(np.int32), advantage_B.astype(np.float32)
 
@@ -84,8 +84,8 @@ def d1jax_side(setting, folder):
     from d1jax.models.families import FAMILIES
     from d1jax.models.sharding import make_mesh
     from d1jax.models.transformer import Transformer, initialize
-    from d1jax.rl.likelihood import Batch, Scorer
-    from d1jax.rl.update import make_update, view_keys
+    from d1jax.rl.update import Batch, make_update, view_keys
+    from d1jax.training.likelihood import RolloutBatch, Scorer
     from d1jax.training.optimizer import make_optimizer, new_state
     from d1jax.weights.names import to_published
 
@@ -96,18 +96,19 @@ def d1jax_side(setting, folder):
     prompt_BP, completion_BC, advantage_B = map(jnp.asarray, setting.rollouts())
     canvas = Canvas(completion_BC, prompt_BP, jnp.full(setting.rows, setting.prompt))
     ids_B = jnp.arange(setting.rows)  # d1: each row meets its own masks
-    kept_B = jnp.ones(setting.rows, bool)
-    batch = Batch(
-        canvas, ids_B, jnp.zeros_like(completion_BC), advantage_B[:, None] * jnp.ones(completion_BC.shape), kept_B
-    )
+    rollout = RolloutBatch(canvas, ids_B, jnp.zeros_like(completion_BC))
+    batch = Batch(rollout, advantage_B[:, None] * jnp.ones(completion_BC.shape))
     sampler = SamplerConfig(completion_length=setting.completion, block_length=setting.completion)
     key = jax.random.key(2)
 
-    scorer = Scorer(model, setting.rl(), sampler, special)
-    views = [scorer.views(k, batch) for k in view_keys(key, setting.inner_updates, fresh_masks=True)]
+    def scorer_of(rl):
+        return Scorer(model, rl.estimator, sampler, special, rl.prompt_mask, rl.grad_accumulation_steps)
+
+    scorer = scorer_of(setting.rl())
+    views = [scorer.views(k, rollout) for k in view_keys(key, setting.inner_updates, fresh_masks=True)]
     arrays = {
         "prompt_UBP": np.stack([one.prompt_NBP[0] for one in views]),
-        "text_BC": np.asarray(scorer.text_BC(batch)),
+        "text_BC": np.asarray(scorer.text_BC(rollout)),
     }
     for name, variables in (("policy", policy), ("reference", reference)):
         tensors = to_published(variables, config, FAMILIES["dream"])  # Llama's tensors have the same names
@@ -119,8 +120,8 @@ def d1jax_side(setting, folder):
         optimizer = make_optimizer(rl.optimizer, 1000)
         first = new_state(optimizer, policy, mesh)
         began = time.perf_counter()
-        update = make_update(model, optimizer, rl, sampler, special, first)
-        compiled = update.lower(first, {}, reference, batch, key, False).compile()
+        update = make_update(scorer_of(rl), optimizer, rl, first)
+        compiled = update.lower(first, {}, reference, batch, key).compile()
         known = {"compile_seconds": round(time.perf_counter() - began, 2)}
         plan = compiled.memory_analysis()
         if plan is not None:
@@ -131,7 +132,7 @@ def d1jax_side(setting, folder):
             return jax.block_until_ready(new_state(optimizer, policy, mesh))
 
         def go(state):
-            _, metrics = jax.block_until_ready(compiled(state, {}, reference, batch, key, False))
+            _, metrics, _ = jax.block_until_ready(compiled(state, {}, reference, batch, key))
             return metrics["loss"].tolist(), metrics["grad_norm"].tolist()
 
         return start, go, known
@@ -163,15 +164,15 @@ def torch_side(setting, folder):
         completion_BC.long(),
         handed["text_BC"],
         advantage_B,
-        setting.rl().group_size,
+        setting.rl().num_generations,
         setting.model.vocab_size - 1,
     )
 
     def prepare(call):
         rl = setting.rl()
         method = torch_update.Method(
-            call.inner_updates, call.micro_batches, rl.clip_low, rl.clip_high, rl.kl_coefficient,
-            rl.optimizer.clip_norm, call.first_old,
+            call.inner_updates, call.micro_batches, rl.policy_loss.clip_low, rl.policy_loss.clip_high,
+            rl.kl.coefficient, rl.optimizer.clip_norm, call.first_old,
         )  # fmt: skip
 
         def start():

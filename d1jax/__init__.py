@@ -1,7 +1,8 @@
 """The JAX post-training stack for masked diffusion language models.
 
 In a notebook: `load_pretrained` gives a `Policy`; `sample`, `watch` and `infill` write with it, `masked_loss`, `sft` and `rl` train it,
-`evaluate` grades it, `save_pretrained` exports it. docs/notebook.md is an example.
+`evaluate` grades it, `save_pretrained` exports it. docs/notebook.md is an example. `d1jax.config` holds all settings and the choices
+that they offer, e.g. `d1jax.RlConfig(estimator=d1jax.config.Coupled(samples=2))`.
 """
 
 from __future__ import annotations
@@ -13,12 +14,11 @@ from d1jax.config.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from d1jax.config import (  # noqa: F401
-        EstimatorConfig,
-        GuardConfig,
         LoraConfig,
         MeshConfig,
         ModelConfig,
         OptimizerConfig,
+        PreferenceConfig,
         RlConfig,
         SamplerConfig,
         SftConfig,
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 _CONFIGS = (
-    "EstimatorConfig", "GuardConfig", "LoraConfig", "MeshConfig", "ModelConfig", "OptimizerConfig", "RlConfig", "SamplerConfig",
+    "LoraConfig", "MeshConfig", "ModelConfig", "OptimizerConfig", "PreferenceConfig", "RlConfig", "SamplerConfig",
     "SftConfig", "TaskConfig",
 )  # fmt: skip
 _HOME = {

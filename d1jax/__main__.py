@@ -6,7 +6,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-from d1jax.config.parse import version_text
+from d1jax.config.flags import version_text
 
 COMMANDS = {
     "train": "one config in, one run directory out",

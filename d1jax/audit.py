@@ -24,21 +24,24 @@ from typing import Any
 import jax
 import numpy as np
 
-from d1jax.config import Config, ConfigError
-from d1jax.config.parse import asks_for_version, own_flags, parse, to_dict, version_text
+from d1jax.config import Config, UserError
+from d1jax.config.flags import asks_for_version, split_flags, version_text
+from d1jax.config.parse import parse
+from d1jax.config.values import plain
 from d1jax.diffusion.canvas import Canvas
-from d1jax.diffusion.sampler import sample
+from d1jax.diffusion.decoding import Prompts
+from d1jax.diffusion.noise import KeyedNoise
 from d1jax.evaluation import estimator_stats as audit
 from d1jax.evaluation import summary
-from d1jax.evaluation.estimators import STRATA, Batch, Bench, Candidate, candidates, large_sample_elbo
-from d1jax.files import write_beside, write_json
+from d1jax.evaluation.estimators import STRATA, Bench, Candidate, RolloutBatch, candidates, large_sample_elbo
+from d1jax.files import atomic_write, write_json
 from d1jax.models import sharding
 from d1jax.models.transformer import Variables
-from d1jax.telemetry.audit_page import audit_html
 from d1jax.telemetry.command_line import check_writable, exit_code
-from d1jax.training.context import Experiment, build
-from d1jax.training.setup import check_same_model, variables_at
-from d1jax.weights.run import open_run
+from d1jax.telemetry.report.audit_page import audit_html
+from d1jax.training.context import Context, build
+from d1jax.weights.source import run_source
+from d1jax.weights.variables import check_same_model, variables_at
 
 NAMES = ("run", "stage", "step", "methods", "only", "out")
 READS = ("task", "model", "lora", "sampler", "evaluation.batch_size", "rl.temperature", "mesh", "seed")
@@ -62,13 +65,13 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _audit(argv: Sequence[str]) -> int:
-    own, overrides = own_flags(argv, (*NAMES, *COUNTS))
+    own, overrides = split_flags(argv, (*NAMES, *COUNTS))
     counts = {name: _count(own, name) for name in COUNTS}
     out = _writable(Path(own["out"])) if "out" in own else None
     result = run(own, counts, overrides)
     if out:
         write_json(out / "audit.json", result)
-        write_beside(out / "audit.html", audit_html(result))
+        atomic_write(out / "audit.html", audit_html(result))
     print(audit.table(result["estimators"]))
     print("\n" + "\n".join(result["findings"]))
     if out:
@@ -79,43 +82,42 @@ def _audit(argv: Sequence[str]) -> int:
 def run(own: dict[str, str], counts: dict[str, int], overrides: Sequence[str]) -> dict[str, Any]:
     """{"setting", "environment", "truth", "estimators", "pairs", "findings"} of the checkpoint that `own` names."""
     if "run" not in own:
-        raise ConfigError("name a run with --run DIR")
-    stage, step = own.get("stage"), own.get("step")
+        raise UserError("name a run with --run DIR")
+    stage = own.get("stage")
+    step = own.get("step")
     if step is not None and (stage is None or not step.isdigit()):
-        raise ConfigError(f"--step {step} needs --stage, and must be a number")
-    directory, trained = open_run(own["run"])
-    config = parse(overrides, trained, "audit", READS)
-    experiment = build(config, training=False, saved=directory.source)
-    config = experiment.config
-    check_same_model(experiment, directory, trained)
+        raise UserError(f"--step {step} needs --stage, and must be a number")
+    source = run_source(own["run"], stage)
+    directory = source.run
+    config = parse(overrides, source.config, "audit", READS)
+    context = build(config, training=False, saved=directory.source)
+    config = context.config
+    check_same_model(context, source)
     chosen = candidates(config.sampler.completion_length)
     if "methods" in own:
         chosen += _of_files(Path(own["methods"]), config, chosen)
     names = [one.name for one in chosen]
     chosen = [one for one in chosen if own.get("only", "") in one.name]
     if not chosen:
-        raise ConfigError(f"--only {own['only']!r} is part of no estimator's name; there are {', '.join(names)}")
-    saved = [name for name, last in directory.saved_steps(config.stages).items() if last]
-    if stage is None and not saved:
-        raise ConfigError(f"run {own['run']!r} has no checkpoint yet")
-    stage = stage or saved[-1]
-    with jax.set_mesh(experiment.mesh):
-        variables, at = variables_at(experiment, directory, stage, None if step is None else int(step))
-        result = audit_estimators(experiment, variables, chosen, counts)
+        raise UserError(f"--only {own['only']!r} is part of no estimator's name; there are {', '.join(names)}")
+    stage = source.last_stage
+    with jax.set_mesh(context.mesh):
+        variables, at = variables_at(context, directory, stage, None if step is None else int(step))
+        result = audit_estimators(context, variables, chosen, counts)
     setting = {"run": directory.path.name, "stage": stage, "step": at, **counts, "seed": config.seed}
-    setting |= {"temperature": config.rl.temperature, "problems": next(iter(experiment.eval_sets))}
-    setting["sampler"] = to_dict(config.sampler)
+    setting |= {"temperature": config.rl.temperature, "problems": next(iter(context.eval_sets))}
+    setting["sampler"] = plain(config.sampler)
     return {"setting": setting, "environment": summary.environment(), **result}
 
 
 def audit_estimators(
-    experiment: Experiment, variables: Variables, chosen: Sequence[Candidate], counts: dict[str, int]
+    context: Context, variables: Variables, chosen: Sequence[Candidate], counts: dict[str, int]
 ) -> dict[str, Any]:
     """{"truth", "estimators", "pairs", "findings"}; a function of the weights, the settings and the seed."""
-    root = experiment.key("audit")
+    root = context.key("audit")
     bench = Bench(
-        experiment.model, variables, experiment.config.sampler, experiment.tokenizer.special,
-        rollouts(experiment, variables, counts["rows"], jax.random.fold_in(root, 0)),
+        context.model, variables, context.config.sampler, context.tokenizer.special,
+        rollouts(context, variables, counts["rows"], jax.random.fold_in(root, 0)),
     )  # fmt: skip
     truth_B, error_B = large_sample_elbo(bench, jax.random.fold_in(root, 1), counts["truth_samples"])
     rows = []
@@ -136,23 +138,22 @@ def audit_estimators(
     return {"truth": truth, "estimators": rows, "pairs": pairs, "findings": audit.findings(rows, pairs)}
 
 
-def rollouts(experiment: Experiment, variables: Variables, rows: int, key: jax.Array) -> tuple[Batch, ...]:
+def rollouts(context: Context, variables: Variables, rows: int, key: jax.Array) -> tuple[RolloutBatch, ...]:
     """Completions of the headline set's problems, again from its start where there are fewer; every row draws its own numbers."""
-    config, problems = experiment.config, next(iter(experiment.eval_sets.values()))
-    shards = sharding.row_shards(experiment.mesh)
+    config = context.config
+    problems = next(iter(context.eval_sets.values()))
+    sampler = context.sampler(config.rl.temperature)
+    shards = sharding.row_shards(context.mesh)
     size = min(config.evaluation.batch_size, -(-rows // shards) * shards)
     batches = []
     for start in range(0, rows, size):
         ids_B = np.arange(start, start + size)
         at_B = ids_B % len(problems)
         inputs = (problems.prompt_RP[at_B], problems.prompt_length_R[at_B], ids_B.astype(np.int32))
-        prompt_BP, length_B, row_ids_B = sharding.place_rows(experiment.mesh, inputs)
-        rollout = sample(
-            experiment.model, variables, prompt_BP, length_B, key, row_ids_B,
-            config=config.sampler, special=experiment.tokenizer.special, temperature=config.rl.temperature,
-        )  # fmt: skip
+        prompt_BP, length_B, row_ids_B = sharding.shard_batch(context.mesh, inputs)
+        rollout = sampler.sample(variables, Prompts(prompt_BP, length_B), KeyedNoise(key, row_ids_B))
         canvas = Canvas(rollout.tokens_BC, prompt_BP, length_B)
-        batches.append(Batch(canvas, row_ids_B, rollout.reveal_step_BC, min(size, rows - start)))
+        batches.append(RolloutBatch(canvas, row_ids_B, rollout.unmask_step_BC, min(size, rows - start)))
     return tuple(batches)
 
 
@@ -160,13 +161,13 @@ def _of_files(folder: Path, config: Config, known: Sequence[Candidate]) -> list[
     """The estimators of the method files in `folder` that are not in the table already."""
     files = sorted(folder.glob("*.yaml"))
     if not files:
-        raise ConfigError(f"--methods {str(folder)!r} holds no .yaml files; name a folder like configs/methods")
+        raise UserError(f"--methods {str(folder)!r} holds no .yaml files; name a folder like configs/methods")
     seen, found = {(one.estimator, one.prompt_mask) for one in known}, []
     for file in files:
         rl = parse(["--rl", str(file)], config, "audit").rl
         # The audit knows no advantages: of SPG it takes the lower bound.
-        estimator = dataclasses.replace(rl.estimator, upper_share=0.0)
-        if (estimator, rl.prompt_mask) not in seen and estimator.subset == 1:
+        estimator = dataclasses.replace(rl.estimator, upper_share=0.0) if rl.estimator.upper_share else rl.estimator
+        if (estimator, rl.prompt_mask) not in seen and not estimator.needs_entropy:
             seen.add((estimator, rl.prompt_mask))
             found.append(Candidate(file.stem, estimator, rl.prompt_mask))
     return found
@@ -178,7 +179,7 @@ def _count(own: dict[str, str], name: str) -> int:
     value = int(text) if text.isdecimal() and text.isascii() else -1
     if value != default and (value < least or value % multiple):
         rule = f"a multiple of {multiple}, " if multiple > 1 else ""
-        raise ConfigError(f"--{name} {text} must be a whole number, {rule}at least {least}; the default is {default}")
+        raise UserError(f"--{name} {text} must be a whole number, {rule}at least {least}; the default is {default}")
     return value
 
 
@@ -187,7 +188,7 @@ def _writable(out: Path) -> Path:
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ConfigError(f"--out {str(out)!r} cannot be made a directory: {error.strerror}") from None
+        raise UserError(f"--out {str(out)!r} cannot be made a directory: {error.strerror}") from None
     check_writable("--out", out)
     return out
 

@@ -21,9 +21,10 @@ from pathlib import Path
 
 import jax
 
-from d1jax.config import ConfigError, MeshConfig, ModelConfig
+from d1jax.config import MeshConfig, ModelConfig, UserError
+from d1jax.config.flags import asks_for_version, dashed, version_text
 from d1jax.config.no_effect import no_effect
-from d1jax.config.parse import asks_for_version, dashed, to_dict, version_text
+from d1jax.config.values import plain
 from d1jax.files import check_new
 from d1jax.inference.policy import EXPORT_CURE, load_pretrained, save_pretrained
 from d1jax.models.families import family_of
@@ -31,7 +32,7 @@ from d1jax.models.lora import Rounding, merge_each, warn_of_rounding
 from d1jax.models.sharding import make_mesh
 from d1jax.telemetry.command_line import exit_code
 from d1jax.telemetry.terminal import printable
-from d1jax.training.setup import adapter_of, set_up
+from d1jax.training.setup import set_up
 from d1jax.weights.hf_directory import Checkpoint, headers, is_checkpoint, open_checkpoint, read_json
 from d1jax.weights.hf_io import (
     PathAndArray,
@@ -45,6 +46,8 @@ from d1jax.weights.hf_io import (
 from d1jax.weights.names import entries, expected_shapes, parameter_count
 from d1jax.weights.peft import WEIGHTS, is_adapter, read_adapter, save_adapter
 from d1jax.weights.run import is_run, open_run
+from d1jax.weights.source import CheckpointSource, RunSource, open_source
+from d1jax.weights.variables import adapter_of
 
 DIFFERENT = 3
 
@@ -66,15 +69,33 @@ def to_hf(arguments: argparse.Namespace) -> int:
     if not arguments.adapter_only:
         return _write(arguments, native=False)
     if arguments.dtype:
-        raise ConfigError(no_effect(f"--dtype {arguments.dtype}", "whole weights; an adapter keeps its own dtype"))
+        raise UserError(no_effect(f"--dtype {arguments.dtype}", "whole weights; an adapter keeps its own dtype"))
     check_new(arguments.out)
     mesh = make_mesh(MeshConfig())
     with jax.set_mesh(mesh):
-        setup, adapters = adapter_of(arguments.source, mesh)
+        source = _adapted_run(arguments.source)
+        setup = set_up(source.config, source.run.source, mesh)
+        adapters = adapter_of(setup, source)
         base = setup.config.init_from
         family = family_of(read_json(Path(base) / "config.json"), base)
         save_adapter(adapters["lora"], setup.config.lora, setup.model.config, family, arguments.out, base)
     return _done(arguments.out)
+
+
+def _adapted_run(path: Path) -> RunSource:
+    """A run that trained an adapter of a checkpoint. Raises UserError for one without, and for one whose base exists nowhere."""
+    source = open_source(path)
+    if isinstance(source, CheckpointSource):
+        raise UserError(f"{str(path)!r} is no run directory: it has no config.yaml")
+    config = source.config
+    if config.lora.rank and config.init_from and is_checkpoint(Path(config.init_from)):
+        return source
+    what = "it trained all weights" if not config.lora.rank else "it did not start from a checkpoint directory"
+    raise UserError(
+        f"run {str(source.path)!r} has no adapter of a checkpoint: {what} (lora.rank {config.lora.rank}, init_from "
+        f"{config.init_from!r}); export its merged weights, without --adapter-only. For an adapter, export the weights first "
+        "and train with lora.rank and init_from that directory"
+    )
 
 
 def merge(arguments: argparse.Namespace) -> int:
@@ -122,7 +143,7 @@ def inspect(arguments: argparse.Namespace) -> int:
         return 0
     if is_run(path):
         run, config = open_run(path)
-        saved = ", ".join(f"{stage} {step}" for stage, step in run.saved_steps(config.stages).items())
+        saved = ", ".join(f"{stage} {step}" for stage, step in run.saved_steps(config.stage_names).items())
         print(f"{path}: a run; last checkpoints: {saved or 'none'}")
         source = run.source / "config.json"
         family = family_of(read_json(source), str(source)).name if source.is_file() else "of its own"
@@ -145,7 +166,7 @@ def inspect(arguments: argparse.Namespace) -> int:
 def verify(arguments: argparse.Namespace) -> int:
     one, two = open_checkpoint(arguments.a), open_checkpoint(arguments.b)
     if one.family.names != two.family.names or one.config != two.config:
-        pairs = {**to_dict(one.config)}, {**to_dict(two.config)}
+        pairs = {**plain(one.config)}, {**plain(two.config)}
         other = [f"{name} {a} and {pairs[1][name]}" for name, a in pairs[0].items() if a != pairs[1][name]]
         print(f"different models: {', '.join(other) or 'other families'}")
         return DIFFERENT
@@ -160,7 +181,7 @@ def verify(arguments: argparse.Namespace) -> int:
 def _describe(family: str, config: ModelConfig, note: str) -> None:
     print(f"family {family} ({config.alignment}), {parameter_count(config):,} parameters, {note}")
     print("model:")
-    for name, value in to_dict(config).items():
+    for name, value in plain(config).items():
         print(f"  {name}: {str(value).lower() if isinstance(value, bool) else value}")
 
 

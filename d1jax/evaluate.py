@@ -18,17 +18,19 @@ from typing import Any
 
 import jax
 
-from d1jax.config import ADAPTIVE, Config, ConfigError
-from d1jax.config.parse import asks_for_version, own_flags, parse, version_text
-from d1jax.evaluation import accuracy, summary
+from d1jax.config import Config, UserError
+from d1jax.config.flags import asks_for_version, split_flags, version_text
+from d1jax.config.parse import parse
+from d1jax.evaluation import grade, summary
 from d1jax.files import write_json
 from d1jax.telemetry.command_line import exit_code, output_file
 from d1jax.telemetry.terminal import printable
 from d1jax.training.callable_module import make_callable
 from d1jax.training.claim import changed_rows
 from d1jax.training.context import build
-from d1jax.training.setup import check_same_model, variables_at
-from d1jax.weights.run import open_run, run_and_step
+from d1jax.weights.run import run_and_step
+from d1jax.weights.source import run_source
+from d1jax.weights.variables import check_same_model, variables_at
 
 if __name__ != "__main__":
     make_callable(__name__)  # d1jax.evaluate(policy, ...) is d1jax.notebook.stages.evaluate
@@ -48,12 +50,12 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _evaluate(argv: Sequence[str]) -> int:
-    own, overrides = own_flags(argv, NAMES)
+    own, overrides = split_flags(argv, NAMES)
     out = output_file("--out", own["out"]) if "out" in own else None
     result = evaluate(own, overrides)
     if out:
         write_json(out, result)
-    print(accuracy.table(result["stages"], result["baselines"]))
+    print(grade.table(result["stages"], result["baselines"]))
     return 0
 
 
@@ -61,48 +63,45 @@ def evaluate(own: dict[str, str], overrides: Sequence[str]) -> dict[str, Any]:
     """{"stages", "baselines", "environment"} as in summary.json, for the checkpoints that `own` names."""
     stage, asked, path = own.get("stage"), own.get("step"), own.get("run")
     if asked is not None and (stage is None or not asked.isdigit()):
-        raise ConfigError(f"--step {asked} needs --stage, and must be a number")
+        raise UserError(f"--step {asked} needs --stage, and must be a number")
     step = None if asked is None else int(asked)
     if "checkpoint" in own:
         beside = sorted({"run", "stage", "step"} & set(own))
         if beside:
-            raise ConfigError(f"--checkpoint names run, stage and step; leave --{', --'.join(beside)} out")
+            raise UserError(f"--checkpoint names run, stage and step; leave --{', --'.join(beside)} out")
         path, stage, step = run_and_step(Path(own["checkpoint"]))
         if step is None:
-            raise ConfigError(f"--checkpoint {own['checkpoint']!r} is not of the form RUN/checkpoints/STAGE/STEP")
+            raise UserError(f"--checkpoint {own['checkpoint']!r} is not of the form RUN/checkpoints/STAGE/STEP")
     if path is None:
-        raise ConfigError("name a run with --run DIR, or a checkpoint with --checkpoint DIR/checkpoints/STAGE/STEP")
-    run, trained = open_run(path)
-    config = parse(overrides, trained, "evaluate", READS)
-    experiment = build(config, training=False, saved=run.source)
-    check_same_model(experiment, run, trained)
-    if config.task == trained.task:  # else other rows were asked for
-        for line in changed_rows(run, experiment.data):
+        raise UserError("name a run with --run DIR, or a checkpoint with --checkpoint DIR/checkpoints/STAGE/STEP")
+    source = run_source(path, stage, step)
+    run = source.run
+    config = parse(overrides, source.config, "evaluate", READS)
+    context = build(config, training=False, saved=run.source)
+    check_same_model(context, source)
+    if config.task == source.config.task:  # else other rows were asked for
+        for line in changed_rows(run, context.data):
             print(f"note: {printable(line)}", file=sys.stderr)
-    with jax.set_mesh(experiment.mesh):
-        wanted = [stage] if stage else [name for name, saved in run.saved_steps(config.stages).items() if saved]
-        if not wanted:
-            raise ConfigError(f"run {str(path)!r} has no checkpoint yet")
+    with jax.set_mesh(context.mesh):
+        wanted = [stage] if stage else list(source.saved())
         stages = []
         for name in wanted:
             began = time.perf_counter()
-            variables, at = variables_at(experiment, run, name, step)
-            rows = ", ".join(f"{len(problems)} rows of {key}" for key, problems in experiment.eval_sets.items())
+            variables, at = variables_at(context, run, name, step)
+            rows = ", ".join(f"{len(problems)} rows of {key}" for key, problems in context.eval_sets.items())
             what = f"{run.checkpoints(name) / str(at)}: stage {name}, step {at}, {rows}, {_decoding(config)}"
             print(f"evaluating {what}", file=sys.stderr, flush=True)
-            scores, _ = accuracy.evaluate(experiment, variables, progress=True)
+            scores, _ = grade.evaluate(context, variables, progress=True)
             print(f"evaluated {what}, {time.perf_counter() - began:.1f} s", file=sys.stderr, flush=True)
             stages.append(summary.stage_entry(name, {"step": at, "sets": scores}))
-    baselines = {
-        name: accuracy.baseline_scores(experiment, problems) for name, problems in experiment.eval_sets.items()
-    }
+    baselines = {name: grade.baseline_scores(context, problems) for name, problems in context.eval_sets.items()}
     return {"stages": stages, "baselines": baselines, "environment": summary.environment()}
 
 
 def _decoding(config: Config) -> str:
     """How it is decoded, in words."""
     sampler = config.sampler
-    steps = f"schedule {sampler.schedule}" if sampler.schedule in ADAPTIVE else f"{sampler.steps} denoising steps"
+    steps = f"schedule {sampler.schedule.name}" if sampler.schedule.adaptive else f"{sampler.steps} denoising steps"
     draws = f"temperature {config.evaluation.temperature:g}" if config.evaluation.temperature else "greedy"
     return f"{sampler.completion_length} tokens in {steps}, {draws}"
 

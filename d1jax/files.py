@@ -17,7 +17,7 @@ UMASK = os.umask(0)  # it can only be read by setting it, so once, before there 
 os.umask(UMASK)
 
 
-def write_beside(path: Path, text: str) -> None:
+def atomic_write(path: Path, text: str) -> None:
     """Writes a text file as UTF-8, and makes its folder. Raises OSError that names the file; the old one is whole then."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(path.name + ".tmp")
@@ -52,11 +52,11 @@ def _finite(value: Any) -> Any:
 def write_json(path: Path, value: Any) -> None:
     """Indented, but a list of numbers stays on one line. Line breaks within strings are escaped, so none is a list's."""
     text = to_json(value, indent=2)
-    write_beside(path, re.sub(r"\[\n([-+.\deE,\s]+)\]", lambda found: f"[{' '.join(found[1].split())}]", text) + "\n")
+    atomic_write(path, re.sub(r"\[\n([-+.\deE,\s]+)\]", lambda found: f"[{' '.join(found[1].split())}]", text) + "\n")
 
 
 def write_jsonl(path: Path, rows: Iterable[Any]) -> None:
-    write_beside(path, "".join(to_json(row) + "\n" for row in rows))
+    atomic_write(path, "".join(to_json(row) + "\n" for row in rows))
 
 
 def distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

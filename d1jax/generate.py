@@ -9,36 +9,29 @@ A prompt with holes, "def f(x): {{mask:16}} return y", comes back with each of t
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
-import re
 import sys
 import typing
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from d1jax.config import Config, ConfigError, MeshConfig, SamplerConfig
-from d1jax.config.no_effect import check_sampler, no_effect, with_effect
-from d1jax.config.parse import asks_for_version, dashed, version_text
-from d1jax.config.rules import check
+from d1jax.config import MeshConfig, SamplerConfig, UserError
+from d1jax.config.flags import asks_for_version, dashed, version_text
+from d1jax.config.no_effect import no_effect
 from d1jax.config.yaml_text import shown
 from d1jax.files import distinct
-from d1jax.inference.chat import Answer, Asked, Request, answer, converse
+from d1jax.inference.chat import Asked, Generation, GenerationOptions, chat, generate
 from d1jax.inference.complete import check_draws
-from d1jax.inference.infill import has_holes, take_apart
+from d1jax.inference.infill import has_holes, parse_spans
 from d1jax.inference.policy import Policy, load_pretrained, sampler_of
+from d1jax.inference.sampler_flags import add_sampler_flags, sampler_from_flags
 from d1jax.telemetry.command_line import exit_code, output_file
-from d1jax.telemetry.player import write_player
-from d1jax.training.context import Experiment, build
+from d1jax.telemetry.report.player import write_player
+from d1jax.training.context import Context, build
 from d1jax.training.setup import make_task
 from d1jax.weights.hf_directory import is_checkpoint
 from d1jax.weights.run import open_run, run_above
-
-# The settings of the sampler that are flags by their own names; its sizes have flags of their own.
-SIZES = ("completion_length", "block_length", "steps")
-NOT_HERE = ("record_entropy",)  # nothing here shows it
-RULES = {field.name: field for field in dataclasses.fields(SamplerConfig) if field.name not in (*SIZES, *NOT_HERE)}
 
 
 def main(argv: Sequence[str]) -> int:
@@ -54,11 +47,11 @@ def _generate(arguments: argparse.Namespace) -> int:
     rows = _rows(arguments)
     prompts = _prompts(arguments, rows)
     check_draws(arguments.seed, arguments.temperature)
-    _check_read(arguments, prompts)
     player = _player_path(arguments.player, prompts)
-    config = _sampler(arguments)  # before a large model is read
+    _check_read(arguments, prompts)
+    config = sampler_from_flags(arguments, sampler_of(arguments.model))  # before a large model is read
     if arguments.batch < 1:
-        raise ConfigError(f"--batch {arguments.batch} must be above 0")
+        raise UserError(f"--batch {arguments.batch} must be above 0")
     policy = load_pretrained(
         arguments.model,
         dtype=arguments.dtype,
@@ -68,19 +61,19 @@ def _generate(arguments: argparse.Namespace) -> int:
     )
     terminal = sys.stdout.isatty() and sys.stderr.isatty() and not arguments.json
     show = terminal if arguments.show == "auto" else arguments.show == "always"
-    request = Request(
+    options = GenerationOptions(
         policy, config, arguments.seed, arguments.temperature, arguments.system, arguments.raw, show,
         drop_too_long=arguments.too_long == "drop", fixed_batches=len(prompts or []) > arguments.batch,
     )  # fmt: skip
     _show_form(arguments, rows)
     _hint_at_json(arguments.prompt or [])
     if prompts is None:
-        converse(request)
+        chat(options)
     else:
-        answers = answer(request, prompts, arguments.batch, arguments.json)
-        _show_grades(rows, answers)
+        generations = generate(options, prompts, arguments.batch, arguments.json)
+        _show_grades(rows, generations)
         if player:
-            samples = [_shown(policy, found) | {"index": index} for index, found in enumerate(answers, start=1)]
+            samples = [_shown(policy, found) | {"index": index} for index, found in enumerate(generations, start=1)]
             write_player(player, samples, _player_title(arguments.model, config))
     return 0
 
@@ -91,41 +84,39 @@ def _generate(arguments: argparse.Namespace) -> int:
 class Rows(typing.NamedTuple):
     """Rows of an evaluation set of a run."""
 
-    experiment: Experiment
+    context: Context
     name: str  # of the set
     numbers: list[int]
 
 
 def _rows(arguments: argparse.Namespace) -> Rows | None:
-    """What --row asks for. Raises ConfigError where the model is no run, or the set has no such row."""
+    """What --row asks for. Raises UserError where the model is no run, or the set has no such row."""
     if not arguments.row:
         if arguments.set:
-            raise ConfigError(no_effect(f"--set {arguments.set}", "--row N"))
+            raise UserError(no_effect(f"--set {arguments.set}", "--row N"))
         return None
     path = run_above(Path(arguments.model))
     if not Path(arguments.model).is_dir():
-        raise ConfigError(f"--model {arguments.model!r}: no such directory")
+        raise UserError(f"--model {arguments.model!r}: no such directory")
     if path is None or is_checkpoint(Path(arguments.model)):
-        raise ConfigError(
-            f"--row takes a problem of a run, and --model {arguments.model!r} is none; write --prompt TEXT"
-        )
+        raise UserError(f"--row takes a problem of a run, and --model {arguments.model!r} is none; write --prompt TEXT")
     run, config = open_run(path)
-    experiment = build(config, training=False, saved=run.source)
-    name = arguments.set or next(iter(experiment.eval_sets))
-    if name not in experiment.eval_sets:
-        raise ConfigError(f"--set {name!r} is no evaluation set of the run; choices: {', '.join(experiment.eval_sets)}")
-    count = len(experiment.eval_sets[name])
+    context = build(config, training=False, saved=run.source)
+    name = arguments.set or next(iter(context.eval_sets))
+    if name not in context.eval_sets:
+        raise UserError(f"--set {name!r} is no evaluation set of the run; choices: {', '.join(context.eval_sets)}")
+    count = len(context.eval_sets[name])
     for number in arguments.row:
         if not 0 <= number < count:
-            raise ConfigError(f"--row {number}: the rows of {name} are 0 to {count - 1}")
-    return Rows(experiment, name, arguments.row)
+            raise UserError(f"--row {number}: the rows of {name} are 0 to {count - 1}")
+    return Rows(context, name, arguments.row)
 
 
 def _asked_rows(rows: Rows) -> list[Asked]:
-    problems = rows.experiment.eval_sets[rows.name]
+    problems = rows.context.eval_sets[rows.name]
     lengths = problems.prompt_length_R
     return [
-        Asked(rows.experiment.task.prompt(problems.rows[n]), problems.prompt_RP[n, : lengths[n]].tolist())
+        Asked(rows.context.task.prompt(problems.rows[n]), problems.prompt_RP[n, : lengths[n]].tolist())
         for n in rows.numbers
     ]
 
@@ -150,27 +141,27 @@ def _show_form(arguments: argparse.Namespace, rows: Rows | None) -> None:
     print(f"{form} (--prompt-json takes it like that, --row N from the evaluation set)", file=sys.stderr)
 
 
-def _show_grades(rows: Rows | None, answers: list[Answer]) -> None:
+def _show_grades(rows: Rows | None, generations: list[Generation]) -> None:
     if rows is None:
         return
-    problems = rows.experiment.eval_sets[rows.name]
-    for number, found in zip(rows.numbers, answers, strict=True):
-        grades = rows.experiment.task.grade(problems.rows[number], found.text)
+    problems = rows.context.eval_sets[rows.name]
+    for number, found in zip(rows.numbers, generations, strict=True):
+        grades = rows.context.task.grade(problems.rows[number], found.text)
         told = ", ".join(f"{name} {value:g}" for name, value in grades.items())
         print(f"{rows.name} row {number}: {told}", file=sys.stderr)
 
 
-def _shown(policy: Policy, found: Answer) -> dict[str, Any]:
+def _shown(policy: Policy, found: Generation) -> dict[str, Any]:
     """What the player needs."""
-    return found._asdict() | {"set": "prompt", "pieces": policy.tokenizer.pieces(found.tokens)}
+    return found.as_record() | {"set": "prompt", "pieces": policy.tokenizer.pieces(found.tokens)}
 
 
 def _player_path(text: str | None, prompts: list[Asked] | None) -> Path | None:
-    """Where the player goes. Raises ConfigError for what could not be written in the end, before a large model is read."""
+    """Where the player goes. Raises UserError for what could not be written in the end, before a large model is read."""
     if text is None:
         return None
     if prompts is None:
-        raise ConfigError("--player shows answered prompts, not a conversation; add --prompt or --file")
+        raise UserError("--player shows answered prompts, not a conversation; add --prompt or --file")
     return output_file("--player", text)
 
 
@@ -179,7 +170,7 @@ def _player_title(model: str, config: SamplerConfig) -> str:
 
 
 def _prompts(arguments: argparse.Namespace, rows: Rows | None) -> list[Asked] | None:
-    """The prompts, or None for a conversation. Raises ConfigError for an unreadable file and for blank prompts."""
+    """The prompts, or None for a conversation. Raises UserError for an unreadable file and for blank prompts."""
     prompts = [Asked(text) for text in arguments.prompt or []]
     prompts += [Asked(_from_json(text)) for text in arguments.prompt_json or []]
     prompts += [Asked(text, _token_ids(text)) for text in arguments.ids or []]
@@ -187,11 +178,11 @@ def _prompts(arguments: argparse.Namespace, rows: Rows | None) -> list[Asked] | 
         prompts += [Asked(text) for text in _read_file(Path(arguments.file))]
     if rows is not None:
         if prompts:
-            raise ConfigError("--row asks problems of the run; leave --prompt, --prompt-json, --ids and --file out")
+            raise UserError("--row asks problems of the run; leave --prompt, --prompt-json, --ids and --file out")
         prompts = _asked_rows(rows)
     if arguments.chat:
         if prompts:
-            raise ConfigError("--chat asks for its prompts; leave --prompt, --prompt-json, --ids, --row and --file out")
+            raise UserError("--chat asks for its prompts; leave --prompt, --prompt-json, --ids, --row and --file out")
         return None
     if not prompts:
         if sys.stdin.isatty():
@@ -199,10 +190,10 @@ def _prompts(arguments: argparse.Namespace, rows: Rows | None) -> list[Asked] | 
         prompts = [Asked(sys.stdin.read())]
     blank = next((index for index, prompt in enumerate(prompts) if not prompt.text.strip()), None)
     if blank is not None:
-        raise ConfigError(f"prompt {blank} is empty; write --prompt TEXT, --file FILE, or pipe a text in")
+        raise UserError(f"prompt {blank} is empty; write --prompt TEXT, --file FILE, or pipe a text in")
     for prompt in prompts:
         if prompt.ids is None and has_holes(prompt.text):
-            take_apart(prompt.text)
+            parse_spans(prompt.text)
     return prompts
 
 
@@ -212,7 +203,7 @@ def _from_json(text: str) -> str:
     except (ValueError, RecursionError):
         prompt = None
     if not isinstance(prompt, str):
-        raise ConfigError(
+        raise UserError(
             f'--prompt-json {shown(text)} is no JSON text; write it in quotes, e.g. "one line\\nanother line"'
         )
     return prompt
@@ -231,18 +222,18 @@ def _hint_at_json(prompts: Sequence[str]) -> None:
 def _token_ids(text: str) -> list[int]:
     words = text.replace(",", " ").split()
     if not words or not all(word.isascii() and word.isdecimal() and len(word) < 10 for word in words):
-        raise ConfigError(f'--ids {shown(text)} are no token ids; write whole numbers, e.g. "1 2 3"')
+        raise UserError(f'--ids {shown(text)} are no token ids; write whole numbers, e.g. "1 2 3"')
     return [int(word) for word in words]
 
 
 def _check_read(arguments: argparse.Namespace, prompts: list[Asked] | None) -> None:
-    """Raises ConfigError for a flag that nothing would read."""
+    """Raises UserError for a flag that nothing would read."""
     given = {name for name, value in vars(arguments).items() if value != DEFAULTS.get(name)}
 
     def refuse(names: Sequence[str], where: str) -> None:
         for name in names:
             if name in given:
-                raise ConfigError(no_effect(f"--{name.replace('_', '-')}", where))
+                raise UserError(no_effect(f"--{name.replace('_', '-')}", where))
 
     drawn = (
         arguments.temperature > 0
@@ -276,10 +267,10 @@ def _read_file(path: Path) -> list[str]:
         # Not splitlines, which also cuts at characters that a text may hold.
         lines = path.read_text(encoding="utf-8-sig").replace("\r\n", "\n").split("\n")
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--file {path}: not readable as text ({error})") from None
+        raise UserError(f"--file {path}: not readable as text ({error})") from None
     numbered = [(number, line) for number, line in enumerate(lines, start=1) if line.strip()]
     if not numbered:
-        raise ConfigError(f"--file {path}: holds no prompts")
+        raise UserError(f"--file {path}: holds no prompts")
     return [_prompt_of(path, number, line) for number, line in numbered]
 
 
@@ -289,53 +280,17 @@ def _prompt_of(path: Path, number: int, line: str) -> str:
     try:
         prompt = json.loads(line, object_pairs_hook=distinct)["prompt"]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise ConfigError(f'{path}:{number}: expected an object with a text "prompt" ({error})') from None
+        raise UserError(f'{path}:{number}: expected an object with a text "prompt" ({error})') from None
     if not isinstance(prompt, str):
-        raise ConfigError(f'{path}:{number}: expected an object with a text "prompt", not a {type(prompt).__name__}')
+        raise UserError(f'{path}:{number}: expected an object with a text "prompt", not a {type(prompt).__name__}')
     return prompt
-
-
-def _sampler(arguments: argparse.Namespace) -> SamplerConfig:
-    """What the flags say; else what comes with the model, or 128 tokens in blocks of 32, two a step."""
-    base = sampler_of(arguments.model)
-    for name in ("length", "block", "steps"):
-        size = getattr(arguments, name)
-        if size is not None and size < 1:
-            raise ConfigError(f"--{name} {size} must be above 0; leave it out for what the model says")
-    length = arguments.length or base.completion_length
-    widest = min(arguments.block or base.block_length, length) if length > 0 else 1
-    block = arguments.block or next((size for size in range(widest, 0, -1) if length % size == 0), 1)
-    if not arguments.block and block * 4 < widest:
-        near = [size for size in (length // widest * widest, -(-length // widest) * widest) if size]
-        raise ConfigError(
-            f"--length {length} has no block near {widest} tokens (the next is {block}); try --length {' or '.join(map(str, near))}, "
-            "or name a --block"
-        )
-    blocks = max(length // block, 1)
-    per_token = base.steps / base.completion_length
-    steps = arguments.steps or max(round(length * per_token / blocks), 1) * blocks
-    named = {name: value for name in RULES if (value := getattr(arguments, name)) is not None}
-    config = dataclasses.replace(base, completion_length=length, block_length=block, steps=steps, **named)
-    given = {name: _flag(name) for name in (*named, *(["steps"] if arguments.steps else []))}
-    try:
-        check_sampler(config, arguments.temperature, given)
-        config = with_effect(config, arguments.temperature)
-        check(Config(sampler=config))
-    except ConfigError as error:  # in the words of the flags
-        raise ConfigError(re.sub(r"sampler\.(\w+)", lambda found: _flag(found[1]), str(error))) from None
-    return dataclasses.replace(config, record_entropy=False)
-
-
-def _flag(name: str) -> str:
-    sizes = {"completion_length": "--length", "block_length": "--block", "steps": "--steps"}
-    return sizes.get(name, "--" + name.replace("_", "-"))
 
 
 def _mesh(text: str) -> MeshConfig:
     try:
         data, fsdp, tensor = (int(size) for size in text.split(","))
     except ValueError:
-        raise ConfigError(f"--mesh {text!r} is not of the form data,fsdp,tensor, e.g. 1,1,-1") from None
+        raise UserError(f"--mesh {text!r} is not of the form data,fsdp,tensor, e.g. 1,1,-1") from None
     return MeshConfig(data, fsdp, tensor)
 
 
@@ -362,13 +317,6 @@ def _parser() -> argparse.ArgumentParser:
     add("--chat", action="store_true", help="a conversation")
     add("--system", default="", help="the system message of a chat")
     add("--raw", action="store_true", help="continue the prompt as it is, without the chat template")
-    add("--length", type=int, help="new tokens [as the model says, or 128]")
-    add("--block", type=int, help="tokens of a block [as the model says, or 32]")
-    add(
-        "--steps",
-        type=int,
-        help="denoising steps over all blocks [as many a token as the model says, or one for two]",
-    )
     add("--temperature", type=float, default=0.0, help="0 is greedy [0]")
     add("--seed", type=int, default=0, help="what is drawn at a temperature above 0 [0]")
     add("--dtype", choices=("float32", "bfloat16"), help="of weights and activations [as stored]")
@@ -383,16 +331,7 @@ def _parser() -> argparse.ArgumentParser:
         help="a prompt that does not fit: an error, or left out and counted",
     )
     add("--player", metavar="FILE", help="also write a page that plays the denoising of every prompt, e.g. player.html")
-    rules = parser.add_argument_group("how to decode [as the model says, or the first named]")
-    types = typing.get_type_hints(SamplerConfig)
-    for name, field in RULES.items():
-        kind, flag, text = types[name], _flag(name), field.metadata["help"].replace("%", "%%")
-        if kind is bool:
-            rules.add_argument(flag, action=argparse.BooleanOptionalAction, default=None, help=text)
-        elif typing.get_origin(kind) is Literal:
-            rules.add_argument(flag, choices=typing.get_args(kind), help=text)
-        else:
-            rules.add_argument(flag, type=kind, help=f"{text} [{field.default}]")
+    add_sampler_flags(parser)
     return parser
 
 

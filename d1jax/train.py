@@ -5,6 +5,7 @@ The same command continues a run that was stopped, and prints the result of one 
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
@@ -12,24 +13,31 @@ from typing import Any
 
 import jax
 
-from d1jax.config import Config
-from d1jax.config.parse import asks_for_version, describe_origins, help_text, parse_with_origins, version_text
-from d1jax.evaluation import accuracy, summary
+from d1jax.config import Config, Stage
+from d1jax.config.flags import asks_for_version, version_text
+from d1jax.config.help import describe_origins, help_text
+from d1jax.config.parse import parse_with_origins
+from d1jax.evaluation import grade, summary
 from d1jax.files import write_json, write_jsonl
+from d1jax.models.transformer import Variables
+from d1jax.preference import loop as preference
 from d1jax.rl import loop as rl
+from d1jax.rl import rejection
 from d1jax.sft import loop as sft
 from d1jax.telemetry.command_line import USER_MISTAKE, exit_code
 from d1jax.telemetry.metrics import MetricsLog
-from d1jax.telemetry.report import write_report
+from d1jax.telemetry.report.build import write_report
 from d1jax.telemetry.terminal import printable
 from d1jax.training.claim import check_data, claim
-from d1jax.training.context import build
+from d1jax.training.context import Context, build
 from d1jax.training.longer import make_longer
-from d1jax.training.setup import mark_one_adapter, save_source, start_variables
-from d1jax.training.stage_log import Journal, check_in_place
+from d1jax.training.setup import save_source
+from d1jax.training.stage_log import StageLog, check_in_place
 from d1jax.training.stopping import StopRequest
+from d1jax.weights.run import RunDirectory
+from d1jax.weights.variables import mark_one_adapter, start_variables
 
-STAGES = {"sft": (sft.train, lambda config: config.sft.steps), "rl": (rl.train, lambda config: config.rl.steps)}
+TRAIN = {"sft": sft.train, "rl": rl.train, "preference": preference.train}
 
 
 def main(argv: Sequence[str]) -> int:
@@ -58,42 +66,63 @@ def _train(argv: Sequence[str]) -> int:
 def run(config: Config) -> dict[str, Any]:
     """All stages of a configuration, each followed by its evaluation; returns the summary."""
     with StopRequest() as stop:
-        experiment = build(config)
-        config = experiment.config  # with the architecture of what it starts from
+        context = build(config)
+        config = context.config  # with the architecture of what it starts from
         directory, lock = claim(config)
-        with lock, MetricsLog(directory.path) as metrics, jax.set_mesh(experiment.mesh):
-            line = check_data(directory, experiment.data)
+        with lock, MetricsLog(directory.path) as metrics, jax.set_mesh(context.mesh):
+            line = check_data(directory, context.data)
             if line:
                 print(f"data: {line}", file=sys.stderr)
-            save_source(experiment, directory)
-            metrics.rewind(directory.saved_steps(config.stages))
+            save_source(context, directory)
+            metrics.rewind(directory.saved_steps(config.stage_names))
             mark_one_adapter(config, directory)
-            variables = start_variables(experiment, directory)
+            variables = start_variables(context, directory)
             for line in make_longer(directory, config):
                 print(printable(line), file=sys.stderr)
             for stage in config.stages:
-                stop.check(f"before {stage}")
-                train, steps = STAGES[stage]
-                with Journal(directory, metrics, stop, stage, steps(config), config) as journal:
+                stop.check(f"before {stage.name}")
+                seen = _as_seen_by(stage, context, directory)
+                if stage.kind == "rejection":
+                    rejection.run(seen, variables, stage.name, directory.kept(stage.name), stop)
+                    continue
+                with StageLog(directory, metrics, stop, stage, config) as log:
                     try:
-                        variables = train(experiment, variables, journal)
-                    except (
-                        BaseException
-                    ):  # stopped, diverged, a full disk: a report of what there is, if it can be written
+                        variables = TRAIN[stage.kind](seen, variables, log)
+                    except BaseException:
+                        # Stopped, diverged, a full disk: a report of what there is, if it can be written.
                         if metrics.in_place():
                             with suppress(OSError):
                                 write_report(directory.path)
                         raise
-                if not (directory.evaluation(stage).exists() and directory.evaluation_samples(stage).exists()):
-                    scores, samples = accuracy.evaluate(experiment, variables)
-                    check_in_place(metrics, f"evaluation of {stage}")
-                    write_jsonl(directory.evaluation_samples(stage), [{"stage": stage, **sample} for sample in samples])
-                    write_json(directory.evaluation(stage), {"step": steps(config), "sets": scores})
-                result = summary.write(experiment, directory)
+                _evaluate(stage.name, log.steps, context, variables, directory, metrics)
+                summary.write(context, directory)
                 write_report(directory.path)
-    print(accuracy.table(result["stages"], result["baselines"]))
+            result = summary.write(context, directory)
+    print(grade.table(result["stages"], result["baselines"]))
     print(f"\nreport: {directory.path / 'report.html'}   numbers: {directory.summary}")
     return result
+
+
+def _as_seen_by(stage: Stage, context: Context, directory: RunDirectory) -> Context:
+    """The context of a stage: its own settings, and for SFT the rows that it learns from."""
+    seen = dataclasses.replace(context, config=context.config.for_stage(stage.name))
+    if stage.kind == "sft" and seen.config.sft.data:
+        columns = seen.config.sft.completion_length or seen.config.sampler.completion_length
+        kept = rejection.kept_problems(seen, directory.kept(seen.config.sft.data), columns)
+        return dataclasses.replace(seen, train=kept)
+    return seen
+
+
+def _evaluate(
+    name: str, steps: int, context: Context, variables: Variables, directory: RunDirectory, metrics: MetricsLog
+) -> None:
+    """Evaluates the weights after a stage, unless that was done."""
+    if directory.evaluation(name).exists() and directory.evaluation_samples(name).exists():
+        return
+    scores, samples = grade.evaluate(context, variables)
+    check_in_place(metrics, f"evaluation of {name}")
+    write_jsonl(directory.evaluation_samples(name), [{"stage": name, **sample} for sample in samples])
+    write_json(directory.evaluation(name), {"step": steps, "sets": scores})
 
 
 if __name__ == "__main__":

@@ -73,11 +73,33 @@ SLOW = {
 }  # fmt: skip
 
 
+# What `make test` leaves out and `make test-all` runs: a claim that another test makes of fewer methods, meshes, dtypes or signals.
+THOROUGH = (
+    "rl/test_methods.py::test_any_split_of_a_batch_gives_the_same_update",
+    "rl/test_methods.py::test_a_run_in_bf16_with_rematerialisation_passes_its_own_start_check",
+    "rl/test_update.py::test_update_does_not_depend_on_the_mesh",
+    "rl/test_update.py::test_inner_updates_meet_different_prompt_masks_for_every_accumulation",
+    "diffusion/test_sampler.py::test_eight_devices_decode_what_one_decodes",
+    "diffusion/test_estimators.py::test_views_of_a_group_are_disjoint_and_share_the_head_without_changing_a_score",
+    "diffusion/test_predictions.py::test_over_a_wide_vocabulary_the_entropy_of_the_draws_is_that_of_the_distribution",
+    "sft/test_update.py::test_a_curve_with_bf16_weights_lies_on_that_of_fp32",
+    "test_train.py::test_another_mesh_learns_the_same",
+    "test_train.py::test_signal_saves_and_leaves[2]",
+    "test_train.py::test_killed_run_resumes_bit_for_bit[sft-3]",
+    "test_train.py::test_every_way_of_the_loop_learns_and_resumes_exactly[preferences of the policy's own]",
+    "training/test_longer.py::test_a_longer_run_is_the_run_that_was_long_from_the_start[[sft, rl]]",
+    "tools/test_convert_weights.py::test_there_and_back_is_equal_bit_for_bit[dream]",
+    "benchmarks/",
+)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     assert all((Path(__file__).parent / name).is_file() for name in SLOW), "a module of SLOW has another name now"
     for item in items:
         if item.path.relative_to(Path(__file__).parent).as_posix() in SLOW:
             item.add_marker(pytest.mark.slow)
+        if item.nodeid.removeprefix("tests/").startswith(THOROUGH):
+            item.add_marker(pytest.mark.thorough)
 
 
 @pytest.fixture(scope="module", autouse=True)

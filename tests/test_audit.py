@@ -46,7 +46,7 @@ def test_a_run_is_audited_and_again_the_same(finished, few, tmp_path, capsys):
 
 def test_the_estimators_of_method_files_join_the_table_once(tmp_path):
     (tmp_path / "a.yaml").write_text("estimator: {name: elbo, samples: 7}\nprompt_mask: 0.0\n")
-    (tmp_path / "b.yaml").write_text("estimator: {name: elbo, samples: 7}\nprompt_mask: 0.0\nclip_low: 0.1\n")
+    (tmp_path / "b.yaml").write_text("estimator: {name: elbo, samples: 7}\nprompt_mask: 0.0\nnum_iterations: 2\n")
     (tmp_path / "known.yaml").write_text("prompt_mask: 0.0\n")
     (found,) = command._of_files(tmp_path, Config(), candidates(20))
     assert (found.name, found.estimator.samples, found.prompt_mask) == ("a", 7, 0.0)

@@ -31,9 +31,8 @@ def test_an_adaptive_schedule_is_named(small_run, capsys):
         (["--rl.steps", "3"], "evaluate does not read rl.steps; it reads task, model"),
         (["--sft.steps", "3"], "evaluate does not read sft.steps"),
         (["--rl", "wd1"], "evaluate does not read rl"),
-        (["--sampler.threshold", "0.5"], "sampler.threshold = 0.5: without effect here"),
+        (["--sampler.schedule.threshold", "0.5"], "belongs to sampler.schedule = threshold or klass, not to even"),
         (["--sampler.top_k", "5"], "sampler.top_k = 5: without effect here, read only with a temperature above 0"),
-        (["--sampler.record_entropy", "true"], "sampler.record_entropy = True: without effect"),
         (["--out", "nowhere/table.json"], "--out 'nowhere/table.json': there is no directory 'nowhere'"),
     ],
 )

@@ -7,7 +7,7 @@ import stat
 import numpy as np
 import pytest
 
-from d1jax.files import new_directory, to_json, write_beside, write_json, write_jsonl
+from d1jax.files import atomic_write, new_directory, to_json, write_json, write_jsonl
 
 
 class Crash(BaseException):
@@ -101,21 +101,21 @@ def test_a_link_is_followed_or_refused_before_hours_of_writing(tmp_path, target_
 
 def test_a_crash_while_writing_leaves_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "summary.json"
-    write_beside(path, "old")
+    atomic_write(path, "old")
 
     def crash(*_):
         raise OSError("no space left on device")
 
     monkeypatch.setattr(os, "fsync", crash)
     with pytest.raises(OSError):
-        write_beside(path, "new")
+        atomic_write(path, "new")
     assert path.read_text() == "old"
 
 
 def test_a_file_is_replaced_and_its_folder_made(tmp_path):
     path = tmp_path / "new" / "text"
     for text in ("old, and longer", "new"):
-        write_beside(path, text)
+        atomic_write(path, text)
         assert path.read_text() == text
     assert names(path.parent) == ["text"]
 
@@ -151,8 +151,8 @@ def test_a_full_disk_names_the_file_and_leaves_the_old_one(tmp_path, monkeypatch
     def full(handle):
         raise OSError(28, "No space left on device")
 
-    write_beside(tmp_path / "one.txt", "old")
+    atomic_write(tmp_path / "one.txt", "old")
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space left on device.*one.txt"):
-        write_beside(tmp_path / "one.txt", "new")
+        atomic_write(tmp_path / "one.txt", "new")
     assert names(tmp_path) == ["one.txt"] and (tmp_path / "one.txt").read_text() == "old"

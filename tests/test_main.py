@@ -47,7 +47,7 @@ def test_the_package_declares_the_script_and_the_machines():
 
 
 def test_no_setting_is_without_help():
-    from d1jax.config.parse import help_text
+    from d1jax.config.help import help_text
 
     lines = [line for line in help_text("x").splitlines() if line.startswith("  --")]
     assert lines and all(len(line.split()) > 2 and not line.split()[1].startswith("[") for line in lines)

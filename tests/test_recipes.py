@@ -10,11 +10,14 @@ import pytest
 from d1jax.config.parse import parse
 from d1jax.data.tokenizers import SpecialTokens
 from d1jax.diffusion.canvas import Canvas
-from d1jax.diffusion.sampler import sample
+from d1jax.diffusion.decoding import Prompts
+from d1jax.diffusion.noise import KeyedNoise
+from d1jax.diffusion.sampler import Sampler
 from d1jax.models.sharding import make_mesh, rows_sharding
 from d1jax.models.transformer import Transformer, abstract_variables
 from d1jax.rl import update as rl
 from d1jax.sft import loop as sft
+from d1jax.training.likelihood import RolloutBatch, Scorer
 from d1jax.training.optimizer import TrainState, make_optimizer
 from d1jax.training.setup import split
 
@@ -68,7 +71,7 @@ def test_rollout_and_update_lower(recipe):
     config, model, variables, special, mesh = recipe
     key = jax.random.key(0)
     trainable, frozen = split(variables)
-    if "sft" in config.stages:
+    if "sft" in config.kinds:
         rows, length = config.sft.batch_size, config.sft.completion_length
         optimizer = make_optimizer(config.sft.optimizer, config.sft.steps)
         state = abstract_state(optimizer, trainable)
@@ -80,21 +83,20 @@ def test_rollout_and_update_lower(recipe):
         )
         lowered = update.lower(state, frozen, clean, key)
     else:
-        rows, length = config.rl.prompts_per_step * config.rl.group_size, config.sampler.completion_length
+        rows, length = config.rl.prompts_per_step * config.rl.num_generations, config.sampler.completion_length
         prompts = abstract(mesh, jnp.int32, rows, PROMPT), abstract(mesh, jnp.int32, rows)
-        settings = {"config": config.sampler, "special": special, "temperature": config.rl.temperature}
+        sampler = Sampler(model, config.sampler, special, config.rl.temperature)
         ids = abstract(mesh, jnp.int32, rows)
-        assert "while" in sample.lower(model, variables, *prompts, key, ids, **settings).as_text()
+        noise = KeyedNoise(key, ids)
+        assert "while" in Sampler.sample.lower(sampler, variables, Prompts(*prompts), noise).as_text()
         optimizer = make_optimizer(config.rl.optimizer, config.rl.steps)
         state = abstract_state(optimizer, trainable)
-        update = rl.make_update(model, optimizer, config.rl, config.sampler, special, state)
-        batch = rl.Batch(
-            Canvas(abstract(mesh, jnp.int32, rows, length), *prompts),
-            ids,
-            abstract(mesh, jnp.int32, rows, length),
-            abstract(mesh, jnp.float32, rows, length),
-            abstract(mesh, jnp.bool_, rows),
-        )
+        parts = config.rl.grad_accumulation_steps
+        scorer = Scorer(model, config.rl.estimator, config.sampler, special, config.rl.prompt_mask, parts)
+        update = rl.make_update(scorer, optimizer, config.rl, state)
+        tokens = abstract(mesh, jnp.int32, rows, length)
+        rollout = RolloutBatch(Canvas(tokens, *prompts), ids, tokens)
+        batch = rl.Batch(rollout, abstract(mesh, jnp.float32, rows, length))
         lowered = update.lower(state, frozen, frozen, batch, key)
     assert lowered.as_text()
 

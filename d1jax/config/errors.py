@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 
-class ConfigError(ValueError):
+class UserError(ValueError):
     """The user's configuration is wrong; the message says where and what to write instead."""
 
 

@@ -1,330 +1,145 @@
-"""The frozen dataclasses that every YAML file fills.
-
-config_file.py fills them; config_rules.py knows which combinations are impossible.
-"""
+"""The configuration of a run: its sections, its stages, and what they may not say together."""
 
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+import difflib
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
-Alignment = Literal["same_position", "shifted"]
-# Schedules of the sampler whose steps commit as many positions as the model is sure of.
-ADAPTIVE = ("threshold", "factor", "entropy_bound", "klass")
+from d1jax.config.errors import UserError
+from d1jax.config.model import LoraConfig, MeshConfig, ModelConfig
+from d1jax.config.rl import RlConfig
+from d1jax.config.sampler import SamplerConfig
+from d1jax.config.setting import MOST, Rule, section, setting, with_fields
+from d1jax.config.training import MAX_ROWS, PreferenceConfig, RejectionConfig, SftConfig
+from d1jax.config.values import build, merge, plain
+from d1jax.config.yaml_text import shown
+
+SECTIONS = {"sft": SftConfig, "rl": RlConfig, "preference": PreferenceConfig, "rejection": RejectionConfig}
+KINDS = tuple(SECTIONS)
+TASK_NAMES = ("sudoku", "countdown", "traces")
+TRAINING = (
+    "sft",
+    "rl",
+    "preference",
+)  # kinds that update weights, so that checkpoints and an evaluation belong to them
 
 
-def setting(default: Any, help: str) -> Any:
-    if callable(default):
-        return dataclasses.field(default_factory=default, metadata={"help": help})
-    return dataclasses.field(default=default, metadata={"help": help})
-
-
-def section(factory: Any) -> Any:
-    return dataclasses.field(default_factory=factory)
-
-
+@with_fields
 @dataclass(frozen=True)
 class TaskConfig:
     """What is learnt: the rows, the prompts, the rewards."""
 
-    name: Literal["sudoku", "countdown", "traces"] = setting("sudoku", "one of d1jax/tasks")
+    name: str = setting("sudoku", "sudoku, countdown, traces (d1jax/tasks), or a class of your own: my/file.py:Mine")
     style: Literal["bare", "instruct"] = setting(
         "bare", "bare: puzzle in, answer out; instruct: instructions and <answer> tags"
     )
     train: str = setting("generated", "'generated', a JSONL file (.jsonl, .jsonl.gz), or hub:NAME of a dataset")
-    train_rows: int = setting(20000, "rows to generate, or to keep of the file (0 = all)")
+    train_rows: int = setting(20000, "rows to generate, or to keep of the file (0 = all)", at_least=0, at_most=10**8)
     eval_sets: dict[str, str] = setting(
         lambda: {"held_out": "generated"},
         "name -> such a source, or 'share:0.01' of task.train; the first is the headline",
     )
-    eval_rows: int = setting(1024, "rows of each evaluation set (0 = all of a file)")
+    eval_rows: int = setting(1024, "rows of each evaluation set (0 = all of a file)", at_least=0, at_most=10**8)
     held_out_by_solution: tuple[str, ...] = setting(
         (), "evaluation sets whose solutions may not occur in training (all: no problem may)"
     )
     too_long: Literal["fail", "drop"] = setting(
         "fail", "a training row whose prompt or target has too many tokens: an error, or left out and counted"
     )
-    seed: int = setting(0, "seeds the generator and the train/test split")
+    seed: int = setting(0, "seeds the generator and the train/test split", at_least=0, at_most=2**32 - 1)
     numbers: tuple[int, ...] = setting((3,), "countdown: how many numbers a problem may have")
 
-
-@dataclass(frozen=True)
-class ModelConfig:
-    """A bidirectional transformer with LLaDA's architecture."""
-
-    width: int = setting(64, "residual stream")
-    layers: int = setting(3, "blocks")
-    heads: int = setting(4, "query heads")
-    kv_heads: int = setting(4, "key and value heads (grouped-query attention where fewer than heads)")
-    mlp_width: int = setting(160, "hidden units of the SwiGLU")
-    vocab_size: int = setting(0, "rows of the embedding (0 = as many as the tokenizer has)")
-    max_positions: int = setting(0, "longest prompt and completion together (0 = no limit)")
-    rope_theta: float = setting(5e5, "base of the rotary angles")
-    norm_eps: float = setting(1e-5, "epsilon of RMSNorm")
-    qkv_bias: bool = setting(False, "biases on q, k, v (Dream)")
-    tied_head: bool = setting(False, "the head is the transposed embedding")
-    rope_full_precision: bool = setting(True, "rotate in fp32 (LLaDA), or in the dtype of the activations (Dream)")
-    alignment: Alignment = setting("same_position", "row p of the output scores token p (LLaDA) or p + 1 (Dream)")
-    dtype: Literal["float32", "bfloat16"] = setting("float32", "activations")
-    param_dtype: Literal["float32", "bfloat16", "float16"] = setting(
-        "float32",
-        "weights that are not trained (the base of an adapter), and exported ones; what is trained is kept in float32 (master "
-        "weights), and so are Adam's moments",
-    )
-    remat: bool = setting(False, "recompute each block in the backward pass")
+    def rules(self) -> Iterator[Rule]:
+        near = difflib.get_close_matches(self.name, TASK_NAMES, n=1)
+        suggestion = f" (did you mean {near[0]!r}?)" if near else ""
+        yield (
+            self.name not in TASK_NAMES and not re.fullmatch(r".+\.py:\w+", self.name),
+            f"task.name = {shown(self.name)} is not one of {', '.join(TASK_NAMES)}{suggestion}, and not of the form my/file.py:Mine",
+        )
+        generated_sets = "generated" in self.eval_sets.values()
+        yield not self.eval_sets, "task.eval_sets is empty; write e.g. {held_out: generated}"
+        yield (
+            self.train == "generated" and self.train_rows == 0,
+            "task.train_rows = 0 with generated rows; say how many",
+        )
+        yield (
+            self.eval_rows == 0 and generated_sets,
+            "task.eval_rows = 0 with a generated evaluation set; say how many",
+        )
+        yield (
+            not set(self.held_out_by_solution) <= set(self.eval_sets),
+            f"task.held_out_by_solution = {list(self.held_out_by_solution)} names sets that are not in task.eval_sets",
+        )
 
 
-@dataclass(frozen=True)
-class LoraConfig:
-    """Low-rank adapters; rank 0 trains all weights."""
-
-    rank: int = setting(0, "0 = full fine-tuning")
-    alpha: float = setting(64.0, "adapters are scaled by alpha / rank")
-    targets: tuple[str, ...] = setting(
-        ("q_proj", "k_proj", "v_proj", "attn_out", "ff_proj", "up_proj", "ff_out"),
-        "linear layers of a block (never the head)",
-    )
-
-
-@dataclass(frozen=True)
-class SamplerConfig:
-    """How a completion is denoised: its length, its blocks, how many tokens a step commits, and which.
-
-    `d1jax.SamplerConfig(completion_length=64, block_length=32, steps=32)` decodes 64 tokens in two blocks from left to right,
-    two tokens a step. The temperature is no part of it (`sample(..., temperature=0.8)`). ConfigError where settings contradict
-    each other, or one has no effect, comes when it is used.
-    """
-
-    completion_length: int = setting(20, "new tokens C")  # a 4x4 grid and its line breaks
-    block_length: int = setting(20, "tokens of a block; divides completion_length")
-    steps: int = setting(4, "denoising steps over all blocks; a multiple of the number of blocks")
-    remasking: Literal["low_confidence", "topk_margin", "entropy", "random", "left_to_right"] = setting(
-        "low_confidence",
-        "committed first: the likeliest, those furthest ahead of the second, of least entropy, any, the left",
-    )
-    remasking_temperature: float = setting(
-        0.0, "Dream's alg_temp: the order is drawn by priority / this (0 = the highest first)"
-    )
-    schedule: Literal["even", "time", "chance", "threshold", "factor", "entropy_bound", "klass"] = setting(
-        "even",
-        "tokens of a step: even in a block (LLaDA), by Dream's time, each by its chance (Dream's origin); or all that the next "
-        "settings allow, at least one, until the block is full (approximate; sampler.steps does not count then)",
-    )
-    threshold: float = setting(0.9, "schedules threshold and klass: what is at least (klass: more) confident")
-    kl_threshold: float = setting(
-        0.01, "schedule klass: and whose distribution moved less in each of the last two steps, nats"
-    )
-    factor: float = setting(1.0, "schedule factor: the n most confident, while the n-th has 1 - factor / (n + 1)")
-    entropy_bound: float = setting(
-        0.35, "schedule entropy_bound: the surest, while the others' entropies sum to no more, nats"
-    )
-    confidence_of: Literal["model", "sampling"] = setting(
-        "model", "confidence under the model (LLaDA), or under what is sampled from: tempered and filtered (Dream)"
-    )
-    top_k: int = setting(0, "sample from the k likeliest tokens (0 = all)")
-    top_p: float = setting(1.0, "sample from the likeliest tokens that together reach p (1 = all)")
-    guidance: float = setting(0.0, "classifier-free guidance against a hidden prompt; a second forward pass (0 = none)")
-    end_token: Literal["allowed", "forbidden", "all_forbidden", "last"] = setting(
-        "allowed",
-        "forbidden: never sampled (all_forbidden: nor what closes a turn); last: committed only when nothing else is left",
-    )
-    early_exit: bool = setting(True, "stop a row once its text, through the first token that ends it, is decided")
-    cache: Literal["none", "prefix", "dual"] = setting(
-        "none",
-        "keys and values kept within a block (approximate): of the text before it, or of all but the block (Fast-dLLM)",
-    )
-    cache_refresh: int = setting(0, "steps after which a cache is made anew within a block (0 = only at its start)")
-    record_entropy: bool = setting(
-        False, "keep the entropy of the prediction behind every token (for rl.estimator.subset)"
-    )
-
-
-@dataclass(frozen=True)
-class OptimizerConfig:
-    """AdamW with clipping."""
-
-    learning_rate: float = setting(1e-3, "peak")
-    schedule: Literal["constant", "linear", "cosine"] = setting(
-        "constant", "after the warm-up: constant, or down to zero"
-    )
-    warmup_steps: int = setting(0, "optimizer updates from 0 to the peak")
-    beta1: float = setting(0.9, "decay of the mean of gradients (the first moment)")
-    beta2: float = setting(0.99, "decay of the mean of their squares (the second moment)")
-    weight_decay: float = setting(0.0, "on matrices; not on norms, biases and embeddings")
-    clip_norm: float = setting(1.0, "global gradient norm (0 = no clipping)")
-
-
-@dataclass(frozen=True)
-class SftConfig:
-    """Masked supervised fine-tuning (LLaDA's law)."""
-
-    steps: int = setting(100, "optimizer updates")
-    completion_length: int = setting(0, "columns of a target (0 = sampler.completion_length)")
-    batch_size: int = setting(128, "rows of an update")
-    micro_batches: int = setting(1, "gradient accumulation: parts of a batch")
-    eps: float = setting(1e-3, "mask probability is (1 - eps) t + eps")
-    score_padding: bool = setting(True, "end tokens behind the text are targets too (LLaDA, d1), or only what ends it")
-    normalizer: Literal["per_row", "batch_token"] = setting(
-        "per_row",
-        "per_row: mean of row means (LLaDA); batch_token: mean over tokens (d1); equal when padding is scored",
-    )
-    optimizer: OptimizerConfig = section(
-        lambda: OptimizerConfig(learning_rate=3e-3, schedule="cosine", warmup_steps=10)
-    )
-
-
-@dataclass(frozen=True)
-class EstimatorConfig:
-    """How the likelihood of a completion is estimated: a plan of masked views (diffusion/estimators.py)."""
-
-    name: Literal["one_step", "elbo", "coupled", "quadrature", "block", "trajectory", "autoregressive"] = setting(
-        "one_step",
-        "all masked (d1); random maskings; complementary pairs; fixed ratios; inside one block; recorded states; left to right",
-    )
-    samples: int = setting(1, "maskings (elbo, block), pairs (coupled), nodes (quadrature), segments (trajectory)")
-    counts: Literal["exact", "independent"] = setting(
-        "exact", "a masking hides a drawn number of tokens, or each token with a drawn probability"
-    )
-    weight: Literal["inverse", "uniform"] = setting(
-        "inverse", "elbo, block: by 1 / share that is masked, or the mean over the views that mask a token"
-    )
-    low: float = setting(0.0, "smallest share that is masked")
-    high: float = setting(1.0, "largest share that is masked")
-    full_mask: bool = setting(False, "coupled, elbo: half of a score with all masked, too (DiffuCoder)")
-    subset: float = setting(
-        1.0, "autoregressive: score this share of the columns only, those of highest entropy (JustGRPO-Fast: 0.25)"
-    )
-    shrink: int = setting(0, "trajectory: segments of so many steps instead of `samples` segments (TraceRL)")
-    upper_share: float = setting(
-        0.0,
-        "where the advantage is negative, share of an upper bound in the score (SPG's omega; 0 = the lower bound alone)",
-    )
-    upper_exponent: float = setting(1.5, "of that bound (SPG's beta)")
-
-
-@dataclass(frozen=True)
-class GuardConfig:
-    """When a run has collapsed: any of these for `patience` steps in a row stops it (rl/guards.py)."""
-
-    patience: int = setting(5, "steps in a row (0 = never stop)")
-    repeated_tokens: float = setting(0.8, "share of tokens that equal the one before them is above this")
-    distinct: float = setting(
-        0.0, "distinct completions / completions of a group are at or below this (0 = not watched)"
-    )
-    entropy: float = setting(0.0, "mean entropy of a prediction, in nats, is below this (0 = not watched)")
-    log_ratio: float = setting(5.0, "rms of the log ratio is above this (0 = not watched)")
-    kl: float = setting(0.0, "mean KL is above this (0 = not watched)")
-
-
-@dataclass(frozen=True)
-class RlConfig:
-    """One method: diffu-GRPO (d1) by default; configs/methods has the others."""
-
-    steps: int = setting(40, "rollout batches")
-    prompts_per_step: int = setting(64, "problems of a rollout batch")
-    group_size: int = setting(8, "completions of a problem, G")
-    inner_updates: int = setting(4, "optimizer updates on a rollout batch, mu, each under its own prompt masks")
-    micro_batches: int = setting(1, "gradient accumulation: parts of a rollout batch")
-    temperature: float = setting(1.0, "of the rollouts")
-    data: Literal["policy", "reference", "targets"] = setting(
-        "policy", "who writes the completions: the policy, the reference (offline), or the task's solutions"
-    )
-    estimator: EstimatorConfig = section(EstimatorConfig)
-    prompt_mask: float = setting(0.15, "probability p that the likelihood hides a prompt token")
-    mask_sharing: Literal["group", "row"] = setting(
-        "group", "completions of a group meet one prompt mask, or (d1) each its own"
-    )
-    fresh_masks: bool = setting(
-        True, "a new prompt mask in every inner update (false: d1's ablation, one mask for all)"
-    )
-    ratio: Literal["none", "token", "block", "sequence_mean", "sequence_sum"] = setting(
-        "token", "what the new and the old likelihood are compared on; none: the policy gradient, without old scores"
-    )
-    clip: Literal["ppo", "dual", "cispo", "none"] = setting(
-        "ppo", "ppo; ppo with a bound where the advantage is negative; cispo (keeps every gradient); none"
-    )
-    clip_low: float = setting(0.2, "ratio is clipped below 1 - clip_low")
-    clip_high: float = setting(0.2, "and above 1 + clip_high")
-    dual_clip: float = setting(3.0, "clip dual: the loss is at most this times -advantage")
-    advantage: Literal["center", "zscore", "leave_one_out", "batch", "softmax", "accepted", "pairs"] = setting(
-        "center",
-        "how a group's rewards become advantages; softmax: wd1's weights of good minus those of bad completions; "
-        "accepted: 1 where `accept` is earned (RFT); pairs: the best against the worst of a group (DPO)",
-    )
-    softmax_scale: float = setting(1.0, "advantage softmax: psi, the scale of the centred rewards")
-    accept: str = setting("solved", "advantage accepted: the reward that must be 1")
-    preference_scale: float = setting(0.1, "advantage pairs: beta of DPO")
-    drop_equal_groups: bool = setting(False, "leave groups of equal rewards out of the means, too (DAPO)")
-    supervision: Literal["outcome", "text_steps", "commit_steps"] = setting(
-        "outcome", "one reward a completion, or the gain of each line or of each part of the decoding (DeepSeekMath)"
-    )
-    supervision_steps: int = setting(4, "commit_steps: parts of equal length that the decoding is cut into")
-    kl_coefficient: float = setting(0.0, "beta of the KL penalty (0 = none)")
-    kl: Literal["k1", "k2", "k3"] = setting("k3", "its estimator")
-    kl_in: Literal["loss", "reward"] = setting("loss", "a term of the loss, or (PPO) taken off the reward")
-    kl_level: Literal["token", "sequence"] = setting("token", "of each token, or of their sum / L")
-    kl_to: Literal["reference", "old"] = setting(
-        "reference", "the policy at the start, or that of the rollouts (TraceRL)"
-    )
-    entropy_coefficient: float = setting(0.0, "bonus for the entropy of the predictions, in the loss")
-    reference_sync_every: int = setting(
-        0, "steps between moves of the reference towards the policy (0 = frozen; full fine-tuning only)"
-    )
-    reference_mix: float = setting(1.0, "share of the policy in such a move (DiffuCoder: 0.6; 1 = a copy)")
-    pooling: Literal["bnpo", "group_bnpo", "grpo", "sequence_mean", "dr_grpo", "row_sum"] = setting(
-        "bnpo",
-        "bnpo: mean over tokens (DAPO's too); group_bnpo: mean over groups of the mean over a group's tokens (d1's code); grpo, "
-        "sequence_mean: mean of row means (d1's eq. 4); dr_grpo: sum / (rows x C); row_sum: mean of row sums",
-    )
-    reward_weights: dict[str, float] = setting(
-        lambda: {"solved": 1.0}, "reward = sum of weight x the task's reward of that name"
-    )
-    guard: GuardConfig = section(GuardConfig)
-    negative_control: Literal["none", "shuffled_rewards", "zero_advantages"] = setting("none", "must teach nothing")
-    optimizer: OptimizerConfig = section(lambda: OptimizerConfig(learning_rate=3e-4, clip_norm=0.2))
-
-    @property
-    def needs_reference(self) -> bool:
-        """Whether the method looks at a policy that the updates do not move."""
-        with_kl = self.kl_coefficient > 0 and self.kl_to == "reference"
-        return with_kl or self.advantage == "pairs" or self.data == "reference"
-
-    @property
-    def kl_in_loss(self) -> bool:
-        return self.kl_coefficient > 0 and self.kl_in == "loss"
-
-    @property
-    def kl_in_reward(self) -> bool:
-        return self.kl_coefficient > 0 and self.kl_in == "reward"
-
-
+@with_fields
 @dataclass(frozen=True)
 class EvaluationConfig:
     """Greedy decoding with the grader."""
 
-    batch_size: int = setting(256, "rows at a time")
-    temperature: float = setting(0.0, "0 = greedy")
-    every: int = setting(0, "steps between evaluations of the headline set during a stage (0 = only at its end)")
-    samples: int = setting(8, "rows kept for the report")
+    batch_size: int = setting(256, "rows at a time", above=0, at_most=MAX_ROWS)
+    temperature: float = setting(0.0, "0 = greedy", at_least=0)
+    every: int = setting(
+        0, "steps between evaluations of the headline set during a stage (0 = only at its end)", at_least=0
+    )
+    samples: int = setting(8, "rows kept for the report", at_least=0, at_most=MAX_ROWS)
 
 
 @dataclass(frozen=True)
-class MeshConfig:
-    """Devices along each axis; one of them may be -1 (all that are left)."""
+class Stage:
+    """One stage of a run: `{name: cold_start, kind: sft, steps: 50}`; `sft` is short for `{name: sft, kind: sft}`.
 
-    data: int = setting(-1, "copies of the model")
-    fsdp: int = setting(1, "shards of every weight, gathered when used")
-    tensor: int = setting(1, "shards of heads, MLP and vocabulary")
+    Checkpoints, metrics and evaluations are filed under the name. What else is given changes the section of the kind for this stage.
+    """
+
+    name: str
+    kind: str
+    changes: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def from_plain(cls, value: Any, where: str, source: str) -> Stage:
+        """A stage as it is written. Raises UserError."""
+        given = {"name": value, "kind": value} if isinstance(value, str) else value
+        if not isinstance(given, Mapping):
+            raise UserError(
+                f"{source}: {where} = {shown(value)} is no stage; write a kind, or {{name: NAME, kind: KIND}}"
+            )
+        name, kind = given.get("name"), given.get("kind", given.get("name"))
+        if kind not in KINDS:
+            near = difflib.get_close_matches(str(kind), KINDS, n=1)
+            suggestion = f" (did you mean '{near[0]}'?)" if near else ""
+            raise UserError(f"{source}: {where}: kind {shown(kind)} is not one of {', '.join(KINDS)}{suggestion}")
+        if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", name):
+            raise UserError(
+                f"{source}: {where}: name {shown(name)} must be letters, digits and _, beginning with a letter: files are called by it"
+            )
+        changes = {key: found for key, found in given.items() if key not in ("name", "kind")}
+        merge(plain(SECTIONS[kind]()), changes, SECTIONS[kind], f"{source}: {where}")
+        return cls(name, kind, changes)
+
+    @property
+    def short(self) -> Any:
+        """How it is written: the name alone where that says everything."""
+        if self.name == self.kind and not self.changes:
+            return self.name
+        return {"name": self.name, "kind": self.kind, **self.changes}
 
 
+@with_fields
 @dataclass(frozen=True)
 class Config:
     """One run: one config in, one run directory out."""
 
     run_dir: str = setting("runs/run", "where everything goes")
-    stages: tuple[Literal["sft", "rl"], ...] = setting(("sft", "rl"), "in this order")
-    seed: int = setting(0, "of weights, masks, rollouts and row order")
+    stages: tuple[Stage, ...] = setting(
+        ("sft", "rl"),
+        "in this order: sft, rl, preference, rejection; or {name: NAME, kind: KIND, key: value, ...} with settings of its own",
+    )
+    seed: int = setting(0, "of weights, masks, rollouts and row order", at_least=0, at_most=2**32 - 1)
     init_from: str = setting(
         "",
         "start from a checkpoint (Hugging Face or d1jax), the last weights of a run, or RUN/checkpoints/STAGE/STEP ('' = random weights)",
@@ -332,14 +147,16 @@ class Config:
     tokenizer: Literal["characters", "bytes"] = setting(
         "characters", "of random weights: the task's characters, or UTF-8 bytes; a checkpoint brings its own"
     )
-    checkpoint_every: int = setting(20, "steps between checkpoints (the last step always has one)")
+    checkpoint_every: int = setting(20, "steps between checkpoints (the last step always has one)", above=0)
     keep_last: int = setting(
         0,
         "checkpoints of a stage that stay: so many, the best by evaluation.every, and what a roll-back needs (0 = all)",
+        at_least=0,
     )
     max_bad_updates: int = setting(
         10,
         "stop after so many skipped (NaN or infinite) updates in a row, or RL steps without a text that could be rewarded",
+        above=0,
     )
     task: TaskConfig = section(TaskConfig)
     model: ModelConfig = section(ModelConfig)
@@ -347,24 +164,114 @@ class Config:
     sampler: SamplerConfig = section(SamplerConfig)
     sft: SftConfig = section(SftConfig)
     rl: RlConfig = section(RlConfig)
+    preference: PreferenceConfig = section(PreferenceConfig)
+    rejection: RejectionConfig = section(RejectionConfig)
     evaluation: EvaluationConfig = section(EvaluationConfig)
     mesh: MeshConfig = section(MeshConfig)
 
+    def __post_init__(self) -> None:
+        stages = tuple(Stage(stage, stage) if isinstance(stage, str) else stage for stage in self.stages)
+        object.__setattr__(self, "stages", stages)
 
-def _with_fields(cls: type) -> None:
-    """Adds every field, its default and its meaning to the docstring: what `help(SamplerConfig)` is asked for."""
-    told = []
-    for field in dataclasses.fields(cls):
-        if "help" in field.metadata:
-            default = field.default if field.default is not dataclasses.MISSING else field.default_factory()
-            told.append(f"    {field.name} = {default!r}: {field.metadata['help']}")
-        else:
-            told.append(f"    {field.name}: a {field.type}, whose fields are described there")
-    cls.__doc__ = f"{(cls.__doc__ or '').rstrip()}\n\n    Fields, with their defaults:\n\n" + "\n".join(told) + "\n    "
+    @property
+    def stage_names(self) -> tuple[str, ...]:
+        return tuple(stage.name for stage in self.stages)
+
+    @property
+    def trained_stages(self) -> tuple[str, ...]:
+        """The names of the stages that update weights."""
+        return tuple(stage.name for stage in self.stages if stage.kind in TRAINING)
+
+    @property
+    def kinds(self) -> frozenset[str]:
+        """The kinds that occur among the stages."""
+        return frozenset(stage.kind for stage in self.stages)
+
+    def stage(self, name: str) -> Stage:
+        """The stage of this name. Raises KeyError where there is none."""
+        return {stage.name: stage for stage in self.stages}[name]
+
+    def section_of(self, stage: Stage) -> Any:
+        """The section that a stage works with: that of its kind, with its changes."""
+        default = getattr(self, stage.kind)
+        if not stage.changes:
+            return default
+        raw = plain(default)
+        merge(raw, stage.changes, type(default), f"stage {stage.name!r}", f"{stage.kind}.")
+        return build(type(default), raw)
+
+    def for_stage(self, name: str) -> Config:
+        """The configuration as a stage sees it, with its changes in the section of its kind."""
+        stage = self.stage(name)
+        return dataclasses.replace(self, **{stage.kind: self.section_of(stage)}) if stage.changes else self
+
+    def of_kind(self, kind: str) -> Iterator[Any]:
+        """The section of every stage of a kind."""
+        for stage in self.stages:
+            if stage.kind == kind:
+                yield self.section_of(stage)
+
+    def rules(self) -> Iterator[Rule]:
+        """What the sections may not say together, for numbers that are within their bounds."""
+        names = self.stage_names
+        first = self.stages[0].kind if self.stages else ""
+        yield not self.run_dir, "run_dir is empty; name a directory"
+        yield not self.stages, "stages is empty; write e.g. [sft, rl]"
+        yield (
+            len(set(names)) != len(names),
+            f"stages = {list(names)} has a name twice; give each its own, e.g. {{name: sft_2, kind: sft}}",
+        )
+        yield (
+            first not in ("", "sft") and not self.init_from,
+            f"stages begins with {first!r}, from random weights; set init_from to a run, or put 'sft' first",
+        )
+        yield from self._rows_of_stages()
+        yield from self.rules_between_sections()
+
+    def rules_between_sections(self) -> Iterator[Rule]:
+        """What holds of the sections whatever the stages; also checked with the changes of every stage."""
+        length = self.sampler.completion_length
+        for name, rows, columns in (
+            ("sft.batch_size", self.sft.batch_size, self.sft.completion_length or length),
+            ("rl.prompts_per_step x rl.num_generations", self.rl.rollout_rows, length),
+            ("preference.prompts_per_step x preference.num_generations", self.preference.rollout_rows, length),
+            ("rejection.prompts_per_step x rejection.num_generations", self.rejection.rollout_rows, length),
+            ("evaluation.batch_size", self.evaluation.batch_size, length),
+        ):
+            yield (
+                rows * columns > MOST,
+                f"{name} makes arrays of {rows} rows of {columns} tokens, more than {MOST} numbers; lower it",
+            )
+        yield (
+            self.rl.kl.name == "reward" and not scores_the_sampler(self.rl, self.sampler),
+            "rl.kl = reward takes sums of log p / p_reference for an estimate of the KL, which they are only where the scores are the "
+            "log-probabilities that the completions were drawn with; set rl.estimator = trajectory, rl.estimator.shrink = 1, "
+            "rl.prompt_mask = 0, rl.temperature = 1, no top_k, top_p, guidance, cache or end-token rule; or rl.kl = loss",
+        )
+        yield (
+            self.rl.reference.name == "moving" and self.lora.rank > 0,
+            "rl.reference = moving with LoRA: the reference is the model without its adapter and never moves; set it to fixed",
+        )
+
+    def _rows_of_stages(self) -> Iterator[Rule]:
+        """A stage that learns from kept rows comes after the stage that keeps them."""
+        kept: list[str] = []
+        for stage in self.stages:
+            wanted = self.section_of(stage).data if stage.kind == "sft" else ""
+            yield (
+                bool(wanted) and wanted not in kept,
+                f"stage {stage.name!r} learns from {wanted!r}, which is no rejection stage before it; choices: {kept or 'none'}",
+            )
+            if stage.kind == "rejection":
+                kept.append(stage.name)
 
 
-for _section in (
-    TaskConfig, ModelConfig, LoraConfig, SamplerConfig, OptimizerConfig, SftConfig, EstimatorConfig, GuardConfig, RlConfig,
-    EvaluationConfig, MeshConfig, Config,
-):  # fmt: skip
-    _with_fields(_section)
+def scores_the_sampler(rl: RlConfig, sampler: SamplerConfig) -> bool:
+    """Whether a token's score is the log-probability with which the sampler drew it: its state, its temperature, its filters."""
+    estimator = rl.estimator
+    segment_a_step = estimator.name == "trajectory" and (
+        estimator.shrink == 1 or (estimator.shrink == 0 and estimator.samples >= sampler.max_steps)
+    )
+    as_drawn = rl.temperature == 1 and sampler.top_k == 0 and sampler.top_p == 1 and sampler.guidance == 0
+    exact = sampler.cache.name == "none" and sampler.end_token in ("allowed", "last")
+    return segment_a_step and rl.prompt_mask == 0 and as_drawn and exact

@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from d1jax.config import ConfigError
+from d1jax.config.errors import UserError
 
 DEEPEST = 50  # files that include each other
 _SHORT = reprlib.Repr()
@@ -33,7 +33,7 @@ _SCALARS = (
 )
 
 
-class _InThisFile(ConfigError):
+class _InThisFile(UserError):
     """A mistake in the text that is being read, not in a file that it includes; begins with its line."""
 
 
@@ -86,26 +86,26 @@ _Loader.add_constructor("!include", _Loader.include)
 
 
 def read_yaml(path: str | Path, depth: int = 0) -> dict[str, Any]:
-    """The keys and values of a file; {} where it is empty. Raises ConfigError that names the file and line, not its contents."""
+    """The keys and values of a file; {} where it is empty. Raises UserError that names the file and line, not its contents."""
     path = Path(path)
     try:
         if not path.is_file():
-            raise ConfigError(f"config file {shown(str(path))} does not exist")
+            raise UserError(f"config file {shown(str(path))} does not exist")
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError, ValueError) as error:
-        if isinstance(error, ConfigError):
+        if isinstance(error, UserError):
             raise
-        raise ConfigError(f"{path}: not readable as YAML: {error}") from None
+        raise UserError(f"{path}: not readable as YAML: {error}") from None
     loaded = _load(text, str(path), path.parent, depth)
     if loaded is None:
         return {}
     if not isinstance(loaded, dict):
-        raise ConfigError(f"{path}: expected keys and values, found {type(loaded).__name__}")
+        raise UserError(f"{path}: expected keys and values, found {type(loaded).__name__}")
     return loaded
 
 
 def parse_yaml(text: str, where: str) -> Any:
-    """The value that a text spells. Raises ConfigError that begins with `where`."""
+    """The value that a text spells. Raises UserError that begins with `where`."""
     return _load(text, where, None, 0)
 
 
@@ -115,16 +115,16 @@ def _load(text: str, where: str, folder: Path | None, depth: int) -> Any:
         loader.folder, loader.depth = folder, depth
         return loader.get_single_data()
     except _InThisFile as error:
-        raise ConfigError(f"{where}: {error}") from None
-    except ConfigError:
+        raise UserError(f"{where}: {error}") from None
+    except UserError:
         raise
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = f"line {mark.line + 1}: " if mark is not None else ""
-        raise ConfigError(f"{where}: not readable as YAML: {line}{error.problem or error.context}") from None
+        raise UserError(f"{where}: not readable as YAML: {line}{error.problem or error.context}") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # a number of too many digits, brackets in brackets
         first = str(error).partition("\n")[0]
-        raise ConfigError(f"{where}: not readable as YAML: {type(error).__name__}: {first[:100]}") from None
+        raise UserError(f"{where}: not readable as YAML: {type(error).__name__}: {first[:100]}") from None
 
 
 def write_yaml(value: Any) -> str:

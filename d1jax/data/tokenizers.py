@@ -1,6 +1,6 @@
 """What a tokenizer is, the special tokens that every part of d1jax agrees on, and two tokenizers for small models.
 
-Published checkpoints bring their own: pretrained_tokenizer.py.
+Published checkpoints bring their own: hf_tokenizer.py.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
-from d1jax.config import ConfigError
+from d1jax.config import UserError
 from d1jax.files import write_json
 
 FILE = "tokenizer.json"
@@ -188,10 +188,10 @@ class IdTokenizer:
 
     @property
     def special(self) -> SpecialTokens:
-        """Raises ConfigError where config.json does not name them."""
+        """Raises UserError where config.json does not name them."""
         for name, token in (("mask_token_id", self.mask), ("pad_token_id", self.end)):
             if token is None or not 0 <= token < self.vocab_size:
-                raise ConfigError(
+                raise UserError(
                     f"checkpoint {self.directory!r}: has no tokenizer files, and {name} = {token} in config.json is no id; "
                     "set it there, or name a tokenizer with --tokenizer DIR (tokenizer=... in Python)"
                 )

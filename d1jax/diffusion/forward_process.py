@@ -1,4 +1,4 @@
-"""The forward process: which tokens of a completion are hidden.
+"""The forward process: which tokens of a completion are masked.
 
 B rows, C completion columns.
 """
@@ -16,12 +16,12 @@ from d1jax.diffusion.canvas import Canvas, row_uniforms
 
 class Corruption(NamedTuple):
     canvas: Canvas  # what the model sees
-    masked_BC: Array  # True where a token is hidden
+    masked_BC: Array  # True where a token is masked
     probability_B: Array  # with which it was
 
 
 def corrupt(key: Array, canvas: Canvas, row_ids_B: Array, *, mask_id: int, eps: float) -> Corruption:
-    """Each completion token is hidden independently with p = (1 - eps) t + eps, t ~ U(0, 1) a row. The prompt never is.
+    """Each completion token is masked independently with p = (1 - eps) t + eps, t ~ U(0, 1) a row. The prompt never is.
 
     Source: LLaDA, arXiv 2502.09992, guidelines (eps = 1e-3 keeps 1 / p bounded).
     """
@@ -33,5 +33,5 @@ def corrupt(key: Array, canvas: Canvas, row_ids_B: Array, *, mask_id: int, eps: 
 
 
 def apply_mask(canvas: Canvas, masked_BC: Array, probability_B: Array, mask_id: int) -> Corruption:
-    hidden = canvas._replace(completion_BC=jnp.where(masked_BC, mask_id, canvas.completion_BC))
-    return Corruption(hidden, masked_BC, probability_B)
+    corrupted = canvas._replace(completion_BC=jnp.where(masked_BC, mask_id, canvas.completion_BC))
+    return Corruption(corrupted, masked_BC, probability_B)

@@ -1,7 +1,7 @@
 """Keys and values that the next steps use again, and which columns they compute.
 
-Attention is bidirectional, so every committed token changes the keys of all others: a cache is an approximation. It is made by
-a pass over the whole canvas at the start of a block (and every `cache_refresh` steps), and until the next one
+Attention is bidirectional, so every unmasked token changes the keys of all others: a cache is an approximation. It is made by
+a pass over the whole canvas at the start of a block (and every `cache.refresh` steps), and until the next one
 
     prefix   computes the completion from the active block to its end; prompt and finished blocks are as they were
     dual     computes the active block; all else is as it was
@@ -26,29 +26,34 @@ from d1jax.models.transformer import KeyValues, Transformer, Variables, Window, 
 
 
 def block_hidden(
-    model: Transformer, variables: Variables, canvas: Canvas, past: KeyValues, first: Array, config: SamplerConfig
+    model: Transformer,
+    variables: Variables,
+    canvas: Canvas,
+    cache: KeyValues,
+    block_start: Array,
+    config: SamplerConfig,
 ) -> Array:
-    """The hidden states that score the block that starts at column `first`, [B, S, D], from a pass over a window.
+    """The hidden states that score the block that starts at column `block_start`, [B, S, D], from a pass over a window.
 
     A shifted model scores a column from the one before it. The first column of a block has none in the window and reads its
-    own; it does not matter, because in such a model the first pass of a block commits it.
+    own; it does not matter, because in such a model the first pass of a block unmasks it.
     """
-    length, block = config.completion_length, config.block_length
+    length = config.completion_length
 
     def over(size: int) -> Array:
-        start = first if config.cache == "dual" else length - size
-        window = Window(start, first)
+        start = block_start if config.cache.name == "dual" else length - size
+        window = Window(start, block_start)
         tokens_BW = jax.lax.dynamic_slice_in_dim(canvas.completion_BC, start, size, axis=1)
         positions_BW = jax.lax.dynamic_slice_in_dim(canvas.positions_BT, start, size, axis=1)
-        hidden_BWD = hidden_states_of_window(model, variables, tokens_BW, positions_BW, canvas.length_B, past, window)
+        hidden_BWD = hidden_states_of_window(model, variables, tokens_BW, positions_BW, canvas.length_B, cache, window)
         if model.config.alignment == "shifted":
             hidden_BWD = jnp.concatenate([hidden_BWD[:, :1], hidden_BWD[:, :-1]], axis=1)
-        return window_hidden(hidden_BWD, first - start, block)
+        return window_hidden(hidden_BWD, block_start - start, config.block_length)
 
     sizes = window_sizes(config)
     if len(sizes) == 1:
         return over(sizes[0])
-    smallest = jnp.sum(length - first > jnp.asarray(sizes, jnp.int32))
+    smallest = jnp.sum(length - block_start > jnp.asarray(sizes, jnp.int32))
     return jax.lax.switch(smallest, [partial(over, size) for size in sizes])
 
 
@@ -57,7 +62,7 @@ def window_sizes(config: SamplerConfig) -> tuple[int, ...]:
 
     Shapes are static, so each width is a program of its own: a whole completion, a half, a quarter, ... of it.
     """
-    if config.cache == "dual":
+    if config.cache.name == "dual":
         return (config.block_length,)
     blocks = config.completion_length // config.block_length
     counts = {blocks}

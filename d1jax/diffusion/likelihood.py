@@ -3,7 +3,7 @@
 An estimator is a plan of views (estimators.py); `score` runs one forward pass a view and sums the weighted log-probabilities.
 The policy, the old policy and the reference always see the same plan, because it is a pure function of its key.
 
-N views, S slots of disjoint views, B rows, C completion columns, P prompt columns.
+N views, S head groups of disjoint views, B rows, C completion columns, P prompt columns.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from d1jax.models.transformer import Transformer, Variables, head_matrix, hidden
 @partial(
     jax.tree_util.register_dataclass,
     data_fields=["completion_NBC", "prompt_NBP", "weight_NBC"],
-    meta_fields=["slot_N", "sampled_by"],
+    meta_fields=["head_group_N", "sampled_by"],
 )
 @dataclass(frozen=True)
 class Views:
@@ -34,9 +34,9 @@ class Views:
     completion_NBC: Array
     prompt_NBP: Array
     weight_NBC: Array
-    # Views of one slot score disjoint positions, so that the vocabulary head runs once for all of them. () : a slot a view.
-    slot_N: tuple[int, ...] = ()
-    # Scores are under the law of a sampler with these special tokens, which never draws the mask; None: over all rows of the head.
+    # Views of one head group score disjoint positions, so that the vocabulary head runs once for all of them. () : a group a view.
+    head_group_N: tuple[int, ...] = ()
+    # Scores are under the distribution of a sampler with these special tokens, which never draws the mask; None: over all rows of the head.
     sampled_by: SpecialTokens | None = None
 
 
@@ -48,32 +48,32 @@ class Scores(NamedTuple):
     upper: Array | None  # with an upper_exponent: log of a weighted power mean of p over views
 
 
-def hidden_prompt(key: Array, canvas: Canvas, row_ids_B: Array, *, mask_id: int, prompt_mask: float) -> Array:
+def masked_prompt(key: Array, canvas: Canvas, row_ids_B: Array, *, mask_id: int, prompt_mask: float) -> Array:
     """The prompt with each of its tokens masked with probability `prompt_mask`: special tokens too, padding never.
 
     Source: d1, arXiv 2504.12216, section 3.2 (p = 0.15).
     Differs from the released code: draws are keyed by (key, row, position), not by a 12-bit global seed.
     """
-    hide_BP = (row_uniforms(key, row_ids_B, canvas.prompt_BP.shape[1]) < prompt_mask) & canvas.prompt_mask_BP
-    return jnp.where(hide_BP, mask_id, canvas.prompt_BP)
+    masked_BP = (row_uniforms(key, row_ids_B, canvas.prompt_BP.shape[1]) < prompt_mask) & canvas.prompt_mask_BP
+    return jnp.where(masked_BP, mask_id, canvas.prompt_BP)
 
 
 def score(
     model: Transformer, variables: Variables, canvas: Canvas, views: Views, upper_exponent: float | None = None
 ) -> Scores:
-    """One forward pass a view, one pass of the vocabulary head a slot; see Scores.
+    """One forward pass a view, one pass of the vocabulary head a group; see Scores.
 
     upper: (1 / b) log(sum over views of weight x p^b) with b = upper_exponent >= 1, and 0 where no view scores the token. With weights
     (1 / share masked) / views it is SPG's evidence upper bound of a token (arXiv 2510.09541, section 3.2).
     Differs from the released code: fp32 and logarithms throughout (there: probabilities from a softmax in the model's dtype).
     """
     views_N = views.weight_NBC.shape[0]
-    slot_N = views.slot_N or tuple(range(views_N))
+    head_group_N = views.head_group_N or tuple(range(views_N))
     alignment: Alignment = model.config.alignment
 
     def hidden_of(completion_BC: Array, prompt_BP: Array) -> Array:
-        seen = canvas._replace(completion_BC=completion_BC, prompt_BP=prompt_BP)
-        hidden_BTD = hidden_states(model, variables, seen.tokens_BT, seen.positions_BT, seen.length_B)
+        shown = canvas._replace(completion_BC=completion_BC, prompt_BP=prompt_BP)
+        hidden_BTD = hidden_states(model, variables, shown.tokens_BT, shown.positions_BT, shown.length_B)
         return completion_hidden(hidden_BTD, canvas, alignment)
 
     def scores_of(hidden_BCD: Array) -> TokenScores:
@@ -84,21 +84,21 @@ def score(
         weight_SBC = views.weight_NBC
     else:
         width = head_matrix(variables).shape[0]
-        slots = max(slot_N) + 1
-        empty_SBCD = jnp.zeros((slots, *canvas.completion_BC.shape, width), jnp.dtype(model.config.dtype))
+        groups = max(head_group_N) + 1
+        empty_SBCD = jnp.zeros((groups, *canvas.completion_BC.shape, width), jnp.dtype(model.config.dtype))
 
         def add(hidden_SBCD: Array, view: tuple[Array, Array, Array, Array]) -> tuple[Array, None]:
-            completion_BC, prompt_BP, weight_BC, slot = view
+            completion_BC, prompt_BP, weight_BC, group = view
             hidden_BCD = jax.checkpoint(hidden_of)(completion_BC, prompt_BP)
             # A sum of disjoint parts: its gradient needs nothing of the carry, so no copy of it is kept for the way back.
-            return hidden_SBCD.at[slot].add(jnp.where(weight_BC[:, :, None] != 0, hidden_BCD, 0)), None
+            return hidden_SBCD.at[group].add(jnp.where(weight_BC[:, :, None] != 0, hidden_BCD, 0)), None
 
-        xs = (views.completion_NBC, views.prompt_NBP, views.weight_NBC, jnp.array(slot_N, jnp.int32))
+        xs = (views.completion_NBC, views.prompt_NBP, views.weight_NBC, jnp.array(head_group_N, jnp.int32))
         hidden_SBCD, _ = jax.lax.scan(add, empty_SBCD, xs)
         scores_SBC = jax.lax.map(jax.checkpoint(scores_of), hidden_SBCD)
         weight_SBC = (
-            jnp.zeros((slots, *canvas.completion_BC.shape), jnp.float32)
-            .at[jnp.array(slot_N, jnp.int32)]
+            jnp.zeros((groups, *canvas.completion_BC.shape), jnp.float32)
+            .at[jnp.array(head_group_N, jnp.int32)]
             .add(views.weight_NBC)
         )
     upper_BC = None if upper_exponent is None else _upper(scores_SBC.logp, weight_SBC, upper_exponent)

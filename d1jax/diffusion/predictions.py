@@ -17,84 +17,101 @@ from d1jax.data.tokenizers import SpecialTokens
 from d1jax.diffusion.canvas import is_any_of
 
 
-class Candidates(NamedTuple):
+class Predictions(NamedTuple):
+    """What one forward pass says of every position of a block."""
+
     token_BS: Array
     token_logp_BS: Array  # log-probability of drawing it; 0 at temperature 0
     confidence_BS: Array  # its probability
-    sureness_BS: Array  # by the measure that config.remasking names
+    confidence_score_BS: Array  # by the measure that config.remasking names: the higher, the earlier it is unmasked
     entropy_BS: Array | None  # of the prediction, where it is recorded
     logp_BSV: Array | None  # all log-probabilities, where the next step compares with them
 
 
-Allowed = Callable[[Array, Array], Array]  # (logits_x, their ids_x) -> what is sampled from, -inf where never
-Pick = Callable[[Array, Allowed, Array], Array]  # (logits_xV, allowed, draws_x...) -> token_x
+# What differs from the stored logits is computed where it is read: another [B, S, V] array would cost more than the sums.
+LogitsMask = Callable[[Array, Array], Array]  # (logits_x, their ids_x) -> what is sampled from, -inf where never
+TokenSampler = Callable[[Array, LogitsMask, Array], Array]  # (logits_xV, logits mask, draws_x...) -> token_x
 
 
-def candidates(
+def predict(
     logits_BSV: Array,
     draws_BS: Array | None,
-    pick: Pick,
+    token_sampler: TokenSampler,
     *,
     temperature: float,
     special: SpecialTokens,
     config: SamplerConfig,
-) -> Candidates:
-    """A sample of softmax(logits / temperature) among the top_k and top_p at each position; temperature 0: argmax(logits).
+    record_entropy: bool = False,
+    keep_logp: bool = False,
+) -> Predictions:
+    """`Predictions` of a block: a sample of softmax(logits / temperature) among the top_k and top_p; temperature 0: argmax(logits).
 
-    confidence_of: "model" is softmax(logits)[candidate], "sampling" the same of the tempered and filtered logits. The mask
-    token and ids beyond the tokenizer's are never candidates, but stay in the softmax of the confidence. end_token:
+    confidence_of: "model" is softmax(logits)[token], "sampling" the same of the tempered and filtered logits. The mask
+    token and ids beyond the tokenizer's are never predicted, but stay in the softmax of the confidence. end_token:
     "forbidden" takes the end token out of the distribution, "all_forbidden" also what closes a turn; "last" takes end tokens
-    out of everyone's confidence.
+    out of everyone's confidence. record_entropy keeps the entropies, keep_logp all log-probabilities.
 
     Source: LLaDA's generate, with its options logits_eos_inf ("forbidden") and confidence_eos_eot_inf ("last"); Dream's
     diffusion_generate.
     Differs: fp32 throughout (LLaDA: float64 noise and bf16 confidence); ties go to the lowest index; "last" works at every
-    temperature (there: at 0 only); a mask token cannot be committed.
+    temperature (there: at 0 only); a mask token cannot be predicted.
     """
-    ids_V = jnp.arange(logits_BSV.shape[-1], dtype=jnp.int32)
-    sampled_BSV, divisor = logits_BSV, temperature or 1.0
+    ids_11V = jnp.arange(logits_BSV.shape[-1], dtype=jnp.int32)[None, None, :]
+    sampled_BSV = logits_BSV
+    divisor = temperature or 1.0
     if config.top_k or config.top_p < 1:
-        within_BSV = _without_forbidden(logits_BSV, ids_V[None, None, :], special, config) / divisor
-        sampled_BSV, divisor = keep_top(within_BSV, config.top_k, config.top_p), 1.0
-        # Where a filter leaves only tokens that are never sampled (the mask, when the model shouts it), it is not applied.
-        never_V = (ids_V == special.mask) | (ids_V >= special.vocab_size)
-        some_BS1 = jnp.any(jnp.isfinite(sampled_BSV) & ~never_V[None, None, :], axis=-1, keepdims=True)
-        sampled_BSV = jnp.where(some_BS1, sampled_BSV, within_BSV)
+        sampled_BSV = _filtered(logits_BSV, ids_11V, divisor, special, config)
+        divisor = 1.0  # the filtered logits are tempered already
 
-    # What differs from the stored logits is computed where it is read: another [B, S, V] array would cost more than the sums.
-    def allowed(values: Array, ids: Array) -> Array:
+    def sampled_mask(values: Array, ids: Array) -> Array:
         values = _without_forbidden(values / divisor, ids, special, config)
-        return jnp.where((ids == special.mask) | (ids >= special.vocab_size), -jnp.inf, values)
+        return jnp.where(_is_never(ids, special), -jnp.inf, values)
 
-    def scored(values: Array, ids: Array) -> Array:
+    def scored_mask(values: Array, ids: Array) -> Array:
         values = _without_forbidden(values / (divisor if from_sampled else 1.0), ids, special, config)
         return jnp.where(is_any_of(ids, special.end_ids), -jnp.inf, values) if config.end_token == "last" else values
 
     from_sampled = config.confidence_of == "sampling"
     source_BSV = sampled_BSV if from_sampled else logits_BSV
     if temperature > 0:
-        token_BS = pick(sampled_BSV, allowed, draws_BS).astype(jnp.int32)
-        total_BS = jax.nn.logsumexp(allowed(sampled_BSV, ids_V[None, None, :]), axis=-1)
-        token_logp_BS = allowed(_at(sampled_BSV, token_BS), token_BS) - total_BS
+        token_BS = token_sampler(sampled_BSV, sampled_mask, draws_BS).astype(jnp.int32)
+        total_BS = jax.nn.logsumexp(sampled_mask(sampled_BSV, ids_11V), axis=-1)
+        token_logp_BS = sampled_mask(_at(sampled_BSV, token_BS), token_BS) - total_BS
     else:
-        token_BS = highest(sampled_BSV, allowed).astype(jnp.int32)
+        token_BS = highest(sampled_BSV, sampled_mask).astype(jnp.int32)
         token_logp_BS = jnp.zeros(token_BS.shape, jnp.float32)
-    scored_BSV = scored(source_BSV, ids_V[None, None, :])
+    scored_BSV = scored_mask(source_BSV, ids_11V)
     total_BS = jax.nn.logsumexp(scored_BSV, axis=-1)
     # A filter may leave end tokens only, which "last" takes out of the confidence.
     total_BS = jnp.where(jnp.isfinite(total_BS), total_BS, 0.0)
-    confidence_BS = jnp.exp(scored(_at(source_BSV, token_BS), token_BS) - total_BS)
+    confidence_BS = jnp.exp(scored_mask(_at(source_BSV, token_BS), token_BS) - total_BS)
     # Of all log-probabilities only margin, entropy and klass make use; elsewhere the compiler drops them.
     logp_BSV = scored_BSV - total_BS[:, :, None]
-    sureness_BS = SURENESS.get(config.remasking, _of_the_candidate)(confidence_BS, logp_BSV)
+    score_BS = CONFIDENCE_SCORES.get(config.remasking, _of_the_token)(confidence_BS, logp_BSV)
     if config.end_token == "last":
-        sureness_BS = jnp.where(is_any_of(token_BS, special.end_ids), jnp.finfo(jnp.float32).min, sureness_BS)
-    entropy_BS = -_negative_entropy(confidence_BS, logp_BSV) if config.record_entropy else None
-    kept_BSV = logp_BSV if config.schedule == "klass" else None
-    return Candidates(token_BS, token_logp_BS, confidence_BS, sureness_BS, entropy_BS, kept_BSV)
+        score_BS = jnp.where(is_any_of(token_BS, special.end_ids), jnp.finfo(jnp.float32).min, score_BS)
+    entropy_BS = -_negative_entropy(confidence_BS, logp_BSV) if record_entropy else None
+    kept_BSV = logp_BSV if keep_logp else None
+    return Predictions(token_BS, token_logp_BS, confidence_BS, score_BS, entropy_BS, kept_BSV)
 
 
-def _of_the_candidate(confidence_BS: Array, logp_BSV: Array) -> Array:
+def _filtered(
+    logits_BSV: Array, ids_11V: Array, divisor: float, special: SpecialTokens, config: SamplerConfig
+) -> Array:
+    """The tempered logits with -inf outside of top_k and top_p."""
+    within_BSV = _without_forbidden(logits_BSV, ids_11V, special, config) / divisor
+    kept_BSV = keep_top(within_BSV, config.top_k, config.top_p)
+    # Where a filter leaves only tokens that are never sampled (the mask, when the model shouts it), it is not applied.
+    some_BS1 = jnp.any(jnp.isfinite(kept_BSV) & ~_is_never(ids_11V, special), axis=-1, keepdims=True)
+    return jnp.where(some_BS1, kept_BSV, within_BSV)
+
+
+def _is_never(ids: Array, special: SpecialTokens) -> Array:
+    """True for ids that are never sampled: the mask, and those that only pad the embedding."""
+    return (ids == special.mask) | (ids >= special.vocab_size)
+
+
+def _of_the_token(confidence_BS: Array, logp_BSV: Array) -> Array:
     return confidence_BS
 
 
@@ -108,8 +125,8 @@ def _negative_entropy(confidence_BS: Array, logp_BSV: Array) -> Array:
     return jnp.sum(p_BSV * jnp.log(p_BSV + 1e-10), axis=-1)
 
 
-# Dream's names: topk_margin, entropy; maskgit_plus is the candidate's own confidence.
-SURENESS: dict[str, Callable[[Array, Array], Array]] = {"topk_margin": _margin, "entropy": _negative_entropy}
+# Dream's names: topk_margin, entropy; maskgit_plus is the token's own confidence.
+CONFIDENCE_SCORES: dict[str, Callable[[Array, Array], Array]] = {"topk_margin": _margin, "entropy": _negative_entropy}
 
 
 # -- one token of many -------------------------------------------------------------------------------------------------
@@ -118,28 +135,28 @@ SURENESS: dict[str, Callable[[Array, Array], Array]] = {"topk_margin": _margin, 
 # the runs and at one of them. XLA's argmax over a whole vocabulary takes 17 times as long as the maxima of runs (2 CPU cores).
 
 
-def highest(logits_xV: Array, allowed: Allowed) -> Array:
-    """argmax(allowed(logits)); ties go to the lowest index."""
+def highest(logits_xV: Array, logits_mask: LogitsMask) -> Array:
+    """argmax(logits_mask(logits)); ties go to the lowest index."""
     runs_xRr, ids_Rr = _runs(logits_xV)
-    top_xR = jnp.max(allowed(runs_xRr, _like(ids_Rr, runs_xRr)), axis=-1)
+    top_xR = jnp.max(logits_mask(runs_xRr, _like(ids_Rr, runs_xRr)), axis=-1)
     run_x = jnp.argmax(top_xR, axis=-1)
     inside_xr, ids_xr = _inside(runs_xRr, run_x)
-    return run_x * runs_xRr.shape[-1] + jnp.argmax(allowed(inside_xr, ids_xr), axis=-1)
+    return run_x * runs_xRr.shape[-1] + jnp.argmax(logits_mask(inside_xr, ids_xr), axis=-1)
 
 
-def inverse_cdf(logits_xV: Array, allowed: Allowed, uniform_x2: Array) -> Array:
-    """A sample of softmax(allowed(logits)): the law of Gumbel-max from two random numbers instead of V.
+def inverse_cdf(logits_xV: Array, logits_mask: LogitsMask, uniform_x2: Array) -> Array:
+    """A sample of softmax(logits_mask(logits)): the distribution of Gumbel-max from two random numbers instead of V.
 
     The first number chooses a run by its mass, the second a token inside, so the sums stay short (fp32 keeps its precision)
     and a token of probability 1e-12 still has its chance.
     """
     runs_xRr, ids_Rr = _runs(logits_xV)
     runs_ids = _like(ids_Rr, runs_xRr)
-    highest_x = jnp.max(allowed(runs_xRr, runs_ids), axis=(-2, -1))
-    mass_xR = jnp.sum(jnp.exp(allowed(runs_xRr, runs_ids) - highest_x[..., None, None]), axis=-1)
+    highest_x = jnp.max(logits_mask(runs_xRr, runs_ids), axis=(-2, -1))
+    mass_xR = jnp.sum(jnp.exp(logits_mask(runs_xRr, runs_ids) - highest_x[..., None, None]), axis=-1)
     run_x = _first_beyond(mass_xR, uniform_x2[..., 0])
     inside_xr, ids_xr = _inside(runs_xRr, run_x)
-    inside_xr = allowed(inside_xr, ids_xr)
+    inside_xr = logits_mask(inside_xr, ids_xr)
     # Relative to the run's own highest: an unlikely run must not underflow.
     highest_x = jnp.max(inside_xr, axis=-1)
     return run_x * runs_xRr.shape[-1] + _first_beyond(jnp.exp(inside_xr - highest_x[..., None]), uniform_x2[..., 1])

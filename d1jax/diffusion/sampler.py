@@ -1,28 +1,33 @@
-"""The compiled sampler: semi-autoregressive blocks, denoised from all masked to none, in one jitted loop.
+"""The one place where text is generated: semi-autoregressive blocks, denoised from all masked to none.
+
+A `Sampler` holds what is fixed before anything is compiled; its methods are the steps of a denoising run, each a pure function of
+(inputs, state). `sample` runs them in one compiled loop, `stream` one at a time for people to watch; both call the same methods.
 
 B rows, C completion columns, P prompt columns, S columns of a block, D width, V vocabulary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
 
-from d1jax.config import ADAPTIVE, SamplerConfig
+from d1jax.config import Klass, SamplerConfig
 from d1jax.data.tokenizers import SpecialTokens
-from d1jax.diffusion.canvas import Canvas, block_columns, completion_hidden, is_any_of, through_first_end
+from d1jax.diffusion import unmasking
+from d1jax.diffusion.canvas import Canvas, block_columns, completion_hidden, through_first_end
+from d1jax.diffusion.decoding import Block, Decoding, Inputs, Prompts, all_masked, pinned, text_is_decided
 from d1jax.diffusion.kv_cache import block_hidden
-from d1jax.diffusion.masked_columns import columns_at_a_time, of_open_columns
-from d1jax.diffusion.noise import Noise, keyed_noise
-from d1jax.diffusion.predictions import Candidates, candidates
-from d1jax.diffusion.schedule import plan
-from d1jax.diffusion.unmasking import Evidence, accepted, by_chance, change, first_ones, in_order, is_drawn
+from d1jax.diffusion.masked_columns import apply_to_masked, column_chunk
+from d1jax.diffusion.noise import Noise
+from d1jax.diffusion.predictions import Predictions, TokenSampler, inverse_cdf, predict
+from d1jax.diffusion.rollout import Rollout
+from d1jax.diffusion.schedule import StepSchedule, step_schedule
+from d1jax.diffusion.unmasking import Selection, UnmaskingState
 from d1jax.models.transformer import (
     KeyValues,
     Transformer,
@@ -31,301 +36,288 @@ from d1jax.models.transformer import (
     hidden_states,
     hidden_states_and_keys,
     project,
-)
-
-NEVER_DECODED = -1
-STATIC = ("model", "config", "special", "temperature")
+)  # fmt: skip
 
 
-class Rollout(NamedTuple):
-    """What a sampler returns."""
+@dataclass(frozen=True)
+class Sampler:
+    """Denoises completions for right-padded prompts, or (prompt_before_BC) the holes of texts.
 
-    tokens_BC: Array
-    # The step that committed the position; NEVER_DECODED behind the end of the text of a row that stopped early.
-    reveal_step_BC: Array
-    confidence_BC: Array  # the model's probability of the token when it was committed
-    # Log-probabilities of drawing the token then, at the sampler's temperature and filters, and of taking the position when it
-    # was taken, given the candidates (0 where the order is not drawn).
-    token_logp_BC: Array
-    order_logp_BC: Array
-    length_B: Array  # through the first token that ends a text
-    nfe_B: Array  # forward passes that the row took part in
-    cached_nfe_B: Array  # those of them over a window only
-    entropy_BC: Array  # of the prediction that the token was drawn from, in nats; 0 unless config.record_entropy
+    Every step runs a forward pass over the canvas, or over a window of it on cached keys, predicts a token for each masked
+    position of the active block and unmasks as many as the schedule says. The head sees the active block only. Guidance takes a
+    second pass without the prompt: logits = without + (guidance + 1) (with - without). With early_exit a row stops as soon as
+    its text through the first end token is decided; what it would have written behind is filled with end tokens, and nothing
+    before can change, because unmasked tokens never do.
 
+    Adaptive schedules: each row works on its own first block with a mask; with a cache, which all rows share, on the first block
+    with a mask in any row, so a row may wait. Steps of a row are counted by its own passes either way, and its text is the same.
 
-def given(tokens_BC: Any, end_ids: tuple[int, ...]) -> Rollout:
-    """Texts that nobody decoded, as host arrays: no order, no confidence, no passes."""
-    tokens_BC = np.asarray(tokens_BC, np.int32)
-    ended_BC = np.isin(tokens_BC, end_ids)
-    length_B = np.where(ended_BC.any(axis=1), ended_BC.argmax(axis=1) + 1, tokens_BC.shape[1]).astype(np.int32)
-    none_BC, none_B = np.zeros(tokens_BC.shape, np.float32), np.zeros(len(tokens_BC), np.int32)
-    never_BC = np.full_like(tokens_BC, NEVER_DECODED)
-    return Rollout(tokens_BC, never_BC, none_BC, none_BC, none_BC, length_B, none_B, none_B, none_BC)
+    All fields are static: samplers that are equal share their compiled programs.
 
-
-class Decoding(NamedTuple):
-    step: Array
-    first: Array  # where the block of the last pass starts; with an adaptive schedule and no cache one a row
-    age: Array  # passes since the cache was made, that one included
-    tokens_BC: Array
-    reveal_step_BC: Array
-    confidence_BC: Array
-    token_logp_BC: Array
-    order_logp_BC: Array
-    entropy_BC: Array
-    finished_B: Array
-    nfe_B: Array
-    cached_nfe_B: Array
-    logp_BSV: Array | None  # klass: the distributions of the last pass,
-    stable_BS: Array | None  # and for how many steps they have hardly changed
-
-
-class Loop(NamedTuple):
-    """One denoising run, as the functions that the compiled loop and the step-by-step one share."""
-
-    start: Decoding
-    running: Callable[[Decoding], Array]
-    stale: Callable[[Decoding], Array]  # whether the next step must pass over the whole canvas
-    full_step: Callable[[Decoding], tuple[Decoding, KeyValues | None]]
-    cached_step: Callable[[Decoding, KeyValues], Decoding]
-    finish: Callable[[Decoding], Rollout]
-
-
-def denoising(
-    model: Transformer,
-    variables: Variables,
-    prompt_BP: Array,
-    prompt_length_B: Array,
-    noise: Noise,
-    prompt_before_BC: Array | None = None,
-    *,
-    config: SamplerConfig,
-    special: SpecialTokens,
-    temperature: float,
-) -> Loop:
-    """Denoises completions for right-padded prompts, or (prompt_before_BC) the holes of texts. The head sees the active block only.
-
-    Every step runs a forward pass over the canvas, or over a window of it on cached keys, proposes a token for each masked
-    position of the active block and commits as many as the schedule says. Guidance takes a second pass without the prompt:
-    logits = without + (guidance + 1) (with - without). With early_exit a row stops as soon as its text through the first end
-    token is decided; what it would have written behind is filled with end tokens, and nothing before can change, because
-    committed tokens never do.
-
-    Adaptive schedules: each row works on its own first open block; with a cache, which all rows share, on the first block that
-    is open in any row, so a row may wait. Steps of a row are counted by its own passes either way, and its text is the same.
+        sampler = Sampler(model, config, special_tokens, temperature=1.0)
+        rollout = sampler.sample(variables, Prompts(prompt_BP, prompt_length_B), KeyedNoise(key, row_ids_B))
     """
-    rows, length, block = prompt_BP.shape[0], config.completion_length, config.block_length
-    steps = plan(config)
-    adaptive, cached, klass = config.schedule in ADAPTIVE, config.cache != "none", config.schedule == "klass"
-    head_DV = head_matrix(variables)
-    passes = 2 if config.guidance > 0 else 1
-    group = columns_at_a_time(rows, block, head_DV.shape[1])
 
-    def canvas_of(tokens_BC: Array, prompt_BP: Array = prompt_BP) -> Canvas:
-        return Canvas(tokens_BC, prompt_BP, prompt_length_B, prompt_before_BC)
+    model: Transformer
+    config: SamplerConfig
+    special: SpecialTokens
+    temperature: float = 0.0
+    record_entropy: bool = False  # keep the entropy of the prediction behind every token
+    token_sampler: TokenSampler = inverse_cdf  # how a token is drawn at a temperature above 0
+    chunk: int | None = None  # columns of a block whose logits are alive at once; None: by the sizes (`column_chunk`)
 
-    zeros_BC, zeros_B = jnp.zeros((rows, length), jnp.float32), jnp.zeros(rows, jnp.int32)
-    start = Decoding(
-        step=jnp.int32(0),
-        first=jnp.full(rows, -1, jnp.int32) if adaptive and not cached else jnp.int32(-1),
-        age=jnp.int32(0),
-        tokens_BC=jnp.full((rows, length), special.mask, jnp.int32),
-        reveal_step_BC=jnp.full((rows, length), NEVER_DECODED, jnp.int32),
-        confidence_BC=zeros_BC,
-        token_logp_BC=zeros_BC,
-        order_logp_BC=zeros_BC,
-        entropy_BC=zeros_BC,
-        finished_B=jnp.zeros(rows, bool),
-        nfe_B=zeros_B,
-        cached_nfe_B=zeros_B,
-        logp_BSV=jnp.zeros((rows, block, head_DV.shape[1]), jnp.float32) if klass else None,
-        stable_BS=jnp.zeros((rows, block), jnp.int32) if klass else None,
-    )
+    # -- the two loops -------------------------------------------------------------------------------------------------
 
-    def running(state: Decoding) -> Array:
-        return (state.step < len(steps.number_K)) & ~jnp.all(state.finished_B)
+    @partial(jax.jit, static_argnums=0)
+    def sample(self, variables: Variables, prompts: Prompts, noise: Noise) -> Rollout:
+        """The `Rollout` of all prompts, in one compiled loop without a way out to the host."""
+        inputs = Inputs(variables, prompts, noise)
 
-    def first_column(state: Decoding) -> Array:
-        if not adaptive:
-            return jnp.asarray(steps.start_K, jnp.int32)[state.step]
-        first_B = jnp.argmax(state.tokens_BC == special.mask, axis=1) // block * block
-        return jnp.min(jnp.where(state.finished_B, length - block, first_B)) if cached else first_B
+        def until_refresh(state: Decoding) -> Decoding:
+            state, cache = self.full_step(inputs, state)
+            if cache is None:
+                return state
+            # The cache is a constant of this inner loop and no part of what it carries: a carry would be handed on, and perhaps
+            # copied, in every step, although keys and values are written once and then only read.
+            return jax.lax.while_loop(
+                lambda state: self.is_running(state) & ~self.needs_refresh(state),
+                lambda state: self.cached_step(inputs, state, cache),
+                state,
+            )
 
-    def stale(state: Decoding) -> Array:
-        if not cached:
+        return self.finish(jax.lax.while_loop(self.is_running, until_refresh, self.init(inputs)))
+
+    def stream(self, variables: Variables, prompts: Prompts, noise: Noise) -> Iterator[Decoding | Rollout]:
+        """Yields the `Decoding` after every step, then the `Rollout` that `sample` returns for these arguments, to the bit."""
+        inputs = Inputs(variables, prompts, noise)
+        state = self._compiled_init(inputs)
+        cache: KeyValues | None = None
+        running = True
+        while running:
+            state, new_cache, running, refresh, rollout = self._compiled_step(inputs, state, cache)
+            yield state
+            cache = cache if new_cache is None else new_cache
+            if refresh:
+                cache = None
+        yield rollout
+
+    @partial(jax.jit, static_argnums=0)
+    def _compiled_init(self, inputs: Inputs) -> Decoding:
+        return pinned(self.init(inputs))
+
+    @partial(jax.jit, static_argnums=0)
+    def _compiled_step(
+        self, inputs: Inputs, state: Decoding, cache: KeyValues | None
+    ) -> tuple[Decoding, KeyValues | None, Array, Array, Rollout]:
+        """(state, a new cache if one was made, is it running, does it need a refresh, the rollout so far)."""
+        # The host learns all that it needs from this one call: two programs at most, with a cache and without.
+        new_cache = None
+        if cache is None:
+            state, new_cache = self.full_step(inputs, state)
+        else:
+            state = self.cached_step(inputs, state, cache)
+        return pinned(state), new_cache, self.is_running(state), self.needs_refresh(state), self.finish(state)
+
+    # -- the steps -----------------------------------------------------------------------------------------------------
+
+    def init(self, inputs: Inputs) -> Decoding:
+        """All masked, before the first step."""
+        rows = inputs.prompts.prompt_BP.shape[0]
+        state = all_masked(rows, self.config.completion_length, self.special.mask)
+        if self.rows_go_alone:
+            state = state._replace(block_start=jnp.full(rows, state.block_start, jnp.int32))
+        if isinstance(self.config.schedule, Klass):
+            shape_BS = (rows, self.config.block_length)
+            logp_BSV = jnp.zeros((*shape_BS, head_matrix(inputs.variables).shape[1]), jnp.float32)
+            state = state._replace(logp_BSV=logp_BSV, stable_steps_BS=jnp.zeros(shape_BS, jnp.int32))
+        return state
+
+    def is_running(self, state: Decoding) -> Array:
+        """Whether another step is to come."""
+        return (state.step < len(self.schedule.number_K)) & ~jnp.all(state.done_B)
+
+    def block_start(self, state: Decoding) -> Array:
+        """The first column of the block that the next step works on: one number, or one a row."""
+        if not self.is_adaptive:
+            return jnp.asarray(self.schedule.start_K, jnp.int32)[state.step]
+        block = self.config.block_length
+        start_B = jnp.argmax(state.tokens_BC == self.special.mask, axis=1) // block * block
+        if self.rows_go_alone:
+            return start_B
+        # Rows that are done must not hold the others back.
+        return jnp.min(jnp.where(state.done_B, self.config.completion_length - block, start_B))
+
+    def needs_refresh(self, state: Decoding) -> Array:
+        """Whether the next step must pass over the whole canvas: without a cache, in a new block, and where the cache is too old."""
+        if not self.is_cached:
             return jnp.bool(True)
-        aged = (state.age >= config.cache_refresh) if config.cache_refresh else jnp.bool(False)
-        return aged | (first_column(state) != state.first)
+        is_new_block = self.block_start(state) != state.block_start
+        if not self.config.cache.refresh:
+            return is_new_block
+        return is_new_block | (state.cache_age >= self.config.cache.refresh)
 
-    def full_step(state: Decoding) -> tuple[Decoding, KeyValues | None]:
-        first, canvas, keys = first_column(state), canvas_of(state.tokens_BC), None
-        inputs = (model, variables, canvas.tokens_BT, canvas.positions_BT, canvas.length_B)
-        if cached:
-            hidden_BTD, keys = hidden_states_and_keys(*inputs)
+    def full_step(self, inputs: Inputs, state: Decoding) -> tuple[Decoding, KeyValues | None]:
+        """A step from a pass over the whole canvas: (the state after it, the new cache; None without one)."""
+        start = self.block_start(state)
+        canvas = inputs.prompts.canvas(state.tokens_BC)
+        arrays = (inputs.variables, canvas.tokens_BT, canvas.positions_BT, canvas.length_B)
+        cache = None
+        if self.is_cached:
+            hidden_BTD, cache = hidden_states_and_keys(self.model, *arrays)
         else:
-            hidden_BTD = hidden_states(*inputs)
-        hidden = [completion_hidden(hidden_BTD, canvas, model.config.alignment, first, block)]
-        if config.guidance > 0:
-            hidden_prompt_BP = jnp.where(canvas.prompt_mask_BP, special.mask, prompt_BP)
-            canvas = canvas_of(state.tokens_BC, hidden_prompt_BP)
-            hidden_BTD = hidden_states(model, variables, canvas.tokens_BT, canvas.positions_BT, canvas.length_B)
-            hidden.append(completion_hidden(hidden_BTD, canvas, model.config.alignment, first, block))
-        state = commit(state, first, hidden, first_pass=first != state.first)
-        return state._replace(age=jnp.int32(1)), keys
+            hidden_BTD = hidden_states(self.model, *arrays)
+        # From here on only the active block: logits of a whole completion [B, C, V] would be the largest array of a step.
+        hidden_BSD = self._hidden_of_block(hidden_BTD, canvas, start)
+        unprompted_BSD = None
+        if self.config.guidance > 0:
+            masked_prompt_BP = jnp.where(canvas.prompt_mask_BP, self.special.mask, canvas.prompt_BP)
+            canvas = canvas._replace(prompt_BP=masked_prompt_BP)
+            arrays = (inputs.variables, canvas.tokens_BT, canvas.positions_BT, canvas.length_B)
+            unprompted_BSD = self._hidden_of_block(hidden_states(self.model, *arrays), canvas, start)
+        block = self.block(state, start, is_first_pass=start != state.block_start)
+        state = self.unmask(inputs, state, block, hidden_BSD, unprompted_BSD)
+        return state._replace(cache_age=jnp.int32(1)), cache
 
-    def cached_step(state: Decoding, keys: KeyValues) -> Decoding:
-        first = first_column(state)
-        hidden_BSD = block_hidden(model, variables, canvas_of(state.tokens_BC), keys, first, config)
-        after = commit(state, first, [hidden_BSD], first_pass=jnp.bool(False))
+    def cached_step(self, inputs: Inputs, state: Decoding, cache: KeyValues) -> Decoding:
+        """A step from a pass over a window of the canvas, on the keys and values of the last full step."""
+        start = self.block_start(state)
+        canvas = inputs.prompts.canvas(state.tokens_BC)
+        hidden_BSD = block_hidden(self.model, inputs.variables, canvas, cache, start, self.config)
+        block = self.block(state, start, is_first_pass=jnp.bool(False))
+        after = self.unmask(inputs, state, block, hidden_BSD)
         took_part_B = after.nfe_B - state.nfe_B
-        return after._replace(age=state.age + 1, cached_nfe_B=state.cached_nfe_B + took_part_B)
+        return after._replace(cache_age=state.cache_age + 1, cached_nfe_B=state.cached_nfe_B + took_part_B)
 
-    def propose(draws_BS: Array | None, *hidden: Array) -> Candidates:
-        logits_BSV = project(hidden[0], head_DV)
-        if config.guidance > 0:
-            without_BSV = project(hidden[1], head_DV)
-            logits_BSV = without_BSV + (config.guidance + 1) * (logits_BSV - without_BSV)
-        settings = {"temperature": temperature, "special": special, "config": config}
-        return candidates(logits_BSV, draws_BS, noise.pick, **settings)
+    def block(self, state: Decoding, start: Array, is_first_pass: Array) -> Block:
+        """The `Block` of a step that starts at column `start`."""
+        rows = state.tokens_BC.shape[0]
+        columns_S = jnp.arange(self.config.block_length, dtype=jnp.int32)
+        columns_BS = block_columns(start, rows, self.config.block_length)
+        masked_BS = jnp.take_along_axis(state.tokens_BC, columns_BS, axis=1) == self.special.mask
+        masked_BS &= ~state.done_B[:, None]
+        # A shifted model on a cache cannot score the first column of a block from a window: the block's first pass unmasks it.
+        forced_BS = jnp.zeros_like(masked_BS)
+        if self.is_cached and self.config.cache.refresh != 1 and self.model.config.alignment == "shifted":
+            forced_BS = masked_BS & (is_first_pass & (columns_S == 0))[None, :]
+        step_B = jnp.broadcast_to(jnp.asarray(self.schedule.number_K, jnp.int32)[state.step], (rows,))
+        if self.is_adaptive:  # a row that waited for others draws what it would have drawn alone
+            step_B = state.nfe_B // self.passes
+        return Block(start, columns_BS, masked_BS, forced_BS, step_B)
 
-    def commit(state: Decoding, first: Array, hidden: list[Array], first_pass: Array) -> Decoding:
-        number, _, count, chance = (jnp.asarray(array, array.dtype)[state.step] for array in steps)
-        columns_BS = block_columns(first, rows, block)
-        open_BS = jnp.take_along_axis(state.tokens_BC, columns_BS, axis=1) == special.mask
-        open_BS &= ~state.finished_B[:, None]
-        step_B = state.nfe_B // passes if adaptive else jnp.broadcast_to(number, (rows,))
-        draws_BS = noise.token(step_B, (rows, block)) if temperature > 0 else None
-        uniform_BS = noise.uniform(step_B, (rows, block)) if is_drawn(config) else None
-        proposal = of_open_columns(propose, group, open_BS, draws_BS, *hidden)
-
-        stable_BS = None
-        if klass:
-            moved_BS = change(proposal.logp_BSV, state.logp_BSV)
-            known_B = jnp.broadcast_to(first == state.first, (rows,)) & (state.step > 0)
-            still_BS = (moved_BS < config.kl_threshold) & known_B[:, None]
-            stable_BS = jnp.where(still_BS, state.stable_BS + 1, 0)
-
-        # A shifted model on a cache cannot score the first column of a block from a window: the block's first pass commits it.
-        forced_BS = jnp.zeros_like(open_BS)
-        if cached and config.cache_refresh != 1 and model.config.alignment == "shifted":
-            forced_BS = open_BS & (first_pass & (jnp.arange(block, dtype=jnp.int32) == 0))[None, :]
-        order = in_order(proposal, uniform_BS, open_BS, forced_BS, special, config)
-        if config.schedule == "chance":
-            choice = by_chance(uniform_BS, open_BS, forced_BS, chance)
-        elif adaptive:
-            choice = accepted(Evidence(proposal, order.rank_BS, open_BS, forced_BS, stable_BS), config)
-        else:
-            choice = first_ones(order, open_BS, count)
+    def unmask(
+        self, inputs: Inputs, state: Decoding, block: Block, hidden_BSD: Array, unprompted_BSD: Array | None = None
+    ) -> Decoding:
+        """Predicts every masked position of the block, selects some of them and writes them into the state."""
+        predictions = self.predict(inputs, block, hidden_BSD, unprompted_BSD)
+        stable_steps_BS = self.stable_steps(state, block, predictions)
+        selection = self.select(inputs, state, block, predictions, stable_steps_BS)
 
         def write(whole_BC: Array, new_BS: Array) -> Array:
-            old_BS = jnp.take_along_axis(whole_BC, columns_BS, axis=1)
-            new_BS = jnp.where(choice.commit_BS, new_BS, old_BS)
-            return jnp.put_along_axis(whole_BC, columns_BS, new_BS, axis=1, inplace=False)
+            old_BS = jnp.take_along_axis(whole_BC, block.columns_BS, axis=1)
+            new_BS = jnp.where(selection.unmask_BS, new_BS, old_BS)
+            return jnp.put_along_axis(whole_BC, block.columns_BS, new_BS, axis=1, inplace=False)
 
-        tokens_BC = write(state.tokens_BC, proposal.token_BS)
-        full_B = ~jnp.any(tokens_BC == special.mask, axis=1)
+        rows_B = jnp.arange(state.tokens_BC.shape[0], dtype=jnp.int32)
+        # Written by columns, because rows may be in different blocks. A row that is done has no masked column and keeps all.
+        tokens_BC = write(state.tokens_BC, predictions.token_BS)
+        step_BS = jnp.broadcast_to(block.step_B[:, None], block.columns_BS.shape)
+        done_B = ~jnp.any(tokens_BC == self.special.mask, axis=1)
+        if self.config.early_exit:
+            done_B |= text_is_decided(tokens_BC, self.special)
+        # What stayed masked has a probability too (Bernoulli), so this one adds up over the steps of a position.
+        order_logp_BC = state.order_logp_BC.at[rows_B[:, None], block.columns_BS].add(selection.order_logp_BS)
+        entropy_BC = write(state.entropy_BC, predictions.entropy_BS) if self.record_entropy else state.entropy_BC
         return state._replace(
             step=state.step + 1,
-            first=first,
+            block_start=block.start,
             tokens_BC=tokens_BC,
-            reveal_step_BC=write(state.reveal_step_BC, jnp.broadcast_to(step_B[:, None], (rows, block))),
-            confidence_BC=write(state.confidence_BC, proposal.confidence_BS),
-            token_logp_BC=write(state.token_logp_BC, proposal.token_logp_BS),
-            order_logp_BC=state.order_logp_BC.at[jnp.arange(rows, dtype=jnp.int32)[:, None], columns_BS].add(
-                choice.order_logp_BS
-            ),
-            entropy_BC=write(state.entropy_BC, proposal.entropy_BS) if config.record_entropy else state.entropy_BC,
-            finished_B=full_B | text_is_decided(tokens_BC, special) if config.early_exit else full_B,
-            nfe_B=state.nfe_B + passes * jnp.any(open_BS, axis=1),
-            logp_BSV=proposal.logp_BSV,
-            stable_BS=stable_BS,
+            unmask_step_BC=write(state.unmask_step_BC, step_BS),
+            confidence_BC=write(state.confidence_BC, predictions.confidence_BS),
+            token_logp_BC=write(state.token_logp_BC, predictions.token_logp_BS),
+            order_logp_BC=order_logp_BC,
+            entropy_BC=entropy_BC,
+            done_B=done_B,
+            nfe_B=state.nfe_B + self.passes * jnp.any(block.masked_BS, axis=1),
+            logp_BSV=predictions.logp_BSV,
+            stable_steps_BS=stable_steps_BS,
         )
 
-    def finish(state: Decoding) -> Rollout:
-        tokens_BC = jnp.where(state.tokens_BC == special.mask, special.end, state.tokens_BC)
-        return Rollout(
-            tokens_BC, state.reveal_step_BC, state.confidence_BC, state.token_logp_BC, state.order_logp_BC,
-            jnp.sum(through_first_end(tokens_BC, special.end_ids), axis=1), state.nfe_B, state.cached_nfe_B,
-            state.entropy_BC,
-        )  # fmt: skip
+    def predict(self, inputs: Inputs, block: Block, hidden_BSD: Array, unprompted_BSD: Array | None) -> Predictions:
+        """What every masked position of the block would become; zeros where nothing is masked."""
+        rows, columns = block.columns_BS.shape
+        head_DV = head_matrix(inputs.variables)
+        # Greedy decoding draws nothing, so it may have no noise at all.
+        draws_BS = inputs.noise.token(block.step_B, (rows, columns)) if self.temperature > 0 else None
 
-    return Loop(start, running, stale, full_step, cached_step, finish)
+        def of_columns(draws_BS: Array | None, hidden_BSD: Array, unprompted_BSD: Array | None) -> Predictions:
+            logits_BSV = project(hidden_BSD, head_DV)
+            if unprompted_BSD is not None:
+                without_BSV = project(unprompted_BSD, head_DV)
+                logits_BSV = without_BSV + (self.config.guidance + 1) * (logits_BSV - without_BSV)
+            return predict(
+                logits_BSV, draws_BS, self.token_sampler, temperature=self.temperature, special=self.special,
+                config=self.config, record_entropy=self.record_entropy, keep_logp=isinstance(self.config.schedule, Klass),
+            )  # fmt: skip
 
+        chunk = self.chunk or column_chunk(rows, columns, head_DV.shape[1])
+        return apply_to_masked(of_columns, chunk, block.masked_BS, draws_BS, hidden_BSD, unprompted_BSD)
 
-def denoise(*args: Any, config: SamplerConfig, **settings: Any) -> Rollout:
-    """All of `denoising` in one loop, without a way out to the host."""
-    loop = denoising(*args, config=config, **settings)
-
-    def until_stale(state: Decoding) -> Decoding:
-        state, keys = loop.full_step(state)
-        if keys is None:
-            return state
-        # The cache is no part of what this loop carries, so it is not handed on from step to step.
-        return jax.lax.while_loop(
-            lambda state: loop.running(state) & ~loop.stale(state), lambda state: loop.cached_step(state, keys), state
+    def stable_steps(self, state: Decoding, block: Block, predictions: Predictions) -> Array | None:
+        """Klass: for how many steps in a row the distributions of the block have hardly changed, [B, S]."""
+        if not isinstance(self.config.schedule, Klass):
+            return None
+        # What the state holds is of another block where this one is new, and of nothing before the first step.
+        is_known_B = jnp.broadcast_to(block.start == state.block_start, state.done_B.shape) & (state.step > 0)
+        return unmasking.stable_steps(
+            self.config.schedule, predictions.logp_BSV, state.logp_BSV, state.stable_steps_BS, is_known_B
         )
 
-    return loop.finish(jax.lax.while_loop(loop.running, until_stale, loop.start))
+    def select(
+        self, inputs: Inputs, state: Decoding, block: Block, predictions: Predictions, stable_steps_BS: Array | None
+    ) -> Selection:
+        """Which of the predictions this step unmasks: as many as the schedule fixes, or as its rule accepts."""
+        masked_BS, forced_BS = block.masked_BS, block.forced_BS
+        is_drawn = unmasking.is_drawn(self.config)
+        uniform_BS = inputs.noise.uniform(block.step_B, block.columns_BS.shape) if is_drawn else None
+        if self.config.schedule.name == "chance":
+            probability = jnp.asarray(self.schedule.probability_K, jnp.float32)[state.step]
+            return unmasking.bernoulli(uniform_BS, masked_BS, forced_BS, probability)
+        order = unmasking.in_order(predictions, uniform_BS, masked_BS, forced_BS, self.special, self.config)
+        if not self.is_adaptive:
+            return unmasking.top_k(order, masked_BS, jnp.asarray(self.schedule.count_K, jnp.int32)[state.step])
+        evidence = UnmaskingState(predictions, order.rank_BS, masked_BS, forced_BS, stable_steps_BS)
+        return unmasking.accepted(self.config.schedule, evidence)
 
+    def finish(self, state: Decoding) -> Rollout:
+        """The `Rollout` of a run: what is still masked, behind the end of a text, becomes end tokens."""
+        tokens_BC = jnp.where(state.tokens_BC == self.special.mask, self.special.end, state.tokens_BC)
+        length_B = jnp.sum(through_first_end(tokens_BC, self.special.end_ids), axis=1)
+        fields = state._replace(tokens_BC=tokens_BC)._asdict() | {"length_B": length_B}
+        return Rollout(**{name: fields[name] for name in Rollout._fields})
 
-def text_is_decided(tokens_BC: Array, special: SpecialTokens) -> Array:
-    """True for rows that hold a token that ends a text, with no mask before it."""
-    text_BC = through_first_end(tokens_BC, special.end_ids)
-    ended_B = jnp.any(is_any_of(tokens_BC, special.end_ids), axis=1)
-    return ended_B & ~jnp.any(text_BC & (tokens_BC == special.mask), axis=1)
+    # -- what follows from the fields ----------------------------------------------------------------------------------
 
+    @property
+    def schedule(self) -> StepSchedule:
+        return step_schedule(self.config)
 
-@partial(jax.jit, static_argnames=STATIC)
-def sample(
-    model: Transformer,
-    variables: Variables,
-    prompt_BP: Array,
-    prompt_length_B: Array,
-    key: Array,
-    row_ids_B: Array,
-    prompt_before_BC: Array | None = None,
-    *,
-    config: SamplerConfig,
-    special: SpecialTokens,
-    temperature: float,
-) -> Rollout:
-    """`denoise` under noise keyed by global row id."""
-    noise = keyed_noise(key, row_ids_B)
-    settings: dict[str, Any] = {"config": config, "special": special, "temperature": temperature}
-    return denoise(model, variables, prompt_BP, prompt_length_B, noise, prompt_before_BC, **settings)
+    @property
+    def is_adaptive(self) -> bool:
+        return self.config.schedule.adaptive
 
+    @property
+    def is_cached(self) -> bool:
+        return self.config.cache.name != "none"
 
-def sample_stepwise(*arguments: Any, **settings: Any) -> Iterator[Decoding | Rollout]:
-    """What `sample` does with the same arguments, one step at a time: every state on the way, then the same rollout."""
-    state, keys, running, stale = None, None, True, True
-    while running:
-        state, keys, running, stale, rollout = _one_step(
-            *arguments, state=state, keys=None if stale else keys, **settings
-        )
-        yield state
-    yield rollout
+    @property
+    def rows_go_alone(self) -> bool:
+        """Whether each row works on a block of its own: a window of a cache is one for all rows."""
+        return self.is_adaptive and not self.is_cached
 
+    @property
+    def passes(self) -> int:
+        """Forward passes of a full step."""
+        return 2 if self.config.guidance > 0 else 1
 
-@partial(jax.jit, static_argnames=STATIC)
-def _one_step(
-    model: Transformer,
-    variables: Variables,
-    prompt_BP: Array,
-    prompt_length_B: Array,
-    key: Array,
-    row_ids_B: Array,
-    prompt_before_BC: Array | None = None,
-    *,
-    state: Decoding | None,
-    keys: KeyValues | None,
-    **settings: Any,
-) -> tuple[Decoding, KeyValues | None, Array, Array, Rollout]:
-    noise = keyed_noise(key, row_ids_B)
-    loop = denoising(model, variables, prompt_BP, prompt_length_B, noise, prompt_before_BC, **settings)
-    state = loop.start if state is None else state
-    if keys is None:
-        state, keys = loop.full_step(state)
-    else:
-        state = loop.cached_step(state, keys)
-    return state, keys, loop.running(state), loop.stale(state), loop.finish(state)
+    def _hidden_of_block(self, hidden_BTD: Array, canvas: Canvas, start: Array) -> Array:
+        return completion_hidden(hidden_BTD, canvas, self.model.config.alignment, start, self.config.block_length)

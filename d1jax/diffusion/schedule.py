@@ -1,4 +1,4 @@
-"""Which block a denoising step works on, and how many positions it commits there. Plain numbers, fixed before anything is compiled."""
+"""Which block a denoising step works on, and how many positions it unmasks there. Plain numbers, fixed before anything is compiled."""
 
 from __future__ import annotations
 
@@ -6,62 +6,70 @@ from typing import NamedTuple
 
 import numpy as np
 
-from d1jax.config import ADAPTIVE, SamplerConfig
+from d1jax.config import SamplerConfig
 
 TIME_EPS = 1e-3  # where Dream's time ends
 
 
-class Plan(NamedTuple):
-    """K steps that may commit something. Steps that commit nothing are left out: at any temperature they change nothing."""
+class StepSchedule(NamedTuple):
+    """K steps that may unmask something. Steps that unmask nothing are left out: at any temperature they change nothing."""
 
     number_K: np.ndarray  # the step that the schedule calls it, from 0
     start_K: np.ndarray  # first column of the block
-    count_K: np.ndarray  # positions to commit; -1: each by chance, or as many as the adaptive rule accepts
-    chance_K: np.ndarray  # of an open position to be committed, where it goes by chance
+    count_K: np.ndarray  # positions to unmask; -1: each by its probability, or as many as the adaptive rule accepts
+    probability_K: np.ndarray  # of a masked position to be unmasked, where each goes by chance
 
 
-def plan(config: SamplerConfig) -> Plan:
+def step_schedule(config: SamplerConfig) -> StepSchedule:
     """The steps of a completion under `config.schedule`."""
-    length, block, steps = config.completion_length, config.block_length, config.steps
-    number = np.arange(length if config.schedule in ADAPTIVE else steps)
-    if config.schedule in ADAPTIVE:  # one position a step at the least; each row works on its first open block
-        made = Plan(number, np.zeros(length, int), np.full(length, -1), np.zeros(length, np.float32))
-    elif config.schedule == "even":
+    length = config.completion_length
+    block = config.block_length
+    steps = config.max_steps
+    number_K = np.arange(steps)
+    start_K = np.zeros(steps, int)
+    count_K = np.full(steps, -1)
+    probability_K = np.zeros(steps)
+    if config.schedule.name == "even":
         counts = tokens_per_step(block, steps * block // length)
-        made = Plan(
-            number, number // len(counts) * block, np.array(counts)[number % len(counts)], np.zeros(steps, np.float32)
-        )
-    elif config.schedule == "time":
-        made = Plan(number, np.zeros(steps, int), time_schedule(length, steps), np.zeros(steps, np.float32))
-    else:
-        made = Plan(number, np.zeros(steps, int), np.full(steps, -1), transfer_chance(steps))
-    worked = made.count_K != 0
-    number_K, start_K, count_K = (array[worked].astype(np.int32) for array in made[:3])
-    return Plan(number_K, start_K, count_K, made.chance_K[worked].astype(np.float32))
+        start_K = number_K // len(counts) * block
+        count_K = np.array(counts)[number_K % len(counts)]
+    elif config.schedule.name == "time":
+        count_K = time_schedule(length, steps)
+    elif config.schedule.name == "chance":
+        probability_K = unmask_probability(steps)
+    # Else the schedule is adaptive: one position a step at the least, and each row works on its own first block with a mask.
+    worked = count_K != 0
+    return StepSchedule(
+        number_K=number_K[worked].astype(np.int32),
+        start_K=start_K[worked].astype(np.int32),
+        count_K=count_K[worked].astype(np.int32),
+        probability_K=probability_K[worked].astype(np.float32),
+    )
 
 
 def tokens_per_step(block_length: int, steps_per_block: int) -> tuple[int, ...]:
-    """How many positions each step of a block commits; the first steps take the remainder: 8 in 3 -> (3, 3, 2)."""
+    """How many positions each step of a block unmasks; the first steps take the remainder: 8 in 3 -> (3, 3, 2)."""
     base, extra = divmod(block_length, steps_per_block)
     return tuple(base + (step < extra) for step in range(steps_per_block))
 
 
-def transfer_chance(steps: int) -> np.ndarray:
-    """Dream's 1 - s/t of each step, fp32: t falls evenly from 1 to TIME_EPS, s is the next t. The last step commits all."""
+def unmask_probability(steps: int) -> np.ndarray:
+    """Dream's 1 - s/t of each step, fp32: t falls evenly from 1 to TIME_EPS, s is the next t. The last step unmasks all."""
     time = _linspace(1.0, TIME_EPS, steps + 1)
-    chance = np.float32(1) - time[1:] / time[:-1]
-    chance[-1] = 1
-    return chance
+    probability = np.float32(1) - time[1:] / time[:-1]
+    probability[-1] = 1
+    return probability
 
 
 def time_schedule(length: int, steps: int) -> np.ndarray:
-    """How many of `length` masks each of Dream's steps commits: the integer part of masks left x (1 - s/t), all in the last one.
+    """How many of `length` masks each of Dream's steps unmasks: the integer part of masks left x (1 - s/t), all in the last one.
 
-    In fp32, as there: with as many steps as tokens the first step commits nothing and the last one two.
+    In fp32, as there: with as many steps as tokens the first step unmasks nothing and the last one two.
     """
-    left, counts = length, []
-    for chance in transfer_chance(steps):
-        counts.append(int(np.float32(left) * chance))
+    left = length
+    counts = []
+    for probability in unmask_probability(steps):
+        counts.append(int(np.float32(left) * probability))
         left -= counts[-1]
     return np.array(counts)
 

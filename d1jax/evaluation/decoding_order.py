@@ -3,7 +3,7 @@
 B rows, C completion columns, P prompt columns, T tokens of one row's order, N denoising steps, V vocabulary.
 
 Source: DiffuCoder, arXiv 2506.20639, appendix A.2.
-Differs from the paper, which commits one token a step: tokens of one step count as committed from left to right, in both
+Differs from the paper, which unmasks one token a step: tokens of one step count as unmasked from left to right, in both
 measures. Of all orders that fit the steps this is the most autoregressive one, so under parallel decoding the values are upper
 bounds, and everything in one step gives 1.
 """
@@ -20,31 +20,31 @@ import numpy as np
 from jax import Array
 
 from d1jax.diffusion.canvas import Canvas, completion_hidden
-from d1jax.diffusion.sampler import Rollout
+from d1jax.diffusion.rollout import Rollout
 from d1jax.models.token_logprobs import LOGITS_PER_CHUNK
 from d1jax.models.transformer import Transformer, Variables, head_matrix, hidden_states, project
 
 LOCAL_K = tuple(range(1, 10))
 GLOBAL_K = tuple(range(1, 5))
 LOGGED_K = (1, 4)  # at every RL step
-MOST_BINS = 32  # of a heat map, along either axis
+MAX_BINS = 32  # of a heat map, along either axis
 DIGITS = 4
 
 # -- the measures ------------------------------------------------------------------------------------------------------
 
 
-def commit_order(reveal_step_C: np.ndarray) -> np.ndarray:
-    """The columns in the order of their commits, [T]: by step, within a step from left to right, never decoded ones left out."""
-    reveal_step_C = np.asarray(reveal_step_C)
-    order_C = np.argsort(reveal_step_C, kind="stable")
-    return order_C[reveal_step_C[order_C] >= 0]
+def unmask_order(unmask_step_C: np.ndarray) -> np.ndarray:
+    """The columns in the order of their unmasking, [T]: by step, within a step from left to right, never decoded ones left out."""
+    unmask_step_C = np.asarray(unmask_step_C)
+    order_C = np.argsort(unmask_step_C, kind="stable")
+    return order_C[unmask_step_C[order_C] >= 0]
 
 
 def local_ar(order_T: np.ndarray, ks: Sequence[int] = LOCAL_K) -> np.ndarray:
-    """local@k = mean over t > k of 1[p_{t-i} = p_t - i for i = 1 .. k]: the last k commits are the k left neighbours, in order.
+    """local@k = mean over t > k of 1[p_{t-i} = p_t - i for i = 1 .. k]: the last k unmasked are the k left neighbours, in order.
 
-    t runs over the commits that have k predecessors, so a left-to-right order gives 1, and the value never rises with k.
-    NaN where T <= k: there is no such commit.
+    t runs over the positions that have k predecessors, so a left-to-right order gives 1, and the value never rises with k.
+    NaN where T <= k: there is no such position.
     """
     run_T = np.zeros(len(order_T), int)
     for t in range(1, len(order_T)):
@@ -59,19 +59,19 @@ def global_ar(order_T: np.ndarray, ks: Sequence[int] = GLOBAL_K) -> np.ndarray:
     """
     if not len(order_T):
         return np.full(len(ks), np.nan)
-    time_T = np.argsort(order_T)  # of the decoded columns from left to right, when each was committed
+    time_T = np.argsort(order_T)  # of the decoded columns from left to right, when each was unmasked
     left_T = np.triu(time_T[:, None] > time_T[None, :], k=1).sum(axis=0)  # columns to its left that were still masked
     return np.array([(left_T < k).mean() for k in ks])
 
 
-def local_curve(reveal_step_BC: np.ndarray, ks: Sequence[int] = LOCAL_K) -> dict[int, float]:
+def local_curve(unmask_step_BC: np.ndarray, ks: Sequence[int] = LOCAL_K) -> dict[int, float]:
     """{k: mean of local@k over the rows that decoded more than k tokens}; a k without such a row is left out."""
-    return _means([local_ar(commit_order(row_C), ks) for row_C in reveal_step_BC], ks)
+    return _means([local_ar(unmask_order(row_C), ks) for row_C in unmask_step_BC], ks)
 
 
-def global_curve(reveal_step_BC: np.ndarray, ks: Sequence[int] = GLOBAL_K) -> dict[int, float]:
+def global_curve(unmask_step_BC: np.ndarray, ks: Sequence[int] = GLOBAL_K) -> dict[int, float]:
     """{k: mean of global@k over the rows that decoded anything}; empty where no row did."""
-    return _means([global_ar(commit_order(row_C), ks) for row_C in reveal_step_BC], ks)
+    return _means([global_ar(unmask_order(row_C), ks) for row_C in unmask_step_BC], ks)
 
 
 def _means(values_BK: Sequence[np.ndarray], ks: Sequence[int]) -> dict[int, float]:
@@ -82,22 +82,24 @@ def _means(values_BK: Sequence[np.ndarray], ks: Sequence[int]) -> dict[int, floa
 
 def metrics(rollout: Rollout, ks: Sequence[int] = LOGGED_K) -> dict[str, float]:
     """{"decoding/local_ar_1": ..., "decoding/global_ar_1": ..., ...} of a rollout on the host."""
-    curves = {"local": local_curve(rollout.reveal_step_BC, ks), "global": global_curve(rollout.reveal_step_BC, ks)}
+    curves = {"local": local_curve(rollout.unmask_step_BC, ks), "global": global_curve(rollout.unmask_step_BC, ks)}
     return {f"decoding/{name}_ar_{k}": value for name, curve in curves.items() for k, value in curve.items()}
 
 
-def heat_map(reveal_step_BC: np.ndarray, most: int = MOST_BINS) -> dict[str, Any]:
-    """{"share": [step bins][column bins], "steps": N, "columns": C}: when each column is committed.
+def heat_map(unmask_step_BC: np.ndarray, most: int = MAX_BINS) -> dict[str, Any]:
+    """{"share": [step bins][column bins], "steps": N, "columns": C}: when each column is unmasked.
 
-    share[n][c] = commits of column bin c in step bin n / commits of column bin c, so every column that was ever decoded sums to
+    share[n][c] = columns unmasked of bin c in step bin n / all unmasked of bin c, so every column that was ever decoded sums to
     one, however many rows ended before it. A bin is ceil(N / most) steps by ceil(C / most) columns.
     """
-    reveal_step_BC = np.asarray(reveal_step_BC)
-    columns, steps = reveal_step_BC.shape[1], int(reveal_step_BC.max(initial=-1)) + 1
-    wide, tall = -(-columns // most), max(-(-steps // most), 1)
-    rows, at = np.nonzero(reveal_step_BC >= 0)
+    unmask_step_BC = np.asarray(unmask_step_BC)
+    columns = unmask_step_BC.shape[1]
+    steps = int(unmask_step_BC.max(initial=-1)) + 1
+    wide = -(-columns // most)
+    tall = max(-(-steps // most), 1)
+    rows, at = np.nonzero(unmask_step_BC >= 0)
     count_NC = np.zeros((-(-steps // tall), -(-columns // wide)))
-    np.add.at(count_NC, (reveal_step_BC[rows, at] // tall, at // wide), 1)
+    np.add.at(count_NC, (unmask_step_BC[rows, at] // tall, at // wide), 1)
     share_NC = count_NC / np.maximum(count_NC.sum(axis=0, keepdims=True), 1)
     return {"share": np.round(share_NC, DIGITS).tolist(), "steps": steps, "columns": columns}
 
@@ -163,8 +165,8 @@ def summary(rollout: Rollout, seen: FirstStep) -> dict[str, Any]:
         return {str(k): round(value, DIGITS) for k, value in curve.items()}
 
     return {
-        "local_ar": written(local_curve(rollout.reveal_step_BC)),
-        "global_ar": written(global_curve(rollout.reveal_step_BC)),
-        "heat_map": heat_map(rollout.reveal_step_BC),
+        "local_ar": written(local_curve(rollout.unmask_step_BC)),
+        "global_ar": written(global_curve(rollout.unmask_step_BC)),
+        "heat_map": heat_map(rollout.unmask_step_BC),
         "first_step": sink(seen),
     }

@@ -1,6 +1,6 @@
 """What a likelihood estimator is worth, measured: bias, variance, correlation, cost, and the ratio it shows before any learning.
 
-The texts are held fixed, and an estimator's maskings are drawn again and again (estimator_bench.py). All statistics are over
+The texts are held fixed, and an estimator's maskings are drawn again and again (estimators.py). All statistics are over
 those draws, with the texts given; only the correlations run over the texts.
 
 S draws (keys), B rows (texts), C completion columns, N pairs of draws.

@@ -5,7 +5,6 @@ S draws (keys), B rows (texts), C completion columns, R repeats of the large-sam
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from dataclasses import dataclass
 from functools import partial
@@ -16,77 +15,86 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from d1jax.config import EstimatorConfig, SamplerConfig
+from d1jax.config import (
+    AnyEstimator,
+    Autoregressive,
+    Block,
+    Coupled,
+    Elbo,
+    OneStep,
+    Quadrature,
+    SamplerConfig,
+    Trajectory,
+)
 from d1jax.data.tokenizers import SpecialTokens
 from d1jax.diffusion.canvas import Canvas, through_first_end
 from d1jax.diffusion.estimators import views_of
 from d1jax.diffusion.likelihood import score
 from d1jax.models.transformer import Transformer, Variables
 
-DRAWN = (
-    "elbo",
-    "coupled",
-    "quadrature",
-    "block",
-)  # their maskings are drawn; those of the others follow from the rollout
 STRATA = 16  # maskings of one repeat of the large-sample ELBO, their counts spread evenly
-MOST_VIEWS = 64  # an autoregressive score takes a pass a column
-TRUTH = EstimatorConfig("elbo", samples=STRATA)
+MAX_VIEWS = 64  # an autoregressive score takes a pass a column
+TRUTH = Elbo(samples=STRATA)
 
 
 class Candidate(NamedTuple):
     """An estimator with the setting that belongs to it; `decoupled` names the one of as many passes without complements."""
 
     name: str
-    estimator: EstimatorConfig
+    estimator: AnyEstimator
     prompt_mask: float = 0.0
     decoupled: str = ""
 
     @property
     def drawn(self) -> bool:
-        return self.prompt_mask > 0 or self.estimator.name in DRAWN
+        return self.prompt_mask > 0 or self.estimator.draws_masks
 
 
 def candidates(completion_length: int) -> list[Candidate]:
     """The published estimators, and for each coupled one the maskings that cost as many passes."""
-    laws = {
-        "exact": EstimatorConfig("elbo"),
-        "independent": EstimatorConfig("elbo", counts="independent"),
-        "(0.2, 0.8)": EstimatorConfig("elbo", counts="independent", low=0.2, high=0.8),
+    distributions: dict[str, dict[str, Any]] = {
+        "exact": {},
+        "independent": {"counts": "independent"},
+        "(0.2, 0.8)": {"counts": "independent", "low": 0.2, "high": 0.8},
     }
 
-    def elbo(law: str, samples: int) -> Candidate:
-        return Candidate(f"elbo {law} K={samples}", dataclasses.replace(laws[law], samples=samples))
+    def elbo(distribution: str, samples: int) -> Candidate:
+        return Candidate(f"elbo {distribution} K={samples}", Elbo(samples=samples, **distributions[distribution]))
 
-    def coupled(law: str, samples: int, full_mask: bool) -> Candidate:
-        estimator = dataclasses.replace(laws[law], name="coupled", samples=samples, full_mask=full_mask)
-        name = f"coupled {law} K={samples}" + (" + full" if full_mask else "")
-        return Candidate(name, estimator, 0.0, f"elbo {law} K={2 * samples + full_mask}")
+    def coupled(distribution: str, samples: int, full_mask: bool) -> Candidate:
+        estimator = Coupled(samples=samples, full_mask=full_mask, **distributions[distribution])
+        name = f"coupled {distribution} K={samples}" + (" + full" if full_mask else "")
+        return Candidate(name, estimator, 0.0, f"elbo {distribution} K={2 * samples + full_mask}")
 
-    table = [Candidate("one_step p=0.15", EstimatorConfig(), 0.15), Candidate("one_step p=0", EstimatorConfig())]
+    table = [Candidate("one_step p=0.15", OneStep(), 0.15), Candidate("one_step p=0", OneStep())]
     table += [elbo("exact", k) for k in (1, 2, 3, 4, 5)]
     table += [elbo("independent", k) for k in (1, 2, 4)]
     table += [elbo("(0.2, 0.8)", k) for k in (1, 2, 3, 4, 5)]
-    table += [coupled(law, k, full) for law in ("exact", "(0.2, 0.8)") for k in (1, 2) for full in (False, True)]
     table += [
-        Candidate("quadrature K=3", EstimatorConfig("quadrature", samples=3)),
-        Candidate("block K=2", EstimatorConfig("block", samples=2)),
-        Candidate("trajectory K=4", EstimatorConfig("trajectory", samples=4)),
+        coupled(distribution, k, full)
+        for distribution in ("exact", "(0.2, 0.8)")
+        for k in (1, 2)
+        for full in (False, True)
     ]
-    if completion_length <= MOST_VIEWS:
-        table.append(Candidate("autoregressive", EstimatorConfig("autoregressive")))
+    table += [
+        Candidate("quadrature K=3", Quadrature(samples=3)),
+        Candidate("block K=2", Block(samples=2)),
+        Candidate("trajectory K=4", Trajectory(samples=4)),
+    ]
+    if completion_length <= MAX_VIEWS:
+        table.append(Candidate("autoregressive", Autoregressive()))
     return table
 
 
 # -- measuring ---------------------------------------------------------------------------------------------------------
 
 
-class Batch(NamedTuple):
+class RolloutBatch(NamedTuple):
     """Rollouts on the device. The rows from `rows` on only fill the batch up."""
 
     canvas: Canvas
     row_ids_B: Array
-    reveal_step_BC: Array
+    unmask_step_BC: Array
     rows: int
 
 
@@ -98,7 +106,7 @@ class Bench:
     variables: Variables
     sampler: SamplerConfig
     special: SpecialTokens
-    batches: tuple[Batch, ...]
+    batches: tuple[RolloutBatch, ...]
 
     @property
     def valid_BC(self) -> np.ndarray:
@@ -115,17 +123,17 @@ class Bench:
 
 
 @partial(jax.jit, static_argnames=("model", "estimator", "sampler", "special", "prompt_mask"))
-def _scores(model: Transformer, variables: Variables, batch: Batch, key: Array, **settings: Any) -> Array:
-    views = views_of(key, batch.canvas, batch.row_ids_B, batch.reveal_step_BC, **settings)
+def _scores(model: Transformer, variables: Variables, batch: RolloutBatch, key: Array, **settings: Any) -> Array:
+    views = views_of(key, batch.canvas, batch.row_ids_B, batch.unmask_step_BC, **settings)
     return score(model, variables, batch.canvas, views).logp
 
 
 @partial(jax.jit, static_argnames=("model", "estimator", "sampler", "special", "prompt_mask"))
-def _gradient(model: Transformer, variables: Variables, batch: Batch, key: Array, **settings: Any) -> Variables:
+def _gradient(model: Transformer, variables: Variables, batch: RolloutBatch, key: Array, **settings: Any) -> Variables:
     """Of the sum of +score of the rows with an even id and -score of the others."""
     counts_B = jnp.arange(batch.row_ids_B.shape[0], dtype=jnp.int32) < batch.rows
     sign_B = jnp.where(counts_B, 1.0 - 2.0 * (batch.row_ids_B % 2), 0.0)
-    views = views_of(key, batch.canvas, batch.row_ids_B, batch.reveal_step_BC, **settings)
+    views = views_of(key, batch.canvas, batch.row_ids_B, batch.unmask_step_BC, **settings)
     return jax.grad(lambda v: jnp.sum(sign_B[:, None] * score(model, v, batch.canvas, views).logp))(variables)
 
 
@@ -134,7 +142,7 @@ def passes_of(bench: Bench, candidate: Candidate) -> int:
     batch = bench.batches[0]
 
     def views(key: Array) -> Any:
-        return views_of(key, batch.canvas, batch.row_ids_B, batch.reveal_step_BC, **bench.settings(candidate))
+        return views_of(key, batch.canvas, batch.row_ids_B, batch.unmask_step_BC, **bench.settings(candidate))
 
     return jax.eval_shape(views, jax.random.key(0)).weight_NBC.shape[0]
 
@@ -169,7 +177,8 @@ def gradient_noise(bench: Bench, candidate: Candidate, key: Array, samples: int)
     variance = sum over parameters of the unbiased variance; squared norm = |mean|^2 - variance / S, without the noise's own
     part. The gradient is that of sum_b sign_b score_b: signs +1 and -1 in turn stand for advantages, which sum to zero, too.
     """
-    total, squares = None, 0.0
+    total = None
+    squares = 0.0
     for s in range(samples):
         parts = [
             _gradient(bench.model, bench.variables, batch, jax.random.fold_in(key, s), **bench.settings(candidate))

@@ -9,21 +9,21 @@ from typing import Any
 import jax
 
 from d1jax.config.version import __version__
-from d1jax.evaluation.accuracy import baseline_scores
+from d1jax.evaluation.grade import baseline_scores
 from d1jax.files import write_json, write_jsonl
 from d1jax.telemetry.metrics import read_metrics
-from d1jax.training.context import Experiment
+from d1jax.training.context import Context
 from d1jax.weights.run import RunDirectory, read_record, read_records
 
 
-def write(experiment: Experiment, run: RunDirectory) -> dict[str, Any]:
+def write(context: Context, run: RunDirectory) -> dict[str, Any]:
     """Writes summary.json and samples.jsonl from the evaluations there are; returns the summary."""
-    config = experiment.config
-    done = [stage for stage in config.stages if run.evaluation(stage).exists()]
+    config = context.config
+    done = [stage for stage in config.stage_names if run.evaluation(stage).exists()]
     summary = {
-        "task": experiment.task.name,
+        "task": context.task.name,
         "run": run.path.name,
-        "primary_set": next(iter(experiment.eval_sets)),
+        "primary_set": next(iter(context.eval_sets)),
         "decoding": {
             "steps": config.sampler.steps,
             "completion_length": config.sampler.completion_length,
@@ -31,12 +31,12 @@ def write(experiment: Experiment, run: RunDirectory) -> dict[str, Any]:
             "temperature": config.evaluation.temperature,
         },
         "stages": [stage_entry(stage, read_record(run.evaluation(stage))) for stage in done],
-        "baselines": {name: baseline_scores(experiment, problems) for name, problems in experiment.eval_sets.items()},
+        "baselines": {name: baseline_scores(context, problems) for name, problems in context.eval_sets.items()},
         "wall_seconds": _wall_seconds(run),
         "environment": environment(),
     }
     found = [sample for stage in done for sample in read_records(run.evaluation_samples(stage))]
-    order = list(experiment.eval_sets)
+    order = list(context.eval_sets)
     samples = sorted(found, key=lambda sample: (order.index(sample["set"]), sample["index"]))  # stages side by side
     write_jsonl(run.samples, samples)
     write_json(run.summary, summary)

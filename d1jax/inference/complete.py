@@ -7,18 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import numpy as np
 
-from d1jax.config import Config, ConfigError, SamplerConfig
+from d1jax.config import Config, SamplerConfig, UserError
+from d1jax.config.check import check
 from d1jax.config.no_effect import check_sampler, with_effect
-from d1jax.config.rules import check
 from d1jax.data.tokenizers import Chat, pad_rows
-from d1jax.diffusion.finite import not_finite
-from d1jax.diffusion.sampler import Decoding, Rollout, sample_stepwise
-from d1jax.diffusion.sampler import sample as sample_rows
+from d1jax.diffusion.decoding import Decoding, Prompts
+from d1jax.diffusion.noise import KeyedNoise
+from d1jax.diffusion.rollout import Rollout, not_finite
+from d1jax.diffusion.sampler import Sampler
 from d1jax.inference.policy import PUBLISHED_SAMPLER, Policy, check_ids, check_length
 from d1jax.models import sharding
 
@@ -39,15 +39,15 @@ class Completions:
 
     text: list[str]  # R texts before the first token that ends them, without special tokens
     tokens: np.ndarray  # int [R, C] ids
-    reveal_step: (
+    unmask_step: (
         np.ndarray
-    )  # int [R, C] the step, from 0, that committed the token; -1: never, behind the end of the text
+    )  # int [R, C] the step, from 0, that unmasked the token; -1: never, behind the end of the text
     confidence: np.ndarray  # fp32 [R, C] its probability then, in [0, 1]
     length: np.ndarray  # int [R] tokens through the first one that ends a text; C where there is none
     nfe: np.ndarray  # int [R] forward passes that the row took part in
     cached_nfe: np.ndarray  # int [R] those of them over a window, on a cache
     token_logp: np.ndarray  # fp32 [R, C] log-probability of drawing the token then, nats; 0 at temperature 0
-    order_logp: np.ndarray  # fp32 [R, C] log-probability of taking the position then, given the candidates, nats
+    order_logp: np.ndarray  # fp32 [R, C] log-probability of taking the position then, given the predictions, nats
 
 
 def sample(
@@ -65,7 +65,7 @@ def sample(
     ([{"role": "user", "content": ...}, ...]), or token ids. All of them are one batch, so R is bounded by memory.
     config: how to decode (None: as the policy brings along, which is what its run was trained with, or 128 tokens in blocks
     of 32, two a step). temperature: 0 takes the likeliest token, above 0 draws. seed, first_row: row i draws from
-    (seed, first_row + i) only, so a text does not depend on its batch. Raises ConfigError for impossible settings, a
+    (seed, first_row + i) only, so a text does not depend on its batch. Raises UserError for impossible settings, a
     setting without an effect, an empty prompt, one that is too long or cannot be written, predictions that are not finite.
 
         found = d1jax.sample(policy, ["2+2=?"], d1jax.SamplerConfig(completion_length=64, block_length=32, steps=32), seed=1)
@@ -85,9 +85,11 @@ def sample_ids(
     row_ids: Sequence[int],
 ) -> Completions:
     """`Completions` of prompts that are token ids; row i draws from (seed, row_ids[i]). Arguments and errors are those of `sample`."""
-    arguments = place(policy, rows, config, seed, temperature, row_ids)
+    sampler = sampler_for(policy, config, temperature)
+    check_draws(seed, temperature)
+    prompts, noise = place(policy, rows, config, seed, row_ids)
     with jax.set_mesh(policy.mesh):
-        rollout = sample_rows(*arguments, **settings_of(policy, config, temperature))
+        rollout = sampler.sample(policy.variables, prompts, noise)
     return _completions(policy, rollout)
 
 
@@ -100,11 +102,11 @@ def watch(
     temperature: float = 0.0,
     first_row: int = 0,
 ) -> Iterator[Decoding | Completions]:
-    """`sample`, step by step: yields a `Decoding` after every denoising step, then the `Completions`.
+    """Denoises like `sample` and yields a `Decoding` after every step, then the `Completions`: for showing it to people.
 
-    Arguments and errors are those of `sample`, and so is the result to the bit; it is slower, because every step comes back to
-    the host. For showing it to people. A state's `tokens_BC` is int [R, C], with the mask id where nothing is decided yet, and
-    `reveal_step_BC` the step that committed each token, -1 where none has.
+    prompts, config, seed, temperature, first_row and errors are those of `sample`, and so is the result to the bit; it is
+    slower, because every step comes back to the host. A state's `tokens_BC` is int [R, C], with the mask id where nothing is
+    decided yet, and `unmask_step_BC` the step that unmasked each token, -1 where none has.
 
         for state in d1jax.watch(policy, ["2+2=?"]):
             if isinstance(state, d1jax.Completions):
@@ -112,29 +114,37 @@ def watch(
     """
     config = settings_for(policy, config, temperature)
     rows = _rows(policy, prompts)
-    arguments = place(policy, rows, config, seed, temperature, range(first_row, first_row + len(rows)))
+    sampler = sampler_for(policy, config, temperature)
+    check_draws(seed, temperature)
+    placed, noise = place(policy, rows, config, seed, range(first_row, first_row + len(rows)))
     with jax.set_mesh(policy.mesh):
-        for state in sample_stepwise(*arguments, **settings_of(policy, config, temperature)):
+        for state in sampler.stream(policy.variables, placed, noise):
             yield _completions(policy, state) if isinstance(state, Rollout) else jax.device_get(state)
 
 
 def settings_for(policy: Policy, config: SamplerConfig | None, temperature: float) -> SamplerConfig:
-    """The given settings, or else those that the policy brings along. Raises ConfigError for a given one without an effect."""
+    """The given settings, or else those that the policy brings along. Raises UserError for a given one without an effect."""
     if config is None:
         return with_effect(policy.sampler or PUBLISHED_SAMPLER, temperature)
     check_sampler(config, temperature)
     return config
 
 
+def sampler_for(policy: Policy, config: SamplerConfig, temperature: float) -> Sampler:
+    """The sampler of a policy under these settings. Raises UserError for impossible ones."""
+    check(Config(sampler=config))
+    return Sampler(policy.model, config, policy.tokenizer.special, temperature)
+
+
 def _rows(policy: Policy, prompts: Sequence[Prompt]) -> list[list[int]]:
     if isinstance(prompts, str):
-        raise ConfigError("sample: prompts is one text; write a list, [text]")
+        raise UserError("sample: prompts is one text; write a list, [text]")
     if not len(prompts):
-        raise ConfigError("sample: no prompts")
+        raise UserError("sample: no prompts")
     rows = [prompt_ids(policy, prompt) for prompt in prompts]
     empty = next((index for index, row in enumerate(rows) if not row or not len(prompts[index])), None)
     if empty is not None:
-        raise ConfigError(f"sample: prompt {empty} is empty")
+        raise UserError(f"sample: prompt {empty} is empty")
     return rows
 
 
@@ -143,29 +153,27 @@ def place(
     rows: Sequence[Sequence[int]],
     config: SamplerConfig,
     seed: int,
-    temperature: float,
     row_ids: Sequence[int],
     prompt_before_RC: np.ndarray | None = None,
-) -> tuple[Any, ...]:
-    """The arguments of the sampler for prompts of token ids. Raises ConfigError before anything is compiled."""
-    check(Config(sampler=config))
-    check_draws(seed, temperature)
+) -> tuple[Prompts, KeyedNoise]:
+    """(prompts, noise) on the policy's devices, for prompts of token ids. Raises UserError before anything is compiled."""
     longest = max(map(len, rows))
     check_length(longest + config.completion_length, policy.config, f"sample: {config.completion_length} new tokens")
     prompt_RP, length_R = pad_rows(rows, -(-longest // PROMPT_BUCKET) * PROMPT_BUCKET, policy.tokenizer.special.end)
     check_ids(prompt_RP, policy.config, "sample")
     arrays = (prompt_RP, length_R, np.asarray(row_ids, np.int32))
-    prompt_RP, length_R, ids_R = sharding.place_rows(policy.mesh, arrays)
+    prompt_RP, length_R, ids_R = sharding.shard_batch(policy.mesh, arrays)
     if prompt_before_RC is not None:
-        prompt_before_RC = sharding.place_rows(policy.mesh, prompt_before_RC)
-    return policy.model, policy.variables, prompt_RP, length_R, jax.random.key(seed), ids_R, prompt_before_RC
+        prompt_before_RC = sharding.shard_batch(policy.mesh, prompt_before_RC)
+    return Prompts(prompt_RP, length_R, prompt_before_RC), KeyedNoise(jax.random.key(seed), ids_R)
 
 
 def check_draws(seed: int, temperature: float) -> None:
+    """Raises UserError for a temperature or a seed that cannot be drawn with."""
     if not 0 <= temperature < float("inf"):
-        raise ConfigError(f"sample: temperature = {temperature} must be 0 or above")
+        raise UserError(f"sample: temperature = {temperature} must be 0 or above")
     if not 0 <= seed < 2**32:
-        raise ConfigError(f"sample: seed = {seed} must be between 0 and 2**32 - 1")
+        raise UserError(f"sample: seed = {seed} must be between 0 and 2**32 - 1")
 
 
 def prompt_ids(policy: Policy, prompt: Prompt) -> list[int]:
@@ -174,20 +182,16 @@ def prompt_ids(policy: Policy, prompt: Prompt) -> list[int]:
     try:
         return policy.tokenizer.prompt(prompt)
     except ValueError as error:
-        raise ConfigError(f"sample: {error}") from None
-
-
-def settings_of(policy: Policy, config: SamplerConfig, temperature: float) -> dict[str, Any]:
-    return {"config": config, "special": policy.tokenizer.special, "temperature": temperature}
+        raise UserError(f"sample: {error}") from None
 
 
 def _completions(policy: Policy, rollout: Rollout) -> Completions:
     host = Rollout(*map(np.asarray, jax.device_get(rollout)))
     problem = not_finite(host.confidence_BC)
     if problem:
-        raise ConfigError(f"sample: {problem}")
+        raise UserError(f"sample: {problem}")
     texts = [policy.tokenizer.decode(row) for row in host.tokens_BC.tolist()]
     return Completions(
-        texts, host.tokens_BC, host.reveal_step_BC, host.confidence_BC, host.length_B, host.nfe_B, host.cached_nfe_B,
+        texts, host.tokens_BC, host.unmask_step_BC, host.confidence_BC, host.length_B, host.nfe_B, host.cached_nfe_B,
         host.token_logp_BC, host.order_logp_BC,
     )  # fmt: skip

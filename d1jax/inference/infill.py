@@ -14,23 +14,23 @@ from typing import Any
 import jax
 import numpy as np
 
-from d1jax.config import Config, ConfigError, SamplerConfig
-from d1jax.config.rules import check
+from d1jax.config import Config, SamplerConfig, UserError
+from d1jax.config.check import check
 from d1jax.data.tokenizers import Tokenizer
-from d1jax.diffusion.finite import not_finite
-from d1jax.diffusion.sampler import Decoding, Rollout, sample_stepwise
-from d1jax.diffusion.sampler import sample as sample_rows
-from d1jax.inference.complete import place, settings_for, settings_of
+from d1jax.diffusion.decoding import Decoding, Prompts
+from d1jax.diffusion.noise import KeyedNoise
+from d1jax.diffusion.rollout import Rollout, not_finite
+from d1jax.inference.complete import check_draws, place, sampler_for, settings_for
 from d1jax.inference.policy import Policy
 
-HOLE = re.compile(r"\{\{mask:([^{}]*)\}\}")
-LIKE_A_HOLE = re.compile(r"\{\{\s*mask\b", re.IGNORECASE)
+MASK_SPAN = re.compile(r"\{\{mask:([^{}]*)\}\}")  # how a hole is written
+LIKE_A_MASK_SPAN = re.compile(r"\{\{\s*mask\b", re.IGNORECASE)
 SIZE = re.compile(r"0*[1-9][0-9]{0,5}")
 
 
 @dataclass(frozen=True)
-class Laid:
-    """A text taken apart: texts[0], a hole of sizes[0] tokens, texts[1], ..."""
+class InfillTemplate:
+    """A text with holes: texts[0], a hole of sizes[0] tokens, texts[1], ..."""
 
     texts: tuple[str, ...]
     sizes: tuple[int, ...]
@@ -45,16 +45,16 @@ class Filled:
     text: str  # with its holes filled
     holes: tuple[str, ...]  # what stands in each, from left to right
     tokens: np.ndarray  # int [C] ids of all holes, from left to right
-    reveal_step: np.ndarray  # int [C] the step, from 0, that committed the token
+    unmask_step: np.ndarray  # int [C] the step, from 0, that unmasked the token
     confidence: np.ndarray  # fp32 [C] its probability then, in [0, 1]
     nfe: int  # forward passes
 
 
 def has_holes(text: str) -> bool:
-    """Whether a text has holes. Raises ConfigError for what looks like one and is none."""
-    holes = len(HOLE.findall(text))
-    if len(LIKE_A_HOLE.findall(text)) > holes:
-        raise ConfigError("infill: a hole is written {{mask:16}}, with its number of tokens and nothing else")
+    """Whether a text has holes. Raises UserError for what looks like one and is none."""
+    holes = len(MASK_SPAN.findall(text))
+    if len(LIKE_A_MASK_SPAN.findall(text)) > holes:
+        raise UserError("infill: a hole is written {{mask:16}}, with its number of tokens and nothing else")
     return holes > 0
 
 
@@ -72,14 +72,14 @@ def infill(
     The text around the holes is taken as it is, without a chat template; what it spells is never a control token. All holes of a
     text are one block. Their lengths are given, so end tokens are forbidden and nothing stops early; of `config` (None: as the
     policy brings along) the tokens a step, the order and the rest hold. Texts with equally many hole tokens are one batch;
-    row i draws from (seed, first_row + i) only. temperature: 0 takes the likeliest token. Raises ConfigError for a text without
+    row i draws from (seed, first_row + i) only. temperature: 0 takes the likeliest token. Raises UserError for a text without
     holes, a malformed one, an impossible setting.
 
         (found,) = d1jax.infill(policy, ["def f(x): {{mask:16}} return y"])
         found.text, found.holes
     """
     if isinstance(texts, str):
-        raise ConfigError("infill: texts is one text; write a list, [text]")
+        raise UserError("infill: texts is one text; write a list, [text]")
     config = settings_for(policy, config, temperature)
     return fill(policy, texts, config, seed, temperature, range(first_row, first_row + len(texts)))
 
@@ -88,16 +88,18 @@ def fill(
     policy: Policy, texts: Sequence[str], config: SamplerConfig, seed: int, temperature: float, row_ids: Sequence[int]
 ) -> list[Filled]:
     """A `Filled` of each text, in their order; row i draws from (seed, row_ids[i]). Texts and errors are those of `infill`."""
-    laid = [lay_out(policy.tokenizer, text) for text in texts]
+    templates = [parse_template(policy.tokenizer, text) for text in texts]
     found: dict[int, Filled] = {}
-    for total in sorted({len(one.before) for one in laid}):
-        rows = [row for row, one in enumerate(laid) if len(one.before) == total]
+    for total in sorted({len(template.before) for template in templates}):
+        rows = [row for row, template in enumerate(templates) if len(template.before) == total]
+        ours = [templates[row] for row in rows]
         settings = for_holes(config, total)
-        ids = [row_ids[row] for row in rows]
-        arguments = _arguments(policy, [laid[row] for row in rows], settings, seed, temperature, ids)
+        sampler = sampler_for(policy, settings, temperature)
+        check_draws(seed, temperature)
+        prompts, noise = _place(policy, ours, settings, seed, [row_ids[row] for row in rows])
         with jax.set_mesh(policy.mesh):
-            rollout = jax.device_get(sample_rows(*arguments, **settings_of(policy, settings, temperature)))
-        found |= {row: _filled(policy, laid[row], rollout, index) for index, row in enumerate(rows)}
+            rollout = jax.device_get(sampler.sample(policy.variables, prompts, noise))
+        found |= {row: _filled(policy, templates[row], rollout, index) for index, row in enumerate(rows)}
     return [found[row] for row in range(len(texts))]
 
 
@@ -105,13 +107,15 @@ def watch_infill(
     policy: Policy, text: str, config: SamplerConfig, *, seed: int = 0, temperature: float = 0.0, first_row: int = 0
 ) -> Iterator[Decoding | Filled]:
     """Fills the holes of one text and yields a `Decoding` after every denoising step, then the `Filled` that `infill` returns for it."""
-    laid = lay_out(policy.tokenizer, text)
-    config = for_holes(config, len(laid.before))
-    arguments = _arguments(policy, [laid], config, seed, temperature, [first_row])
+    template = parse_template(policy.tokenizer, text)
+    config = for_holes(config, len(template.before))
+    sampler = sampler_for(policy, config, temperature)
+    check_draws(seed, temperature)
+    prompts, noise = _place(policy, [template], config, seed, [first_row])
     with jax.set_mesh(policy.mesh):
-        for state in sample_stepwise(*arguments, **settings_of(policy, config, temperature)):
+        for state in sampler.stream(policy.variables, prompts, noise):
             state = jax.device_get(state)
-            yield _filled(policy, laid, state, 0) if isinstance(state, Rollout) else state
+            yield _filled(policy, template, state, 0) if isinstance(state, Rollout) else state
 
 
 def for_holes(config: SamplerConfig, total: int) -> SamplerConfig:
@@ -122,21 +126,21 @@ def for_holes(config: SamplerConfig, total: int) -> SamplerConfig:
     return dataclasses.replace(config, **sizes, end_token="all_forbidden", early_exit=False)
 
 
-def take_apart(text: str) -> tuple[tuple[str, ...], tuple[int, ...]]:
-    """(texts, sizes): texts[0], a hole of sizes[0] tokens, texts[1], ... Raises ConfigError where there is no hole, or one
+def parse_spans(text: str) -> tuple[tuple[str, ...], tuple[int, ...]]:
+    """(texts, sizes): texts[0], a hole of sizes[0] tokens, texts[1], ... Raises UserError where there is no hole, or one
     whose size is not a whole number from 1 to 999999."""
-    parts = HOLE.split(text)
+    parts = MASK_SPAN.split(text)
     if len(parts) == 1:
-        raise ConfigError(f"infill: no hole in {text!r}; write {{{{mask:16}}}} where 16 tokens are missing")
+        raise UserError(f"infill: no hole in {text!r}; write {{{{mask:16}}}} where 16 tokens are missing")
     wrong = next((size for size in parts[1::2] if not SIZE.fullmatch(size)), None)
     if wrong is not None:
-        raise ConfigError(f"infill: {{{{mask:{wrong[:20]}}}}} needs a number of tokens above 0, e.g. {{{{mask:16}}}}")
+        raise UserError(f"infill: {{{{mask:{wrong[:20]}}}}} needs a number of tokens above 0, e.g. {{{{mask:16}}}}")
     return tuple(parts[0::2]), tuple(map(int, parts[1::2]))
 
 
-def lay_out(tokenizer: Tokenizer, text: str) -> Laid:
-    """Raises ConfigError where the text cannot be written, or nothing stands around the holes."""
-    texts, sizes = take_apart(text)
+def parse_template(tokenizer: Tokenizer, text: str) -> InfillTemplate:
+    """A text and its holes as token ids. Raises UserError where the text cannot be written, or nothing stands around the holes."""
+    texts, sizes = parse_spans(text)
     ids: list[int] = []
     before: list[int] = []
     try:
@@ -144,40 +148,40 @@ def lay_out(tokenizer: Tokenizer, text: str) -> Laid:
             ids += tokenizer.encode(part) if part else []
             before += [len(ids)] * size
     except ValueError as error:
-        raise ConfigError(f"infill: {error}") from None
+        raise UserError(f"infill: {error}") from None
     if not ids:
-        raise ConfigError("infill: there is no text around the holes")
-    return Laid(texts, sizes, ids, before)
+        raise UserError("infill: there is no text around the holes")
+    return InfillTemplate(texts, sizes, ids, before)
 
 
-def interleave(given: Sequence[Any], holes: Sequence[Any], before: Sequence[int]) -> list[Any]:
+def merge(given: Sequence[Any], holes: Sequence[Any], before: Sequence[int]) -> list[Any]:
     """Given values and those of hole tokens in the order of the text."""
-    woven: list[Any] = []
+    merged: list[Any] = []
     for index, (value, count) in enumerate(zip(holes, before, strict=True)):
-        woven += given[before[index - 1] if index else 0 : count]
-        woven.append(value)
-    return woven + list(given[before[-1] :])
+        merged += given[before[index - 1] if index else 0 : count]
+        merged.append(value)
+    return merged + list(given[before[-1] :])
 
 
-def _arguments(
-    policy: Policy, laid: list[Laid], config: SamplerConfig, seed: int, temperature: float, row_ids: Sequence[int]
-) -> tuple[Any, ...]:
-    if policy.config.alignment == "shifted" and config.cache != "none":
-        raise ConfigError(
-            f"infill: cache = {config.cache}: in this model a token is scored from the one before it, which a window of the cache "
+def _place(
+    policy: Policy, templates: list[InfillTemplate], config: SamplerConfig, seed: int, row_ids: Sequence[int]
+) -> tuple[Prompts, KeyedNoise]:
+    if policy.config.alignment == "shifted" and config.cache.name != "none":
+        raise UserError(
+            f"infill: cache = {config.cache.name}: in this model a token is scored from the one before it, which a window of the cache "
             "may lack; set cache = none"
         )
-    before_RC = np.array([one.before for one in laid], np.int32)
-    return place(policy, [one.ids for one in laid], config, seed, temperature, row_ids, before_RC)
+    before_RC = np.array([template.before for template in templates], np.int32)
+    return place(policy, [template.ids for template in templates], config, seed, row_ids, before_RC)
 
 
-def _filled(policy: Policy, laid: Laid, rollout: Rollout, row: int) -> Filled:
+def _filled(policy: Policy, template: InfillTemplate, rollout: Rollout, row: int) -> Filled:
     problem = not_finite(np.asarray(rollout.confidence_BC))
     if problem:
-        raise ConfigError(f"infill: {problem}")
+        raise UserError(f"infill: {problem}")
     tokens = np.asarray(rollout.tokens_BC[row])
-    ends = np.cumsum(laid.sizes)
+    ends = np.cumsum(template.sizes)
     holes = [policy.tokenizer.decode(part.tolist()) for part in np.split(tokens, ends[:-1])]
-    text = "".join(interleave(laid.texts, holes, range(1, len(holes) + 1)))
-    values = (np.asarray(x[row]) for x in (rollout.reveal_step_BC, rollout.confidence_BC))
+    text = "".join(merge(template.texts, holes, range(1, len(holes) + 1)))
+    values = (np.asarray(x[row]) for x in (rollout.unmask_step_BC, rollout.confidence_BC))
     return Filled(text, tuple(holes), tokens, *values, nfe=int(rollout.nfe_B[row]))

@@ -11,7 +11,6 @@ B rows, T columns, P prompt columns, C completion columns, D width, V vocabulary
 from __future__ import annotations
 
 import dataclasses
-import os
 import shutil
 from dataclasses import dataclass
 from functools import partial
@@ -24,18 +23,19 @@ import numpy as np
 from jax import Array
 from jax.sharding import Mesh
 
-from d1jax.config import ConfigError, MeshConfig, ModelConfig, SamplerConfig
+from d1jax.config import MeshConfig, ModelConfig, SamplerConfig, UserError
 from d1jax.data.hf_tokenizer import PretrainedTokenizer
 from d1jax.data.tokenizers import SmallTokenizer, Tokenizer, load_small_tokenizer
 from d1jax.models import lora, sharding
 from d1jax.models.families import Family, family_for, family_of
 from d1jax.models.transformer import Transformer, Variables, head_matrix, hidden_states, project
-from d1jax.training.setup import set_up, variables_at
+from d1jax.training.setup import set_up
 from d1jax.weights.generation_config import read_sampler, write_end_ids, write_sampler
-from d1jax.weights.hf_directory import copy_companions, is_checkpoint, open_checkpoint, read_json
+from d1jax.weights.hf_directory import copy_companions, is_checkpoint, read_json
 from d1jax.weights.hf_io import in_memory, load_weights, save_native, save_weights
 from d1jax.weights.peft import read_adapter
-from d1jax.weights.run import is_run, open_run, run_and_step
+from d1jax.weights.run import is_run
+from d1jax.weights.source import CheckpointSource, RunSource, open_source
 from d1jax.weights.tokenizer_files import (
     TOKENIZER_FILES,
     has_tokenizer,
@@ -44,6 +44,7 @@ from d1jax.weights.tokenizer_files import (
     token_ids_only,
     write_new_companions,
 )
+from d1jax.weights.variables import variables_at
 
 EXPORT_CURE = "export in float32, or the adapter by itself, to keep all of it"
 # Of a checkpoint that does not say how to sample from it.
@@ -110,7 +111,7 @@ class Policy:
             raise ValueError(f"logits: tokens are {tokens_BT.dtype}; give integer ids")
         check_ids(tokens_BT, self.config, "logits")
         check_length(int(mask_BT.astype(bool).sum(axis=1).max(initial=0)), self.config, "logits")
-        placed = sharding.place_rows(self.mesh, (tokens_BT.astype(np.int32), mask_BT.astype(bool)))
+        placed = sharding.shard_batch(self.mesh, (tokens_BT.astype(np.int32), mask_BT.astype(bool)))
         with jax.set_mesh(self.mesh):
             return _logits(self.model, self.variables, *placed)
 
@@ -147,24 +148,24 @@ def load_pretrained(
     ids, and a completion's text is its ids.
 
     The way of sampling comes along: a run's sampler, or what a checkpoint's generation_config.json holds for d1jax. Raises
-    ConfigError where the directory is none of these, is broken, or has parts that do not fit together.
+    UserError where the directory is none of these, is broken, or has parts that do not fit together.
 
         policy = d1jax.load_pretrained("path/to/LLaDA-8B-Instruct", dtype="bfloat16", mesh=d1jax.MeshConfig(data=1, fsdp=-1))
     """
     if dtype not in (None, "float32", "bfloat16"):
-        raise ConfigError(f"load_pretrained: dtype = {dtype!r} is not one of float32, bfloat16")
-    path = Path(path)
+        raise UserError(f"load_pretrained: dtype = {dtype!r} is not one of float32, bfloat16")
+    source = open_source(path)
+    if isinstance(source, RunSource) and tokenizer is not None:
+        raise UserError(f"load_pretrained: {str(path)!r} is a run, which has its tokenizer; leave tokenizer out")
     if isinstance(mesh, Mesh):
         sharding.check_mesh(mesh)
     else:
         mesh = sharding.make_mesh(mesh or MeshConfig())
     with jax.set_mesh(mesh):
-        if is_checkpoint(path):
-            policy = _of_checkpoint(path, dtype, mesh, None if tokenizer is None else Path(tokenizer))
-        elif tokenizer is not None:
-            raise ConfigError(f"load_pretrained: {str(path)!r} is a run, which has its tokenizer; leave tokenizer out")
+        if isinstance(source, CheckpointSource):
+            policy = _of_checkpoint(source, dtype, mesh, None if tokenizer is None else Path(tokenizer))
         else:
-            policy = _of_run(path, dtype, mesh)
+            policy = _of_run(source, dtype, mesh)
         if adapter is None:
             return policy
         settings, adapters = read_adapter(adapter, policy.config, policy.family, mesh)
@@ -172,9 +173,8 @@ def load_pretrained(
         return dataclasses.replace(policy, model=model, variables={**policy.variables, **adapters})
 
 
-def _of_checkpoint(path: Path, dtype: str | None, mesh: Mesh, apart: Path | None) -> Policy:
-    checkpoint = open_checkpoint(path)
-    config = _in_dtype(checkpoint.config, dtype)
+def _of_checkpoint(source: CheckpointSource, dtype: str | None, mesh: Mesh, apart: Path | None) -> Policy:
+    path, config = source.path, _in_dtype(source.model, dtype)
     tokenizer: Tokenizer
     if apart is not None:
         tokenizer = load_tokenizer(apart, path)
@@ -183,45 +183,31 @@ def _of_checkpoint(path: Path, dtype: str | None, mesh: Mesh, apart: Path | None
     else:
         tokenizer = token_ids_only(path, config.vocab_size)
     if tokenizer.vocab_size > config.vocab_size:
-        raise ConfigError(
+        raise UserError(
             f"checkpoint {str(path)!r}: the tokenizer has {tokenizer.vocab_size} ids, the embedding only {config.vocab_size} rows"
         )
-    weights = load_weights(checkpoint, config, mesh)
-    return Policy(Transformer(config), weights, tokenizer, mesh, path, read_sampler(path))
+    weights = load_weights(source.checkpoint, config, mesh)
+    return Policy(Transformer(config), weights, tokenizer, mesh, path, source.sampler)
 
 
 def sampler_of(path: str | Path) -> SamplerConfig:
     """The default way of sampling from what `load_pretrained` would load, without loading it."""
-    path = Path(path)
-    if is_checkpoint(path):
-        return read_sampler(path) or PUBLISHED_SAMPLER
-    run, _, _ = run_and_step(path)
-    return open_run(run)[1].sampler if is_run(run) else PUBLISHED_SAMPLER
+    return open_source(path).sampler or PUBLISHED_SAMPLER
 
 
-def _of_run(path: Path, dtype: str | None, mesh: Mesh) -> Policy:
-    path, stage, step = run_and_step(path)
-    if not os.path.isdir(path):
-        raise ConfigError(f"{str(path)!r}: no such directory")
-    if not is_run(path):
-        raise ConfigError(f"{str(path)!r} is neither a checkpoint (config.json) nor a run (config.yaml)")
-    run, config = open_run(path)
-    setup = set_up(config, run.source, mesh)
-    if stage is None:
-        saved = [name for name, done in run.saved_steps(config.stages).items() if done]
-        if not saved:
-            raise ConfigError(f"run {str(path)!r} has no checkpoint yet")
-        stage = saved[-1]
+def _of_run(source: RunSource, dtype: str | None, mesh: Mesh) -> Policy:
+    setup = set_up(source.config, source.run.source, mesh)
     try:
-        variables, _ = variables_at(setup, run, stage, step)
-    except ConfigError as error:  # perhaps about what that run started from
-        named = f"run {str(path)!r}"
-        raise ConfigError(str(error) if str(error).startswith(named) else f"{named}: {error}") from None
+        variables, _ = variables_at(setup, source.run, source.last_stage, source.step)
+    except UserError as error:  # perhaps about what that run started from
+        named = f"run {str(source.path)!r}"
+        raise UserError(str(error) if str(error).startswith(named) else f"{named}: {error}") from None
     model = _in_dtype(setup.model.config, dtype) if dtype else setup.model.config
     # An adapter stays beside its base: merged into bf16 weights, most of a small one would be rounded away.
     params = jax.tree.map(lambda x: x.astype(model.param_dtype), variables["params"])
     variables = {**variables, "params": params}
-    return Policy(Transformer(model, config.lora), variables, setup.tokenizer, mesh, run.source, config.sampler)
+    built = Transformer(model, source.config.lora)
+    return Policy(built, variables, setup.tokenizer, mesh, source.run.source, source.sampler)
 
 
 def _in_dtype(config: ModelConfig, dtype: str | None) -> ModelConfig:
@@ -285,11 +271,11 @@ def check_ids(tokens: np.ndarray, config: ModelConfig, where: str) -> None:
     if len(wrong):
         row, column = wrong[0]
         # A gather would clamp it silently.
-        raise ConfigError(
+        raise UserError(
             f"{where}: id {tokens[row, column]} at row {row}, column {column} is outside the vocabulary of {config.vocab_size}"
         )
 
 
 def check_length(length: int, config: ModelConfig, where: str) -> None:
     if config.max_positions and length > config.max_positions:
-        raise ConfigError(f"{where}: {length} tokens in all are more than the model's {config.max_positions} positions")
+        raise UserError(f"{where}: {length} tokens in all are more than the model's {config.max_positions} positions")

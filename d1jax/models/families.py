@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from d1jax.config import Alignment, ConfigError, ModelConfig
+from d1jax.config import Alignment, ModelConfig, UserError
 
 UNBOUNDED = 4096  # what a model without a limit of its own writes as its longest text
 
@@ -197,13 +197,13 @@ FAMILIES = {family.name: family for family in (_LLADA, _MMADA, _DREAM)}
 
 
 def family_of(published: Mapping[str, Any], where: str) -> Family:
-    """The family that a config.json belongs to. Raises ConfigError for a model type that d1jax does not know."""
+    """The family that a config.json belongs to. Raises UserError for a model type that d1jax does not know."""
     model_type = published.get("model_type")
     for family in FAMILIES.values():
         if model_type in family.model_types:
             return family
     known = ", ".join(repr(kind) for family in FAMILIES.values() for kind in family.model_types)
-    raise ConfigError(
+    raise UserError(
         f"{where}: model_type {model_type!r} (architectures {published.get('architectures')}) is none of {known}; "
         "d1jax loads masked diffusion models of these families"
     )
@@ -212,30 +212,30 @@ def family_of(published: Mapping[str, Any], where: str) -> Family:
 def family_for(config: ModelConfig) -> Family:
     """The family that can publish a model with this architecture: Dream's logits are shifted, LLaDA's are not.
 
-    Raises ConfigError for combinations that neither can express.
+    Raises UserError for combinations that neither can express.
     """
     family = _DREAM if config.alignment == "shifted" else _LLADA
     odd = [name for name, value in family.implied.items() if getattr(config, name) != value]
     if odd:
         needed = ", ".join(f"model.{name} = {family.implied[name]}" for name in odd)
-        raise ConfigError(f"this model cannot be written as a {family.name} checkpoint, which needs {needed}")
+        raise UserError(f"this model cannot be written as a {family.name} checkpoint, which needs {needed}")
     return family
 
 
 def read_config(published: Mapping[str, Any], where: str) -> ModelConfig:
-    """The architecture that a config.json describes. Raises ConfigError naming the setting that is missing or not supported."""
+    """The architecture that a config.json describes. Raises UserError naming the setting that is missing or not supported."""
     family = family_of(published, where)
     published = _without_redundant(_with_theta(published, where), family, where)
     known = {*family.fields.values(), *family.fixed, *family.harmless}
     unknown = sorted(published.keys() - known)
     if unknown:
-        raise ConfigError(
+        raise UserError(
             f"{where}: d1jax does not know {', '.join(map(repr, unknown))} of a {family.name} model, which may change what it "
             "computes; take out of config.json what does not"
         )
     for name, allowed in family.fixed.items():
         if published.get(name, allowed[0]) not in allowed:
-            raise ConfigError(
+            raise UserError(
                 f"{where}: {name} = {published[name]!r} is not supported; d1jax implements {name} = {allowed[0]!r}"
             )
     values = {ours: published.get(theirs) for ours, theirs in family.fields.items()}
@@ -250,17 +250,17 @@ def read_config(published: Mapping[str, Any], where: str) -> ModelConfig:
     values = {name: defaults.get(name) if value is None else value for name, value in values.items()}
     missing = [family.fields[name] for name, value in values.items() if value is None]
     if missing:
-        raise ConfigError(f"{where}: has no {', '.join(missing)}; it is needed to build a {family.name} model")
+        raise UserError(f"{where}: has no {', '.join(missing)}; it is needed to build a {family.name} model")
     for name, value in values.items():
         kinds = (int, float) if name in ("rope_theta", "norm_eps") else (bool,) if name in defaults else (int,)
         number_wanted = kinds != (bool,)
         if not isinstance(value, kinds) or (
             number_wanted and (isinstance(value, bool) or not 0 < value < float("inf"))
         ):
-            raise ConfigError(f"{where}: {family.fields[name]} = {value!r} is not a valid size or switch")
+            raise UserError(f"{where}: {family.fields[name]} = {value!r} is not a valid size or switch")
     config = ModelConfig(**{**values, **family.implied}, alignment=family.alignment)
     if config.width % config.heads or config.heads % config.kv_heads:
-        raise ConfigError(
+        raise UserError(
             f"{where}: heads = {config.heads} must divide width = {config.width}, and be divided by "
             f"kv_heads = {config.kv_heads}"
         )
@@ -270,7 +270,7 @@ def read_config(published: Mapping[str, Any], where: str) -> ModelConfig:
 def _with_theta(published: Mapping[str, Any], where: str) -> Mapping[str, Any]:
     """A config.json with `rope_theta` on its own, as before transformers 5, which keeps it in `rope_parameters`.
 
-    Raises ConfigError for every way of scaling the positions: d1jax implements none.
+    Raises UserError for every way of scaling the positions: d1jax implements none.
     """
     plain = {name: value for name, value in published.items() if name not in ("rope_parameters", "rope_scaling")}
     for name in ("rope_parameters", "rope_scaling"):
@@ -281,12 +281,12 @@ def _with_theta(published: Mapping[str, Any], where: str) -> Mapping[str, Any]:
         kinds = {rest.pop(key, "default") for key in ("rope_type", "type")}
         theta, rotated = rest.pop("rope_theta", None), rest.pop("partial_rotary_factor", None)
         if kinds != {"default"} or rotated not in (None, 1) or rest:
-            raise ConfigError(
+            raise UserError(
                 f"{where}: {name} = {given!r} is not supported; d1jax implements {name} = None, or rope_type = 'default' "
                 "with a rope_theta alone"
             )
         if theta is not None and plain.get("rope_theta") not in (None, theta):
-            raise ConfigError(
+            raise UserError(
                 f"{where}: rope_theta = {plain['rope_theta']!r}, but {name} says {theta!r}; write the one that is right"
             )
         if theta is not None:
@@ -295,7 +295,7 @@ def _with_theta(published: Mapping[str, Any], where: str) -> Mapping[str, Any]:
 
 
 def _without_redundant(published: Mapping[str, Any], family: Family, where: str) -> Mapping[str, Any]:
-    """A config.json without what newer versions write beside what it follows from. Raises ConfigError where it does not follow."""
+    """A config.json without what newer versions write beside what it follows from. Raises UserError where it does not follow."""
     heads, width = (published.get(family.fields[name]) for name in ("heads", "width"))
     derived = {
         "head_dim": lambda value: isinstance(value, int) and isinstance(heads, int) and value * heads == width,
@@ -311,7 +311,7 @@ def _without_redundant(published: Mapping[str, Any], family: Family, where: str)
     for name, follows in derived.items():
         value = published.get(name)
         if value is not None and not follows(value):
-            raise ConfigError(f"{where}: {name} = {value!r:.80} is not supported by d1jax for a {family.name} model")
+            raise UserError(f"{where}: {name} = {value!r:.80} is not supported by d1jax for a {family.name} model")
     return {name: value for name, value in published.items() if name not in derived}
 
 

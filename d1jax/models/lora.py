@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from d1jax.config import ConfigError, LoraConfig
+from d1jax.config import LoraConfig, UserError
 from d1jax.models.transformer import Variables
 
 Path = tuple[str, ...]
@@ -28,7 +28,7 @@ def check_targets(params: Mapping[str, Any], lora: LoraConfig) -> None:
     linear = sorted(name for name, leaf in params["blocks"].items() if "kernel" in leaf)
     unknown = sorted(set(lora.targets) - set(linear))
     if unknown:
-        raise ConfigError(
+        raise UserError(
             f"config: lora.targets = {unknown} match no linear layer of a block; choices: {', '.join(linear)}"
         )
 

@@ -15,7 +15,7 @@ import jax
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as Spec
 
-from d1jax.config import ConfigError, MeshConfig
+from d1jax.config import MeshConfig, UserError
 
 AXES = ("data", "fsdp", "tensor")
 
@@ -34,7 +34,7 @@ RULES: dict[str, str | tuple[str, ...] | None] = {
 def make_mesh(config: MeshConfig) -> Mesh:
     """A mesh over all devices of this run.
 
-    Raises ConfigError where the axes do not multiply to their number, where there is no device, and under JAX_ENABLE_X64: random
+    Raises UserError where the axes do not multiply to their number, where there is no device, and under JAX_ENABLE_X64: random
     draws and loop counters would be of 64 bits, and a seed would mean other masks and other texts.
     """
     _check_32_bits()
@@ -42,13 +42,13 @@ def make_mesh(config: MeshConfig) -> Mesh:
         devices = jax.device_count()
     except (RuntimeError, AssertionError) as error:  # JAX_PLATFORMS names a backend that is not there
         reason = str(error).strip().partition("\n")[0] or f"JAX_PLATFORMS = {os.environ.get('JAX_PLATFORMS')}"
-        raise ConfigError(
+        raise UserError(
             f"JAX has no device to run on: {reason}; unset JAX_PLATFORMS, or install what it names"
         ) from None
     shape = [config.data, config.fsdp, config.tensor]
     fixed = math.prod(size for size in shape if size != -1)
     if any(size == 0 or size < -1 for size in shape) or devices % fixed or (-1 not in shape and fixed != devices):
-        raise ConfigError(
+        raise UserError(
             f"config: mesh = data {shape[0]} x fsdp {shape[1]} x tensor {shape[2]} does not cover {devices} devices; use -1 for one axis"
         )
     shape = [devices // fixed if size == -1 else size for size in shape]
@@ -57,18 +57,18 @@ def make_mesh(config: MeshConfig) -> Mesh:
 
 
 def check_mesh(mesh: Mesh) -> None:
-    """Of a mesh that a user has made: raises ConfigError for other axes than `make_mesh` makes, and under JAX_ENABLE_X64."""
+    """Of a mesh that a user has made: raises UserError for other axes than `make_mesh` makes, and under JAX_ENABLE_X64."""
     _check_32_bits()
     if mesh.axis_names != AXES or any(kind != AxisType.Auto for kind in mesh.axis_types):
         made = ", ".join(f"{name} ({kind.name})" for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True))
-        raise ConfigError(
+        raise UserError(
             f"mesh: its axes are {made}; make it with jax.make_mesh(shape, {AXES}, axis_types=(AxisType.Auto,) * 3), or give a MeshConfig"
         )
 
 
 def _check_32_bits() -> None:
     if jax.config.jax_enable_x64:
-        raise ConfigError(
+        raise UserError(
             "JAX_ENABLE_X64 is set, and d1jax computes in 32 bits; unset it, or jax.config.update it to False"
         )
 
@@ -104,7 +104,7 @@ def rows_sharding(mesh: Mesh, x: Any) -> NamedSharding:
     return NamedSharding(mesh, spec(x.shape, ("batch",) + (None,) * (x.ndim - 1), mesh))
 
 
-def place_rows(mesh: Mesh, tree: Any) -> Any:
+def shard_batch(mesh: Mesh, tree: Any) -> Any:
     """Host arrays of rows -> arrays on the mesh."""
     return jax.tree.map(lambda x: jax.device_put(x, rows_sharding(mesh, x)), tree)
 

@@ -38,8 +38,8 @@ def token_logprobs(
     A single chunk is kept for the way back, which saves one of the head's four products. Padding of the last chunk is scored and dropped.
     `chunk` defaults to what fits LOGITS_PER_CHUNK.
 
-    sampled_by: the law of a sampler, which draws neither the mask nor ids that only pad the embedding: they have probability 0. None: the
-    softmax over all rows of the head, as published training code has it.
+    sampled_by: the distribution of a sampler, which draws neither the mask nor ids that only pad the embedding: they have
+    probability 0. None: the softmax over all rows of the head, as published training code has it.
     """
     shape, width = targets_x.shape, hidden_xD.shape[-1]
     count = targets_x.size

@@ -2,7 +2,7 @@
 
 B rows, T columns, L layers, D width, H heads, K key heads, h head size, F MLP width, V vocabulary.
 
-The parameter tree maps one to one to the LLaDA checkpoint (weights/convert.py):
+The parameter tree maps one to one to the LLaDA checkpoint (weights/names.py):
 
     wte [V, D]   blocks/{attn_norm, q_proj, k_proj, v_proj, attn_out, ff_norm, ff_proj, up_proj, ff_out} [L, ...]   ln_f   ff_out [D, V]
 
@@ -30,6 +30,7 @@ from d1jax.models import sharding
 from d1jax.models.attention import attend, rotary_angles, rotate
 
 Variables = Mapping[str, Any]  # {"params": ..., "lora": ... (optional)}
+MASTER = jnp.float32  # the dtype of all that is trained
 
 
 class KeyValues(NamedTuple):

@@ -10,18 +10,20 @@ from typing import Any
 
 from d1jax.config import (
     Config,
-    ConfigError,
     LoraConfig,
     SamplerConfig,
     TaskConfig,
+    UserError,
 )
-from d1jax.config.no_effect import Command, no_effect, unread, value_at, without_unread
-from d1jax.config.parse import section_from, to_dict
-from d1jax.config.rules import check
+from d1jax.config.check import check
+from d1jax.config.no_effect import Command, no_effect, unread, without_unread
+from d1jax.config.setting import value_at
+from d1jax.config.stored import section_from
+from d1jax.config.values import plain
 from d1jax.inference.policy import PUBLISHED_SAMPLER, Policy
 from d1jax.models.transformer import Transformer
 from d1jax.tasks.task import Row
-from d1jax.training.context import Experiment, assemble, read_rows
+from d1jax.training.context import Context, assemble, read_rows
 from d1jax.training.setup import Setup, make_task
 
 Pairs = Sequence[tuple[str, str]]  # (prompt, answer)
@@ -57,17 +59,17 @@ class GivenTask:
         return {name: float(one) for name, one in named.items()}  # numpy's and jax's numbers too
 
     def grade(self, row: Row, text: str) -> dict[str, float]:
-        """The judge's grades. Raises ConfigError for what is none: a mean over texts would hide it."""
+        """The judge's grades. Raises UserError for what is none: a mean over texts would hide it."""
         place = f"grade of row {row['prompt'][:60]!r}"
         try:
             grades = self.rewards(row, text)
         except (TypeError, ValueError) as error:
-            raise ConfigError(f"{place}: {error}; return a number in [0, 1], or {{name: number}}") from error
+            raise UserError(f"{place}: {error}; return a number in [0, 1], or {{name: number}}") from error
         wrong = [f"{name} = {value}" for name, value in grades.items() if not 0 <= value <= 1]
         if wrong:
-            raise ConfigError(f"{place}: {', '.join(wrong)} is not in [0, 1]")
+            raise UserError(f"{place}: {', '.join(wrong)} is not in [0, 1]")
         if "solved" not in grades:
-            raise ConfigError(
+            raise UserError(
                 f"{place} has no 'solved', only {sorted(grades)}; return it beside them, 1 for a right text"
             )
         return grades
@@ -80,16 +82,16 @@ def is_the_answer(row: Row, text: str) -> float:
 def with_answers(rows: list[Row], cure: str) -> list[Row]:
     for index, row in enumerate(rows):
         if "answer" not in row:
-            raise ConfigError(f"data: row {index}, {row['prompt'][:60]!r}, has no answer {cure}")
+            raise UserError(f"data: row {index}, {row['prompt'][:60]!r}, has no answer {cure}")
     return rows
 
 
 def rows_of(data: Any) -> list[Row]:
     if hasattr(data, "columns") and hasattr(data, "to_dict"):  # iterating over a table gives the names of its columns
-        raise ConfigError('data: a table is no list of rows; give table.to_dict("records")')
+        raise UserError('data: a table is no list of rows; give table.to_dict("records")')
     data = list(data) if isinstance(data, Iterable) and not isinstance(data, str | Mapping) else []
     if not data:
-        raise ConfigError("data: give a list of prompts, (prompt, answer) pairs or rows, at least one")
+        raise UserError("data: give a list of prompts, (prompt, answer) pairs or rows, at least one")
     rows = []
     for index, one in enumerate(data):
         row = {"prompt": one} if isinstance(one, str) else one
@@ -97,7 +99,7 @@ def rows_of(data: Any) -> list[Row]:
             row = {"prompt": row[0], "answer": row[1]}
         texts = isinstance(row, Mapping) and [row.get("prompt"), row.get("answer", "")]
         if not texts or not all(isinstance(text, str) for text in texts) or not texts[0]:
-            raise ConfigError(f'data: row {index} is no prompt, (prompt, answer) or mapping with a text as "prompt"')
+            raise UserError(f'data: row {index} is no prompt, (prompt, answer) or mapping with a text as "prompt"')
         rows.append(dict(row))
     return rows
 
@@ -107,31 +109,25 @@ def setup_of(
 ) -> Setup:
     """A policy in memory as what a run stands on, with a configuration that is checked like one of a file. No stages: it is evaluated.
 
-    Raises ConfigError for a setting of another type or choice, for impossible combinations, and for one that has no effect.
+    Raises UserError for a setting of another type or choice, for impossible combinations, and for one that has no effect.
     """
     given = {"sampler": sampler, "task": data if isinstance(data, TaskConfig) else None, **sections}
     given = {name: section for name, section in given.items() if dataclasses.is_dataclass(section)}
-    for name, section in given.items():
-        section_from(type(section), to_dict(section), name)
-    adapted = sections.get("lora", NO_ADAPTER).rank > 0
+    # Built anew from plain values, so that types are checked, and the name of a choice may stand for it.
+    given = {name: section_from(type(section), plain(section), name) for name, section in given.items()}
+    adapted = given.get("lora", NO_ADAPTER).rank > 0
     # All weights are trained in fp32, whatever they are stored in: bf16 would round small updates away.
     stored = dataclasses.replace(policy.config, param_dtype="float32") if stages and not adapted else policy.config
-    config = Config(
-        init_from="a policy in memory",
-        stages=stages or ("sft",),
-        model=stored,
-        sampler=sampler or policy.sampler or PUBLISHED_SAMPLER,
-        task=data if isinstance(data, TaskConfig) else TaskConfig(),
-        **sections,
-    )
+    default = {"sampler": policy.sampler or PUBLISHED_SAMPLER}
+    config = Config(init_from="a policy in memory", stages=stages or ("sft",), model=stored, **{**default, **given})
     command: Command = "train" if stages else "evaluate"
     check(config, command)
     for name, reader in unread(config, command).items():
         if name.partition(".")[0] in given:
-            raise ConfigError(no_effect(f"{name} = {value_at(config, name)}", reader))
+            raise UserError(no_effect(f"{name} = {value_at(config, name)}", reader))
     config = check(without_unread(config, command), command)
     model = Transformer(stored, config.lora) if stages else policy.model
-    return Setup(config, policy.mesh, policy.tokenizer, model)
+    return Setup(config, policy.mesh, model, policy.tokenizer)
 
 
 def context_of(
@@ -140,7 +136,7 @@ def context_of(
     judged: Judged | None,
     log: Callable[[str], None] | None = None,
     training: bool = True,
-) -> Experiment:
+) -> Context:
     """The setup with rows: those of a task, read as a run would read them, or those that were given.
 
     No evaluation runs during training here, so it gets no evaluation sets.
@@ -148,14 +144,14 @@ def context_of(
     log = log or to_stderr
     if isinstance(data, TaskConfig):
         if judged is not None:
-            raise ConfigError(
+            raise UserError(
                 f"reward= or grade= beside task {data.name!r}, which judges its rows itself; leave it out, or give the rows"
             )
         task = make_task(data)
         train_rows, eval_rows, identity = read_rows(task, setup.config, log, training)
         eval_rows = {} if training else dict(list(eval_rows.items())[:1])
         return assemble(setup, task, train_rows, eval_rows, identity, log, training)
-    if judged is None and (not training or "rl" in setup.config.stages):
+    if judged is None and (not training or "rl" in setup.config.kinds):
         with_answers(data, "to compare with; give reward= or grade=")
     given = GivenTask(judged or is_the_answer)
     train_rows, eval_rows = (data, {}) if training else ([], {"given": data})

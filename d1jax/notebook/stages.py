@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, NoReturn
 
 import jax
@@ -30,9 +30,11 @@ from d1jax.config import (
     TaskConfig,
 )
 from d1jax.config.errors import Diverged
+from d1jax.config.training import TrainingConfig
 from d1jax.diffusion.canvas import Canvas, through_first_end
 from d1jax.diffusion.forward_process import corrupt
-from d1jax.evaluation import accuracy
+from d1jax.evaluation import decode
+from d1jax.evaluation.grade import score_texts
 from d1jax.inference.policy import Policy
 from d1jax.models import lora as adapters
 from d1jax.models.transformer import Variables
@@ -52,7 +54,7 @@ from d1jax.rl import loop as rl_loop
 from d1jax.sft import loop as sft_loop
 from d1jax.sft.loss import NORMALIZERS
 from d1jax.sft.loss import masked_loss as loss_of_rows
-from d1jax.training.context import Experiment, check_rows_divide
+from d1jax.training.context import Context, check_rows_divide
 from d1jax.training.stage_log import bad_updates_of
 
 
@@ -76,7 +78,7 @@ def masked_loss(
     Each answer gets a masking of its own, drawn from (seed, its place); the loss is the cross-entropy of the hidden tokens, each
     divided by the probability of hiding it, and an unbiased estimate of a bound on -log p(answer | prompt) / columns. Only
     completion_length, eps, score_padding and normalizer of `config` are read. variables: the weights (None: the policy's), so
-    that it can be differentiated. Raises ConfigError for a text that cannot be written or is too long.
+    that it can be differentiated. Raises UserError for a text that cannot be written or is too long.
 
         gradient = jax.grad(lambda weights: d1jax.masked_loss(policy, pairs, variables=weights))(policy.variables)
 
@@ -114,7 +116,7 @@ def sft(
     stays beside the weights; one of these settings that the policy has already is trained on; otherwise all weights are trained,
     in fp32. An answer stands in config.completion_length columns (0: as many as the policy samples), padded with end tokens.
     seed: of masks and the order of rows. log: called with lines about the training (None: they are printed to standard error). Raises
-    ConfigError for impossible settings, rows without answers and texts that cannot be written or are too long, Diverged where updates
+    UserError for impossible settings, rows without answers and texts that cannot be written or are too long, Diverged where updates
     are not finite.
 
         tuned = d1jax.sft(policy, [("2+2=", "4"), ("1+2=", "3")], d1jax.SftConfig(steps=20, batch_size=2))
@@ -142,7 +144,7 @@ def rl(
     data: prompts, (prompt, answer) pairs, dictionaries with a "prompt", or a TaskConfig, whose rewards are its own.
     reward: `reward(row, text)` -> a number, or {name: number} to be weighted by config.reward_weights; `row` is a dictionary with
     "prompt" and, of a pair, "answer" (None: 1 where the text is the answer). sampler: of the rollouts (None: as the policy
-    brings along). lora, seed, log: as in `sft`. Raises ConfigError, DataError where a named reward is missing or no text can be
+    brings along). lora, seed, log: as in `sft`. Raises UserError, DataError where a named reward is missing or no text can be
     rewarded in any step or in 10 in a row, and Diverged where updates are not finite or the policy has collapsed.
 
         better = d1jax.rl(policy, ["2+2="], d1jax.RlConfig(steps=5, prompts_per_step=1), reward=lambda row, text: float("4" in text))
@@ -169,7 +171,7 @@ def evaluate(
     data: (prompt, answer) pairs, dictionaries with a "prompt", or a TaskConfig (its first evaluation set, graded by the
     task). grade: `grade(row, text)` -> a number in [0, 1], or {"solved": ..., other names: ...} (None: whether the text is the answer, but
     for spaces around it). Rates are shares, the interval is Wilson's at 95 %; nfe is the mean number of forward passes, texts the
-    completions in the order of the rows. Raises ConfigError, also for what is no grade.
+    completions in the order of the rows. Raises UserError, also for what is no grade.
 
         d1jax.evaluate(policy, [("2+2=", "4")])["solved_rate"]
     """
@@ -177,12 +179,12 @@ def evaluate(
     evaluation = EvaluationConfig(batch_size=batch_size, temperature=temperature)
     setup = setup_of(policy, (), rows, evaluation=evaluation, sampler=sampler, lora=policy.model.lora, seed=seed)
     check_rows_divide(setup.config, setup.mesh, training=False)
-    experiment = context_of(setup, rows, grade, training=False)
-    problems = next(iter(experiment.eval_sets.values()))
+    context = context_of(setup, rows, grade, training=False)
+    problems = next(iter(context.eval_sets.values()))
     with jax.set_mesh(policy.mesh):
-        rollout = accuracy.decode(experiment, policy.variables, problems)
-    texts = accuracy.texts_of(experiment, rollout)
-    scores = accuracy.score_texts(experiment, problems, texts)
+        rollout = decode.decode(context, policy.variables, problems)
+    texts = decode.texts_of(context, rollout)
+    scores = score_texts(context, problems, texts)
     return {**scores, "nfe": float(rollout.nfe_B.mean()), "texts": texts}
 
 
@@ -194,21 +196,19 @@ def _start(policy: Policy, lora: LoraConfig) -> Variables:
     return adapters.merge(policy.variables, policy.model.lora, None if lora.rank else "float32")
 
 
-def _train(
-    policy: Policy, experiment: Experiment, train: Any, stage: str, log: Callable[[str], None] | None
-) -> Trained:
-    journal = _Notes(stage, getattr(experiment.config, stage).steps, experiment.config, log or to_stderr)
+def _train(policy: Policy, context: Context, train: Any, stage: str, log: Callable[[str], None] | None) -> Trained:
+    journal = _Notes(stage, getattr(context.config, stage), context.config, log or to_stderr)
     with jax.set_mesh(policy.mesh):
-        variables = train(experiment, _start(policy, experiment.config.lora), journal)
-    trained = dataclasses.replace(policy, model=experiment.model, variables=variables)
+        variables = train(context, _start(policy, context.config.lora), journal)
+    trained = dataclasses.replace(policy, model=context.model, variables=variables)
     return Trained(trained, journal.metrics)
 
 
 class _Notes:
-    """The part of a Journal that needs no run directory."""
+    """The part of a StageLog that needs no run directory."""
 
-    def __init__(self, stage: str, steps: int, config: Config, log: Callable[[str], None]) -> None:
-        self.stage, self.steps = stage, steps
+    def __init__(self, stage: str, section: TrainingConfig, config: Config, log: Callable[[str], None]) -> None:
+        self.stage, self._section = stage, section
         self._config, self._log = config, log
         self.metrics: list[dict[str, float]] = []
 
@@ -219,20 +219,29 @@ class _Notes:
     def note(self, line: str) -> None:
         self._log(f"{self.stage}: {line}")
 
+    def notes(self, lines: Iterable[str]) -> None:
+        for line in lines:
+            self.note(line)
+
+    def evaluates(self, step: int) -> bool:
+        return False  # there are no evaluation sets here
+
     def resume(self, items: dict[str, Any]) -> tuple[dict[str, Any], int]:
         return items, 0
 
-    def record(self, step: int, values: Mapping[str, float], watch: Sequence[str]) -> None:
+    def log_metrics(self, step: int, values: Mapping[str, float], watch: Sequence[str]) -> None:
         self.metrics.append({"step": step, **values})
-        problem = bad_updates_of(self.stage, step, self.steps, int(values["nonfinite/in_a_row"]), self._config)
+        problem = bad_updates_of(
+            self.stage, step, self._section, int(values["nonfinite/in_a_row"]), self._config.max_bad_updates
+        )
         if problem:
             raise Diverged(f"{problem}; lower optimizer.learning_rate, and check the weights that it starts from")
 
-    def roll_back(self, step: int, steps: int, signs: Sequence[str]) -> NoReturn:
+    def quarantine(self, step: int, steps: int, signs: Sequence[str]) -> NoReturn:
         raise Diverged(
             f"{self.stage} step {step}: the policy has collapsed; for {steps} steps in a row it showed {', '.join(signs)}. Lower "
-            "optimizer.learning_rate, add a KL term, or set guard.patience = 0"
+            "optimizer.learning_rate, add a KL term, or set collapse = ignore"
         )
 
-    def keep(self, step: int, items: dict[str, Any]) -> None:
+    def save_checkpoint(self, step: int, items: dict[str, Any]) -> None:
         pass

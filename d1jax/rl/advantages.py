@@ -1,15 +1,21 @@
-"""Rewards of a group -> advantages, on the host in float64.
+"""Rewards -> the advantage of every token, on the host in float64.
 
-Q problems, G completions of each.
+Q problems, G completions of each, B = Q G rows, C completion columns, K most steps of a row.
 """
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable
+
 import numpy as np
 
-# Rewards are sums of weights x parts, so equal ones may differ by rounding: 0.1 + 0.2 is not 0.3. What is closer than this share of the
-# largest reward of the batch is a tie.
-TIE = 1e-9
+from d1jax.config import RlConfig
+from d1jax.config.rl import Advantage
+from d1jax.data.tokenizers import Tokenizer
+from d1jax.diffusion.rollout import Rollout
+from d1jax.rl import supervision
+from d1jax.rollouts.rewards import equal_groups, tolerance
 
 
 def center(rewards_QG: np.ndarray) -> np.ndarray:
@@ -22,21 +28,16 @@ def zscore(rewards_QG: np.ndarray, eps: float = 1e-4) -> np.ndarray:
     return center(rewards_QG) / (rewards_QG.std(axis=1, ddof=1, keepdims=True) + eps)
 
 
-def leave_one_out(rewards_QG: np.ndarray) -> np.ndarray:
+def rloo(rewards_QG: np.ndarray) -> np.ndarray:
     """r - mean of the others = G / (G - 1) (r - mean of the group) (RLOO; DiffuCoder)."""
     group = rewards_QG.shape[1]
     return center(rewards_QG) * (group / (group - 1))
 
 
-def batch(rewards_QG: np.ndarray, eps: float = 1e-4) -> np.ndarray:
-    """(r - mean of the group) / (std of the whole batch + eps): groups keep their relative sizes (TRL's scale_rewards: batch)."""
-    return center(rewards_QG) / (rewards_QG.std(ddof=1) + eps)
-
-
 def softmax(rewards_QG: np.ndarray, scale: float = 1.0) -> np.ndarray:
     """G (softmax(psi A) - softmax(-psi A)) over the group, with A = r - mean (wd1, arXiv 2507.08838, lambda = 1).
 
-    Times G, because pooling takes the mean over rows and wd1 the sum over a group.
+    Times G, because aggregation takes the mean over rows and wd1 the sum over a group.
     """
     scaled_QG = scale * center(rewards_QG)
     good_QG, bad_QG = (np.exp(sign * scaled_QG - (sign * scaled_QG).max(axis=1, keepdims=True)) for sign in (1, -1))
@@ -44,54 +45,61 @@ def softmax(rewards_QG: np.ndarray, scale: float = 1.0) -> np.ndarray:
     return rewards_QG.shape[1] * weights
 
 
-def accepted(rewards_QG: np.ndarray) -> np.ndarray:
-    """1 where the reward is 1, else 0: imitate what is right (rejection sampling; DeepSeekMath's gradient coefficient of RFT)."""
-    return (np.abs(rewards_QG - 1.0) <= TIE).astype(np.float64)
+def reward(rewards_QG: np.ndarray) -> np.ndarray:
+    """The reward itself: with rewards of 0 and 1 what is right is imitated (DeepSeekMath's gradient coefficient of online RFT)."""
+    return rewards_QG
 
 
-ADVANTAGES = {
-    "center": center,
-    "zscore": zscore,
-    "leave_one_out": leave_one_out,
-    "batch": batch,
-    "softmax": softmax,
-    "accepted": accepted,
-}
+ADVANTAGES = {"center": center, "zscore": zscore, "rloo": rloo, "softmax": softmax, "reward": reward}
 
 
-def group_advantages(kind: str, rewards_QG: np.ndarray, **settings: float) -> np.ndarray:
-    """[Q, G] fp32. A group of equal rewards gets exactly zero, which rounding of its mean would not give; accepted compares
-    with no group.
+def group_advantages(advantage: Advantage, rewards_QG: np.ndarray) -> np.ndarray:
+    """[Q, G] fp32: the advantages of completions, by the function of that name with its parameters.
+
+    A group of equal rewards has advantages of exactly zero, which the rounding of its mean would not give; `reward` compares
+    completions with nothing, so there it is the reward.
     """
     rewards_QG = np.asarray(rewards_QG, np.float64)
-    advantages_QG = ADVANTAGES[kind](rewards_QG, **settings)
-    if kind != "accepted":
+    advantages_QG = ADVANTAGES[advantage.name](rewards_QG, **dataclasses.asdict(advantage))
+    if advantage.name != "reward":
         advantages_QG = np.where(equal_groups(rewards_QG)[:, None], 0.0, advantages_QG)
     return advantages_QG.astype(np.float32)
 
 
-def equal_groups(rewards_QG: np.ndarray) -> np.ndarray:
-    """[Q]: whether all completions of a problem have the same reward (up to TIE), so that nothing is learnt from comparing them."""
-    return rewards_QG.max(axis=1) - rewards_QG.min(axis=1) <= tolerance(rewards_QG)
+def compute_advantages(
+    config: RlConfig,
+    rollout: Rollout,
+    reward_QG: np.ndarray,
+    tokenizer: Tokenizer,
+    judge: Callable[[list[str]], np.ndarray],
+    seed: tuple[int, int],
+) -> np.ndarray:
+    """[B, C] fp32: the advantage of every token of a rollout batch.
 
-
-def tolerance(rewards: np.ndarray) -> float:
-    """How far apart two rewards of this batch may be and still be a tie: TIE x the largest reward."""
-    return TIE * np.abs(rewards).max(initial=0.0)
-
-
-def pairs(rewards_QG: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(rows [2 Q] of the flat batch, advantages [2 Q]): the best of each group with 1, then the worst with -1; of ties the first.
-
-    A group of equal rewards has advantage 0: its pair says nothing. Rewards closer than `tolerance` are ties.
+    `judge` gives the reward of one text a row, for process supervision. Negative controls: "shuffled_rewards" gives rewards to the wrong
+    completions (by `seed`), "zero_advantages" gives none.
     """
-    group = rewards_QG.shape[1]
-    first_Q = np.arange(len(rewards_QG)) * group
-    best_QG = rewards_QG >= rewards_QG.max(axis=1, keepdims=True) - tolerance(rewards_QG)
-    worst_QG = rewards_QG <= rewards_QG.min(axis=1, keepdims=True) + tolerance(rewards_QG)
-    rows = np.concatenate([first_Q + best_QG.argmax(axis=1), first_Q + worst_QG.argmax(axis=1)])
-    differ_Q = (~equal_groups(rewards_QG)).astype(np.float32)
-    return rows, np.concatenate([differ_Q, -differ_Q])
+    rows, columns = rollout.tokens_BC.shape
+    if config.negative_control == "zero_advantages":
+        return np.zeros((rows, columns), np.float32)
+    if config.negative_control == "shuffled_rewards":
+        reward_QG = np.random.default_rng(seed).permutation(reward_QG.reshape(-1)).reshape(reward_QG.shape)
+    if config.supervision.name == "outcome":
+        advantage_B = group_advantages(config.advantage, reward_QG).reshape(-1)
+        return np.repeat(advantage_B[:, None], columns, axis=1)
+    if config.supervision.name == "text_steps":
+        step_BC = supervision.text_steps(rollout.tokens_BC, rollout.length_B, tokenizer)
+    else:
+        step_BC = supervision.commit_steps(rollout.unmask_step_BC, rollout.length_B, config.supervision.parts)
+    gains_BK, steps_B = supervision.gains(step_BC, rollout.tokens_BC, tokenizer, judge)
+    shape_QG = reward_QG.shape
+    advantage_QGC = process_advantages(
+        config.advantage.name,
+        gains_BK.reshape(*shape_QG, -1),
+        step_BC.reshape(*shape_QG, -1),
+        steps_B.reshape(shape_QG),
+    )
+    return advantage_QGC.reshape(rows, columns)
 
 
 def process_advantages(

@@ -1,63 +1,61 @@
-"""What a step of the loop reports, under TRL's names where it has one."""
+"""What an RL update reports, under TRL's names where it has one.
+
+U inner updates, B rows, C completion columns, P prompt columns.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from typing import NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
 from d1jax.config import RlConfig
-from d1jax.diffusion.sampler import Rollout
-from d1jax.evaluation import decoding_order
-from d1jax.rl.advantages import equal_groups
+from d1jax.rl.loss import TokenTerms
 
 
-def of_rewards(parts_B: Mapping[str, np.ndarray], reward_QG: np.ndarray, failures: int) -> dict[str, float]:
-    values = {"reward": reward_QG.mean(), "reward_std": reward_QG.std(axis=1).mean(), "rewards/failures": failures}
-    values["frac_reward_zero_std"] = equal_groups(reward_QG).mean()
-    for name, rewards_B in parts_B.items():
-        values |= {f"rewards/{name}/mean": rewards_B.mean(), f"rewards/{name}/std": rewards_B.std()}
-    return {name: float(value) for name, value in values.items()}
+class Raw(NamedTuple):
+    """What the loss of one inner update leaves behind, unreduced."""
+
+    terms: TokenTerms
+    logp_BC: Array
+    entropy_BC: Array  # of the predictions, weighted over views as the scores are
+    view_weight_BC: Array  # sum over views of the weights of a position; 0 where none scores it
+    counted_BC: Array  # the tokens that the loss is over
+    prompt_masked_BP: Array
+    prompt_BP: Array  # where the prompt's tokens are
 
 
-def of_completions(
-    rollout: Rollout, texts: Sequence[str], group: int, end_ids: tuple[int, ...], grids: bool = False
-) -> dict[str, float]:
-    """grids: the answers are grids, whose lines each end with a line break."""
-    distinct = [len(set(texts[i : i + group])) for i in range(0, len(texts), group)]
+def of_iteration(raw: Raw) -> dict[str, Array]:
+    """Means over the tokens of a batch, fp32 scalars. The entropy is that of the tokens that some view scores."""
+    tokens = jnp.sum(raw.counted_BC, dtype=jnp.float32)
+    terms = raw.terms
+
+    def mean(x_BC: Array) -> Array:
+        return jnp.sum(x_BC * raw.counted_BC, dtype=jnp.float32) / jnp.maximum(tokens, 1)
+
+    scored_BC = raw.counted_BC & (raw.view_weight_BC > 0)
+    entropy_BC = raw.entropy_BC / jnp.where(raw.view_weight_BC > 0, raw.view_weight_BC, 1.0)
+    low, high = mean(terms.clipped_low_BC), mean(terms.clipped_high_BC)
+    prompt_tokens = jnp.sum(raw.prompt_BP, dtype=jnp.float32)
     return {
-        "completions/mean_length": float(rollout.length_B.mean()),
-        "completions/clipped_ratio": clipped_ratio(rollout.tokens_BC, texts, end_ids, grids),
-        "completions/distinct_per_group": float(np.mean(distinct)),
-        "completions/repeated_tokens": repeated_tokens(rollout.tokens_BC, rollout.length_B),
-        "sampler/nfe": float(rollout.nfe_B.mean()),
-        **decoding_order.metrics(rollout),
+        "ratio/mean": jnp.where(tokens > 0, mean(terms.ratio_BC), 1.0),  # of nothing, where no token is scored
+        "ratio/log_rms": jnp.sqrt(mean(jnp.log(terms.ratio_BC) ** 2)),
+        "kl": mean(terms.kl_BC),
+        "entropy": jnp.sum(entropy_BC * scored_BC, dtype=jnp.float32) / jnp.maximum(jnp.sum(scored_BC), 1),
+        "clip_ratio/low_mean": low,
+        "clip_ratio/high_mean": high,
+        "clip_ratio/region_mean": low + high,
+        "mask/prompt_frac": jnp.sum(raw.prompt_masked_BP, dtype=jnp.float32) / jnp.maximum(prompt_tokens, 1),
     }
-
-
-def clipped_ratio(tokens_BC: np.ndarray, texts: Sequence[str], end_ids: tuple[int, ...], grids: bool) -> float:
-    """Share of the completions that the length limit has cut off: they have no token that ends a text.
-
-    A grid that fills the canvas has no room for one; it is whole when its last line is closed.
-    """
-    endless_B = ~np.isin(tokens_BC, end_ids).any(axis=1)
-    closed_B = np.array([grids and text.endswith("\n") for text in texts])
-    return float((endless_B & ~closed_B).mean())
-
-
-def repeated_tokens(tokens_BC: np.ndarray, length_B: np.ndarray) -> float:
-    """Share of the tokens behind the first of a text that equal the token before them; 0 where there are none."""
-    inside_BC = np.arange(1, tokens_BC.shape[1])[None, :] < length_B[:, None]
-    same_BC = (tokens_BC[:, 1:] == tokens_BC[:, :-1]) & inside_BC
-    return float(same_BC.sum() / max(inside_BC.sum(), 1))
 
 
 def of_update(inner: Mapping[str, np.ndarray], config: RlConfig) -> dict[str, float]:
     """Means over the inner updates; the first ratio by itself, because it must be exactly 1."""
-    values = {
-        name: float(value.mean()) for name, value in inner.items() if not name.startswith(("nonfinite/", "check/"))
-    }
-    if not config.kl_in_loss:
+    values = {name: float(value.mean()) for name, value in inner.items() if not name.startswith("nonfinite/")}
+    if config.kl.name != "loss":
         del values["kl"]
     values["ratio/first"] = float(inner["ratio/mean"][0])
     return values | {

@@ -14,8 +14,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from d1jax.data.tokenizers import SpecialTokens, Tokenizer
-from d1jax.diffusion.sampler import NEVER_DECODED
-from d1jax.tasks.task import HOLE
+from d1jax.diffusion.rollout import NEVER_DECODED
+from d1jax.tasks.task import UNDECIDED
 
 
 def text_steps(tokens_BC: np.ndarray, length_B: np.ndarray, tokenizer: Tokenizer) -> np.ndarray:
@@ -25,11 +25,11 @@ def text_steps(tokens_BC: np.ndarray, length_B: np.ndarray, tokenizer: Tokenizer
     return np.cumsum(breaks, axis=1) - breaks
 
 
-def commit_steps(reveal_step_BC: np.ndarray, length_B: np.ndarray, parts: int) -> np.ndarray:
-    """[B, C]: the part of the decoding, of `parts` of equal length, that committed each token of the text. Behind it: the last one."""
-    decoded_BC = (np.arange(reveal_step_BC.shape[1])[None, :] < length_B[:, None]) & (reveal_step_BC != NEVER_DECODED)
-    steps_B1 = np.where(decoded_BC, reveal_step_BC, 0).max(axis=1, keepdims=True) + 1
-    part_BC = np.where(decoded_BC, reveal_step_BC, 0) * parts // np.maximum(steps_B1, parts)
+def commit_steps(unmask_step_BC: np.ndarray, length_B: np.ndarray, parts: int) -> np.ndarray:
+    """[B, C]: the part of the decoding, of `parts` of equal length, that unmasked each token of the text. Behind it: the last one."""
+    decoded_BC = (np.arange(unmask_step_BC.shape[1])[None, :] < length_B[:, None]) & (unmask_step_BC != NEVER_DECODED)
+    steps_B1 = np.where(decoded_BC, unmask_step_BC, 0).max(axis=1, keepdims=True) + 1
+    part_BC = np.where(decoded_BC, unmask_step_BC, 0) * parts // np.maximum(steps_B1, parts)
     return np.where(decoded_BC, part_BC, np.minimum(steps_B1, parts) - 1)
 
 
@@ -41,7 +41,7 @@ def gains(
 ) -> tuple[np.ndarray, np.ndarray]:
     """(gain of each step [B, K], steps of each row [B]). `reward` maps a text of every row to a reward of every row.
 
-    A token that is not there yet is a HOLE in the text, so that what stands behind it stays in its place.
+    A token that is not there yet is UNDECIDED in the text, so that what stands behind it stays in its place.
     """
     steps_B = step_BC.max(axis=1) + 1
     before_B, found = reward([""] * len(tokens_BC)), []
@@ -55,14 +55,14 @@ def gains(
 
 
 def unfinished(tokens_C: np.ndarray, kept_C: np.ndarray, tokenizer: Tokenizer) -> str:
-    """The text of the tokens that are there, with a HOLE for each that is not and has one that is behind it."""
+    """The text of the tokens that are there, with UNDECIDED for each that is not and has one that is behind it."""
     special: SpecialTokens = tokenizer.special
     last = int(np.flatnonzero(kept_C)[-1]) + 1 if kept_C.any() else 0
     parts, start = [], 0
     for place in range(last + 1):
         if place == last or not kept_C[place]:
             parts.append(tokenizer.decode(tokens_C[start:place].tolist()))
-            parts.append(HOLE if place < last else "")
+            parts.append(UNDECIDED if place < last else "")
             start = place + 1
         elif tokens_C[place] in special.end_ids:
             parts.append(tokenizer.decode(tokens_C[start:place].tolist()))

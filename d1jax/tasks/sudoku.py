@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from d1jax.tasks.answers import answer_text, as_answer, check_request, check_style
-from d1jax.tasks.task import HOLE, DataError, Row
+from d1jax.tasks.task import UNDECIDED, DataError, Row
 
 TRAIN_GRIDS = 200  # of 288, as in SPG; the other 88 are for test
 _CHUNK = 512  # puzzles drawn together; part of what (split, count, seed) means, so a change gives other rows
@@ -206,7 +206,7 @@ class Sudoku:
 
     def _read(self, text: str) -> tuple[str, bool]:
         """The answer as 16 cells (0 where one is missing), and whether exactly 16 digits were given."""
-        answer = (answer_text(text, self.style) or "").replace(HOLE, "0")
+        answer = (answer_text(text, self.style) or "").replace(UNDECIDED, "0")
         digits = "".join(char for char in answer if char in "0123456789")
         return digits[:16].ljust(16, "0"), len(digits) == 16
 

@@ -8,7 +8,7 @@ every text sooner or later.
 from typing import Any, ClassVar, Protocol
 
 Row = dict[str, Any]
-HOLE = "_"
+UNDECIDED = "_"
 """Stands for a token that is not decided yet, where a task judges the text of an unfinished decoding (process supervision)."""
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import jax
 
-from d1jax.config import ConfigError
+from d1jax.config import UserError
 from d1jax.config.errors import CannotSave, Diverged, Stopped
 from d1jax.tasks.task import DataError
 from d1jax.telemetry.terminal import printable
@@ -32,7 +32,7 @@ def exit_code(command: Callable[[], int], keeps: bool = False) -> int:
     except BrokenPipeError:  # the reader has gone: `d1jax convert inspect ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that the last flush has somewhere to go
         return FAILED if keeps else 0
-    except (ConfigError, DataError) as error:
+    except (UserError, DataError) as error:
         return _told(error, USER_MISTAKE)
     except (Diverged, CannotSave) as error:
         return _told(error, FAILED)
@@ -45,7 +45,8 @@ def exit_code(command: Callable[[], int], keeps: bool = False) -> int:
             raise
         reason = str(error).partition("\n")[0]
         return _told(
-            f"out of memory ({reason}); shard by mesh.fsdp, lower the batch, or in training raise micro_batches", FAILED
+            f"out of memory ({reason}); shard by mesh.fsdp, lower the batch, or in training raise grad_accumulation_steps",
+            FAILED,
         )
     except Stopped as stopped:
         print(stopped, file=sys.stderr)
@@ -56,12 +57,12 @@ def exit_code(command: Callable[[], int], keeps: bool = False) -> int:
 
 
 def output_file(flag: str, text: str) -> Path:
-    """The file that a flag names. Raises ConfigError for one that could not be written, before the work that it will hold."""
+    """The file that a flag names. Raises UserError for one that could not be written, before the work that it will hold."""
     path = Path(text)
     if path.is_dir():
-        raise ConfigError(f"{flag} {text!r} is a directory; name a file in it")
+        raise UserError(f"{flag} {text!r} is a directory; name a file in it")
     if not path.parent.is_dir():
-        raise ConfigError(f"{flag} {text!r}: there is no directory {str(path.parent)!r}; make it first")
+        raise UserError(f"{flag} {text!r}: there is no directory {str(path.parent)!r}; make it first")
     check_writable(flag, path.parent)
     return path
 
@@ -69,7 +70,7 @@ def output_file(flag: str, text: str) -> Path:
 def check_writable(flag: str, folder: Path) -> None:
     """Files are written beside their name and moved there, so what counts is the folder."""
     if not os.access(folder, os.W_OK):
-        raise ConfigError(f"{flag}: the directory {str(folder)!r} may not be written to")
+        raise UserError(f"{flag}: the directory {str(folder)!r} may not be written to")
 
 
 def _told(problem: object, code: int) -> int:

@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
-from d1jax.config import ConfigError
-from d1jax.files import to_json, write_beside
+from d1jax.config import UserError
+from d1jax.files import atomic_write, to_json
 
 FILE_NAME = "metrics.jsonl"
 _RESERVED = ("stage", "step")
@@ -32,7 +32,7 @@ class MetricsLog:
         self.path = Path(run_dir) / FILE_NAME
         self.path.parent.mkdir(parents=True, exist_ok=True)
         if _ends_torn(self.path):
-            write_beside(self.path, "".join(map(_line, read_metrics(self.path))))
+            atomic_write(self.path, "".join(map(_line, read_metrics(self.path))))
         self._file = self._open()
         self._board = _summary_writer(self.path.parent / "tensorboard") if tensorboard else None
 
@@ -79,7 +79,7 @@ class MetricsLog:
         self._file.close()
         lines = read_metrics(self.path)
         left = [x for x in lines if x.get("stage") in kept and x.get("step", 0) <= kept[x["stage"]]]
-        write_beside(self.path, "".join(map(_line, left)))
+        atomic_write(self.path, "".join(map(_line, left)))
         self._file = self._open()
 
     def close(self) -> None:
@@ -97,7 +97,7 @@ def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
     """All lines of a metrics file, with "nan", "inf" and "-inf" turned back into floats; [] if there is no file.
 
     The last line may be torn (the run was killed while writing) and is then left out.
-    Raises ConfigError, naming file and line, if any other line is not a JSON object.
+    Raises UserError, naming file and line, if any other line is not a JSON object.
     """
     path = Path(path)
     if not path.exists():
@@ -116,7 +116,7 @@ def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
                 break
             start = raw[:60].decode("utf-8", "replace")
             problem = f"{path}, line {number}: {start!r} is not a JSON object ({error}); delete the line"
-            raise ConfigError(problem) from error
+            raise UserError(problem) from error
         rows.append({key: value if key == "stage" else _number(value) for key, value in row.items()})
     return rows
 

@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from d1jax.config import Config, ConfigError
-from d1jax.config.parse import differences, from_yaml, to_yaml
-from d1jax.files import write_beside, write_json
+from d1jax.config import Config, UserError
+from d1jax.config.stored import differences, from_yaml, to_yaml
+from d1jax.files import atomic_write, write_json
 from d1jax.training.longer import check_longer, only_longer
 from d1jax.weights.run import RunDirectory, read_record
 
@@ -21,19 +21,17 @@ OURS = (".lock", "config.yaml.tmp")  # what a claim that was killed may leave
 def claim(config: Config) -> tuple[RunDirectory, IO[str]]:
     """The run directory of `config`, made if it is new, and the lock that this process holds on it.
 
-    Raises ConfigError where the directory belongs to another configuration, to another running process, or to something else,
+    Raises UserError where the directory belongs to another configuration, to another running process, or to something else,
     or cannot be written to.
     """
     run = RunDirectory(Path(config.run_dir))
     try:
         lock = _lock(run, config.run_dir)
-    except ConfigError:
+    except UserError:
         raise
     except (OSError, ValueError) as error:  # ValueError: Python refuses a path with a NUL by itself
         reason = error.strerror if isinstance(error, OSError) else error
-        raise ConfigError(
-            f"run_dir {config.run_dir!r} cannot be made or written to ({reason}); choose another"
-        ) from None
+        raise UserError(f"run_dir {config.run_dir!r} cannot be made or written to ({reason}); choose another") from None
     try:
         _take_over(run, config)
     except BaseException:
@@ -43,7 +41,7 @@ def claim(config: Config) -> tuple[RunDirectory, IO[str]]:
 
 
 def _take_over(run: RunDirectory, config: Config) -> None:
-    """Writes the configuration of a new run down. Raises ConfigError where the directory has begun with another one.
+    """Writes the configuration of a new run down. Raises UserError where the directory has begun with another one.
 
     One that is only longer is accepted and not written: `longer.make_longer` does that, when nothing can be refused any more.
     """
@@ -55,7 +53,7 @@ def _take_over(run: RunDirectory, config: Config) -> None:
         if changed and only_longer(old, config):
             check_longer(run, old, config)
         elif changed:
-            raise ConfigError(
+            raise UserError(
                 f"run_dir {config.run_dir!r} holds a run with another configuration; it differs in\n  "
                 + "\n  ".join(changed)
                 + "\nchoose another run_dir, or undo these"
@@ -64,23 +62,21 @@ def _take_over(run: RunDirectory, config: Config) -> None:
         # What an earlier start of another configuration has put beside it goes with that configuration.
         shutil.rmtree(run.source, ignore_errors=True)
         run.origin.unlink(missing_ok=True)
-        write_beside(run.config, to_yaml(config))
+        atomic_write(run.config, to_yaml(config))
 
 
 def _lock(run: RunDirectory, name: str) -> IO[str]:
     """The directory, made if it is new, and this process's lock on it."""
     if run.path.exists() and not run.path.is_dir():
-        raise ConfigError(f"run_dir {name!r} is a file; choose another run_dir")
+        raise UserError(f"run_dir {name!r} is a file; choose another run_dir")
     if run.path.is_dir() and not run.config.exists() and any(p.name not in OURS for p in run.path.iterdir()):
-        raise ConfigError(
-            f"run_dir {name!r} holds files but no config.yaml, so it is not a run; choose another run_dir"
-        )
+        raise UserError(f"run_dir {name!r} holds files but no config.yaml, so it is not a run; choose another run_dir")
     run.path.mkdir(parents=True, exist_ok=True)
     lock = open(run.path / ".lock", "w")
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
-        raise ConfigError(
+        raise UserError(
             f"run_dir {name!r} is in use by another process; wait for it or choose another run_dir"
         ) from None
     return lock
@@ -89,7 +85,7 @@ def _lock(run: RunDirectory, name: str) -> IO[str]:
 def check_data(run: RunDirectory, data: Mapping[str, Mapping[str, Any]]) -> str | None:
     """Compares {setting: {"source", "rows", "sha256"}} with the rows that the run began with, and writes it down if it is new.
 
-    Returns a line for the log where there is something to say. Raises ConfigError where the rows of a source have changed.
+    Returns a line for the log where there is something to say. Raises UserError where the rows of a source have changed.
     """
     if not run.begun:
         write_json(run.data, data)
@@ -99,7 +95,7 @@ def check_data(run: RunDirectory, data: Mapping[str, Mapping[str, Any]]) -> str 
         return "this run was begun before runs recorded their rows; whether these are the same cannot be told"
     changed = changed_rows(run, data)
     if changed:
-        raise ConfigError("; ".join(changed) + "; put the former rows back, or choose another run_dir")
+        raise UserError("; ".join(changed) + "; put the former rows back, or choose another run_dir")
     return None
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from jax.sharding import Mesh
 
-from d1jax.config import Config, ConfigError, TaskConfig
+from d1jax.config import Config, TaskConfig, UserError
 from d1jax.data.tokenizers import Tokenizer, pad_rows
 from d1jax.models import sharding
 from d1jax.tasks import read_source
@@ -20,7 +20,7 @@ from d1jax.tasks.task import Row, Task
 from d1jax.training.setup import Setup, make_task, set_up
 
 SHARE = "share:"
-MOST_GENERATED = 5_000_000  # rows: some gigabytes of Python objects
+MAX_GENERATED = 5_000_000  # rows: some gigabytes of Python objects
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Problems:
 
 
 @dataclass(frozen=True)
-class Experiment(Setup):
+class Context(Setup):
     task: Task
     train: Problems
     eval_sets: dict[str, Problems]
@@ -47,17 +47,28 @@ class Experiment(Setup):
 
 def build(
     config: Config, log: Callable[[str], None] = print, training: bool = True, saved: Path | None = None
-) -> Experiment:
+) -> Context:
     """Reads or generates the rows and describes the model; no weights yet. Without `training` the training rows are left out.
 
     `saved` is the source directory of the existing run that the weights will come from.
-    Raises ConfigError and DataError before anything is compiled.
+    Raises UserError and DataError before anything is compiled.
     """
+    _check_own_task(config.task, saved)
     setup = set_up(config, saved)
     check_rows_divide(setup.config, setup.mesh, training)
     task = make_task(setup.config.task)
     train_rows, eval_rows, data = read_rows(task, setup.config, log, training)
     return assemble(setup, task, train_rows, eval_rows, data, log, training)
+
+
+def _check_own_task(config: TaskConfig, saved: Path | None) -> None:
+    """Raises UserError for a task whose file came with a run: what a run directory holds is data, and is not executed."""
+    file = Path(config.name.rpartition(":")[0])
+    if saved is not None and file.suffix == ".py" and file.resolve().is_relative_to(saved.resolve().parent):
+        raise UserError(
+            f"config: task.name = {config.name!r} is a file of the run itself, which is not executed; if you trust it, copy it "
+            "elsewhere and give --task.name"
+        )
 
 
 def read_rows(
@@ -81,7 +92,7 @@ def read_rows(
     data = {setting: _identity(*found) for setting, found in sources.items()}
     if not training:
         return [], eval_rows, data
-    if "rl" in config.stages:
+    if config.kinds & {"rl", "preference", "rejection"}:
         _check_reward_names(task, eval_rows[next(iter(eval_rows))][0], config)
     return _without_overlap(task, config.task, train_rows, eval_rows, log), eval_rows, data
 
@@ -94,41 +105,48 @@ def assemble(
     data: dict[str, dict[str, Any]],
     log: Callable[[str], None],
     training: bool = True,
-) -> Experiment:
-    """The rows as arrays, beside the setup. Raises ConfigError for rows that no stage can work with: without answers, too long."""
+) -> Context:
+    """The rows as arrays, beside the setup. Raises UserError for rows that no stage can work with: without answers, too long."""
     config, tokenizer = setup.config, setup.tokenizer
-    if training and "rl" in config.stages:
-        wanted = "solved" in config.rl.reward_weights or config.rl.advantage == "accepted"
+    if training and not config.kinds <= {"sft"}:
+        wanted = any("solved" in names for _, names in _reward_names(config))
         _check_references(task, "task.train", train_rows, wanted, log)
     for name, rows in eval_rows.items():
         _check_references(task, f"task.eval_sets.{name}", rows, True, log)
-    completion, taught = _completion_columns(config), _target_columns(config)
+    completion, taught = _completion_columns(config), target_columns(config)
     if config.task.too_long == "drop":
         train_rows = _that_fit(task, tokenizer, train_rows, (completion, taught), config, log)
     columns = longest_prompt(task, tokenizer, train_rows)
     _check_positions(config, columns, completion, "training")
     train = problems_of(task, tokenizer, train_rows, (columns, taught), "the training rows")
-    if training and "rl" in config.stages and config.rl.data == "targets" and not train.has_target_R.any():
-        raise ConfigError(
-            "config: rl.data = targets needs rows with solutions, and the task has none; set it to policy"
-        )
     columns = longest_prompt(task, tokenizer, [row for rows in eval_rows.values() for row in rows])
     if eval_rows:
         _check_positions(config, columns, config.sampler.completion_length, "evaluation")
     # What an evaluation row stores as its target is shown, not scored: it may be longer than what is sampled.
     eval_sets = {name: problems_of(task, tokenizer, rows, (columns, 0), name) for name, rows in eval_rows.items()}
-    return Experiment(**vars(setup), task=task, train=train, eval_sets=eval_sets, data=data)
+    return Context(**vars(setup), task=task, train=train, eval_sets=eval_sets, data=data)
 
 
 def _check_reward_names(task: Task, row: Row, config: Config) -> None:
     offered = task.rewards(row, "")
-    accept = [config.rl.accept] if config.rl.advantage == "accepted" else []
-    for setting, names in (("rl.reward_weights", config.rl.reward_weights), ("rl.accept", accept)):
+    for setting, names in _reward_names(config):
         unknown = sorted(set(names) - set(offered))
         if unknown:
-            raise ConfigError(
+            raise UserError(
                 f"config: {setting} names {unknown}, which {task.name} does not have; choices: {', '.join(offered)}"
             )
+
+
+def _reward_names(config: Config) -> list[tuple[str, list[str]]]:
+    """(setting, the task's rewards that it names) of every stage that looks at rewards."""
+    found = []
+    for stage in config.stages:
+        section = config.section_of(stage)
+        if stage.kind in ("rl", "preference"):
+            found.append((f"{stage.name}.reward_weights", list(section.reward_weights)))
+        if stage.kind == "rejection":
+            found.append((f"{stage.name}.accept", [section.accept]))
+    return found
 
 
 def _identity(source: str, rows: list[Row]) -> dict[str, Any]:
@@ -137,16 +155,16 @@ def _identity(source: str, rows: list[Row]) -> dict[str, Any]:
     return {"source": source, "rows": len(rows), "sha256": hashlib.sha256(text.encode()).hexdigest()}
 
 
-def _target_columns(config: Config) -> int:
-    """Columns of the targets that the stages learn from; 0 where none does: RL on rollouts reads no target, however long."""
-    if "sft" in config.stages:
-        return config.sft.completion_length or config.sampler.completion_length
-    return config.sampler.completion_length if "rl" in config.stages and config.rl.data == "targets" else 0
+def target_columns(config: Config) -> int:
+    """Columns of the targets that the SFT stages learn from; 0 where there is none: RL reads no target, however long."""
+    default = config.sampler.completion_length
+    return max((section.completion_length or default for section in config.of_kind("sft")), default=0)
 
 
 def _completion_columns(config: Config) -> int:
     """The longest completion that a stage puts behind a training prompt."""
-    return max(config.sampler.completion_length if "rl" in config.stages else 0, _target_columns(config))
+    sampled = 0 if config.kinds <= {"sft"} else config.sampler.completion_length
+    return max(sampled, target_columns(config))
 
 
 def longest_prompt(task: Task, tokenizer: Tokenizer, rows: list[Row]) -> int:
@@ -156,40 +174,45 @@ def longest_prompt(task: Task, tokenizer: Tokenizer, rows: list[Row]) -> int:
 def _check_positions(config: Config, prompt_columns: int, completion: int, rows: str) -> None:
     limit = config.model.max_positions
     if limit and prompt_columns + completion > limit:
-        raise ConfigError(
+        raise UserError(
             f"config: the longest prompt of the {rows} rows has {prompt_columns} tokens; with {completion} new ones that is more than the "
             f"{limit} positions of the model; lower sampler.completion_length or sft.completion_length, or shorten the prompts"
         )
 
 
 def check_rows_divide(config: Config, mesh: Mesh, training: bool) -> None:
+    """Raises UserError where a batch, or a part of it, does not divide over the devices that rows are cut over."""
     shards = sharding.row_shards(mesh)
-    rollout_rows = config.rl.prompts_per_step * config.rl.group_size
-    trained_rows = 2 * config.rl.prompts_per_step if config.rl.advantage == "pairs" else rollout_rows
     sizes = {"evaluation.batch_size": config.evaluation.batch_size}
-    if training and "sft" in config.stages:
-        sizes["sft.batch_size"] = config.sft.batch_size // config.sft.micro_batches
-    if training and "rl" in config.stages:
-        sizes["rl.prompts_per_step x rl.group_size"] = rollout_rows
-        sizes["the rows of an RL update"] = trained_rows // config.rl.micro_batches
+    for stage in config.stages if training else ():
+        section = config.section_of(stage)
+        if stage.kind == "sft":
+            sizes[f"{stage.name}.batch_size"] = section.batch_size // section.grad_accumulation_steps
+            continue
+        sizes[f"{stage.name}.prompts_per_step x {stage.name}.num_generations"] = section.rollout_rows
+        if stage.kind == "rl":
+            sizes[f"the rows of an update of {stage.name}"] = section.rollout_rows // section.grad_accumulation_steps
+        if stage.kind == "preference":
+            pairs = section.prompts_per_step // section.grad_accumulation_steps
+            sizes[f"the pairs of an update of {stage.name}"] = pairs
     for name, size in sizes.items():
         if size % shards:
-            raise ConfigError(
+            raise UserError(
                 f"config: {name} (a micro-batch: {size} rows) does not divide over {shards} devices of data x fsdp"
             )
 
 
 def _rows(task: Task, config: Config, source: str, split: str, count: int) -> list[Row]:
     if source == "generated":
-        if count > MOST_GENERATED:
-            raise ConfigError(
-                f"config: {count} rows to generate (task.train_rows or task.eval_rows) are more than {MOST_GENERATED}, which is "
+        if count > MAX_GENERATED:
+            raise UserError(
+                f"config: {count} rows to generate (task.train_rows or task.eval_rows) are more than {MAX_GENERATED}, which is "
                 "what fits into memory; generate fewer, or write them into a file"
             )
         try:
             return task.generate(split, count, config.task.seed)
         except ValueError as error:
-            raise ConfigError(f"config: task: {error}") from None
+            raise UserError(f"config: task: {error}") from None
     rows = read_source(source, task)
     return rows[:count] if count else rows
 
@@ -201,7 +224,7 @@ def _share(task: Task, rows: list[Row], source: str, config: TaskConfig) -> list
     except ValueError:
         fraction = -1.0
     if not 0 < fraction < 1:
-        raise ConfigError(f"config: task.eval_sets: {source!r} is not of the form share:0.01, between 0 and 1")
+        raise UserError(f"config: task.eval_sets: {source!r} is not of the form share:0.01, between 0 and 1")
     order = np.random.default_rng(config.seed).permutation(len(rows))
     picked = [rows[index] for index in order[: max(round(len(rows) * fraction), 1)]]
     return picked[: config.eval_rows] if config.eval_rows else picked
@@ -232,7 +255,7 @@ def _that_fit(
         )
     if rows and not kept:
         cure = "raise sft.completion_length" if taught else "lower sampler.completion_length, or shorten the prompts"
-        raise ConfigError(f"config: every training row is too long; {cure}")
+        raise UserError(f"config: every training row is too long; {cure}")
     return kept
 
 
@@ -251,20 +274,20 @@ def _without_overlap(
             log(f"data: dropped {len(train) - len(kept)} of {len(train)} training rows whose {why} occurs in {name}")
         train = kept
     if not train:
-        raise ConfigError(
+        raise UserError(
             "config: every training row occurs in an evaluation set; use other files or fewer of task.held_out_by_solution"
         )
     return train
 
 
 def _check_references(task: Task, setting: str, rows: list[Row], wanted: bool, log: Callable[[str], None]) -> None:
-    """Names the rows that no answer can solve. Raises ConfigError where that is all of them and the answer is `wanted`."""
+    """Names the rows that no answer can solve. Raises UserError where that is all of them and the answer is `wanted`."""
     without = [index for index, row in enumerate(rows) if not task.has_reference(row)]
     if not without:
         return
     first = f"row {without[0]}, {task.problem_key(rows[without[0]])[:60]!r}"
     if wanted and len(without) == len(rows):
-        raise ConfigError(
+        raise UserError(
             f"config: {setting}: none of its {len(rows)} rows has a reference answer that can be read, so every text would count as "
             f"wrong (the first: {first}); the task's docstring says where an answer may stand"
         )
@@ -281,7 +304,7 @@ def problems_of(task: Task, tokenizer: Tokenizer, rows: list[Row], columns: tupl
     targets = [_target_ids(task, tokenizer, row) if columns[1] else None for row in rows]
     longest = max((len(ids) for ids in targets if ids), default=0)
     if longest > columns[1]:
-        raise ConfigError(
+        raise UserError(
             f"config: a target of {name} has {longest} tokens, more than the {columns[1]} of sampler.completion_length "
             "(or sft.completion_length); raise it, or leave such rows out (task.too_long: drop)"
         )
@@ -293,7 +316,7 @@ def _prompt_ids(task: Task, tokenizer: Tokenizer, row: Row) -> list[int]:
     try:
         return tokenizer.prompt(task.prompt(row))
     except ValueError as error:
-        raise ConfigError(f"config: a prompt of task {task.name!r} cannot be written: {error}") from None
+        raise UserError(f"config: a prompt of task {task.name!r} cannot be written: {error}") from None
 
 
 def _target_ids(task: Task, tokenizer: Tokenizer, row: Row) -> list[int] | None:
@@ -302,4 +325,4 @@ def _target_ids(task: Task, tokenizer: Tokenizer, row: Row) -> list[int] | None:
     try:
         return None if target is None else tokenizer.answer(target)
     except ValueError as error:
-        raise ConfigError(f"config: a target of task {task.name!r} cannot be written: {error}") from None
+        raise UserError(f"config: a target of task {task.name!r} cannot be written: {error}") from None

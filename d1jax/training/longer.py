@@ -8,34 +8,39 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from d1jax.config import Config, ConfigError
-from d1jax.config.parse import differences, from_yaml, to_yaml
-from d1jax.files import write_beside
+from d1jax.config import Config, UserError
+from d1jax.config.schema import TRAINING
+from d1jax.config.stored import from_yaml, to_yaml
+from d1jax.files import atomic_write
 from d1jax.training.optimizer import make_schedule
 
 if TYPE_CHECKING:
     from d1jax.weights.run import RunDirectory
 
-STAGES = ("sft", "rl")
-
 
 def only_longer(old: Config, new: Config) -> bool:
     """Whether the configurations are one but for the numbers of steps, none of which is lower than it was."""
-    lengths = [(getattr(old, stage).steps, getattr(new, stage).steps) for stage in STAGES]
-    grown = all(before <= after for before, after in lengths) and old != new
-    return grown and not differences(_with_steps_of(old, new), new)
+    if [(stage.name, stage.kind) for stage in old.stages] != [(stage.name, stage.kind) for stage in new.stages]:
+        return False
+    grown = all(steps_of(old, name) <= steps_of(new, name) for name in new.trained_stages)
+    return grown and old != new and repr(_without_steps(old)) == repr(_without_steps(new))
+
+
+def steps_of(config: Config, stage: str) -> int:
+    """How many steps a stage that trains has."""
+    return config.section_of(config.stage(stage)).steps
 
 
 def check_longer(run: RunDirectory, old: Config, new: Config) -> None:
-    """Raises ConfigError where the run cannot go on from `old` to `new`; changes nothing."""
-    saved = run.saved_steps(new.stages)
+    """Raises UserError where the run cannot go on from `old` to `new`; changes nothing."""
+    saved = run.saved_steps(new.stage_names)
     for stage, what in _grown(run, old, new).items():
-        before = getattr(old, stage).steps
-        later = [other for other in new.stages[new.stages.index(stage) + 1 :] if other in saved]
+        before = steps_of(old, stage)
+        later = [other for other in new.stage_names[new.stage_names.index(stage) + 1 :] if other in saved]
         if later:
-            raise ConfigError(
+            raise UserError(
                 f"{what}: stage {later[0]!r} has begun from the weights of {stage} step {before} already; choose another run_dir, "
                 f"with init_from {str(run.checkpoints(stage) / str(before))!r} or this run"
             )
@@ -49,24 +54,24 @@ def make_longer(run: RunDirectory, new: Config) -> list[str]:
     The configuration is written down, and the evaluation of the stage is set aside, so that it is made again: evaluations/rl.json
     becomes evaluations/rl.step3.json. Called when configuration, rows and weights have been looked at, because it changes the run.
     """
-    old, saved, lines = from_yaml(run.config), run.saved_steps(new.stages), []
+    old, saved, lines = from_yaml(run.config), run.saved_steps(new.stage_names), []
     if not only_longer(old, new):
         return []
     for stage, what in _grown(run, old, new).items():
         for path in (run.evaluation(stage), run.evaluation_samples(stage)):
             if path.exists():
-                aside = path.name.replace(stage, f"{stage}.step{getattr(old, stage).steps}", 1)
+                aside = path.name.replace(stage, f"{stage}.step{steps_of(old, stage)}", 1)
                 os.replace(path, path.with_name(aside))
         if saved.get(stage):
             after = f"continues after step {saved[stage]} with the optimizer's state; its evaluation is made again"
             lines.append(f"{what}: {after}")
-    write_beside(run.config, to_yaml(new))
+    atomic_write(run.config, to_yaml(new))
     return lines
 
 
 def _grown(run: RunDirectory, old: Config, new: Config) -> dict[str, str]:
     """{stage that gets more steps: what to call that}."""
-    steps = {stage: (getattr(old, stage).steps, getattr(new, stage).steps) for stage in new.stages}
+    steps = {stage: (steps_of(old, stage), steps_of(new, stage)) for stage in new.trained_stages}
     return {
         stage: f"run_dir {str(run.path)!r}: {stage}.steps {before} -> {after}"
         for stage, (before, after) in steps.items()
@@ -75,21 +80,27 @@ def _grown(run: RunDirectory, old: Config, new: Config) -> dict[str, str]:
 
 
 def _check_schedule(what: str, old: Config, new: Config, stage: str) -> None:
-    optimizer, rates = getattr(new, stage).optimizer, []
+    optimizer, rates = new.section_of(new.stage(stage)).optimizer, []
     if optimizer.schedule == "constant":
         return
     for config in (old, new):
-        section = getattr(config, stage)
-        updates = section.steps * (section.inner_updates if stage == "rl" else 1)
-        last = getattr(old, stage).steps * (section.inner_updates if stage == "rl" else 1) - 1
+        section = config.section_of(config.stage(stage))
+        updates = section.steps * section.updates_per_step
+        last = steps_of(old, stage) * section.updates_per_step - 1
         rates.append(float(make_schedule(section.optimizer, updates)(last)))
-    raise ConfigError(
+    raise UserError(
         f"{what}: {stage}.optimizer.schedule = {optimizer.schedule} goes down to zero over the number of steps, so the steps that are done "
         f"would have had other learning rates (the last one {rates[1]:.3g} instead of {rates[0]:.3g}); choose another run_dir, or "
         "init_from this one. Only schedule = constant can be continued"
     )
 
 
-def _with_steps_of(old: Config, new: Config) -> Config:
-    sections = {stage: dataclasses.replace(getattr(old, stage), steps=getattr(new, stage).steps) for stage in STAGES}
-    return dataclasses.replace(old, run_dir=new.run_dir, **sections)
+def _without_steps(config: Config) -> tuple[Any, ...]:
+    """All that a run is but how long: the sections of its stages with one step each, and everything else."""
+    sections = []
+    for stage in config.stages:
+        section = config.section_of(stage)
+        sections.append(dataclasses.replace(section, steps=1) if stage.kind in TRAINING else section)
+    used = {kind: getattr(Config(), kind) for kind in config.kinds}
+    rest = dataclasses.replace(config, run_dir="", stages=("sft",), **used)
+    return tuple(sections), rest

@@ -14,9 +14,9 @@ from optax import microbatching
 
 from d1jax.config import OptimizerConfig
 from d1jax.models.sharding import replicated
+from d1jax.models.transformer import MASTER
 
 UNLIMITED = 2**31 - 1
-MASTER = jnp.float32  # the dtype of all that is trained
 
 
 class TrainState(NamedTuple):
@@ -85,9 +85,13 @@ def _decayed(params: Any) -> Any:
 
 
 def gradients(
-    loss: Callable[..., tuple[Array, Any]], trainable: Any, rows: Any, micro_batches: int
+    loss: Callable[..., tuple[Array, Any]],
+    trainable: Any,
+    rows: Any,
+    micro_batches: int,
+    auxiliary: Any = microbatching.AccumulationType.CONCAT,
 ) -> tuple[Array, Any, Any]:
-    """(loss, auxiliary sums, gradient), each summed over micro-batches of the rows.
+    """(loss, auxiliary arrays, gradient): loss and gradient are summed over micro-batches of the rows, arrays [B, ...] put together.
 
     `loss(trainable, rows)` returns sums over rows of terms already divided by the totals of the whole batch, so every split
     of the batch gives the same gradient.
@@ -96,10 +100,10 @@ def gradients(
     def value_and_grad(trainable: Any, rows: Any) -> tuple[tuple[Array, Any], Any]:
         return jax.value_and_grad(loss, has_aux=True)(trainable, rows)
 
-    (value, sums), grads = over_micro_batches(
-        value_and_grad, 1, rows, micro_batches, microbatching.AccumulationType.SUM
-    )(trainable, rows)
-    return value, sums, grads
+    add = microbatching.AccumulationType.SUM
+    summed = over_micro_batches(value_and_grad, 1, rows, micro_batches, ((add, auxiliary), add))
+    (value, arrays), grads = summed(trainable, rows)
+    return value, arrays, grads
 
 
 def over_micro_batches(

@@ -1,11 +1,11 @@
 """What a stage leaves behind while it runs: metrics, progress, checkpoints; and where it goes on after a stop.
 
-journal = Journal(run, metrics, stop, "rl", steps, config)
-items, first = journal.resume({"trainable": ..., "optimizer": ...})
+log = StageLog(run, metrics, stop, stage, config)
+items, first = log.resume({"trainable": ..., "optimizer": ...})
 for step in range(first, steps):
     ...
-    journal.record(step + 1, values, watch=("reward",))
-    journal.keep(step + 1, {"trainable": ..., "optimizer": ...})
+    log.log_metrics(step + 1, values, watch=("reward",))
+    log.save_checkpoint(step + 1, {"trainable": ..., "optimizer": ...})
 """
 
 from __future__ import annotations
@@ -16,25 +16,41 @@ from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, NoReturn
 
-from d1jax.config import Config, ConfigError
+from d1jax.config import Config, UserError
 from d1jax.config.errors import CannotSave, Diverged
+from d1jax.config.schema import Stage
+from d1jax.config.training import TrainingConfig
 from d1jax.telemetry.metrics import MetricsLog, read_metrics
 from d1jax.telemetry.progress import Progress
 from d1jax.training.stopping import StopRequest
 from d1jax.weights.checkpoints import Checkpoints, DamagedCheckpoint
 from d1jax.weights.run import RunDirectory
 
-RECENT = 100  # steps that a guard may look back
+RECENT = 100  # steps that a check may look back
 
 
-class Journal:
-    def __init__(
-        self, run: RunDirectory, metrics: MetricsLog, stop: StopRequest, stage: str, steps: int, config: Config
-    ) -> None:
-        self.stage, self.steps = stage, steps
+class Clock:
+    """Seconds between laps, under the names that metrics have."""
+
+    def __init__(self) -> None:
+        self.laps: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def lap(self, name: str) -> None:
+        """Files the time since the lap before."""
+        now = time.perf_counter()
+        self.laps[name] = now - self._last
+        self._last = now
+
+
+class StageLog:
+    def __init__(self, run: RunDirectory, metrics: MetricsLog, stop: StopRequest, stage: Stage, config: Config) -> None:
+        self.stage = stage.name
+        self._section: TrainingConfig = config.section_of(stage)
+        self.steps = self._section.steps
         self._run, self._config, self._metrics, self._stop = run, config, metrics, stop
         keep = self._kept if config.keep_last else None
-        self._checkpoints = Checkpoints(run.checkpoints(stage), owner=True, keep=keep)
+        self._checkpoints = Checkpoints(run.checkpoints(self.stage), owner=True, keep=keep)
         self._progress: Progress | None = None
         self._began = time.perf_counter()
         self.recent: list[Mapping[str, float]] = []  # metrics of the last steps, those before a stop included
@@ -47,15 +63,25 @@ class Journal:
         else:
             self._progress.note(f"{self.stage}: {line}")
 
+    def notes(self, lines: Iterable[str]) -> None:
+        """Lines for the log."""
+        for line in lines:
+            self.note(line)
+
+    def evaluates(self, step: int) -> bool:
+        """Whether the headline set is evaluated after this step."""
+        every = self._config.evaluation.every
+        return bool(every) and step % every == 0
+
     def resume(self, items: dict[str, Any]) -> tuple[dict[str, Any], int]:
         """(items, first step to do): as given, or as the last good checkpoint has them. A damaged one is set aside, not deleted.
 
-        Raises ConfigError where a checkpoint is of a step that the stage does not have.
+        Raises UserError where a checkpoint is of a step that the stage does not have.
         """
         first = 0
         while (saved := self._checkpoints.latest()) is not None:
             if saved > self.steps:
-                raise ConfigError(
+                raise UserError(
                     f"{self._run.checkpoints(self.stage) / str(saved)} is of step {saved}, but {self.stage}.steps = {self.steps}; "
                     "move that folder away, or raise the steps in a new run_dir"
                 )
@@ -89,9 +115,9 @@ class Journal:
             f"{error}. It is now in {self._run.damaged(self.stage)}; "
             + (f"going on from step {good}" if good else "no earlier one is there, so the stage begins again")
         )
-        self._metrics.rewind(self._run.saved_steps(self._config.stages))
+        self._metrics.rewind(self._run.saved_steps(self._config.stage_names))
 
-    def record(self, step: int, values: Mapping[str, float], watch: Sequence[str]) -> None:
+    def log_metrics(self, step: int, values: Mapping[str, float], watch: Sequence[str]) -> None:
         """Writes the metrics of a step. Raises Diverged when too many updates in a row were skipped.
 
         time/step_s is all that has passed since the step before: compilation, evaluation and saving too.
@@ -104,9 +130,9 @@ class Journal:
         self._note_headline(step, values)
         self._progress.update({name: values[name] for name in watch if name in values})
         in_a_row = int(values["nonfinite/in_a_row"])
-        problem = bad_updates_of(self.stage, step, self.steps, in_a_row, self._config)
+        problem = bad_updates_of(self.stage, step, self._section, in_a_row, self._config.max_bad_updates)
         if problem:
-            bad_steps = -(-in_a_row // (self._config.rl.inner_updates if self.stage == "rl" else 1))
+            bad_steps = -(-in_a_row // self._section.updates_per_step)
             good = max((saved for saved in self._checkpoints.steps() if saved <= step - bad_steps), default=0)
             advice = f"start a new run_dir with a lower {self.stage}.optimizer.learning_rate"
             raise Diverged(
@@ -115,7 +141,7 @@ class Journal:
                 else f"{problem}; {advice}, and check the weights that it starts from"
             )
 
-    def roll_back(self, step: int, steps: int, signs: Sequence[str]) -> NoReturn:
+    def quarantine(self, step: int, steps: int, signs: Sequence[str]) -> NoReturn:
         """Sets aside what was saved in the last `steps` steps, which were bad, and raises Diverged with what was seen."""
         # The first bad step decoded with the weights of the checkpoint before it, so that one is not good either.
         good = max((saved for saved in self._checkpoints.steps() if saved < step - steps), default=0)
@@ -126,10 +152,10 @@ class Journal:
             + (f"The last good checkpoint is step {good}" if good else f"No checkpoint of {self.stage} is from before")
             + (f"; steps {moved} are now in {collapsed}" if moved else "")
             + f". In a new run_dir, with init_from this one, try a lower {self.stage}.optimizer.learning_rate, a KL term, or "
-            f"{self.stage}.guard.patience = 0"
+            f"{self.stage}.collapse = ignore"
         )
 
-    def keep(self, step: int, items: dict[str, Any]) -> None:
+    def save_checkpoint(self, step: int, items: dict[str, Any]) -> None:
         """Saves a checkpoint when one is due or a signal has come; then, after a signal, raises Stopped.
 
         Raises CannotSave where the disk is full, or the directory may not be written to or is not there any more.
@@ -148,15 +174,15 @@ class Journal:
         self._stop.check(f"{self.stage} step {step}")
 
     def _kept(self, saved: list[int]) -> set[int]:
-        look_back = self._config.rl.guard.patience if self.stage == "rl" else 0
-        return kept_steps(saved, self._config.keep_last, self._headline, look_back)
+        collapse = getattr(self._section, "collapse", None)
+        return kept_steps(saved, self._config.keep_last, self._headline, collapse.patience if collapse else 0)
 
     def _note_headline(self, step: int, values: Mapping[str, float]) -> None:
         solved = values.get(f"eval/{next(iter(self._config.task.eval_sets))}/solved")
         if solved is not None:
             self._headline[step] = solved
 
-    def __enter__(self) -> Journal:
+    def __enter__(self) -> StageLog:
         return self
 
     def __exit__(
@@ -167,12 +193,12 @@ class Journal:
         self._checkpoints.close()
 
 
-def bad_updates_of(stage: str, step: int, steps: int, in_a_row: int, config: Config) -> str | None:
+def bad_updates_of(stage: str, step: int, section: TrainingConfig, in_a_row: int, limit: int) -> str | None:
     """What to say where a stage cannot go on, or has learnt nothing, because its last `in_a_row` updates were not finite; else None."""
-    updates = steps * (config.rl.inner_updates if stage == "rl" else 1)
-    if step == steps and in_a_row >= updates:
+    updates = section.steps * section.updates_per_step
+    if step == section.steps and in_a_row >= updates:
         return f"{stage} step {step}: all {updates} updates of the stage were NaN or infinite and were skipped, so nothing was learnt"
-    if in_a_row >= config.max_bad_updates:
+    if in_a_row >= limit:
         return f"{stage} step {step}: the last {in_a_row} updates were NaN or infinite and were skipped"
     return None
 

@@ -22,13 +22,13 @@ import numpy as np
 from jax import Array
 from orbax.checkpoint import v1 as ocp
 
-from d1jax.config import ConfigError
+from d1jax.config import UserError
 
 RECORD = "_CHECKPOINT_METADATA"  # Orbax's record of a step, which holds ours
 Keep = Callable[[list[int]], Collection[int]]
 
 
-class DamagedCheckpoint(ConfigError):
+class DamagedCheckpoint(UserError):
     """A checkpoint that was saved whole and is not whole any more; the message names its folder and what is wrong there."""
 
     def __init__(self, step: int, problem: str) -> None:
@@ -84,7 +84,7 @@ class Checkpoints:
     def load(self, step: int, like: dict[str, Any]) -> dict[str, Any]:
         """The trees named in `like`, each array with the dtype and placement of its example.
 
-        Raises KeyError if there is no such step, DamagedCheckpoint if it is not what was saved, ConfigError if it is whole, but
+        Raises KeyError if there is no such step, DamagedCheckpoint if it is not what was saved, UserError if it is whole, but
         of another model, optimizer or version of d1jax.
         """
         if step not in self.steps():
@@ -97,7 +97,7 @@ class Checkpoints:
         for name, tree in like.items():
             wanted, found = sorted(x.shape for x in jax.tree.leaves(tree)), self._shapes(step, name)
             if found is not None and found != wanted:
-                raise ConfigError(
+                raise UserError(
                     f"{folder / name} holds {len(found)} arrays which are not the {len(wanted)} of this configuration; it was saved "
                     "by another configuration or version of d1jax, which can still read it"
                 )

@@ -10,9 +10,10 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
-from d1jax.config import Config, ConfigError, SamplerConfig
-from d1jax.config.parse import section_from, to_dict
-from d1jax.config.rules import check
+from d1jax.config import Config, SamplerConfig, UserError
+from d1jax.config.check import check
+from d1jax.config.stored import sampler_from
+from d1jax.config.values import plain
 from d1jax.files import write_json
 from d1jax.weights.hf_directory import read_json
 
@@ -20,16 +21,16 @@ FILE, SECTION = "generation_config.json", "d1jax_sampler"
 
 
 def read_sampler(directory: Path) -> SamplerConfig | None:
-    """The sampler's settings that a checkpoint brings along; None where it brings none. Raises ConfigError for impossible ones."""
+    """The sampler's settings that a checkpoint brings along; None where it brings none. Raises UserError for impossible ones."""
     path = directory / FILE
     stored = read_json(path).get(SECTION) if path.is_file() else None
     if stored is None:
         return None
-    sampler = section_from(SamplerConfig, stored, f"{path}: {SECTION}")
+    sampler = sampler_from(stored, f"{path}: {SECTION}")
     try:
         check(dataclasses.replace(Config(), sampler=sampler))
-    except ConfigError as error:
-        raise ConfigError(f"{path}: {SECTION}: {error}") from None
+    except UserError as error:
+        raise UserError(f"{path}: {SECTION}: {error}") from None
     return sampler
 
 
@@ -44,5 +45,5 @@ def write_sampler(directory: Path, sampler: SamplerConfig) -> None:
     """Puts the settings into the directory's generation_config.json, which is made where there is none."""
     path = directory / FILE
     published = read_json(path) if path.is_file() else {}
-    plain = {"max_new_tokens": sampler.completion_length, "steps": sampler.steps}
-    write_json(path, {**published, **plain, SECTION: to_dict(sampler)})
+    for_others = {"max_new_tokens": sampler.completion_length, "steps": sampler.steps}
+    write_json(path, {**published, **for_others, SECTION: plain(sampler)})

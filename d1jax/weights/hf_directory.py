@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 from safetensors import SafetensorError, safe_open
 
-from d1jax.config import ConfigError, ModelConfig
+from d1jax.config import ModelConfig, UserError
 from d1jax.files import distinct
 from d1jax.models.families import Family, family_of, read_config
 from d1jax.weights.arrays import stored_array
@@ -68,14 +68,14 @@ def is_checkpoint(path: Path) -> bool:
 def open_checkpoint(path: str | Path) -> Checkpoint:
     """What a directory holds, checked against the architecture that its config.json describes. No tensor is read.
 
-    Raises ConfigError: no such directory, no config.json, an unknown architecture, a missing or broken file, tensors that are
+    Raises UserError: no such directory, no config.json, an unknown architecture, a missing or broken file, tensors that are
     missing, unexpected, twice there, of a wrong shape or of mixed dtypes.
     """
     path = Path(path)
     if not os.path.isdir(path):
-        raise ConfigError(f"checkpoint {str(path)!r}: no such directory")
+        raise UserError(f"checkpoint {str(path)!r}: no such directory")
     if not is_checkpoint(path):
-        raise ConfigError(f"checkpoint {str(path)!r}: has no config.json; name the directory that holds it")
+        raise UserError(f"checkpoint {str(path)!r}: has no config.json; name the directory that holds it")
     where = str(path / "config.json")
     published = read_json(path / "config.json")
     family, config = family_of(published, where), read_config(published, where)
@@ -121,7 +121,7 @@ def copy_companions(source: Path, out: Path, dtype: str | None = None) -> None:
 
 
 def _check_link(file: Path, source: Path) -> None:
-    """Raises ConfigError for a link out of the checkpoint: what it points at may be nobody's to pass on.
+    """Raises UserError for a link out of the checkpoint: what it points at may be nobody's to pass on.
 
     The hub's cache is a folder of links, snapshots/REVISION/FILE, to contents in the blobs/ beside snapshots/.
     """
@@ -129,21 +129,21 @@ def _check_link(file: Path, source: Path) -> None:
     blobs = home.parent.parent / "blobs"
     if target.is_relative_to(home) or (home.parent.name == "snapshots" and target.parent == blobs):
         return
-    raise ConfigError(f"{file}: links to {target}, outside of the checkpoint; put the file itself there, or remove it")
+    raise UserError(f"{file}: links to {target}, outside of the checkpoint; put the file itself there, or remove it")
 
 
 # -- reading headers ----------------------------------------------------------------------------------------------------
 
 
 def headers(file: Path) -> dict[str, Tensor]:
-    """Every tensor of a safetensors file. Raises ConfigError where it is truncated or not one."""
+    """Every tensor of a safetensors file. Raises UserError where it is truncated or not one."""
     try:
         with safe_open(file, framework="numpy") as opened:
             slices = {name: opened.get_slice(name) for name in opened.keys()}
             read = {name: (tuple(s.get_shape()), s.get_dtype()) for name, s in slices.items()}
             return {name: Tensor(file, shape, DTYPES.get(dtype, dtype)) for name, (shape, dtype) in read.items()}
     except (SafetensorError, OSError) as error:
-        raise ConfigError(
+        raise UserError(
             f"{file}: not a whole safetensors file ({error}); it was cut off or changed, so download it again"
         ) from None
 
@@ -154,24 +154,24 @@ def _tensors(path: Path) -> dict[str, Tensor]:
             return headers(path / SINGLE)
         others = sorted(file.name for file in path.iterdir() if file.suffix in WEIGHTS)
         found = f"; it has {', '.join(others[:4])}" if others else ""
-        raise ConfigError(f"checkpoint {str(path)!r}: has neither {SINGLE} nor {INDEX} nor {NATIVE}/{found}")
+        raise UserError(f"checkpoint {str(path)!r}: has neither {SINGLE} nor {INDEX} nor {NATIVE}/{found}")
     weight_map = read_json(path / INDEX).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map or not all(isinstance(x, str) for x in weight_map.values()):
-        raise ConfigError(f"{path / INDEX}: has no weight_map from tensors to files")
+        raise UserError(f"{path / INDEX}: has no weight_map from tensors to files")
     tensors: dict[str, Tensor] = {}
     for name in sorted(set(weight_map.values())):
         if Path(name).name != name or not (path / name).is_file():
             owner = next(tensor for tensor, file in weight_map.items() if file == name)
-            raise ConfigError(f"{path / INDEX}: names shard {name!r} (of tensor {owner}), which is not there")
+            raise UserError(f"{path / INDEX}: names shard {name!r} (of tensor {owner}), which is not there")
         shard = headers(path / name)
         twice = sorted(shard.keys() & tensors.keys())
         if twice:
             first = tensors[twice[0]].file.name
-            raise ConfigError(f"checkpoint {str(path)!r}: tensor {twice[0]} is both in {first} and in {name}")
+            raise UserError(f"checkpoint {str(path)!r}: tensor {twice[0]} is both in {first} and in {name}")
         tensors |= shard
     for name, file in weight_map.items():
         if name not in tensors or tensors[name].file.name != file:
-            raise ConfigError(f"{path / INDEX}: says that tensor {name} is in {file}, which does not hold it")
+            raise UserError(f"{path / INDEX}: says that tensor {name} is in {file}, which does not hold it")
     return tensors
 
 
@@ -185,18 +185,18 @@ def _native_tensors(path: Path, config: ModelConfig, family: Family) -> dict[str
     found = {directory for directory in (path / NATIVE).iterdir() if not directory.name.startswith(".")}
     layers = next((_stored(directory)[0][0] for directory in sorted(found) if directory.name.startswith("blocks.")), 0)
     if config.layers > max(layers, MANY_LAYERS):  # before as many names are made
-        raise ConfigError(
+        raise UserError(
             f"{path / NATIVE}: holds {layers} layers, config.json says {family.fields['layers']} = {config.layers}"
         )
     expected = {native_directory(path, entry): our_shape(entry) for entry in entries(config, family)}
     for directory in sorted(expected.keys() ^ found):
         what = "is missing" if directory in expected else "is not expected"
-        raise ConfigError(f"{directory}: {what} in a {family.name} checkpoint of this architecture; convert it again")
+        raise UserError(f"{directory}: {what} in a {family.name} checkpoint of this architecture; convert it again")
     tensors = {}
     for directory, shape in expected.items():
         stored, dtype = _stored(directory)
         if stored != shape:
-            raise ConfigError(f"{directory}: has shape {stored}, config.json says {shape}")
+            raise UserError(f"{directory}: has shape {stored}, config.json says {shape}")
         tensors[directory.name] = Tensor(path / NATIVE, stored, dtype)
     return tensors
 
@@ -205,7 +205,7 @@ def _stored(directory: Path) -> tuple[tuple[int, ...], str]:
     try:
         return stored_array(directory)
     except Exception as error:  # Orbax has no error class of its own
-        raise ConfigError(
+        raise UserError(
             f"{directory}: not readable by Orbax ({first_line(error)}); convert the checkpoint again"
         ) from None
 
@@ -221,10 +221,10 @@ def _one_dtype(tensors: Mapping[str, Tensor]) -> str:
     where = next(iter(tensors.values())).file.parent
     if len(first) > 1:
         named = ", ".join(f"{name} is {dtype}" for dtype, name in first.items())
-        raise ConfigError(f"{where}: mixed dtypes: {named}; store all in one dtype")
+        raise UserError(f"{where}: mixed dtypes: {named}; store all in one dtype")
     (stored,) = first
     if stored not in DTYPES.values():
-        raise ConfigError(f"{where}: weights are stored as {stored}; d1jax reads {', '.join(DTYPES.values())}")
+        raise UserError(f"{where}: weights are stored as {stored}; d1jax reads {', '.join(DTYPES.values())}")
     return stored
 
 
@@ -236,7 +236,7 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=distinct)
     except (OSError, ValueError, RecursionError) as error:
-        raise ConfigError(f"{path}: not readable as JSON: {error}") from None
+        raise UserError(f"{path}: not readable as JSON: {error}") from None
     if not isinstance(value, dict):
-        raise ConfigError(f"{path}: expected an object, found {type(value).__name__}")
+        raise UserError(f"{path}: expected an object, found {type(value).__name__}")
     return value

@@ -24,7 +24,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from safetensors.numpy import save_file
 from tqdm import tqdm
 
-from d1jax.config import ConfigError, ModelConfig
+from d1jax.config import ModelConfig, UserError
 from d1jax.files import new_directory, write_json
 from d1jax.models.families import Family
 from d1jax.models.transformer import Transformer, Variables, abstract_variables
@@ -39,7 +39,7 @@ PathAndArray = tuple[tuple[str, ...], Array]
 def load_weights(checkpoint: Checkpoint, config: ModelConfig, mesh: Mesh) -> Variables:
     """{"params": ...} of a checkpoint, each array placed by the rule table and stored as `config.param_dtype`.
 
-    Raises ConfigError that names a tensor which is not finite. Conversions, which move bits, do not ask.
+    Raises UserError that names a tensor which is not finite. Conversions, which move bits, do not ask.
     """
     plan = entries(config, checkpoint.family)
     with _progress("reading", plan, config.param_dtype) as bar:
@@ -52,7 +52,7 @@ def _finite(arrays: Iterable[PathAndArray], plan: Sequence[Entry], where: str) -
         layer = not_finite_at(array)
         if layer is not None:
             name = entry.names[layer if entry.stacked else 0]
-            raise ConfigError(
+            raise UserError(
                 f"checkpoint {where!r}: tensor {name} holds NaN or infinite values; download or export it again"
             )
         yield path, array
@@ -100,7 +100,7 @@ def _read_native(directory: Path, like: jax.ShapeDtypeStruct) -> Array:
     try:
         return load_array(directory, like)
     except Exception as error:  # Orbax has no error class of its own
-        raise ConfigError(
+        raise UserError(
             f"{directory}: not readable by Orbax ({first_line(error)}); convert the checkpoint again"
         ) from None
 

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jax import Array
 
-from d1jax.config import ConfigError, ModelConfig
+from d1jax.config import ModelConfig, UserError
 from d1jax.models.families import FAMILIES, Family
 
 MANY_LAYERS = 1000  # up to here names are made first and compared then, which says more
@@ -85,7 +85,7 @@ def to_theirs(entry: Entry, array: Array, index: int) -> Array:
 
 
 def from_published(tensors: Mapping[str, Any], config: ModelConfig, family: Family) -> dict[str, Any]:
-    """A whole state dict -> {"params": ...}. Raises ConfigError as `check_tensors` does."""
+    """A whole state dict -> {"params": ...}. Raises UserError as `check_tensors` does."""
     check_tensors({name: tuple(tensor.shape) for name, tensor in tensors.items()}, config, family, "state dict")
     return as_tree(
         (entry.path, to_ours(entry, [jnp.asarray(tensors[name], tensors[name].dtype) for name in entry.names]))
@@ -121,9 +121,9 @@ def leaf(variables: Mapping[str, Any], path: tuple[str, ...]) -> Array:
 
 
 def check_tensors(found: Mapping[str, tuple[int, ...]], config: ModelConfig, family: Family, where: str) -> None:
-    """Raises ConfigError that names the tensors that are missing, not expected, or of another shape than config.json says."""
+    """Raises UserError that names the tensors that are missing, not expected, or of another shape than config.json says."""
     if config.layers > max(len(found), MANY_LAYERS):  # before as many names are made
-        raise ConfigError(
+        raise UserError(
             f"{where}: config.json says {family.fields['layers']} = {config.layers}, but there are only {len(found)} tensors"
         )
     expected = expected_shapes(config, family)
@@ -138,7 +138,7 @@ def check_tensors(found: Mapping[str, tuple[int, ...]], config: ModelConfig, fam
             problems.append(f"tensor {name} has shape {found[name]}, config.json says {expected[name]}")
     if problems:
         shown = problems[:5] + ([f"and {len(problems) - 5} more"] if len(problems) > 5 else [])
-        raise ConfigError(f"{where}: not a {family.name} checkpoint of this architecture:\n  " + "\n  ".join(shown))
+        raise UserError(f"{where}: not a {family.name} checkpoint of this architecture:\n  " + "\n  ".join(shown))
 
 
 def _some(names: list[str]) -> str:

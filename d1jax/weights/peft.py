@@ -18,7 +18,7 @@ import numpy as np
 from jax.sharding import Mesh
 from safetensors.numpy import load_file, save_file
 
-from d1jax.config import ConfigError, LoraConfig, ModelConfig
+from d1jax.config import LoraConfig, ModelConfig, UserError
 from d1jax.files import new_directory, write_json
 from d1jax.models.families import Family
 from d1jax.models.transformer import Transformer, Variables, abstract_variables
@@ -69,35 +69,35 @@ def is_adapter(path: Path) -> bool:
 def read_adapter(path: str | Path, config: ModelConfig, family: Family, mesh: Mesh) -> tuple[LoraConfig, Variables]:
     """(LoraConfig, {"lora": ...}) of a PEFT directory, placed by the rule table.
 
-    Raises ConfigError: not an adapter, a variant that d1jax does not implement, an adapter of the vocabulary head, or one
+    Raises UserError: not an adapter, a variant that d1jax does not implement, an adapter of the vocabulary head, or one
     whose tensors do not fit this model.
     """
     path = Path(path)
     if not is_adapter(path) or not (path / WEIGHTS).is_file():
-        raise ConfigError(f"adapter {str(path)!r}: needs {CONFIG} and {WEIGHTS}")
+        raise UserError(f"adapter {str(path)!r}: needs {CONFIG} and {WEIGHTS}")
     settings = read_json(path / CONFIG)
     for name, allowed in FIXED.items():
         if settings.get(name, allowed[0]) not in allowed:
-            raise ConfigError(
+            raise UserError(
                 f"{path / CONFIG}: {name} = {settings[name]!r} is not supported; d1jax implements {allowed[0]!r}"
             )
     # PEFT writes every setting that it has; one of a newer version that is not used is null.
     used = {name for name, value in settings.items() if value is not None}
     unknown = sorted(used - FIXED.keys() - HARMLESS)
     if unknown:
-        raise ConfigError(
+        raise UserError(
             f"{path / CONFIG}: d1jax does not know {', '.join(map(repr, unknown))}, which may change what the adapter computes; "
             "take out of the file what does not"
         )
     rank, alpha, scaled = settings.get("r"), settings.get("lora_alpha"), settings.get("use_rslora")
     numbers = isinstance(rank, int) and isinstance(alpha, int | float) and not isinstance(alpha, bool)
     if not numbers or rank is True or not (1 <= rank <= LARGEST and 0 < alpha <= LARGEST):  # NaN is in no range
-        raise ConfigError(
+        raise UserError(
             f"{path / CONFIG}: r = {rank!r:.40} and lora_alpha = {alpha!r:.40} must be numbers, r from 1 and lora_alpha above 0, "
             f"both up to {LARGEST}"
         )
     if not isinstance(scaled, bool | None):
-        raise ConfigError(f"{path / CONFIG}: use_rslora = {scaled!r:.40} must be true or false")
+        raise UserError(f"{path / CONFIG}: use_rslora = {scaled!r:.40} must be true or false")
     shapes = {name: tensor.shape for name, tensor in headers(path / WEIGHTS).items()}
     targets = _targets(path, shapes, config, family)
     # rslora scales by alpha / sqrt(r); here the scale is alpha / r.
@@ -109,7 +109,7 @@ def read_adapter(path: str | Path, config: ModelConfig, family: Family, mesh: Me
     tensors = load_file(path / WEIGHTS)
     broken = next((name for name, tensor in tensors.items() if not np.isfinite(tensor).all()), None)
     if broken is not None:
-        raise ConfigError(f"adapter {str(path)!r}: tensor {broken} holds NaN or infinite values; export it again")
+        raise UserError(f"adapter {str(path)!r}: tensor {broken} holds NaN or infinite values; export it again")
 
     def place(keys: tuple[Any, ...], target: jax.ShapeDtypeStruct) -> jax.Array:
         layers = [tensors[name].T for name in names[_path(keys)]]
@@ -151,7 +151,7 @@ def save_adapter(
 
 
 def _targets(path: Path, shapes: Mapping[str, tuple[int, ...]], config: ModelConfig, family: Family) -> tuple[str, ...]:
-    """Our names of the adapted modules, from the tensors that are there. Raises ConfigError for any that is not in a block."""
+    """Our names of the adapted modules, from the tensors that are there. Raises UserError for any that is not in a block."""
     pattern = re.compile(
         re.escape(PREFIX)
         + re.escape(family.names.block).replace(re.escape("{layer}"), r"\d+")
@@ -162,17 +162,15 @@ def _targets(path: Path, shapes: Mapping[str, tuple[int, ...]], config: ModelCon
     for name in shapes:
         match = pattern.fullmatch(name)
         if name.startswith(f"{PREFIX}{family.names.head}."):
-            raise ConfigError(
+            raise UserError(
                 f"adapter {str(path)!r}: tensor {name} adapts the vocabulary head, which d1jax does not; "
                 "train again with target_modules that name layers of a block only"
             )
         if match is None or match["module"] not in ours:
-            raise ConfigError(
-                f"adapter {str(path)!r}: tensor {name} belongs to no linear layer of a {family.name} model"
-            )
+            raise UserError(f"adapter {str(path)!r}: tensor {name} belongs to no linear layer of a {family.name} model")
         found.add(ours[match["module"]])
     if not found:
-        raise ConfigError(f"adapter {str(path)!r}: {WEIGHTS} holds no tensors")
+        raise UserError(f"adapter {str(path)!r}: {WEIGHTS} holds no tensors")
     return tuple(name for name in LoraConfig().targets if name in found)
 
 
@@ -192,7 +190,7 @@ def _check(path: Path, shapes: Mapping[str, tuple[int, ...]], like: Any, names: 
         expected |= dict.fromkeys(names[_path(keys)], target.shape[1:][::-1])
     for name in sorted(expected.keys() | shapes.keys()):
         if expected.get(name) != shapes.get(name):
-            raise ConfigError(
+            raise UserError(
                 f"adapter {str(path)!r} is for another model: tensor {name} has shape {shapes.get(name)}, "
                 f"this model needs {expected.get(name)}"
             )

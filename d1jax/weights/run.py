@@ -1,6 +1,6 @@
-"""The directory of one run: its paths, and what a reader asks of it. A run is one more kind of checkpoint (source.py).
+"""The directory of one run: its paths, and what a reader asks of it. A run is one more kind of checkpoint (training/setup.py).
 
-config.yaml  data.json  source/  metrics.jsonl  checkpoints/<stage>/<step>/  evaluations/<stage>.json
+config.yaml  data.json  source/  metrics.jsonl  checkpoints/<stage>/<step>/  evaluations/<stage>.json  rejection/<stage>.jsonl
 samples.jsonl  summary.json  report.html  collapsed/<stage>/<step>/  damaged/<stage>/<step>/
 """
 
@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from d1jax.config import Config, ConfigError
-from d1jax.config.parse import from_yaml
+from d1jax.config import Config, UserError
+from d1jax.config.stored import from_yaml
 from d1jax.files import distinct
 
 
@@ -69,6 +69,10 @@ class RunDirectory:
         """Checkpoints that were not what had been saved; nothing reads them."""
         return self.path / "damaged" / stage
 
+    def kept(self, stage: str) -> Path:
+        """The rows that a rejection stage has kept."""
+        return self.path / "rejection" / f"{stage}.jsonl"
+
     def saved_steps(self, stages: Sequence[str]) -> dict[str, int]:
         """How far each stage that has begun is saved (0: not yet)."""
         begun = [stage for stage in stages if self.checkpoints(stage).is_dir()]
@@ -83,12 +87,12 @@ class RunDirectory:
 
 
 def read_record(path: Path) -> dict[str, Any]:
-    """A JSON object that a run has left. Raises ConfigError that names the file where it is cut or changed."""
+    """A JSON object that a run has left. Raises UserError that names the file where it is cut or changed."""
     return _parsed(path, lambda text: [text])[0]
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:
-    """The JSON objects of a file with one a line. Raises ConfigError that names the file where it is cut or changed."""
+    """The JSON objects of a file with one a line. Raises UserError that names the file where it is cut or changed."""
     return _parsed(path, lambda text: [line for line in text.split("\n") if line])
 
 
@@ -98,7 +102,7 @@ def _parsed(path: Path, parts: Callable[[str], list[str]]) -> list[dict[str, Any
         if not all(isinstance(value, dict) for value in values):
             raise ValueError("it holds something else")
     except (OSError, ValueError, RecursionError) as error:
-        raise ConfigError(
+        raise UserError(
             f"{path}: not readable as JSON objects ({error}); move it away, and the same command makes it again"
         ) from None
     return values
@@ -122,8 +126,8 @@ def run_above(path: Path) -> Path | None:
 
 
 def open_run(path: str | Path) -> tuple[RunDirectory, Config]:
-    """An existing run and its resolved configuration. Raises ConfigError where there is none."""
+    """An existing run and its resolved configuration. Raises UserError where there is none."""
     run = RunDirectory(Path(path))
     if not is_run(run.path):
-        raise ConfigError(f"{str(path)!r} is no run directory: it has no config.yaml")
+        raise UserError(f"{str(path)!r} is no run directory: it has no config.yaml")
     return run, from_yaml(run.config)

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from d1jax.config import ConfigError, ModelConfig
+from d1jax.config import ModelConfig, UserError
 from d1jax.data.hf_tokenizer import load_pretrained_tokenizer
 from d1jax.data.tokenizers import (
     IdTokenizer,
@@ -44,21 +44,21 @@ def token_ids_only(directory: Path, vocab_size: int) -> IdTokenizer:
 
 
 def load_tokenizer(directory: Path, published_in: Path | None = None) -> Tokenizer:
-    """The tokenizer saved in a directory, d1jax's own or a published one. Raises ConfigError where there is none.
+    """The tokenizer saved in a directory, d1jax's own or a published one. Raises UserError where there is none.
 
     published_in: where config.json is, if not there (a tokenizer that is kept apart from its checkpoint).
     """
     try:
         small = load_small_tokenizer(directory)
     except ValueError as error:
-        raise ConfigError(f"tokenizer {str(directory)!r}: {error}") from None
+        raise UserError(f"tokenizer {str(directory)!r}: {error}") from None
     described = published_in or directory
     if small is not None:
         if (described / "config.json").is_file():
             _check_ids(small.special, read_json(described / "config.json"), described)
         return small
     if not (described / "config.json").is_file():
-        raise ConfigError(f"tokenizer {str(directory)!r}: no tokenizer is there, and no config.json")
+        raise UserError(f"tokenizer {str(directory)!r}: no tokenizer is there, and no config.json")
     published = read_json(described / "config.json")
     family = family_of(published, str(described / "config.json"))
     try:
@@ -70,10 +70,10 @@ def load_tokenizer(directory: Path, published_in: Path | None = None) -> Tokeniz
             assistant_header=family.assistant_header,
         )
     except ValueError as error:
-        raise ConfigError(str(error)) from None
+        raise UserError(str(error)) from None
     named = found.wrapped.mask_token_id
     if named not in (None, found.special.mask):
-        raise ConfigError(
+        raise UserError(
             f"tokenizer {str(directory)!r}: config.json says mask_token_id = {found.special.mask}, the tokenizer's own mask token is "
             f"{named}; correct the one that is wrong"
         )
@@ -94,29 +94,29 @@ def _closing_ids(published: Mapping[str, Any], folders: Iterable[Path], describe
 
 def _check_mask(mask: int | None, closing: set[int | None], directory: Path) -> None:
     if mask is not None and mask in closing:
-        raise ConfigError(
+        raise UserError(
             f"tokenizer {str(directory)!r}: the mask token {mask} is also a token that ends a text; every text would end "
             "where it is not decided yet. Correct mask_token_id, eos_token_id or pad_token_id in config.json"
         )
 
 
 def _closing(published: Mapping[str, Any], file: Path, size: int) -> set[int]:
-    """The ids of eos_token_id, which is one or a list. Raises ConfigError for what is no id of the tokenizer."""
+    """The ids of eos_token_id, which is one or a list. Raises UserError for what is no id of the tokenizer."""
     value = published.get("eos_token_id")
     ids = [] if value is None else value if isinstance(value, list) else [value]
     for token in ids:
         if type(token) is not int or not 0 <= token < size:
-            raise ConfigError(
+            raise UserError(
                 f"{file}: eos_token_id = {value!r} names {token!r}, which is none of the tokenizer's {size} ids"
             )
     return set(ids)
 
 
 def _check_ids(special: SpecialTokens, published: Mapping[str, Any], directory: Path) -> None:
-    """Raises ConfigError where config.json names other special tokens than a small tokenizer has."""
+    """Raises UserError where config.json names other special tokens than a small tokenizer has."""
     for name, token in _token_ids(special).items():
         if published.get(name, token) != token:
-            raise ConfigError(
+            raise UserError(
                 f"{directory / 'config.json'}: {name} = {published[name]!r}, but the tokenizer of this model has {token}; correct "
                 "config.json"
             )
@@ -130,7 +130,7 @@ def _token_id(published: Mapping[str, Any], directory: Path, *names: str) -> int
         if value is None:
             continue
         if not isinstance(value, int) or isinstance(value, bool):
-            raise ConfigError(f"{directory / 'config.json'}: {name} = {published[name]!r} is not a token id")
+            raise UserError(f"{directory / 'config.json'}: {name} = {published[name]!r} is not a token id")
         return value
     return None
 

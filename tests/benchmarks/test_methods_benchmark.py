@@ -25,39 +25,40 @@ BY_HAND = {
     "d2": (2, 2 * (12 + 4 + 3)),  # no more segments than steps
     "tracerl": (2, 1 * (12 + 3)),  # two steps are one segment; KL to the old policy
     "ppo_kl": (2, 2 * (12 + 3 + 2)),  # two states; policy and reference once for the penalty in the reward
+    "cispo": (2, 1 * (12 + 3)),  # no KL
+    "online_rft": (2, 3),
     "vrpo": (2, 8 * (3 + 1)),
-    "sft": (0, 3),  # nobody decodes
 }
 
 
 @pytest.mark.parametrize("name", BY_HAND)
 def test_forward_passes(plan, name):
     flags = ("--sampler.steps", "2")
-    config, _ = plan.method_config("sudoku", plan.CONFIGS / "methods" / f"{name}.yaml", flags)
+    config, _ = plan.method_config("sudoku", plan.method_file(name), flags)
     rollout, update = BY_HAND[name]
     assert (plan.rollout_passes(config), plan.update_passes(config)) == (rollout, update)
-    trained = (
-        2 / config.rl.group_size if config.rl.advantage == "pairs" else 1
-    )  # of a group, the best and the worst row
-    rows = config.rl.prompts_per_step * config.rl.group_size
-    assert plan.row_passes(config) == rows * (rollout + trained * update)
+    stage = plan.stage_of(config)
+    trained = 2 / stage.num_generations if name == "vrpo" else 1  # of a group, the best and the worst row
+    assert plan.row_passes(config) == stage.prompts_per_step * stage.num_generations * (rollout + trained * update)
 
 
 def test_every_run_spends_the_budget_to_half_a_step(plan):
     runs, _ = plan.plan_runs(seeds=(1,))
-    assert {run.arm for run in runs} >= {"d1", "coupled_grpo", "just_grpo", "p 0.5", "mu 1, fresh masks"}
+    assert {run.arm for run in runs} >= {"d1", "coupled_grpo", "just_grpo", "vrpo", "p 0.5", "mu 1, fresh masks"}
     for run in runs:
         step = plan.row_passes(run.config)
         assert abs(run.spends - run.budget) <= step / 2
-        assert run.spends == run.config.rl.steps * step
+        assert run.spends == plan.stage_of(run.config).steps * step
 
 
 def test_what_is_shared_is_equal_and_what_it_changed_is_said(plan):
     base = plan.base_config("sudoku")
-    config, changed = plan.method_config("sudoku", plan.CONFIGS / "methods" / "coupled_grpo.yaml")
+    config, changed = plan.method_config("sudoku", plan.method_file("coupled_grpo"))
     assert all(getattr(config.rl, name) == getattr(base.rl, name) for name in plan.SHARED)
-    assert config.rl.clip_low == 0.5 and config.rl.inner_updates == 2
+    assert config.rl.policy_loss.clip_low == 0.5 and config.rl.num_iterations == 2
     assert changed["rl.temperature"] == "1.2 -> 1.0"
+    preference = plan.stage_of(plan.method_config("sudoku", plan.method_file("vrpo"))[0])
+    assert all(getattr(preference, name) == getattr(base.rl, name) for name in plan.SHARED)
 
 
 def test_arms_of_equal_settings_share_a_run(plan):
@@ -67,13 +68,20 @@ def test_arms_of_equal_settings_share_a_run(plan):
     assert digests["d1_fixed_mask"] == digests["mu 12, fixed masks"]
 
 
+def test_a_digest_sees_the_parameters_of_a_choice(plan):
+    (run,), _ = plan.plan_runs(("sudoku",), (1,), [plan.method_file("d1")], ablations=False)
+    kl = dataclasses.replace(run.config.rl.kl, coefficient=0.5)
+    other = dataclasses.replace(run.config, rl=dataclasses.replace(run.config.rl, kl=kl))
+    assert dataclasses.replace(run, config=other).digest != run.digest
+
+
 def result(run, solved=0.5):
     before, after = ({how: {"solved": x} for how in ("shared", "sampled")} for x in (0.25, solved))
-    return {"steps": run.config.rl.steps, "before": before, "after": after, "seconds": 1.0}
+    return {"steps": 1, "before": before, "after": after, "seconds": 1.0}
 
 
 def test_what_is_done_is_not_done_again(plan, runner, tmp_path):
-    runs, _ = plan.plan_runs(("sudoku",), (1, 2), [plan.CONFIGS / "methods" / "d1.yaml"], ablations=False)
+    runs, _ = plan.plan_runs(("sudoku",), (1, 2), [plan.method_file("d1")], ablations=False)
     # another arm of the same settings, as an ablation has it
     runs.append(dataclasses.replace(runs[0], arm="the same"))
     done = []
@@ -101,7 +109,7 @@ def test_what_is_done_is_not_done_again(plan, runner, tmp_path):
 
 def test_the_report_keeps_what_was_written_by_hand(plan, runner):
     report = importlib.import_module("methods_report")
-    runs, _ = plan.plan_runs(("sudoku",), (1, 2, 3), [plan.CONFIGS / "methods" / "d1.yaml"], ablations=True)
+    runs, _ = plan.plan_runs(("sudoku",), (1, 2, 3), [plan.method_file("d1")], ablations=True)
     rows = []
     for run in runs:
         train = {"reward": 1.0, "diverged": run.seed == 2}

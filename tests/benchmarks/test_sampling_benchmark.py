@@ -10,8 +10,10 @@ import pytest
 
 from d1jax.config import ModelConfig, SamplerConfig
 from d1jax.data.tokenizers import SpecialTokens
-from d1jax.diffusion.sampler import sample
-from d1jax.diffusion.schedule import plan
+from d1jax.diffusion.decoding import Prompts
+from d1jax.diffusion.noise import KeyedNoise
+from d1jax.diffusion.sampler import Sampler
+from d1jax.diffusion.schedule import step_schedule
 from d1jax.models.families import FAMILIES
 from d1jax.weights.names import to_published
 
@@ -87,12 +89,12 @@ def torch_sampler():
 
 @pytest.mark.torch
 @pytest.mark.parametrize(("length", "steps"), [(8, 3), (8, 8), (32, 16), (5, 4), (4, 1)])
-def test_both_commit_as_many_in_each_step(torch_sampler, length, steps):
+def test_both_unmask_as_many_in_each_step(torch_sampler, length, steps):
     import torch
 
     config = SamplerConfig(completion_length=2 * length, block_length=length, steps=2 * steps)
-    theirs = torch_sampler.commits_per_step(torch.tensor([length, length]), steps)
-    assert theirs.tolist() == [plan(config).count_K[:steps].tolist()] * 2
+    theirs = torch_sampler.tokens_per_step(torch.tensor([length, length]), steps)
+    assert theirs.tolist() == [step_schedule(config).count_K[:steps].tolist()] * 2
 
 
 @pytest.fixture
@@ -125,15 +127,16 @@ def test_token_for_token_at_temperature_zero(torch_sampler, both, block, steps):
     model, variables, torch_model = both
     prompt_BP = np.random.default_rng(0).integers(0, 11, (3, 5))
     config = SamplerConfig(completion_length=16, block_length=block, steps=steps, early_exit=False)
-    ours = sample(
-        model, variables, jnp.asarray(prompt_BP), jnp.full(3, 5), jax.random.key(0), jnp.arange(3),
-        config=config, special=SpecialTokens(mask=12, end=11), temperature=0.0,
-    )  # fmt: skip
+    ours = Sampler(model, config, SpecialTokens(mask=12, end=11)).sample(
+        variables,
+        Prompts(jnp.asarray(prompt_BP), jnp.full(3, 5)),
+        KeyedNoise(jax.random.key(0), jnp.arange(3)),
+    )
     theirs = torch_sampler.generate(
         torch_model, torch.tensor(prompt_BP), completion_length=16, block_length=block, steps=steps, temperature=0.0, mask_id=12
     )  # fmt: skip
     np.testing.assert_array_equal(ours.tokens_BC, theirs.tokens_BC)
-    np.testing.assert_array_equal(ours.reveal_step_BC, theirs.reveal_step_BC)
+    np.testing.assert_array_equal(ours.unmask_step_BC, theirs.unmask_step_BC)
     assert ours.nfe_B.tolist() == [theirs.forward_passes] * 3 == [steps] * 3
 
 

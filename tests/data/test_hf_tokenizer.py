@@ -15,9 +15,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from d1jax.config import ConfigError
+from d1jax.config import UserError
 from d1jax.diffusion.canvas import through_first_end
-from d1jax.inference.infill import lay_out
+from d1jax.inference.infill import parse_template
 from d1jax.weights.tokenizer_files import load_tokenizer
 
 hf = pytest.importorskip("tokenizers")
@@ -312,7 +312,7 @@ PATHS = {
     ),
     "a role": lambda tokenizer, text: tokenizer.prompt([turn(text, "x")]),
     "a target": lambda tokenizer, text: tokenizer.answer(text),
-    "around a hole": lambda tokenizer, text: lay_out(tokenizer, text + "{{mask:3}}" + text).ids,
+    "around a hole": lambda tokenizer, text: parse_template(tokenizer, text + "{{mask:3}}" + text).ids,
 }
 
 
@@ -360,13 +360,13 @@ def test_a_mask_that_also_ends_a_text_is_refused(write, setting):
     directory = write(**clash)
     if setting == "generation":
         (directory / "generation_config.json").write_text(json.dumps({"eos_token_id": ID["<|mask|>"]}))
-    with pytest.raises(ConfigError, match="the mask token .* is also a token that ends a text"):
+    with pytest.raises(UserError, match="the mask token .* is also a token that ends a text"):
         load_tokenizer(directory)
 
 
 def test_another_mask_in_the_configuration_than_in_the_tokenizer_is_refused(write):
     assert load_tokenizer(write(mask_token="<|mask|>")).special.mask == ID["<|mask|>"]
-    with pytest.raises(ConfigError, match=f"mask_token_id = {ID['<|im_start|>']}, the tokenizer's own mask token is"):
+    with pytest.raises(UserError, match=f"mask_token_id = {ID['<|im_start|>']}, the tokenizer's own mask token is"):
         load_tokenizer(write(mask_token="<|mask|>", mask_token_id=ID["<|im_start|>"]))
 
 
@@ -384,7 +384,7 @@ def test_whatever_a_file_says_ends_a_text_ends_it(write):
 
 @pytest.mark.parametrize("ids", [SIZE, -1, "2", True, [1, SIZE], [[1]]], ids=str)
 def test_an_end_of_text_that_is_no_id_is_refused(write, ids):
-    with pytest.raises(ConfigError, match="eos_token_id"):
+    with pytest.raises(UserError, match="eos_token_id"):
         load_tokenizer(write(eos_token_id=ids))
 
 
@@ -429,13 +429,13 @@ def nothing(directory: Path) -> None:
 def test_an_unusable_directory_is_named_with_the_cure(write, damage, settings, problem, cure):
     directory = write(**settings)
     damage(directory)
-    with pytest.raises(ConfigError, match=problem) as told:
+    with pytest.raises(UserError, match=problem) as told:
         load_tokenizer(directory)
     assert str(directory) in str(told.value)
     told.match(cure)
 
 
 def test_a_directory_without_anything_is_named(tmp_path):
-    with pytest.raises(ConfigError, match="no tokenizer is there, and no config.json") as told:
+    with pytest.raises(UserError, match="no tokenizer is there, and no config.json") as told:
         load_tokenizer(tmp_path)
     assert str(tmp_path) in str(told.value)

@@ -7,12 +7,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from d1jax.config import EstimatorConfig, SamplerConfig
+from d1jax.config import OneStep, SamplerConfig
 from d1jax.data.tokenizers import SpecialTokens
 from d1jax.diffusion.canvas import Canvas, completion_hidden, row_keys, row_uniforms, through_first_end
+from d1jax.diffusion.decoding import Prompts
 from d1jax.diffusion.estimators import views_of
 from d1jax.diffusion.likelihood import score
-from d1jax.diffusion.sampler import sample
+from d1jax.diffusion.noise import KeyedNoise
+from d1jax.diffusion.sampler import Sampler
 from d1jax.models.transformer import head_matrix, hidden_states, project
 
 PAD = 11
@@ -133,12 +135,11 @@ def test_a_prompt_alone_in_a_batch_and_at_any_padding_is_the_same(tiny, alignmen
     def scores_and_tokens(canvas, ids):
         views = views_of(
             jax.random.key(7), canvas, ids, jnp.zeros_like(canvas.completion_BC),
-            estimator=EstimatorConfig(), sampler=config, special=special, prompt_mask=0.4,
+            estimator=OneStep(), sampler=config, special=special, prompt_mask=0.4,
         )  # fmt: skip
-        rollout = sample(
-            model, variables, canvas.prompt_BP, canvas.prompt_length_B, jax.random.key(0), ids,
-            config=config, special=special, temperature=0.0,
-        )  # fmt: skip
+        rollout = Sampler(model, config, special).sample(
+            variables, Prompts(canvas.prompt_BP, canvas.prompt_length_B), KeyedNoise(jax.random.key(0), ids)
+        )
         return score(model, variables, canvas, views).logp, rollout
 
     logp_BC, rollout = scores_and_tokens(canvas_of(prompts, completions, 5), jnp.arange(3))
@@ -147,5 +148,5 @@ def test_a_prompt_alone_in_a_batch_and_at_any_padding_is_the_same(tiny, alignmen
         alone = canvas_of(prompts[row : row + 1], completions[row : row + 1], width)
         logp_1C, single = scores_and_tokens(alone, jnp.array([row]))
         np.testing.assert_allclose(logp_1C[0], logp_BC[row], atol=1e-5, rtol=0)
-        for field in ("tokens_BC", "reveal_step_BC", "length_B", "nfe_B"):
+        for field in ("tokens_BC", "unmask_step_BC", "length_B", "nfe_B"):
             np.testing.assert_array_equal(getattr(single, field)[0], getattr(rollout, field)[row], err_msg=field)

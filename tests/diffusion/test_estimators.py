@@ -1,4 +1,4 @@
-"""Plans of views: their expectation over all draws, enumerated, against the exact likelihood bounds; and what they hide."""
+"""Plans of views: their expectation over all draws, enumerated, against the exact likelihood bounds; and what they mask."""
 
 import dataclasses
 import itertools
@@ -10,15 +10,31 @@ import optax
 import pytest
 from scipy.special import log_softmax
 
-from d1jax.config import EstimatorConfig, RlConfig, SamplerConfig
+from d1jax.config import (
+    Autoregressive,
+    Block,
+    Coupled,
+    Elbo,
+    KlInLoss,
+    OneStep,
+    Ppo,
+    Quadrature,
+    RlConfig,
+    Rloo,
+    SamplerConfig,
+    Threshold,
+    Trajectory,
+)
 from d1jax.data.tokenizers import SpecialTokens
 from d1jax.diffusion.canvas import Canvas
+from d1jax.diffusion.decoding import Prompts
 from d1jax.diffusion.estimators import PLANS, Text, views_of
 from d1jax.diffusion.likelihood import Views, score
-from d1jax.diffusion.sampler import sample
+from d1jax.diffusion.noise import KeyedNoise
+from d1jax.diffusion.sampler import Sampler
 from d1jax.models.families import FAMILIES
 from d1jax.rl.advantages import group_advantages
-from d1jax.rl.loss import POOLINGS, token_terms
+from d1jax.rl.loss import AGGREGATIONS, token_terms
 from d1jax.weights.names import to_published
 
 MASK, END = 3, 2
@@ -60,19 +76,19 @@ class Prescribed(Text):
         return jnp.asarray(self.key[number], jnp.float32)
 
 
-def scores(world, name, tables, estimator, probability=None, reveal_step=None, valid=LENGTH):
+def scores(world, name, tables, estimator, probability=None, unmask_step=None, valid=LENGTH):
     """[L]: the mean over rows (one a draw) of the score of every position."""
     model, variables, _ = world
     rows = len(next(iter(tables.values()))) if tables else 1
     completion_BC = jnp.tile(jnp.array([COMPLETION]), (rows, 1))
     valid_BC = jnp.broadcast_to(jnp.arange(LENGTH)[None, :] < valid, (rows, LENGTH))
-    reveal_BC = jnp.zeros((rows, LENGTH), jnp.int32) if reveal_step is None else jnp.array([reveal_step])
-    maskings = PLANS[name](Prescribed(tables, jnp.arange(rows), valid_BC, reveal_BC, None), estimator, SAMPLER)
+    reveal_BC = jnp.zeros((rows, LENGTH), jnp.int32) if unmask_step is None else jnp.array([unmask_step])
+    mask_samples = PLANS[name](Prescribed(tables, jnp.arange(rows), valid_BC, reveal_BC, None), estimator, SAMPLER)
     canvas = Canvas(completion_BC, jnp.tile(jnp.array([PROMPT]), (rows, 1)), jnp.full(rows, 2))
     views = Views(
-        jnp.stack([jnp.where(one.masked_BC, MASK, completion_BC) for one in maskings]),
-        jnp.broadcast_to(canvas.prompt_BP[None], (len(maskings), rows, 2)),
-        jnp.stack([jnp.asarray(one.weight_BC, jnp.float32) for one in maskings]),
+        jnp.stack([jnp.where(one.masked_BC, MASK, completion_BC) for one in mask_samples]),
+        jnp.broadcast_to(canvas.prompt_BP[None], (len(mask_samples), rows, 2)),
+        jnp.stack([jnp.asarray(one.weight_BC, jnp.float32) for one in mask_samples]),
     )
     found_BC = np.asarray(score(model, variables, canvas, views).logp, np.float64)
     return np.average(found_BC, axis=0, weights=probability)
@@ -89,7 +105,7 @@ PERMUTATIONS = list(itertools.permutations(range(LENGTH)))
 
 
 def test_one_step_scores_every_position_with_all_masked(world):
-    found = scores(world, "one_step", None, EstimatorConfig())
+    found = scores(world, "one_step", None, OneStep())
     np.testing.assert_allclose(found, world[2](range(LENGTH)), atol=1e-5)
 
 
@@ -98,33 +114,33 @@ def test_exact_counts_are_unbiased_for_the_elbo(world, samples):
     parts = LENGTH // samples  # (u + k) / K meets each of the L counts once
     first, orders = draws([(part + 0.5) / parts for part in range(parts)], PERMUTATIONS)
     tables = {0: first, **{k + 1: orders for k in range(samples)}}
-    found = scores(world, "elbo", tables, EstimatorConfig("elbo", samples=samples))
+    found = scores(world, "elbo", tables, Elbo(samples=samples))
     np.testing.assert_allclose(found.sum(), exact_elbo(world[2]), atol=1e-5)
 
 
 def test_independent_masks_are_unbiased_for_the_elbo(world):
     nodes, weights = np.polynomial.legendre.leggauss(8)  # exact for polynomials in t of degree 15
     rows = [
-        ((1 + node) / 2, hidden, weight / 2)
+        ((1 + node) / 2, masked, weight / 2)
         for node, weight in zip(nodes, weights, strict=True)
-        for hidden in itertools.product([False, True], repeat=LENGTH)
+        for masked in itertools.product([False, True], repeat=LENGTH)
     ]
-    probability = [w * np.prod([t if hit else 1 - t for hit in hidden]) for t, hidden, w in rows]
-    tables = {0: np.array([[t] for t, _, _ in rows]), 1: 1.0 - np.array([hidden for _, hidden, _ in rows])}
+    probability = [w * np.prod([t if hit else 1 - t for hit in masked]) for t, masked, w in rows]
+    tables = {0: np.array([[t] for t, _, _ in rows]), 1: 1.0 - np.array([masked for _, masked, _ in rows])}
     tables[1] = np.where(tables[1] == 0, 0.0, 0.999999)
-    found = scores(world, "elbo", tables, EstimatorConfig("elbo", counts="independent"), probability)
+    found = scores(world, "elbo", tables, Elbo(counts="independent"), probability)
     np.testing.assert_allclose(found.sum(), exact_elbo(world[2]), atol=1e-4)
 
 
 def test_coupled_pairs_of_exact_counts_are_unbiased_for_the_elbo(world):
     first, orders = draws([(n + 0.5) / (LENGTH + 1) for n in range(LENGTH + 1)], PERMUTATIONS)
-    found = scores(world, "coupled", {0: first, 1: orders}, EstimatorConfig("coupled"))
+    found = scores(world, "coupled", {0: first, 1: orders}, Coupled())
     np.testing.assert_allclose(found.sum(), exact_elbo(world[2]), atol=1e-5)
 
 
 def test_diffucoders_pair_is_half_the_full_view_and_half_the_weighted_masks(world):
     ratio, uniform = 0.4, np.array([[0.1, 0.5, 0.39, 0.9]])
-    settings = EstimatorConfig("coupled", counts="independent", low=0.2, high=0.8, full_mask=True)
+    settings = Coupled(counts="independent", low=0.2, high=0.8, full_mask=True)
     found = scores(world, "coupled", {0: np.array([[(ratio - 0.2) / 0.6]]), 1: uniform}, settings)
     logp = world[2]
     first, second = (0, 2), (1, 3)
@@ -139,7 +155,7 @@ def test_quadrature_masks_the_share_of_its_nodes(world, samples):
     nodes, weights = np.polynomial.legendre.leggauss(samples)
     order = [0.1, 0.7, 0.3, 0.9]
     tables = {k + 1: np.array([order]) for k in range(samples)}
-    found = scores(world, "quadrature", tables, EstimatorConfig("quadrature", samples=samples))
+    found = scores(world, "quadrature", tables, Quadrature(samples=samples))
     expected = np.zeros(LENGTH)
     for node, weight in zip(nodes, weights, strict=True):
         t = (1 + node) / 2
@@ -154,14 +170,14 @@ def test_blocks_are_unbiased_for_the_sum_of_their_elbos(world):
     # The order of the two blocks, and the share inside the first of them.
     first = np.array([[b, 1 - b, (n + 0.5) / 2] for (b, n), _ in rows])
     orders = (np.array([order for _, order in rows]) + 0.5) / LENGTH
-    found = scores(world, "block", {0: first, 1: orders}, EstimatorConfig("block"))
+    found = scores(world, "block", {0: first, 1: orders}, Block())
     expected = exact_elbo(world[2], (0, 1), also_masked=(2, 3)) + exact_elbo(world[2], (2, 3))
     np.testing.assert_allclose(found.sum(), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["elbo", "block"])
 def test_uniform_weights_average_the_views_that_score_a_position(world, name):
-    settings = EstimatorConfig(name, samples=2, weight="uniform")
+    settings = {"elbo": Elbo, "block": Block}[name](samples=2, weight="uniform")
     tables = {
         0: np.array([[0.1, 0.9, 0.9, 0.2]]),  # block 0, then block 1
         1: np.array([[0.1, 0.2, 0.8, 0.9]]),
@@ -194,17 +210,17 @@ def replayed(logp, boundaries):
 @pytest.mark.parametrize(
     ("settings", "boundaries"),
     [
-        (EstimatorConfig("trajectory", samples=4), [0, 1, 2, 3]),  # exact along the order
-        (EstimatorConfig("trajectory", samples=2), [0, 2]),
-        (EstimatorConfig("trajectory", samples=3), [0, 1, 2]),  # 4 s / 3, rounded down
-        (EstimatorConfig("trajectory", samples=1), [0]),
-        (EstimatorConfig("trajectory", shrink=1), [0, 1, 2, 3]),
-        (EstimatorConfig("trajectory", shrink=3), [0, 3]),
+        (Trajectory(samples=4), [0, 1, 2, 3]),  # exact along the order
+        (Trajectory(samples=2), [0, 2]),
+        (Trajectory(samples=3), [0, 1, 2]),  # 4 s / 3, rounded down
+        (Trajectory(samples=1), [0]),
+        (Trajectory(shrink=1), [0, 1, 2, 3]),
+        (Trajectory(shrink=3), [0, 3]),
     ],
     ids=str,
 )
 def test_trajectories_score_a_position_in_the_state_at_the_start_of_its_segment(world, settings, boundaries):
-    found = scores(world, "trajectory", None, settings, reveal_step=REVEAL)
+    found = scores(world, "trajectory", None, settings, unmask_step=REVEAL)
     np.testing.assert_allclose(found, replayed(world[2], boundaries), atol=1e-5)
 
 
@@ -213,7 +229,7 @@ SAMPLERS = {
     "two blocks": {"block_length": 4},
     "several tokens a step": {"steps": 4},
     "by chance": {"schedule": "chance", "remasking": "random"},
-    "by threshold": {"schedule": "threshold", "threshold": 0.3, "block_length": 4},
+    "by threshold": {"schedule": Threshold(0.3), "block_length": 4},
     "no early exit": {"early_exit": False},
 }
 
@@ -223,22 +239,22 @@ SAMPLERS = {
 def test_a_segment_a_step_gives_the_log_probabilities_that_the_sampler_drew_with(
     tiny, random_prompts, towards_end, changes, alignment
 ):
-    """On texts of all lengths, whose ends the sampler has often committed before the text."""
+    """On texts of all lengths, whose ends the sampler has often unmasked before the text."""
     special = SpecialTokens(mask=12, end=10, turn_end=11)
     sampler = dataclasses.replace(SamplerConfig(completion_length=8, block_length=8, steps=8), **changes)
     model, variables = tiny(seed=1, alignment=alignment)
     prompts = random_prompts(0, 24, 3)
     variables = towards_end(variables, 1.5 if alignment == "same_position" else 0.6)
-    rollout = sample(
-        model, variables, *prompts, jax.random.key(0), jnp.arange(24), config=sampler, special=special, temperature=1.0
+    rollout = Sampler(model, sampler, special, temperature=1.0).sample(
+        variables, Prompts(*prompts), KeyedNoise(jax.random.key(0), jnp.arange(24))
     )
-    estimator = EstimatorConfig("trajectory", shrink=1)
+    estimator = Trajectory(shrink=1)
     views = views_of(
-        jax.random.key(1), Canvas(rollout.tokens_BC, *prompts), jnp.arange(24), rollout.reveal_step_BC,
+        jax.random.key(1), Canvas(rollout.tokens_BC, *prompts), jnp.arange(24), rollout.unmask_step_BC,
         estimator=estimator, sampler=sampler, special=special, prompt_mask=0.0,
     )  # fmt: skip
     found_BC = score(model, variables, Canvas(rollout.tokens_BC, *prompts), views).logp
-    length_B, reveal_BC = np.asarray(rollout.length_B), np.asarray(rollout.reveal_step_BC)
+    length_B, reveal_BC = np.asarray(rollout.length_B), np.asarray(rollout.unmask_step_BC)
     text_BC = np.arange(8)[None, :] < length_B[:, None]
     assert len(set(length_B.tolist())) >= 4
     early_B = (
@@ -254,7 +270,7 @@ def test_no_more_segments_than_steps(samples, steps, views):
     reveal_BC = jnp.arange(8)[None, :] * steps // 8
     canvas = Canvas(jnp.zeros((1, 8), jnp.int32), jnp.zeros((1, 2), jnp.int32), jnp.array([2]))
     plan = views_of(
-        jax.random.key(0), canvas, jnp.arange(1), reveal_BC, estimator=EstimatorConfig("trajectory", samples=samples),
+        jax.random.key(0), canvas, jnp.arange(1), reveal_BC, estimator=Trajectory(samples=samples),
         sampler=sampler, special=SPECIAL, prompt_mask=0.0,
     )  # fmt: skip
     assert plan.weight_NBC.shape[0] == views
@@ -263,24 +279,24 @@ def test_no_more_segments_than_steps(samples, steps, views):
 
 
 def test_autoregressive_scores_each_position_with_all_later_ones_masked(world):
-    found = scores(world, "autoregressive", None, EstimatorConfig("autoregressive"))
+    found = scores(world, "autoregressive", None, Autoregressive())
     np.testing.assert_allclose(found, [world[2](range(k, LENGTH))[k] for k in range(LENGTH)], atol=1e-5)
 
 
 # -- what every plan keeps ---------------------------------------------------------------------------------------------
 
 EVERY = [
-    EstimatorConfig(),
-    EstimatorConfig("elbo", samples=2),
-    EstimatorConfig("elbo", samples=2, counts="independent"),
-    EstimatorConfig("elbo", samples=3, weight="uniform"),
-    EstimatorConfig("coupled", samples=2),
-    EstimatorConfig("coupled", counts="independent", low=0.2, high=0.8, full_mask=True),
-    EstimatorConfig("quadrature", samples=3),
-    EstimatorConfig("block", samples=2),
-    EstimatorConfig("trajectory", samples=2),
-    EstimatorConfig("trajectory", shrink=2),
-    EstimatorConfig("autoregressive"),
+    OneStep(),
+    Elbo(samples=2),
+    Elbo(samples=2, counts="independent"),
+    Elbo(samples=3, weight="uniform"),
+    Coupled(samples=2),
+    Coupled(counts="independent", low=0.2, high=0.8, full_mask=True),
+    Quadrature(samples=3),
+    Block(samples=2),
+    Trajectory(samples=2),
+    Trajectory(shrink=2),
+    Autoregressive(),
 ]
 
 
@@ -303,7 +319,7 @@ def test_plans_mask_what_they_score_and_nothing_behind_the_text_counts(estimator
     behind = np.arange(columns)[None, :] >= np.array(lengths)[:, None]
     assert np.isfinite(weight).all() and (weight >= 0).all() and weight.dtype == np.float32
     assert (weight[:, behind] == 0).all()
-    if estimator.name == "trajectory":  # it shows what the sampler had committed there by then
+    if estimator.name == "trajectory":  # it shows what the sampler had unmasked there by then
         assert 0 < (seen[:, behind] == MASK).mean() < 1 and (seen[0][behind] == MASK).all()
     else:
         assert (seen[:, behind] == MASK).all()
@@ -335,7 +351,7 @@ def recorded_pair(reference):
         jnp.stack([jnp.where(mask, reference.special.mask, completion_BC) for mask in masks]),
         jnp.broadcast_to(canvas.prompt_BP[None], (3, rows, width)),
         jnp.asarray(np.stack(weights), jnp.float32),
-        slot_N=(0, 1, 1),
+        head_group_N=(0, 1, 1),
     )
 
 
@@ -351,19 +367,19 @@ def test_golden_coupled_grpo_loss_and_gradients(golden_dream):
     """DiffuCoder's step on a shifted model: leave-one-out advantages, clip, KL, loss, gradients of the PyTorch code."""
     io, (canvas, views) = golden_dream.io, recorded_pair(golden_dream)
     eps, beta = map(float, io["coupled/eps_beta"])
-    advantage_1G = group_advantages("leave_one_out", io["coupled/rewards"][None])
+    advantage_1G = group_advantages(Rloo(), io["coupled/rewards"][None])
     np.testing.assert_allclose(advantage_1G[0], io["coupled/advantages_leave_one_out"], atol=1e-6)
     advantage_BC = np.repeat(advantage_1G.T, canvas.completion_BC.shape[1], axis=1)
     mask_BC = jnp.asarray(io["coupled/completion_mask"], bool)
     everywhere_BC = jnp.ones(mask_BC.shape, bool)  # the fixture has terms behind the text too
-    config = RlConfig(clip_low=eps, clip_high=eps, kl_coefficient=beta)
+    config = RlConfig(policy_loss=Ppo(clip_low=eps, clip_high=eps), kl=KlInLoss(beta))
 
     def loss(variables):
         logp_BC = score(golden_dream.model, variables, canvas, views).logp
         terms = token_terms(
-            logp_BC, io["coupled/old_logps"], io["coupled/ref_logps"], advantage_BC, everywhere_BC, config, 4
+            logp_BC, io["coupled/old_logps"], io["coupled/ref_logps"], advantage_BC, everywhere_BC, config
         )
-        weight_BC = POOLINGS["bnpo"](mask_BC.astype(jnp.float32), len(logp_BC), 2)
+        weight_BC = AGGREGATIONS["bnpo"](mask_BC.astype(jnp.float32), 2)
         return jnp.sum(weight_BC * terms.loss_BC), terms.loss_BC
 
     (value, loss_BC), gradient = jax.value_and_grad(loss, has_aux=True)(golden_dream.variables)
@@ -381,24 +397,24 @@ def test_golden_coupled_grpo_loss_and_gradients(golden_dream):
         np.testing.assert_allclose(tensors[name.removeprefix("coupled/grad/")], io[name], atol=1e-4)
 
 
-# -- slots and bounds --------------------------------------------------------------------------------------------------
+# -- groups and bounds --------------------------------------------------------------------------------------------------
 
 
 EVERY = [
-    EstimatorConfig(),
-    EstimatorConfig(name="elbo", samples=2),
-    EstimatorConfig(name="coupled", samples=2),
-    EstimatorConfig(name="coupled", counts="independent", full_mask=True),
-    EstimatorConfig(name="quadrature", samples=3),
-    EstimatorConfig(name="block", samples=2),
-    EstimatorConfig(name="trajectory", samples=3),
-    EstimatorConfig(name="trajectory", shrink=1),
-    EstimatorConfig(name="autoregressive"),
+    OneStep(),
+    Elbo(samples=2),
+    Coupled(samples=2),
+    Coupled(counts="independent", full_mask=True),
+    Quadrature(samples=3),
+    Block(samples=2),
+    Trajectory(samples=3),
+    Trajectory(shrink=1),
+    Autoregressive(),
 ]
 
 
-@pytest.mark.parametrize("estimator", EVERY, ids=lambda one: f"{one.name}-{one.samples}-{one.shrink}-{one.full_mask}")
-def test_views_of_a_slot_are_disjoint_and_share_the_head_without_changing_a_score(tiny, estimator):
+@pytest.mark.parametrize("estimator", EVERY, ids=repr)
+def test_views_of_a_group_are_disjoint_and_share_the_head_without_changing_a_score(tiny, estimator):
     model, variables = tiny(seed=3, vocab_size=8)
     rng = np.random.default_rng(0)
     canvas = Canvas(
@@ -409,11 +425,12 @@ def test_views_of_a_slot_are_disjoint_and_share_the_head_without_changing_a_scor
         jax.random.key(0), canvas, jnp.arange(3), reveal_BC,
         estimator=estimator, sampler=SAMPLER, special=SpecialTokens(mask=7, end=6), prompt_mask=0.3,
     )  # fmt: skip
-    slots = np.array(views.slot_N)
-    for slot in set(slots.tolist()):
-        assert ((np.asarray(views.weight_NBC)[slots == slot] != 0).sum(axis=0) <= 1).all()
-    heads = {"coupled": slots.max() + 1 == estimator.samples + estimator.full_mask, "elbo": slots.max() == 1}
-    assert heads.get(estimator.name, True) and (slots.max() == 0) == (
+    groups = np.array(views.head_group_N)
+    for group in set(groups.tolist()):
+        assert ((np.asarray(views.weight_NBC)[groups == group] != 0).sum(axis=0) <= 1).all()
+    pairs = getattr(estimator, "samples", 1) + getattr(estimator, "full_mask", False)
+    heads = {"coupled": groups.max() + 1 == pairs, "elbo": groups.max() == 1}
+    assert heads.get(estimator.name, True) and (groups.max() == 0) == (
         estimator.name in ("one_step", "trajectory", "autoregressive")
     )
 
@@ -421,13 +438,13 @@ def test_views_of_a_slot_are_disjoint_and_share_the_head_without_changing_a_scor
         scores = score(model, variables, canvas, views)
         return (scores.logp**2).sum() + scores.entropy.sum()
 
-    apart = dataclasses.replace(views, slot_N=())
+    apart = dataclasses.replace(views, head_group_N=())
     together, alone = (jax.value_and_grad(total)(variables, which) for which in (views, apart))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-5), together, alone)
 
 
 def test_the_upper_bound_is_the_power_mean_of_the_views_that_score(tiny):
-    """SPG: (1/b) log of the mean over maskings of p^b / share; tokens that no view scores have none; its gradient is finite."""
+    """SPG: (1/b) log of the mean over mask_samples of p^b / share; tokens that no view scores have none; its gradient is finite."""
     model, variables = tiny(seed=3, vocab_size=8)
     canvas = Canvas(jnp.array([[0, 1, 2, 3]]), jnp.array([[4, 5]]), jnp.array([2]))
     masked_NC = np.array([[1, 1, 0, 0], [0, 1, 1, 0]], bool)
@@ -463,7 +480,7 @@ def test_the_positions_of_highest_entropy_are_scored_as_all_would_be(tiny):
     for subset in (1.0, 0.4):
         views = views_of(
             jax.random.key(0), canvas, jnp.arange(2), jnp.zeros((2, 4), jnp.int32), entropy_BC=entropy_BC,
-            estimator=EstimatorConfig(name="autoregressive", subset=subset), sampler=SAMPLER,
+            estimator=Autoregressive(subset=subset), sampler=SAMPLER,
             special=SpecialTokens(mask=7, end=6), prompt_mask=0.0,
         )  # fmt: skip
         found[subset] = views, np.asarray(score(model, variables, canvas, views).logp)

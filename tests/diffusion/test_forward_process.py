@@ -1,4 +1,4 @@
-"""The forward process: what it hides, how often, and that it depends on the row alone."""
+"""The forward process: what it masks, how often, and that it depends on the row alone."""
 
 from functools import partial
 
@@ -11,7 +11,7 @@ from d1jax.diffusion.canvas import Canvas
 from d1jax.diffusion.forward_process import apply_mask, corrupt
 
 MASK = 12
-hide = jax.jit(partial(corrupt, mask_id=MASK), static_argnames="eps")
+masked_by = jax.jit(partial(corrupt, mask_id=MASK), static_argnames="eps")
 
 
 def canvas(rows, completion_length=8, prompt_length=3):
@@ -21,21 +21,21 @@ def canvas(rows, completion_length=8, prompt_length=3):
     return Canvas(tokens[:, :completion_length], tokens[:, completion_length:], lengths)
 
 
-def test_only_the_completion_is_hidden_exactly_where_the_mask_says():
+def test_only_the_completion_is_masked_exactly_where_the_mask_says():
     clean = canvas(50)
-    hidden = hide(jax.random.key(0), clean, jnp.arange(50), eps=1e-3)
-    np.testing.assert_array_equal(hidden.canvas.prompt_BP, clean.prompt_BP)
-    np.testing.assert_array_equal(hidden.canvas.prompt_length_B, clean.prompt_length_B)
-    masked = np.asarray(hidden.masked_BC)
-    np.testing.assert_array_equal(hidden.canvas.completion_BC, np.where(masked, MASK, clean.completion_BC))
+    corrupted = masked_by(jax.random.key(0), clean, jnp.arange(50), eps=1e-3)
+    np.testing.assert_array_equal(corrupted.canvas.prompt_BP, clean.prompt_BP)
+    np.testing.assert_array_equal(corrupted.canvas.prompt_length_B, clean.prompt_length_B)
+    masked = np.asarray(corrupted.masked_BC)
+    np.testing.assert_array_equal(corrupted.canvas.completion_BC, np.where(masked, MASK, clean.completion_BC))
     assert masked.any() and not masked.all()
 
 
 def test_a_rows_draw_does_not_depend_on_its_batch():
     clean, ids = canvas(6), jnp.array([4, 0, 77, 5, 9, 1])
-    whole = hide(jax.random.key(3), clean, ids, eps=1e-3)
+    whole = masked_by(jax.random.key(3), clean, ids, eps=1e-3)
     pick = jnp.array([5, 0, 3])
-    part = hide(jax.random.key(3), jax.tree.map(lambda x: x[pick], clean), ids[pick], eps=1e-3)
+    part = masked_by(jax.random.key(3), jax.tree.map(lambda x: x[pick], clean), ids[pick], eps=1e-3)
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b[pick]), part, whole)
 
 
@@ -43,7 +43,7 @@ def test_key_and_row_id_both_decide_the_draw():
     clean, ids = canvas(50), jnp.arange(50)
 
     def masks(seed, ids):
-        return np.asarray(hide(jax.random.key(seed), clean, ids, eps=1e-3).masked_BC)
+        return np.asarray(masked_by(jax.random.key(seed), clean, ids, eps=1e-3).masked_BC)
 
     np.testing.assert_array_equal(masks(0, ids), masks(0, ids))
     assert (masks(0, ids) != masks(1, ids)).any() and (masks(0, ids) != masks(0, ids + 50)).any()
@@ -51,7 +51,7 @@ def test_key_and_row_id_both_decide_the_draw():
 
 def test_probability_is_uniform_in_eps_to_one_and_masks_follow_it():
     rows, columns, eps = 20_000, 8, 0.2
-    drawn = hide(jax.random.key(1), canvas(rows), jnp.arange(rows), eps=eps)
+    drawn = masked_by(jax.random.key(1), canvas(rows), jnp.arange(rows), eps=eps)
     p_B, masked_BC = np.asarray(drawn.probability_B, np.float64), np.asarray(drawn.masked_BC)
     assert p_B.min() >= eps and p_B.max() <= 1
     assert stats.kstest(p_B, "uniform", args=(eps, 1 - eps)).pvalue > 1e-3

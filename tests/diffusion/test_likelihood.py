@@ -1,4 +1,4 @@
-"""Likelihood estimators: what their views hide, and what the shared scorer sums."""
+"""Likelihood estimators: what their views mask, and what the shared scorer sums."""
 
 from functools import partial
 
@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from d1jax.config import EstimatorConfig, SamplerConfig
+from d1jax.config import OneStep, SamplerConfig
 from d1jax.data.tokenizers import SpecialTokens
 from d1jax.diffusion.canvas import Canvas
 from d1jax.diffusion.estimators import views_of
@@ -20,7 +20,7 @@ MASK = 12
 def plan(key, which, ids, mask_id, prompt_mask):
     """d1's: no token of these completions is an end token."""
     return views_of(
-        key, which, ids, jnp.zeros_like(which.completion_BC), estimator=EstimatorConfig(), sampler=SamplerConfig(),
+        key, which, ids, jnp.zeros_like(which.completion_BC), estimator=OneStep(), sampler=SamplerConfig(),
         special=SpecialTokens(mask=mask_id, end=-1), prompt_mask=prompt_mask,
     )  # fmt: skip
 
@@ -38,7 +38,7 @@ def canvas(rows, prompt_width=5, completion_length=4, seed=0):
 # -- the plan of d1 ----------------------------------------------------------------------------------------------------
 
 
-def hidden_prompt(key, which, ids, prompt_mask=0.3):
+def masked_prompt(key, which, ids, prompt_mask=0.3):
     views = plan(key, which, ids, mask_id=MASK, prompt_mask=prompt_mask)
     return np.asarray(views.prompt_NBP[0] == MASK)
 
@@ -54,34 +54,34 @@ def test_one_view_hides_all_of_the_completion_and_only_real_prompt_tokens():
 
 
 @pytest.mark.parametrize("probability", [0.0, 0.15, 0.7])
-def test_every_prompt_token_is_hidden_at_the_given_rate(probability):
+def test_every_prompt_token_is_masked_at_the_given_rate(probability):
     rows = 4000
     clean = canvas(rows)
-    hidden = hidden_prompt(jax.random.key(5), clean, jnp.arange(rows), probability)
+    masked = masked_prompt(jax.random.key(5), clean, jnp.arange(rows), probability)
     for column in range(5):
         real = np.asarray(clean.prompt_mask_BP)[:, column]
         margin = 4 * np.sqrt(probability * (1 - probability) / real.sum())
-        assert abs(hidden[real, column].mean() - probability) <= margin, column
+        assert abs(masked[real, column].mean() - probability) <= margin, column
 
 
 def test_the_same_key_gives_the_same_masks_and_another_key_others():
     clean, ids = canvas(64), jnp.arange(64)
-    first = hidden_prompt(jax.random.key(0), clean, ids)
-    np.testing.assert_array_equal(hidden_prompt(jax.random.key(0), clean, ids), first)
-    assert (hidden_prompt(jax.random.key(1), clean, ids) != first).any()
+    first = masked_prompt(jax.random.key(0), clean, ids)
+    np.testing.assert_array_equal(masked_prompt(jax.random.key(0), clean, ids), first)
+    assert (masked_prompt(jax.random.key(1), clean, ids) != first).any()
 
 
 def test_masks_are_keyed_by_global_row_id_whatever_the_batch_and_the_padding():
     clean, ids = canvas(6), jnp.array([30, 2, 11, 4, 8, 0])
-    whole = hidden_prompt(jax.random.key(2), clean, ids, 0.5)
+    whole = masked_prompt(jax.random.key(2), clean, ids, 0.5)
     pick = jnp.array([5, 1])
     part = jax.tree.map(lambda x: x[pick], clean)
-    np.testing.assert_array_equal(hidden_prompt(jax.random.key(2), part, ids[pick], 0.5), whole[np.array(pick)])
+    np.testing.assert_array_equal(masked_prompt(jax.random.key(2), part, ids[pick], 0.5), whole[np.array(pick)])
     wider = clean._replace(prompt_BP=jnp.pad(clean.prompt_BP, ((0, 0), (0, 3)), constant_values=11))
-    padded = hidden_prompt(jax.random.key(2), wider, ids, 0.5)
+    padded = masked_prompt(jax.random.key(2), wider, ids, 0.5)
     np.testing.assert_array_equal(padded[:, :5], whole)
     assert not padded[:, 5:].any()
-    assert (hidden_prompt(jax.random.key(2), clean, ids + 100, 0.5) != whole).any()
+    assert (masked_prompt(jax.random.key(2), clean, ids + 100, 0.5) != whole).any()
 
 
 # -- the scorer --------------------------------------------------------------------------------------------------------
@@ -107,10 +107,10 @@ def plain_scores(row_alone, model, clean, views):
 def three_views(clean):
     rng = np.random.default_rng(3)
     shape = (3, *clean.completion_BC.shape)
-    hide, hide_prompt = rng.random(shape) < 0.5, rng.random((3, *clean.prompt_BP.shape)) < 0.3
+    masked_NBC, masked_NBP = rng.random(shape) < 0.5, rng.random((3, *clean.prompt_BP.shape)) < 0.3
     return Views(
-        completion_NBC=jnp.where(hide, MASK, clean.completion_BC[None]),
-        prompt_NBP=jnp.where(hide_prompt, MASK, clean.prompt_BP[None]),
+        completion_NBC=jnp.where(masked_NBC, MASK, clean.completion_BC[None]),
+        prompt_NBP=jnp.where(masked_NBP, MASK, clean.prompt_BP[None]),
         weight_NBC=jnp.asarray(rng.standard_normal(shape), jnp.float32),
     )
 

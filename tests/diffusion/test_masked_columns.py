@@ -1,4 +1,4 @@
-"""Only groups with open columns are computed, and every open column gets its own result."""
+"""Only chunks with masked columns are computed, and every masked column gets its own result."""
 
 import jax
 import jax.numpy as jnp
@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from d1jax.diffusion import masked_columns
-from d1jax.diffusion.masked_columns import columns_at_a_time, of_open_columns
-from d1jax.diffusion.predictions import Candidates
+from d1jax.diffusion.masked_columns import apply_to_masked, column_chunk
+from d1jax.diffusion.predictions import Predictions
 
 
 def counted(calls):
@@ -17,7 +17,7 @@ def counted(calls):
         jax.debug.callback(lambda: calls.append(1))
         values_BS = jnp.sum(hidden_BSD, axis=2)
         nothing = jnp.zeros(values_BS.shape)
-        return Candidates(
+        return Predictions(
             values_BS.astype(jnp.int32), values_BS if draws_BS is None else draws_BS, nothing, nothing, None, None
         )
 
@@ -29,18 +29,18 @@ def counted(calls):
     st.sampled_from([1, 2, 3]),
     st.booleans(),
 )
-def test_open_columns_get_their_own_results_in_as_few_groups_as_possible(rows, group, with_draws):
-    open_BS = jnp.array(rows)
+def test_masked_columns_get_their_own_results_in_as_few_chunks_as_possible(rows, chunk, with_draws):
+    masked_BS = jnp.array(rows)
     hidden_BSD = jnp.arange(len(rows) * 18, dtype=jnp.float32).reshape(len(rows), 6, 3)
-    draws_BS = jnp.asarray(np.random.default_rng(0).random(open_BS.shape), jnp.float32) if with_draws else None
+    draws_BS = jnp.asarray(np.random.default_rng(0).random(masked_BS.shape), jnp.float32) if with_draws else None
     calls = []
-    found = jax.jit(of_open_columns, static_argnums=(0, 1))(counted(calls), group, open_BS, draws_BS, hidden_BSD)
+    found = jax.jit(apply_to_masked, static_argnums=(0, 1))(counted(calls), chunk, masked_BS, draws_BS, hidden_BSD)
     jax.effects_barrier()
-    assert len(calls) == -(-max(map(sum, rows)) // group)
+    assert len(calls) == -(-max(map(sum, rows)) // chunk)
     expected = np.asarray(hidden_BSD.sum(axis=2))
-    np.testing.assert_array_equal(found.token_BS[open_BS], expected[np.asarray(open_BS)])
+    np.testing.assert_array_equal(found.token_BS[masked_BS], expected[np.asarray(masked_BS)])
     np.testing.assert_array_equal(
-        found.token_logp_BS[open_BS], (expected if draws_BS is None else np.asarray(draws_BS))[np.asarray(open_BS)]
+        found.token_logp_BS[masked_BS], (expected if draws_BS is None else np.asarray(draws_BS))[np.asarray(masked_BS)]
     )
 
 
@@ -54,6 +54,6 @@ def test_open_columns_get_their_own_results_in_as_few_groups_as_possible(rows, g
         (4, 32, 2**24, 1),  # memory comes first
     ],
 )
-def test_groups_divide_the_block_and_are_large_enough(monkeypatch, rows, block, vocabulary, expected):
+def test_chunks_divide_the_block_and_are_large_enough(monkeypatch, rows, block, vocabulary, expected):
     monkeypatch.setattr(masked_columns.jax, "default_backend", lambda: "cpu")
-    assert columns_at_a_time(rows, block, vocabulary) == expected and block % expected == 0
+    assert column_chunk(rows, block, vocabulary) == expected and block % expected == 0

@@ -1,4 +1,4 @@
-"""Candidates, their confidence and the sampling law against plain Python."""
+"""Predictions, their confidence and the sampling distribution against plain Python."""
 
 import dataclasses
 
@@ -13,7 +13,7 @@ from scipy.special import softmax
 
 from d1jax.config import SamplerConfig
 from d1jax.data.tokenizers import SpecialTokens
-from d1jax.diffusion.predictions import candidates, highest, inverse_cdf, keep_top
+from d1jax.diffusion.predictions import highest, inverse_cdf, keep_top, predict
 
 SPECIAL = SpecialTokens(mask=6, end=4, turn_end=5)
 
@@ -26,10 +26,10 @@ LOWEST = np.finfo(np.float32).min
 
 
 def propose(logits_BSV, config, temperature=0.0, gumbel_BSV=None, special=SPECIAL):
-    def gumbel_max(logits, allowed, draws):
-        return jnp.argmax(allowed(logits, jnp.arange(logits.shape[-1])[None, None]) + draws, axis=-1)
+    def gumbel_max(logits, logits_mask, draws):
+        return jnp.argmax(logits_mask(logits, jnp.arange(logits.shape[-1])[None, None]) + draws, axis=-1)
 
-    return candidates(
+    return predict(
         jnp.asarray(logits_BSV), gumbel_BSV, gumbel_max, temperature=temperature, special=special, config=config
     )
 
@@ -50,8 +50,8 @@ def plain_filter(logits_V, top_k, top_p):
     return np.array(values)
 
 
-def plain_candidate(logits_V, gumbel_V, temperature, config):
-    """(token, log-probability of drawing it, confidence, sureness) of one position, from the words of the docstring."""
+def plain_prediction(logits_V, gumbel_V, temperature, config):
+    """(token, log-probability of drawing it, confidence, confidence score) of one position, from the words of the docstring."""
     logits_V = np.asarray(logits_V, np.float64).copy()
     ends = [SPECIAL.end, SPECIAL.turn_end]
     if config.end_token in ("forbidden", "all_forbidden"):
@@ -70,21 +70,21 @@ def plain_candidate(logits_V, gumbel_V, temperature, config):
         scored_V[ends] = -np.inf
     p_V = softmax(scored_V) if np.isfinite(scored_V).any() else np.zeros(len(scored_V))
     best = sorted(p_V, reverse=True)
-    sureness = {
+    score = {
         "topk_margin": best[0] - best[1],
         "entropy": sum(p * np.log(p + 1e-10) for p in p_V),
     }.get(config.remasking, p_V[token])
     if config.end_token == "last" and token in ends:
-        sureness = LOWEST
+        score = LOWEST
     allowed_V = np.where(np.arange(len(sampled_V)) == SPECIAL.mask, -np.inf, sampled_V)
-    return token, np.log(softmax(allowed_V)[token]) if temperature else 0.0, p_V[token], sureness
+    return token, np.log(softmax(allowed_V)[token]) if temperature else 0.0, p_V[token], score
 
 
 @pytest.mark.parametrize("end_token", ["allowed", "forbidden", "all_forbidden", "last"])
 @pytest.mark.parametrize("temperature", [0.0, 0.6])
 @pytest.mark.parametrize("remasking", ["low_confidence", "topk_margin", "entropy"])
 @pytest.mark.parametrize("changes", [{}, {"confidence_of": "sampling", "top_k": 5, "top_p": 0.9}], ids=str)
-def test_candidates_and_their_confidence_equal_a_plain_loop(end_token, temperature, remasking, changes):
+def test_predictions_and_their_confidence_equal_a_plain_loop(end_token, temperature, remasking, changes):
     config = SamplerConfig(end_token=end_token, remasking=remasking, **changes)
     rng = np.random.default_rng(0)
     logits_BSV = rng.standard_normal((3, 8, 9)).astype(np.float32) * 2
@@ -95,8 +95,8 @@ def test_candidates_and_their_confidence_equal_a_plain_loop(end_token, temperatu
     found = propose(logits_BSV, config, temperature, gumbel_BSV)
     for b in range(3):
         for s in range(8):
-            expected = plain_candidate(logits_BSV[b, s], gumbel_BSV[b, s], temperature, config)
-            values = (found.token_BS, found.token_logp_BS, found.confidence_BS, found.sureness_BS)
+            expected = plain_prediction(logits_BSV[b, s], gumbel_BSV[b, s], temperature, config)
+            values = (found.token_BS, found.token_logp_BS, found.confidence_BS, found.confidence_score_BS)
             assert np.isfinite(expected).all()
             np.testing.assert_allclose([value[b, s] for value in values], expected, rtol=1e-4, atol=1e-5)
     tokens = np.asarray(found.token_BS)
@@ -150,7 +150,7 @@ def test_without_a_second_closing_token_no_ordinary_token_is_put_last():
     assert found.token_BS[0, 0] == 6 and found.confidence_BS[0, 0] > 0.5
 
 
-def test_ids_beyond_the_tokenizer_are_never_candidates():
+def test_ids_beyond_the_tokenizer_are_never_predicted():
     special = dataclasses.replace(SPECIAL, vocab_size=7)
     logits_BSV = np.zeros((1, 3, 9), np.float32)
     logits_BSV[:, :, 7:] = 9.0
@@ -158,11 +158,11 @@ def test_ids_beyond_the_tokenizer_are_never_candidates():
     assert (np.asarray(found.token_BS) < 7).all()
 
 
-# -- the sampling law --------------------------------------------------------------------------------------------------
+# -- the sampling distribution -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("vocabulary", [1, 2, 3, 7, 50])
-def test_the_inverse_cdf_has_the_law_of_softmax(vocabulary):
+def test_the_inverse_cdf_has_the_distribution_of_softmax(vocabulary):
     rng = np.random.default_rng(vocabulary)
     logits_V = rng.standard_normal(vocabulary).astype(np.float32)
     logits_V[::5] = -np.inf if vocabulary > 5 else logits_V[::5]
@@ -170,10 +170,10 @@ def test_the_inverse_cdf_has_the_law_of_softmax(vocabulary):
     tokens = np.asarray(
         jax.jit(inverse_cdf, static_argnums=1)(jnp.broadcast_to(logits_V, (40_000, vocabulary)), ALL, uniform_N2)
     )
-    counts, law = np.bincount(tokens, minlength=vocabulary), softmax(logits_V.astype(np.float64))
-    assert (counts[law == 0] == 0).all()
+    counts, p_V = np.bincount(tokens, minlength=vocabulary), softmax(logits_V.astype(np.float64))
+    assert (counts[p_V == 0] == 0).all()
     if vocabulary > 1:
-        assert stats.chisquare(counts[law > 0], 40_000 * law[law > 0]).pvalue > 1e-3
+        assert stats.chisquare(counts[p_V > 0], 40_000 * p_V[p_V > 0]).pvalue > 1e-3
 
 
 @given(
@@ -192,7 +192,7 @@ def test_the_inverse_cdf_returns_an_allowed_token_for_any_draw(vocabulary, seed,
 
 
 @pytest.mark.parametrize("temperature", [0.7])
-def test_over_a_wide_vocabulary_the_entropy_of_the_draws_is_that_of_the_law(temperature):
+def test_over_a_wide_vocabulary_the_entropy_of_the_draws_is_that_of_the_distribution(temperature):
     """10^5 draws over 32,000 tokens of which about 600 matter: bf16 noise or a cut tail would show here."""
     logits_V = -1.05 * np.log(np.arange(1, 32_001)) * 1.6
     draws, chunk, seen = 100_000, 2_000, np.zeros(32_000)
@@ -202,13 +202,13 @@ def test_over_a_wide_vocabulary_the_entropy_of_the_draws_is_that_of_the_law(temp
     tempered = jnp.asarray(np.random.default_rng(0).permutation(logits_V) / temperature, jnp.float32)
     for index in range(draws // chunk):
         seen += np.bincount(np.asarray(draw(jax.random.key(index), tempered)), minlength=32_000)
-    law = softmax(np.asarray(tempered, np.float64))
-    exact = -np.sum(law * np.log(law))
+    p_V = softmax(np.asarray(tempered, np.float64))
+    exact = -np.sum(p_V * np.log(p_V))
     # The plug-in estimate is too low by about (distinct tokens - 1) / (2 draws) (Miller and Madow): put back.
     p = seen[seen > 0] / draws
     found = -np.sum(p * np.log(p)) + (len(p) - 1) / (2 * draws)
     assert abs(found / exact - 1) < 0.02
-    assert seen[law < 1e-6].sum() == pytest.approx(draws * law[law < 1e-6].sum(), rel=0.5, abs=10)  # the tail is there
+    assert seen[p_V < 1e-6].sum() == pytest.approx(draws * p_V[p_V < 1e-6].sum(), rel=0.5, abs=10)  # the tail is there
 
 
 @given(st.integers(1, 60), st.integers(0, 1000))
@@ -217,9 +217,9 @@ def test_highest_is_the_first_of_the_largest_allowed(vocabulary, seed):
     logits_NV = rng.integers(0, 4, (5, vocabulary)).astype(np.float32)
     barred = int(rng.integers(vocabulary)) if vocabulary > 1 else -1
 
-    def allowed(logits, ids):
+    def logits_mask(logits, ids):
         return jnp.where(ids == barred, -jnp.inf, logits)
 
     logits_NV[:, barred] = 9 if barred >= 0 else logits_NV[:, barred]
     expected = np.where(np.arange(vocabulary) == barred, -np.inf, logits_NV).argmax(axis=1)
-    np.testing.assert_array_equal(highest(jnp.asarray(logits_NV), allowed), expected)
+    np.testing.assert_array_equal(highest(jnp.asarray(logits_NV), logits_mask), expected)

@@ -1,9 +1,11 @@
-"""The compiled sampler against PyTorch's decodings; its law and its early exit."""
+"""The compiled sampler against PyTorch's decodings; its distribution and its early exit."""
 
 import dataclasses
 import functools
 import itertools
+import math
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,15 +13,29 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from jax.sharding import AxisType
 from scipy import stats
 from scipy.special import softmax
 
-from d1jax.config import MeshConfig, SamplerConfig
+from d1jax.config import (
+    Chance,
+    DualCache,
+    Even,
+    Factor,
+    Klass,
+    MeshConfig,
+    NoCache,
+    PrefixCache,
+    SamplerConfig,
+    Threshold,
+    Time,
+)
 from d1jax.data.tokenizers import SpecialTokens
 from d1jax.diffusion.canvas import Canvas
+from d1jax.diffusion.decoding import Decoding, Inputs, Prompts, text_is_decided
 from d1jax.diffusion.likelihood import Views, score
-from d1jax.diffusion.noise import Noise, keyed_noise
-from d1jax.diffusion.sampler import denoise, sample, text_is_decided
+from d1jax.diffusion.noise import KeyedNoise
+from d1jax.diffusion.sampler import Sampler
 from d1jax.diffusion.schedule import time_schedule
 from d1jax.models import sharding
 
@@ -28,17 +44,36 @@ SPECIAL = SpecialTokens(mask=MASK, end=END, turn_end=TURN_END)
 GREEDY = SamplerConfig(completion_length=8, block_length=4, steps=6)
 
 
-NO_NOISE = Noise(None, None, None)
-
-
-def recorded(draws_NBx):
+class RecordedNoise(NamedTuple):
     """draws[step][row] as a source of noise."""
-    draws_NBx = jnp.asarray(draws_NBx, jnp.float32)
-    return lambda step_B, shape: draws_NBx[step_B, jnp.arange(shape[0])]
+
+    token_NBx: jax.Array | None = None
+    uniform_NBS: jax.Array | None = None
+
+    def token(self, step_B, shape):
+        return self.token_NBx[step_B, jnp.arange(shape[0])]
+
+    def uniform(self, step_B, shape):
+        return self.uniform_NBS[step_B, jnp.arange(shape[0])]
 
 
-def gumbel_max(logits_BSV, allowed, gumbel_BSV):
-    return jnp.argmax(allowed(logits_BSV, jnp.arange(logits_BSV.shape[-1])[None, None]) + gumbel_BSV, axis=-1)
+def gumbel_max(logits_BSV, logits_mask, gumbel_BSV):
+    return jnp.argmax(logits_mask(logits_BSV, jnp.arange(logits_BSV.shape[-1])[None, None]) + gumbel_BSV, axis=-1)
+
+
+class NoiseOfWholeCompletions(NamedTuple):
+    """draws[step][row] over all columns of a completion: the block that the step works on is cut out."""
+
+    token_NBx: jax.Array
+    uniform_NBC: jax.Array
+    steps_per_block: int
+
+    def token(self, step_B, shape):
+        return self.token_NBx[step_B, jnp.arange(shape[0])]
+
+    def uniform(self, step_B, shape):
+        start = step_B[0] // self.steps_per_block * shape[1]
+        return jax.lax.dynamic_slice_in_dim(self.uniform_NBC[step_B[0]], start, shape[1], axis=1)
 
 
 # -- PyTorch's decodings -----------------------------------------------------------------------------------------------
@@ -68,7 +103,7 @@ def test_tokens_and_steps_equal_dreams_sampler(golden_dream, name):
         prompt_BP[row, :real] = left_BP[row, real_BP[row] > 0]
     config = SamplerConfig(
         completion_length=length, block_length=length, steps=case["steps"], remasking=RULES[case["alg"]],
-        schedule="chance" if case["alg"] == "origin" else "time", confidence_of="sampling",
+        schedule=Chance() if case["alg"] == "origin" else Time(), confidence_of="sampling",
         top_k=case["top_k"] or 0, top_p=case["top_p"] or 1.0, early_exit=False,
     )  # fmt: skip
     expected_BC = io[f"{name}/unmask_step"][:rows, width:]
@@ -78,14 +113,12 @@ def test_tokens_and_steps_equal_dreams_sampler(golden_dream, name):
             masked = expected_BC >= step
             assert masked.sum() == used
             uniform[step][masked] = io[f"{name}/uniform"][step, :used]
-    rollout = denoise(
-        golden_dream.model, golden_dream.variables, jnp.asarray(prompt_BP[:rows]), jnp.asarray(length_B[:rows]),
-        Noise(None, None, recorded(uniform)),
-        config=config, special=golden_dream.special, temperature=0.0,
-    )  # fmt: skip
+    rollout = Sampler(golden_dream.model, config, golden_dream.special).sample(
+        golden_dream.variables, Prompts(prompt_BP[:rows], length_B[:rows]), RecordedNoise(uniform_NBS=uniform)
+    )
     np.testing.assert_array_equal(rollout.tokens_BC, io[f"{name}/tokens"][:rows, width:])
-    np.testing.assert_array_equal(rollout.reveal_step_BC, expected_BC)
-    if case["alg"] != "origin":  # Dream also runs the steps that commit nothing
+    np.testing.assert_array_equal(rollout.unmask_step_BC, expected_BC)
+    if case["alg"] != "origin":  # Dream also runs the steps that unmask nothing
         wasted = int((time_schedule(length, case["steps"]) == 0).sum())
         assert (rollout.nfe_B == case["forward_calls"] - wasted).all()
 
@@ -108,18 +141,11 @@ def test_tokens_and_steps_equal_lladas_sampler(golden, name):
     )  # fmt: skip
     steps_per_block = case["steps"] * block // case["gen_length"]
     uniform = io.get(f"{name}/uniform", np.full((1, 1, width), 0.5))[:, :, width:]
-
-    def uniform_of_block(step_B, shape):
-        whole_BC = jnp.asarray(uniform)[step_B[0]]
-        return jax.lax.dynamic_slice_in_dim(whole_BC, step_B[0] // steps_per_block * block, block, axis=1)
-
-    rollout = denoise(
-        golden.model, golden.variables, jnp.asarray(prompt_BP[:rows]), jnp.asarray(length_B[:rows]),
-        Noise(recorded(-np.log(-np.log(uniform))), gumbel_max, uniform_of_block),
-        config=config, special=golden.special, temperature=case["temperature"],
-    )  # fmt: skip
+    noise = NoiseOfWholeCompletions(-np.log(-np.log(uniform)), uniform, steps_per_block)
+    sampler = Sampler(golden.model, config, golden.special, case["temperature"], token_sampler=gumbel_max)
+    rollout = sampler.sample(golden.variables, Prompts(prompt_BP[:rows], length_B[:rows]), noise)
     np.testing.assert_array_equal(rollout.tokens_BC, io[f"{name}/tokens"][:, width:])
-    np.testing.assert_array_equal(rollout.reveal_step_BC, io[f"{name}/unmask_step"][:, width:])
+    np.testing.assert_array_equal(rollout.unmask_step_BC, io[f"{name}/unmask_step"][:, width:])
     # Guidance is one call on a doubled batch there, two passes here.
     assert (np.asarray(rollout.nfe_B) == case["forward_calls"] * (2 if case.get("cfg_scale") else 1)).all()
 
@@ -133,17 +159,17 @@ PARALLEL = (
 def test_tokens_and_steps_equal_parallel_decoding(golden, name):
     case, io = golden.cases[name], golden.io
     prompt_BP = io["fast_prompt_ids"]
-    rule = "factor" if "factor" in case else "threshold" if "threshold" in case else "even"
+    schedule = (
+        Factor(case["factor"]) if "factor" in case else Threshold(case["threshold"]) if "threshold" in case else Even()
+    )
     config = SamplerConfig(
-        completion_length=case["gen_length"], block_length=case["block_length"], steps=case.get("steps", 32), schedule=rule,
-        threshold=case.get("threshold", 0.9), factor=case.get("factor", 1.0), early_exit=False,
+        completion_length=case["gen_length"], block_length=case["block_length"], steps=case.get("steps", 32), schedule=schedule,
+        early_exit=False,
     )  # fmt: skip
-    rollout = denoise(
-        golden.model, golden.variables, jnp.asarray(prompt_BP), jnp.asarray([prompt_BP.shape[1]]),
-        NO_NOISE, config=config, special=golden.special, temperature=0.0,
-    )  # fmt: skip
+    prompts = Prompts(prompt_BP, np.array([prompt_BP.shape[1]]))
+    rollout = Sampler(golden.model, config, golden.special).sample(golden.variables, prompts, RecordedNoise())
     np.testing.assert_array_equal(rollout.tokens_BC, io[f"{name}/tokens"][:, prompt_BP.shape[1] :])
-    np.testing.assert_array_equal(rollout.reveal_step_BC, io[f"{name}/unmask_step"][:, prompt_BP.shape[1] :])
+    np.testing.assert_array_equal(rollout.unmask_step_BC, io[f"{name}/unmask_step"][:, prompt_BP.shape[1] :])
     assert (rollout.nfe_B == case["nfe"]).all()
 
 
@@ -159,15 +185,14 @@ def test_tokens_steps_and_passes_equal_decoding_with_a_cache(golden, golden_drea
     width = prompt_BP.shape[1]
     config = SamplerConfig(
         completion_length=32, block_length=case["block_length"], steps=case["steps"], early_exit=False,
-        schedule="threshold" if "threshold" in case else "even", threshold=case.get("threshold", 0.9),
-        cache="prefix" if "prefix" in name else "dual",
+        schedule=Threshold(case["threshold"]) if "threshold" in case else Even(),
+        cache=PrefixCache() if "prefix" in name else DualCache(),
     )  # fmt: skip
-    rollout = denoise(
-        reference.model, reference.variables, jnp.asarray(prompt_BP), jnp.asarray([width]), NO_NOISE,
-        config=config, special=reference.special, temperature=0.0,
-    )  # fmt: skip
+    rollout = Sampler(reference.model, config, reference.special).sample(
+        reference.variables, Prompts(prompt_BP, np.array([width])), RecordedNoise()
+    )
     np.testing.assert_array_equal(rollout.tokens_BC, io[f"{name}/tokens"][:, width:])
-    np.testing.assert_array_equal(rollout.reveal_step_BC, io[f"{name}/unmask_step"][:, width:])
+    np.testing.assert_array_equal(rollout.unmask_step_BC, io[f"{name}/unmask_step"][:, width:])
     # The reference runs a pass in vain when a block is full after its first one; in these cases none is.
     assert set(range(case["nfe"])) == set(io[f"{name}/unmask_step"][0, width:].tolist())
     assert rollout.nfe_B.tolist() == [case["nfe"]]
@@ -190,10 +215,11 @@ def decode_24(tiny, random_prompts, towards_end):
         model, variables = tiny(seed=1)
         prompt_BP, length_B = random_prompts(0, 24, 3)
         rows = jnp.array(rows)
-        rollout = sample(
-            model, towards_end(variables, strength), prompt_BP[rows], length_B[rows], jax.random.key(key), 7 * rows,
-            config=config, special=SPECIAL, temperature=temperature,
-        )  # fmt: skip
+        rollout = Sampler(model, config, SPECIAL, temperature).sample(
+            towards_end(variables, strength),
+            Prompts(prompt_BP[rows], length_B[rows]),
+            KeyedNoise(jax.random.key(key), 7 * rows),
+        )
         return jax.device_get(rollout)
 
     return decode
@@ -202,8 +228,8 @@ def decode_24(tiny, random_prompts, towards_end):
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_each_step_reveals_its_scheduled_count_inside_its_block(decode_24, temperature):
     rollout = decode_24(dataclasses.replace(GREEDY, early_exit=False), temperature)
-    assert not (rollout.tokens_BC == MASK).any() and (rollout.reveal_step_BC >= 0).all()
-    for steps_C in rollout.reveal_step_BC:
+    assert not (rollout.tokens_BC == MASK).any() and (rollout.unmask_step_BC >= 0).all()
+    for steps_C in rollout.unmask_step_BC:
         # Two blocks of 4 tokens in 3 steps each: 2, 1, 1.
         assert np.bincount(steps_C[:4], minlength=6).tolist() == [2, 1, 1, 0, 0, 0]
         assert np.bincount(steps_C[4:], minlength=6).tolist() == [0, 0, 0, 2, 1, 1]
@@ -214,10 +240,10 @@ def test_a_model_that_shouts_mask_still_leaves_none(tiny, random_prompts, toward
     model, variables = tiny(seed=1)
     shouting = towards_end(variables, 0.0)
     shouting["params"]["ff_out"] = shouting["params"]["ff_out"].at[0, MASK].add(40.0)
-    rollout = sample(
-        model, shouting, *random_prompts(0, 24, 3), jax.random.key(0), jnp.arange(24),
-        config=dataclasses.replace(GREEDY, early_exit=False), special=SPECIAL, temperature=1.0,
-    )  # fmt: skip
+    sampler = Sampler(model, dataclasses.replace(GREEDY, early_exit=False), SPECIAL, temperature=1.0)
+    rollout = sampler.sample(
+        shouting, Prompts(*random_prompts(0, 24, 3)), KeyedNoise(jax.random.key(0), jnp.arange(24))
+    )
     assert not (np.asarray(rollout.tokens_BC) == MASK).any()
     assert np.asarray(rollout.confidence_BC).max() < 0.1  # most of the probability was the mask's
 
@@ -227,13 +253,11 @@ def test_recorded_entropies_are_those_of_the_predictions_and_change_nothing(tiny
     model, variables = tiny(seed=1)
     prompts = random_prompts(0, 6, 3)
     config = SamplerConfig(completion_length=8, block_length=8, steps=1, early_exit=False)
+    noise = KeyedNoise(jax.random.key(0), jnp.arange(6))
     found = {
-        recorded: sample(
-            model, variables, *prompts, jax.random.key(0), jnp.arange(6), config=dataclasses.replace(config, record_entropy=recorded),
-            special=SPECIAL, temperature=1.0,
-        )
-        for recorded in (False, True)
-    }  # fmt: skip
+        record: Sampler(model, config, SPECIAL, 1.0, record_entropy=record).sample(variables, Prompts(*prompts), noise)
+        for record in (False, True)
+    }
     np.testing.assert_array_equal(found[True].tokens_BC, found[False].tokens_BC)
     assert (np.asarray(found[False].entropy_BC) == 0).all()
     canvas = Canvas(found[True].tokens_BC, *prompts)
@@ -257,17 +281,17 @@ def test_early_exit_changes_nothing_before_the_end_and_saves_forward_passes(deco
     np.testing.assert_array_equal(on.length_B, off.length_B)
     for row in range(24):
         text = slice(0, on.length_B[row])
-        for field in ("tokens_BC", "reveal_step_BC", "confidence_BC"):
+        for field in ("tokens_BC", "unmask_step_BC", "confidence_BC"):
             np.testing.assert_array_equal(getattr(on, field)[row, text], getattr(off, field)[row, text])
-        # Committed tokens are never taken back; what was not decided yet is end tokens of no step.
-        decided = on.reveal_step_BC[row] >= 0
-        np.testing.assert_array_equal(decided, off.reveal_step_BC[row] < on.nfe_B[row])
+        # Unmasked tokens are never taken back; what was not decided yet is end tokens of no step.
+        decided = on.unmask_step_BC[row] >= 0
+        np.testing.assert_array_equal(decided, off.unmask_step_BC[row] < on.nfe_B[row])
         np.testing.assert_array_equal(on.tokens_BC[row, decided], off.tokens_BC[row, decided])
-        assert (on.tokens_BC[row, ~decided] == END).all() and (on.reveal_step_BC[row, ~decided] == -1).all()
+        assert (on.tokens_BC[row, ~decided] == END).all() and (on.unmask_step_BC[row, ~decided] == -1).all()
         assert (on.confidence_BC[row, ~decided] == 0).all() and not decided.all() == (on.nfe_B[row] < 6)
         # It stops at the first step after which the text through the end token is decided.
         moments = [
-            s for s in range(6) if is_decided(np.where(off.reveal_step_BC[row] <= s, off.tokens_BC[row], MASK).tolist())
+            s for s in range(6) if is_decided(np.where(off.unmask_step_BC[row] <= s, off.tokens_BC[row], MASK).tolist())
         ]
         assert on.nfe_B[row] == (moments[0] + 1 if moments else 6)
 
@@ -281,19 +305,19 @@ def test_the_loop_ends_with_its_last_row(tiny, random_prompts, towards_end):
     model, variables = tiny(seed=1)
     calls = []
 
-    def counted(step_B, shape):
-        jax.debug.callback(lambda step_B: calls.append(int(step_B[0])), step_B)
-        return jnp.zeros(shape)
+    class CountedNoise(NamedTuple):
+        def uniform(self, step_B, shape):
+            jax.debug.callback(lambda step_B: calls.append(int(step_B[0])), step_B)
+            return jnp.zeros(shape)
 
     config = dataclasses.replace(GREEDY, remasking="random")  # equal priorities: left to right
-    rollout = denoise(
-        model, towards_end(variables, 30.0), *random_prompts(0, 3, 3), Noise(None, None, counted),
-        config=config, special=SPECIAL, temperature=0.0,
-    )  # fmt: skip
+    rollout = Sampler(model, config, SPECIAL).sample(
+        towards_end(variables, 30.0), Prompts(*random_prompts(0, 3, 3)), CountedNoise()
+    )
     jax.effects_barrier()
     assert calls == [0] and rollout.nfe_B.tolist() == [1, 1, 1]
     assert (np.asarray(rollout.tokens_BC) == END).all() and rollout.length_B.tolist() == [1, 1, 1]
-    assert np.asarray(rollout.reveal_step_BC).tolist() == [[0, 0, -1, -1, -1, -1, -1, -1]] * 3
+    assert np.asarray(rollout.unmask_step_BC).tolist() == [[0, 0, -1, -1, -1, -1, -1, -1]] * 3
 
 
 @given(st.lists(st.lists(st.sampled_from([1, END, MASK]), min_size=5, max_size=5), min_size=1, max_size=4))
@@ -307,15 +331,15 @@ def test_text_is_decided_when_no_mask_stands_before_an_end_token(rows):
 
 def test_noise_is_a_function_of_key_row_id_and_step():
     ids, shape, steps = jnp.array([3, 9, 4]), (3, 2), jnp.array([0, 0, 0])
-    noise = keyed_noise(jax.random.key(0), ids)
+    noise = KeyedNoise(jax.random.key(0), ids)
     first = np.asarray(noise.token(steps, shape))
     assert first.shape == (3, 2, 2) and ((first >= 0) & (first < 1)).all()
-    turned = keyed_noise(jax.random.key(0), ids[::-1])
+    turned = KeyedNoise(jax.random.key(0), ids[::-1])
     np.testing.assert_array_equal(turned.token(steps, shape), first[::-1])
     later = np.asarray(noise.token(jnp.array([0, 1, 2]), shape))
     np.testing.assert_array_equal(later[0], first[0])
     assert (later[1:] != first[1:]).all()
-    assert (np.asarray(keyed_noise(jax.random.key(1), ids).token(steps, shape)) != first).all()
+    assert (np.asarray(KeyedNoise(jax.random.key(1), ids).token(steps, shape)) != first).all()
     uniform = np.asarray(noise.uniform(steps, shape))
     assert uniform.shape == (3, 2) and len(np.unique(np.concatenate([uniform.ravel(), first.ravel()]))) == 18
     np.testing.assert_array_equal(turned.uniform(steps, shape), uniform[::-1])
@@ -324,10 +348,10 @@ def test_noise_is_a_function_of_key_row_id_and_step():
 WAYS = [
     {},
     {"remasking": "random"},
-    {"schedule": "threshold", "threshold": 0.3},
-    {"cache": "dual"},
-    {"cache": "prefix", "schedule": "threshold", "threshold": 0.3},
-    {"schedule": "klass", "threshold": 0.2, "kl_threshold": 0.5, "cache": "dual"},
+    {"schedule": Threshold(0.3)},
+    {"cache": DualCache()},
+    {"cache": PrefixCache(), "schedule": Threshold(0.3)},
+    {"schedule": Klass(0.2, 0.5), "cache": DualCache()},
 ]
 
 
@@ -338,14 +362,14 @@ def test_a_rows_sample_does_not_depend_on_its_batch(decode_24, changes):
     shuffled, company = list(range(24))[::-1], [5, 5, 2] * 8
     for rows in (shuffled, company, [3]):
         part = draw(rows=rows)
-        for field in ("tokens_BC", "reveal_step_BC", "length_B", "nfe_B", "cached_nfe_B"):
+        for field in ("tokens_BC", "unmask_step_BC", "length_B", "nfe_B", "cached_nfe_B"):
             np.testing.assert_array_equal(getattr(part, field), getattr(together, field)[rows], err_msg=field)
     assert (draw(key=1).tokens_BC != together.tokens_BC).any(axis=1).mean() > 0.8
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 1.4])
 @pytest.mark.parametrize("remasking", ["left_to_right", "random"])
-def test_whole_sequences_follow_the_enumerated_law(tiny, oracle, remasking, temperature):
+def test_whole_sequences_follow_the_enumerated_distribution(tiny, oracle, remasking, temperature):
     """Three tokens and the mask, three positions, 30,000 rows: chi-square of all 27 texts against the exact probabilities."""
     model, variables = tiny(seed=3, layers=1, vocab_size=4)
     variables = {"params": {**variables["params"], "ff_out": variables["params"]["ff_out"] / 8}}
@@ -354,7 +378,7 @@ def test_whole_sequences_follow_the_enumerated_law(tiny, oracle, remasking, temp
     forward_alone = oracle(model, variables)
     forward = functools.cache(lambda tokens: forward_alone(list(tokens))[1].astype(np.float64))
 
-    def law(text, temperature):
+    def probability_of(text, temperature):
         """Sum over the orders of positions of the product of conditionals."""
         orders = [(0, 1, 2)] if remasking == "left_to_right" else list(itertools.permutations(range(3)))
         total = 0.0
@@ -366,18 +390,19 @@ def test_whole_sequences_follow_the_enumerated_law(tiny, oracle, remasking, temp
             total += p
         return total
 
-    rollout = sample(
-        model, variables, jnp.ones((rows, 1), jnp.int32), jnp.ones(rows, jnp.int32), jax.random.key(0), jnp.arange(rows),
-        config=config, special=special, temperature=temperature,
-    )  # fmt: skip
+    rollout = Sampler(model, config, special, temperature).sample(
+        variables,
+        Prompts(jnp.ones((rows, 1), jnp.int32), jnp.ones(rows, jnp.int32)),
+        KeyedNoise(jax.random.key(0), jnp.arange(rows)),
+    )
     texts = list(itertools.product(range(3), repeat=3))
     codes = np.asarray(rollout.tokens_BC) @ [9, 3, 1]
     counts = np.bincount(codes, minlength=27)
-    expected = np.array([law(text, temperature) for text in texts])
+    expected = np.array([probability_of(text, temperature) for text in texts])
     assert expected.min() * rows > 5, "every text is expected often enough"
     np.testing.assert_allclose(expected.sum(), 1, atol=1e-6)
     assert stats.chisquare(counts, rows * expected).pvalue > 1e-3
-    other = np.array([law(text, 1.25 * temperature) for text in texts])
+    other = np.array([probability_of(text, 1.25 * temperature) for text in texts])
     assert stats.chisquare(counts, rows * other).pvalue < 1e-6  # the test can tell a wrong temperature
     # exp(log-probability of the tokens and of the order) is that of the path: averaged over samples, 1 / p counts the paths.
     path_logp = np.asarray(rollout.token_logp_BC + rollout.order_logp_BC).sum(axis=1)
@@ -389,12 +414,11 @@ def test_whole_sequences_follow_the_enumerated_law(tiny, oracle, remasking, temp
 def test_random_remasking_reveals_every_position_first_equally_often(tiny):
     model, variables = tiny(seed=1, layers=1)
     prompts = jnp.zeros((2000, 1), jnp.int32), jnp.ones(2000, jnp.int32)
-    rollout = sample(
-        model, variables, *prompts, jax.random.key(0), jnp.arange(2000),
-        config=SamplerConfig(completion_length=4, block_length=4, steps=4, remasking="random", early_exit=False),
-        special=SPECIAL, temperature=0.0,
-    )  # fmt: skip
-    first = np.argmin(np.asarray(rollout.reveal_step_BC), axis=1)
+    config = SamplerConfig(completion_length=4, block_length=4, steps=4, remasking="random", early_exit=False)
+    rollout = Sampler(model, config, SPECIAL).sample(
+        variables, Prompts(*prompts), KeyedNoise(jax.random.key(0), jnp.arange(2000))
+    )
+    first = np.argmin(np.asarray(rollout.unmask_step_BC), axis=1)
     assert stats.chisquare(np.bincount(first, minlength=4)).pvalue > 1e-3
 
 
@@ -409,41 +433,139 @@ def test_eight_devices_decode_what_one_decodes(tiny, initialized, random_prompts
     prompt_BP, length_B = random_prompts(5, 8, 3)
     host = (np.asarray(prompt_BP), np.asarray(length_B), np.arange(8, dtype=np.int32))
 
+    sampler = Sampler(model, dataclasses.replace(GREEDY, **changes), SPECIAL, temperature=0.5 if changes else 0.0)
+
     def decode(variables, prompt_BP, length_B, row_ids_B):
-        return sample(
-            model, variables, prompt_BP, length_B, jax.random.key(0), row_ids_B,
-            config=dataclasses.replace(GREEDY, **changes), special=SPECIAL, temperature=0.5 if changes else 0.0,
-        )  # fmt: skip
+        return sampler.sample(variables, Prompts(prompt_BP, length_B), KeyedNoise(jax.random.key(0), row_ids_B))
 
     with jax.set_mesh(mesh):
         cut = jax.tree.map(lambda x: x.sharding, {"params": initialized["params"]})  # over fsdp and tensor
         variables = jax.device_put(host_variables, cut if "tensor" in axes else sharding.replicated(mesh))
-        placed = sharding.place_rows(mesh, host)
+        placed = sharding.shard_batch(mesh, host)
         many = decode(variables, *placed)
     shards = sharding.row_shards(mesh)
     assert placed[0].addressable_shards[0].data.shape == (8 // shards, 3)
     assert len(variables["params"]["ff_out"].sharding.device_set) == 8
     one = decode(host_variables, *map(jnp.asarray, host))
     assert len(one.tokens_BC.sharding.device_set) == 1
-    for field in ("tokens_BC", "reveal_step_BC", "length_B", "nfe_B", "cached_nfe_B"):
+    for field in ("tokens_BC", "unmask_step_BC", "length_B", "nfe_B", "cached_nfe_B"):
         np.testing.assert_array_equal(getattr(many, field), getattr(one, field), err_msg=field)
     assert len(np.unique(one.tokens_BC)) > 3
 
 
 def test_repeated_calls_compile_once(tiny, random_prompts, towards_end):
     model, variables = tiny(seed=8, layers=1)
-    before = sample._cache_size()
+    before = Sampler.sample._cache_size()
 
     def call(seed, config):
-        prompt_BP, length_B = random_prompts(seed, 2, 3)
-        sample(
-            type(model)(dataclasses.replace(model.config)), towards_end(variables, float(seed)), prompt_BP, length_B,
-            jax.random.key(seed), jnp.arange(2) + seed, config=dataclasses.replace(config),
-            special=SpecialTokens(MASK, END, TURN_END), temperature=0.0,
-        )  # fmt: skip
+        sampler = Sampler(
+            type(model)(dataclasses.replace(model.config)),
+            dataclasses.replace(config),
+            SpecialTokens(MASK, END, TURN_END),
+        )
+        noise = KeyedNoise(jax.random.key(seed), jnp.arange(2) + seed)
+        sampler.sample(towards_end(variables, float(seed)), Prompts(*random_prompts(seed, 2, 3)), noise)
 
     for seed in range(4):
         call(seed, GREEDY)
-    assert sample._cache_size() == before + 1
+    assert Sampler.sample._cache_size() == before + 1
     call(0, dataclasses.replace(GREEDY, steps=4))
-    assert sample._cache_size() == before + 2  # the count does see another program
+    assert Sampler.sample._cache_size() == before + 2  # the count does see another program
+
+
+# -- the steps ---------------------------------------------------------------------------------------------------------
+
+
+STEPS = (
+    "init",
+    "is_running",
+    "needs_refresh",
+    "full_step",
+    "cached_step",
+    "block",
+    "predict",
+    "select",
+    "unmask",
+    "finish",
+)
+
+
+@pytest.mark.parametrize("changes", [{}, *WAYS[2:]], ids=str)
+def test_the_compiled_loop_and_the_stream_call_the_same_steps(tiny, random_prompts, changes):
+    """Traces of each step by its name; the subclass makes programs of its own, so each is traced here."""
+    model, variables = tiny(seed=1)
+    traced = []
+
+    def spied(name):
+        def step(self, *arguments, **named):
+            traced.append(name)
+            return getattr(Sampler, name)(self, *arguments, **named)
+
+        return step
+
+    Spy = dataclasses.dataclass(frozen=True)(type("Spy", (Sampler,), {name: spied(name) for name in STEPS}))
+    sampler = Spy(model, dataclasses.replace(GREEDY, **changes), SPECIAL, temperature=1.0)
+    arguments = variables, Prompts(*random_prompts(0, 4, 3)), KeyedNoise(jax.random.key(0), jnp.arange(4))
+    rollout = sampler.sample(*arguments)
+    compiled = set(traced)
+    traced.clear()
+    *states, last = sampler.stream(*arguments)
+    # Without a cache every step is a full one, and only the host asks whether it is.
+    without_cache = set() if "cache" in changes else {"cached_step"}
+    assert set(traced) == set(STEPS) - without_cache
+    assert compiled == set(traced) - (set() if "cache" in changes else {"needs_refresh"})
+    assert len(states) == int(states[-1].step) > 1 and all(isinstance(state, Decoding) for state in states)
+    for name, value in rollout._asdict().items():
+        np.testing.assert_array_equal(getattr(last, name), value, err_msg=name)
+
+
+@pytest.mark.parametrize("axes", [{}, {"data": 8}, {"data": 2, "fsdp": 2, "tensor": 2}], ids=str)
+@pytest.mark.parametrize("cache", ["none", "dual"])
+def test_a_stream_compiles_each_step_once(tiny, initialized, random_prompts, axes, cache):
+    model, host_variables = tiny(heads=4, kv_heads=2, vocab_size=14, qkv_bias=True)
+    sampler = Sampler(
+        model,
+        dataclasses.replace(GREEDY, cache={"none": NoCache(), "dual": DualCache()}[cache], early_exit=False),
+        SPECIAL,
+    )
+    prompts = jax.tree.map(np.asarray, Prompts(*random_prompts(5, 8, 3)))
+    ids_B = np.arange(8, dtype=np.int32)
+    shape = tuple(axes.get(axis, 1) for axis in sharding.AXES)
+    devices = jax.devices()[: math.prod(shape)]
+    mesh = jax.make_mesh(shape, sharding.AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+    counted = (Sampler._compiled_init, Sampler._compiled_step)
+    before = [function._cache_size() for function in counted]
+    with jax.set_mesh(mesh):
+        variables = jax.device_put(host_variables, sharding.replicated(mesh))
+        prompts, ids_B = sharding.shard_batch(mesh, (prompts, ids_B))
+        for key in range(2):
+            list(sampler.stream(variables, prompts, KeyedNoise(jax.random.key(key), ids_B)))
+    after = [function._cache_size() for function in counted]
+    assert [b - a for a, b in zip(before, after, strict=True)] == [1, 2 if cache == "dual" else 1]
+
+
+def test_a_step_can_be_called_by_itself(tiny, random_prompts):
+    model, variables = tiny(seed=1)
+    sampler = Sampler(model, dataclasses.replace(GREEDY, cache=DualCache()), SPECIAL)
+    inputs = Inputs(variables, Prompts(*random_prompts(0, 4, 3)), None)
+    state = sampler.init(inputs)
+    assert sampler.is_running(state) and sampler.needs_refresh(state)
+    assert (np.asarray(state.tokens_BC) == MASK).all()
+    one, cache = sampler.full_step(inputs, state)
+    # Two blocks of 4 tokens in 3 steps each: 2, 1, 1.
+    assert (np.asarray(one.tokens_BC != MASK).sum(axis=1) == 2).all() and (one.cache_age, one.step) == (1, 1)
+    assert not sampler.needs_refresh(one)
+    two = sampler.cached_step(inputs, one, cache)
+    assert (np.asarray(two.tokens_BC != MASK).sum(axis=1) == 3).all() and (two.cache_age, two.step) == (2, 2)
+    assert two.nfe_B.tolist() == [2] * 4 and two.cached_nfe_B.tolist() == [1] * 4
+    three = sampler.cached_step(inputs, two, cache)
+    assert sampler.needs_refresh(three), "the first block is full"
+    # A choice by hand: what `unmask` writes is what `select` says, and nothing else.
+    block = sampler.block(state, sampler.block_start(state), is_first_pass=jnp.bool(True))
+    hidden_BSD = jnp.ones((4, 4, model.config.width))
+    predictions = sampler.predict(inputs, block, hidden_BSD, None)
+    selection = sampler.select(inputs, state, block, predictions, None)
+    after = sampler.unmask(inputs, state, block, hidden_BSD)
+    expected_BS = np.where(selection.unmask_BS, predictions.token_BS, MASK)
+    np.testing.assert_array_equal(after.tokens_BC, np.concatenate([expected_BS, np.full((4, 4), MASK)], axis=1))
+    assert (np.asarray(sampler.finish(state).tokens_BC) == END).all()

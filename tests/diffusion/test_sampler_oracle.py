@@ -1,6 +1,6 @@
 """The compiled sampler against a plain Python loop, one row at a time, over all rules, caches and schedules."""
 
-from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -9,17 +9,35 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from d1jax.config import ADAPTIVE, Config, SamplerConfig
-from d1jax.config.rules import check
+from d1jax.config import Config, NoCache, SamplerConfig
+from d1jax.config.check import check
+from d1jax.config.sampler import Cache, Schedule
+from d1jax.config.values import alternatives
 from d1jax.data.tokenizers import SpecialTokens
-from d1jax.diffusion import sampler
-from d1jax.diffusion.noise import Noise
-from d1jax.diffusion.predictions import SURENESS
-from d1jax.diffusion.sampler import denoise
+from d1jax.diffusion.decoding import Prompts
+from d1jax.diffusion.predictions import CONFIDENCE_SCORES
+from d1jax.diffusion.sampler import Sampler
 from d1jax.diffusion.unmasking import RULES
 
 END, TURN_END, MASK = 10, 11, 12
 SPECIAL = SpecialTokens(mask=MASK, end=END, turn_end=TURN_END)
+
+
+class RecordedNoise(NamedTuple):
+    """draws[step][row] as a source of noise."""
+
+    token_NBx: jax.Array | None = None
+    uniform_NBS: jax.Array | None = None
+
+    def token(self, step_B, shape):
+        return self.token_NBx[step_B, jnp.arange(shape[0])]
+
+    def uniform(self, step_B, shape):
+        return self.uniform_NBS[step_B, jnp.arange(shape[0])]
+
+
+def gumbel_max(logits_BSV, logits_mask, gumbel_BSV):
+    return jnp.argmax(logits_mask(logits_BSV, jnp.arange(logits_BSV.shape[-1])[None, None]) + gumbel_BSV, axis=-1)
 
 
 def softmax(values):
@@ -28,19 +46,19 @@ def softmax(values):
 
 
 def plain_counts(config):
-    """[(step, first column, positions to commit or -1, chance)] in the words of the two samplers."""
+    """[(step, first column, positions to unmask or -1, chance)] in the words of the two samplers."""
     length, block, steps = config.completion_length, config.block_length, config.steps
-    if config.schedule == "even":
+    if config.schedule.name == "even":
         per_block = steps // (length // block)
         shares = [block // per_block + (step % per_block < block % per_block) for step in range(steps)]
         return [(step, step // per_block * block, shares[step], 0.0) for step in range(steps)]
-    if config.schedule in ADAPTIVE:
+    if config.schedule.adaptive:
         return [(step, None, 1, 0.0) for step in range(length)]
     time = np.linspace(1, 1e-3, steps + 1)
     rows, left = [], length
     for step in range(steps):
         chance = 1.0 if step == steps - 1 else 1 - time[step + 1] / time[step]
-        share = -1 if config.schedule == "chance" else int(left * chance)
+        share = -1 if config.schedule.name == "chance" else int(left * chance)
         left -= max(share, 0)
         rows += [(step, 0, share, chance)] * (share != 0)
     return rows
@@ -62,42 +80,42 @@ def plain_accepted(config, options):
     """The options that go together; the first of the order comes first."""
     taken = options[:1]
     for n, option in enumerate(options[1:], start=2):
-        if config.schedule == "threshold":
-            if option.confidence >= config.threshold:
+        if config.schedule.name == "threshold":
+            if option.confidence >= config.schedule.threshold:
                 taken.append(option)
-        elif config.schedule == "klass":
-            if option.confidence > config.threshold and option.still >= 2:
+        elif config.schedule.name == "klass":
+            if option.confidence > config.schedule.threshold and option.still >= 2:
                 taken.append(option)
-        elif config.schedule == "factor":
+        elif config.schedule.name == "factor":
             last = n == len(options)
-            if option.confidence < 1 - config.factor / (n + 1) and not last:
+            if option.confidence < 1 - config.schedule.factor / (n + 1) and not last:
                 break
             taken.append(option)
         else:
-            if sum(one.entropy for one in taken) > config.entropy_bound:
+            if sum(one.entropy for one in taken) > config.schedule.bound:
                 break
             taken.append(option)
     return taken
 
 
-def plain_weight(config, p, token, slot):
+def plain_weight(config, p, token, column):
     best = sorted(p, reverse=True)
     weight = {
         "low_confidence": p[token],
         "topk_margin": best[0] - best[1],
         "entropy": float(np.sum(p * np.log(p + 1e-10))),
         "random": 0.0,
-        "left_to_right": -slot,
+        "left_to_right": -column,
     }[config.remasking]
     return weight / (config.remasking_temperature or 1.0)
 
 
 def decode_row(row_alone, alignment, prompt, config, temperature, gumbel, uniform):
-    """One row alone in natural order; gumbel[step][slot][token]."""
+    """One row alone in natural order; gumbel[step][column][token]."""
     length, block = config.completion_length, config.block_length
     tokens, steps, confidences, calls, cached_calls = [MASK] * length, [-1] * length, [0.0] * length, 0, 0
     token_logps, order_logps = [0.0] * length, [0.0] * length
-    past, age, block_now, before, still = None, 0, None, {}, {}
+    cache, cache_age, block_now, before, still = None, 0, None, {}, {}
 
     def score(prompt, **cache):
         _, z = row_alone(prompt + tokens, **cache)
@@ -106,30 +124,30 @@ def decode_row(row_alone, alignment, prompt, config, temperature, gumbel, unifor
     for step, start, share, chance in plain_counts(config):
         if MASK not in tokens:
             break
-        if config.schedule in ADAPTIVE:
+        if config.schedule.adaptive:
             start = tokens.index(MASK) // block * block
         opens = start != block_now
         if opens:
             before, still = {}, {}
         block_now = start
-        if config.cache == "none" or opens or (config.cache_refresh and age >= config.cache_refresh):
-            past, age = [], 0
-            z = score(prompt, keep=past)
+        if config.cache.name == "none" or opens or (config.cache.refresh and cache_age >= config.cache.refresh):
+            cache, cache_age = [], 0
+            z = score(prompt, keep=cache)
         else:
             place = np.arange(len(prompt) + length)
             stale = place < len(prompt) + start
-            if config.cache == "dual":
+            if config.cache.name == "dual":
                 stale |= place >= len(prompt) + start + block
-            z = score(prompt, past=past, stale=stale)
+            z = score(prompt, past=cache, stale=stale)
             cached_calls += 1
-        age += 1
+        cache_age += 1
         if config.guidance:
-            hidden = score([MASK] * len(prompt))
-            z = hidden + (config.guidance + 1) * (z - hidden)
+            unprompted = score([MASK] * len(prompt))
+            z = unprompted + (config.guidance + 1) * (z - unprompted)
         calls += 2 if config.guidance else 1
         options = []
-        for slot in range(block):
-            place = start + slot
+        for column in range(block):
+            place = start + column
             logits = z[len(prompt) + place].copy()
             if config.end_token == "forbidden":
                 logits[END] = -np.inf
@@ -139,37 +157,37 @@ def decode_row(row_alone, alignment, prompt, config, temperature, gumbel, unifor
                 sampled = kept if np.isfinite(np.delete(kept, MASK)).any() else sampled
             allowed = sampled.copy()
             allowed[MASK] = -np.inf
-            token = int((allowed + gumbel[step][slot] if temperature else allowed).argmax())
+            token = int((allowed + gumbel[step][column] if temperature else allowed).argmax())
             token_logp = float(np.log(softmax(allowed)[token])) if temperature else 0.0
             scored = sampled.copy() if config.confidence_of == "sampling" else logits
             if config.end_token == "last":
                 scored[[END, TURN_END]] = -np.inf
             p = softmax(scored) if np.isfinite(scored).any() else np.zeros(len(scored))
-            if slot in before:
+            if column in before and config.schedule.name == "klass":
                 seen = p > 0
                 with np.errstate(divide="ignore"):
-                    moved = np.sum(p[seen] * np.log(p[seen] / before[slot][seen]))
-                still[slot] = still.get(slot, 0) + 1 if moved < config.kl_threshold else 0
-            before[slot] = p
+                    moved = np.sum(p[seen] * np.log(p[seen] / before[column][seen]))
+                still[column] = still.get(column, 0) + 1 if moved < config.schedule.kl_threshold else 0
+            before[column] = p
             if tokens[place] != MASK:
                 continue
-            weight = drawn = plain_weight(config, p, token, slot)
+            weight = drawn = plain_weight(config, p, token, column)
             if config.remasking == "random":
-                drawn = uniform[step][slot]
+                drawn = uniform[step][column]
             elif config.remasking_temperature:
-                drawn = weight - np.log(-np.log(uniform[step][slot]))
+                drawn = weight - np.log(-np.log(uniform[step][column]))
             if config.end_token == "last" and token in (END, TURN_END):
                 drawn = -np.inf
-            options.append(Option(place, token, token_logp, p, weight, drawn, still.get(slot, 0)))
-        forced = config.cache != "none" and config.cache_refresh != 1 and alignment == "shifted" and opens
+            options.append(Option(place, token, token_logp, p, weight, drawn, still.get(column, 0)))
+        forced = config.cache.name != "none" and config.cache.refresh != 1 and alignment == "shifted" and opens
         options.sort(key=lambda option: (-option.drawn, option.place))
         if forced:
             options.sort(key=lambda option: option.place != start)
-        if forced and config.schedule in ADAPTIVE:
+        if forced and config.schedule.adaptive:
             taken = options[:1]
-        elif config.schedule in ADAPTIVE:
+        elif config.schedule.adaptive:
             taken = plain_accepted(config, options)
-        elif config.schedule == "chance":
+        elif config.schedule.name == "chance":
             certain = options[:forced]
             taken = certain + [one for one in options[forced:] if uniform[step][one.place - start] < chance]
             for option in options[forced:]:
@@ -190,6 +208,16 @@ def decode_row(row_alone, alignment, prompt, config, temperature, gumbel, unifor
     return tokens, steps, confidences, token_logps, order_logps, calls, cached_calls
 
 
+SCHEDULES, CACHES = alternatives(Schedule), alternatives(Cache)
+ADAPTIVE = {name for name, cls in SCHEDULES.items() if cls.adaptive}
+NUMBERS = {
+    "threshold": {"threshold": [0.2, 0.5]},
+    "factor": {"factor": [0.8, 2.0]},
+    "entropy_bound": {"bound": [0.5, 2.0]},
+    "klass": {"threshold": [0.2, 0.5], "kl_threshold": [0.05, 0.5]},
+}
+
+
 @st.composite
 def decodings(draw, schedule, cache):
     whole = schedule in ("time", "chance")
@@ -206,54 +234,51 @@ def decodings(draw, schedule, cache):
         steps=blocks * draw(st.integers(1, block)),
         remasking=remasking,
         remasking_temperature=draw(st.sampled_from([0.0, 0.4])) if drawn else 0.0,
-        threshold=draw(st.sampled_from([0.2, 0.5])),
-        kl_threshold=draw(st.sampled_from([0.05, 0.5])),
-        factor=draw(st.sampled_from([0.8, 2.0])),
-        entropy_bound=draw(st.sampled_from([0.5, 2.0])),
-        schedule=schedule,
+        schedule=SCHEDULES[schedule](
+            **{name: draw(st.sampled_from(values)) for name, values in NUMBERS.get(schedule, {}).items()}
+        ),
         confidence_of=draw(st.sampled_from(["model", "sampling"])),
         top_k=draw(st.sampled_from([0, 4])) if schedule != "klass" else 0,
         guidance=draw(st.sampled_from([0.0, 0.0, 0.8])) if cache == "none" else 0.0,
         end_token=draw(st.sampled_from(["allowed", "forbidden", "last"])),
         early_exit=draw(st.booleans()),
-        cache=cache,
-        cache_refresh=0 if cache == "none" else draw(st.sampled_from([0, 2, 1])),
+        cache=NoCache() if cache == "none" else CACHES[cache](draw(st.sampled_from([0, 2, 1]))),
     )
     check(Config(sampler=config))
     return config, draw(st.sampled_from([0.0, 0.7])), draw(st.sampled_from(["same_position", "shifted"]))
 
 
 def test_the_strategy_covers_every_rule_that_there_is():
-    assert set(RULES) == set(ADAPTIVE) and set(SURENESS) == {"topk_margin", "entropy"}
+    assert set(NUMBERS) == ADAPTIVE == set(RULES)
+    assert {"even", "time", "chance"} == set(SCHEDULES) - ADAPTIVE
+    assert set(CONFIDENCE_SCORES) == {"topk_margin", "entropy"}
 
 
 @pytest.mark.parametrize("cache", ["none", "prefix", "dual"])
-@pytest.mark.parametrize("schedule", ["even", "time", "chance", *ADAPTIVE])
+@pytest.mark.parametrize("schedule", sorted(SCHEDULES))
 @settings(max_examples=2)
 @given(st.data())
 def test_the_compiled_sampler_equals_a_python_loop_token_for_token_and_step_for_step(
     tiny, oracle, random_prompts, towards_end, schedule, cache, data
 ):
     config, temperature, alignment = data.draw(decodings(schedule, cache))
-    # The head on all columns of a block at once, or on one open column of each row at a time.
-    group = data.draw(st.sampled_from([config.block_length, 1]))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sampler, "columns_at_a_time", lambda *sizes: group)
-        check_decoding(tiny, oracle, random_prompts, towards_end, config, temperature, alignment)
+    # The head on all columns of a block at once, or on one masked column of each row at a time.
+    chunk = data.draw(st.sampled_from([config.block_length, 1]))
+    check_decoding(tiny, oracle, random_prompts, towards_end, config, temperature, alignment, chunk)
 
 
-def check_decoding(tiny, oracle, random_prompts, towards_end, config, temperature, alignment):
-    model, variables = tiny(seed=1, layers=2 if config.cache != "none" else 1, alignment=alignment)
+def check_decoding(tiny, oracle, random_prompts, towards_end, config, temperature, alignment, chunk):
+    model, variables = tiny(seed=1, layers=2 if config.cache.name != "none" else 1, alignment=alignment)
     rows, width, block = 3, 3, config.block_length
     draws = np.random.default_rng(0)
     gumbel = draws.gumbel(size=(config.completion_length, rows, block, 13)).astype(np.float32)
     uniform = draws.random((config.completion_length, rows, block), np.float32)
-    noise = Noise(recorded(gumbel), gumbel_max, recorded(uniform))
-    decode = jax.jit(partial(denoise, model, noise=noise, config=config, special=SPECIAL, temperature=temperature))
+    noise = RecordedNoise(gumbel, uniform)
+    sampler = Sampler(model, config, SPECIAL, temperature, token_sampler=gumbel_max, chunk=chunk)
     for seed, strength in ((0, 0.0), (1, 1.5)):
         prompt_BP, length_B = random_prompts(seed, rows, width)
         model_with_ends = towards_end(variables, strength)
-        rollout = decode(model_with_ends, prompt_BP, length_B)
+        rollout = sampler.sample(model_with_ends, Prompts(prompt_BP, length_B), noise)
         row_alone = oracle(model, model_with_ends)
         for row, n in enumerate(np.asarray(length_B)):
             prompt = np.asarray(prompt_BP)[row, :n].tolist()
@@ -261,7 +286,7 @@ def check_decoding(tiny, oracle, random_prompts, towards_end, config, temperatur
                 row_alone, alignment, prompt, config, temperature, gumbel[:, row], uniform[:, row]
             )
             assert np.asarray(rollout.tokens_BC)[row].tolist() == tokens
-            assert np.asarray(rollout.reveal_step_BC)[row].tolist() == steps
+            assert np.asarray(rollout.unmask_step_BC)[row].tolist() == steps
             np.testing.assert_allclose(rollout.confidence_BC[row], confidences, atol=1e-4)
             np.testing.assert_allclose(rollout.token_logp_BC[row], token_logps, atol=1e-3)
             np.testing.assert_allclose(rollout.order_logp_BC[row], order_logps, atol=1e-3)
@@ -272,13 +297,3 @@ def check_decoding(tiny, oracle, random_prompts, towards_end, config, temperatur
 def through_end(tokens):
     """How many tokens the text has: through the first one that ends it."""
     return next((place + 1 for place, token in enumerate(tokens) if token in (END, TURN_END)), len(tokens))
-
-
-def recorded(draws_NBx):
-    """draws[step][row] as a source of noise."""
-    draws_NBx = jnp.asarray(draws_NBx, jnp.float32)
-    return lambda step_B, shape: draws_NBx[step_B, jnp.arange(shape[0])]
-
-
-def gumbel_max(logits_BSV, allowed, gumbel_BSV):
-    return jnp.argmax(allowed(logits_BSV, jnp.arange(logits_BSV.shape[-1])[None, None]) + gumbel_BSV, axis=-1)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from d1jax.diffusion.sampler import Rollout
+from d1jax.diffusion.rollout import Rollout
 from d1jax.evaluation import decoding_order as ar
 
 ROWS = st.integers(1, 12).flatmap(lambda c: st.lists(st.lists(st.integers(-1, 6), min_size=c, max_size=c), min_size=1))
@@ -23,7 +23,7 @@ def plain_order(steps):
 def plain_local(order, k):
     hits = [
         all(order[t - i] == order[t] - i for i in range(1, k + 1)) for t in range(len(order)) if t >= k
-    ]  # the first commit is number 0
+    ]  # the first one is number 0
     return sum(hits) / len(hits) if hits else None
 
 
@@ -50,7 +50,7 @@ def test_the_curves_are_those_of_the_definition(rows):
 
 @given(ROW)
 def test_a_longer_run_is_rarer_and_a_wider_window_catches_more(row):
-    order = ar.commit_order(row)
+    order = ar.unmask_order(row)
     local, wide = ar.local_ar(order, ALL_K), ar.global_ar(order, ALL_K)
     local = local[~np.isnan(local)]
     assert len(local) == max(len(order) - 1, 0) and (np.diff(local) <= 1e-12).all()
@@ -67,7 +67,7 @@ def test_a_measure_of_what_is_decoded_only(row):
 
 @pytest.mark.parametrize("steps", [range(12), [0] * 12, [0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3], [*range(11), -1]])
 def test_left_to_right_is_one_for_every_k(steps):
-    """Several tokens a step count as committed from left to right."""
+    """Several tokens a step count as unmasked from left to right."""
     rows = np.array([list(steps)] * 3)
     assert ar.local_curve(rows) == dict.fromkeys(ar.LOCAL_K, 1.0)
     assert ar.global_curve(rows) == dict.fromkeys(ar.GLOBAL_K, 1.0)
@@ -76,12 +76,12 @@ def test_left_to_right_is_one_for_every_k(steps):
 def test_right_to_left_is_none_of_it():
     rows = np.arange(12)[::-1][None]
     assert ar.local_curve(rows) == dict.fromkeys(ar.LOCAL_K, 0.0)
-    # Only the last k commits find no more than k masks.
+    # Only the last k find no more than k masks.
     assert ar.global_curve(rows) == pytest.approx({k: k / 12 for k in ar.GLOBAL_K})
 
 
 def test_a_random_order_is_by_chance():
-    """E[local@1] = 1 / T; the rank of a commit among n masks is uniform, so E[global@k] = mean of min(k / n, 1)."""
+    """E[local@1] = 1 / T; the rank of an unmasked column among n masks is uniform, so E[global@k] = mean of min(k / n, 1)."""
     rng, length = np.random.default_rng(0), 20
     rows = np.array([rng.permutation(length) for _ in range(2000)])
     assert ar.local_curve(rows)[1] == pytest.approx(1 / length, abs=4e-3)
@@ -97,7 +97,7 @@ def test_rows_with_too_few_tokens_are_left_out_and_no_value_is_nan():
 
 
 def rollout(steps):
-    return Rollout(**dict.fromkeys(Rollout._fields))._replace(reveal_step_BC=np.array(steps))
+    return Rollout(**dict.fromkeys(Rollout._fields))._replace(unmask_step_BC=np.array(steps))
 
 
 def test_the_metrics_have_names_and_no_gaps():
@@ -112,17 +112,17 @@ def test_the_metrics_have_names_and_no_gaps():
 
 
 @given(ROWS, st.integers(1, 8))
-def test_the_heat_map_counts_commits(rows, most):
+def test_the_heat_map_counts_what_is_unmasked(rows, most):
     found = ar.heat_map(np.array(rows), most)
     steps, columns = max(map(max, rows)) + 1, len(rows[0])
     assert (found["steps"], found["columns"]) == (steps, columns)
     tall, wide = max(-(-steps // most), 1), -(-columns // most)
     share = np.array(found["share"]).reshape(-(-steps // tall), -(-columns // wide))
     assert max(share.shape) <= most
-    commits = [(at // tall, column // wide) for row in rows for column, at in enumerate(row) if at >= 0]
+    unmasked = [(at // tall, column // wide) for row in rows for column, at in enumerate(row) if at >= 0]
     for n, c in np.ndindex(*share.shape):
-        total = sum(column == c for _, column in commits)
-        assert share[n, c] == pytest.approx(commits.count((n, c)) / max(total, 1), abs=1e-4)
+        total = sum(column == c for _, column in unmasked)
+        assert share[n, c] == pytest.approx(unmasked.count((n, c)) / max(total, 1), abs=1e-4)
 
 
 @pytest.mark.parametrize("at_once", [None, 7])

@@ -1,5 +1,6 @@
 """The statistics beside plain ones, the measurements beside an enumerated ELBO, and what must hold exactly."""
 
+import dataclasses
 import itertools
 import math
 
@@ -12,14 +13,14 @@ from hypothesis import strategies as st
 from scipy import stats
 from scipy.special import log_softmax
 
-from d1jax.config import EstimatorConfig, SamplerConfig
+from d1jax.config import Coupled, Elbo, OneStep, SamplerConfig
 from d1jax.data.tokenizers import SpecialTokens
 from d1jax.diffusion.canvas import Canvas
 from d1jax.diffusion.estimators import views_of
 from d1jax.diffusion.likelihood import score
 from d1jax.evaluation import estimator_stats as audit
 from d1jax.evaluation import estimators as bench_rules
-from d1jax.evaluation.estimators import Batch, Bench, Candidate, candidates
+from d1jax.evaluation.estimators import Bench, Candidate, RolloutBatch, candidates
 
 MASK, END = 3, 2
 TEXTS = [(0, 1, 1, 0), (1, 1, 0, 2), (0, 0, 2, 2), (1, 0, 1, 1), (2, 0, 1, 0), (0, 1, 0, 1)]  # to the first 2, included
@@ -41,7 +42,7 @@ def bench_of(model, variables, cuts=((0, 6, 6),)):
         ids = np.arange(first, end)
         completion_BC = jnp.asarray([TEXTS[i % len(TEXTS)] for i in ids])
         canvas = Canvas(completion_BC, jnp.tile(jnp.array([PROMPT]), (len(ids), 1)), jnp.full(len(ids), 2))
-        batches.append(Batch(canvas, jnp.asarray(ids), jnp.zeros_like(completion_BC), kept))
+        batches.append(RolloutBatch(canvas, jnp.asarray(ids), jnp.zeros_like(completion_BC), kept))
     return Bench(model, variables, SAMPLER, SpecialTokens(mask=MASK, end=END), tuple(batches))
 
 
@@ -136,9 +137,7 @@ def test_the_large_sample_elbo_is_the_enumerated_one(bench, exact_B):
     assert (error_B < 0.15).all() and (np.abs(truth_B - exact_B) < 4.5 * error_B + 1e-5).all()
 
 
-@pytest.mark.parametrize(
-    "estimator", [EstimatorConfig("elbo", samples=2), EstimatorConfig("coupled"), EstimatorConfig("coupled", samples=2)]
-)
+@pytest.mark.parametrize("estimator", [Elbo(samples=2), Coupled(), Coupled(samples=2)])
 def test_unbiased_estimators_have_no_bias_and_shared_masks_no_ratio(bench, exact_B, estimator):
     row = audit.measure(bench, Candidate("one", estimator), exact_B, np.zeros(6), KEY, 200)
     assert abs(row["bias"]) < 4 * row["bias_error"]
@@ -147,7 +146,7 @@ def test_unbiased_estimators_have_no_bias_and_shared_masks_no_ratio(bench, exact
 
 
 def test_an_estimator_that_draws_nothing_differs_from_the_elbo_by_what_it_is(bench, exact_B):
-    one_step = Candidate("one_step", EstimatorConfig())
+    one_step = Candidate("one_step", OneStep())
     row = audit.measure(bench, one_step, exact_B, np.zeros(6), KEY, 200, gradient_samples=2)
     assert row["variance"] == row["token_variance"] == row["unshared"]["largest"] == row["gradient_noise"] == 0
     expected = np.mean(bench_rules.scores(bench, one_step, KEY).sum(axis=1) - exact_B)
@@ -160,17 +159,17 @@ def test_scores_do_not_depend_on_the_batches(tiny_model, bench):
     cut = bench_of(*tiny_model, cuts=((0, 4, 4), (4, 8, 2)))
     np.testing.assert_array_equal(cut.valid_BC, bench.valid_BC)
     assert bench.valid_BC.sum(axis=1).tolist() == LENGTHS
-    one = Candidate("elbo", EstimatorConfig("elbo", samples=2))
+    one = Candidate("elbo", Elbo(samples=2))
     np.testing.assert_allclose(bench_rules.scores(cut, one, KEY), bench_rules.scores(bench, one, KEY), atol=1e-5)
 
 
 def test_the_gradients_noise_is_its_variance_over_its_squared_mean(tiny_model, bench):
-    one, samples = Candidate("elbo", EstimatorConfig("elbo", samples=2)), 6
+    one, samples = Candidate("elbo", Elbo(samples=2)), 6
     batch = bench.batches[0]
 
     @jax.jit
     def gradient(key):
-        views = views_of(key, batch.canvas, batch.row_ids_B, batch.reveal_step_BC, **bench.settings(one))
+        views = views_of(key, batch.canvas, batch.row_ids_B, batch.unmask_step_BC, **bench.settings(one))
 
         def signed(variables):
             logp_BC = score(bench.model, variables, batch.canvas, views).logp
@@ -238,9 +237,9 @@ def test_a_score_that_is_not_a_function_of_its_key_is_told():
 
 def test_complements_beat_free_masks_where_a_tokens_own_masking_is_the_noise(bench, exact_B):
     """On this model most of the variance is which token is scored; a pair scores each once."""
-    law = EstimatorConfig("elbo", counts="independent", low=0.2, high=0.8)
-    coupled = EstimatorConfig("coupled", counts="independent", low=0.2, high=0.8)
-    table = [Candidate("one", law), Candidate("two", EstimatorConfig(**{**vars(law), "samples": 2}))]
+    distribution = Elbo(counts="independent", low=0.2, high=0.8)
+    coupled = Coupled(counts="independent", low=0.2, high=0.8)
+    table = [Candidate("one", distribution), Candidate("two", dataclasses.replace(distribution, samples=2))]
     table.append(Candidate("pair", coupled, decoupled="two"))
     rows = [audit.measure(bench, one, exact_B, np.zeros(6), KEY, 200) for one in table]
     (pair,) = audit.coupled_against_decoupled(rows)

@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import d1jax
-from d1jax.config import ConfigError, SamplerConfig
-from d1jax.diffusion.sampler import Decoding
-from d1jax.inference.infill import Filled, has_holes, infill, interleave, watch_infill
+from d1jax.config import DualCache, SamplerConfig, UserError
+from d1jax.diffusion.decoding import Decoding
+from d1jax.inference.infill import Filled, has_holes, infill, merge, watch_infill
 from d1jax.inference.policy import load_pretrained
 
 MASK, END = 12, 11
@@ -62,7 +62,7 @@ def test_holes_are_filled_as_a_plain_loop_fills_them(both, oracle, text):
         oracle(model, variables), model.config.alignment, ids, max(round(ids.count(MASK) / 2), 1)
     )
     assert filled.tokens.tolist() == [token for token, given in zip(tokens, ids, strict=True) if given == MASK]
-    assert filled.reveal_step.tolist() == steps
+    assert filled.unmask_step.tolist() == steps
     assert filled.text == policy.tokenizer.decode(tokens)
     assert filled.nfe == max(steps) + 1
 
@@ -93,13 +93,13 @@ def test_watching_ends_in_the_same_text(both):
 
 
 @given(st.lists(st.integers(0, 9), max_size=6), st.lists(st.integers(0, 6), min_size=1, max_size=5))
-def test_interleaving_puts_each_hole_token_after_as_many_given_ones(given_ids, before):
+def test_merging_puts_each_hole_token_after_as_many_given_ones(given_ids, before):
     before = sorted(min(count, len(given_ids)) for count in before)
-    woven = interleave(given_ids, [("hole", index) for index in range(len(before))], before)
-    assert [value for value in woven if not isinstance(value, tuple)] == given_ids
-    places = [place for place, value in enumerate(woven) if isinstance(value, tuple)]
+    merged = merge(given_ids, [("hole", index) for index in range(len(before))], before)
+    assert [value for value in merged if not isinstance(value, tuple)] == given_ids
+    places = [place for place, value in enumerate(merged) if isinstance(value, tuple)]
     assert [place - index for index, place in enumerate(places)] == before
-    assert [woven[place][1] for place in places] == list(range(len(before)))
+    assert [merged[place][1] for place in places] == list(range(len(before)))
 
 
 @pytest.mark.parametrize(
@@ -118,33 +118,33 @@ def test_interleaving_puts_each_hole_token_after_as_many_given_ones(given_ids, b
 )
 def test_malformed_texts_are_refused(write_checkpoint, text, message):
     policy = load_pretrained(write_checkpoint()[0])
-    with pytest.raises(ConfigError) as caught:
+    with pytest.raises(UserError) as caught:
         infill(policy, [text], SETTINGS)
     assert message in str(caught.value)
 
 
 def test_holes_that_do_not_fit_and_a_cache_that_cannot_score_them_are_refused(write_checkpoint):
     short = load_pretrained(write_checkpoint("short", max_positions=6)[0])
-    with pytest.raises(ConfigError, match="6 positions"):
+    with pytest.raises(UserError, match="6 positions"):
         infill(short, ["abc{{mask:4}}"], SETTINGS)
     dream = load_pretrained(write_checkpoint("dream", alignment="shifted")[0])
-    with pytest.raises(ConfigError, match="set cache = none"):
-        infill(dream, ["abc{{mask:4}}"], dataclasses.replace(SETTINGS, cache="dual"))
+    with pytest.raises(UserError, match="set cache = none"):
+        infill(dream, ["abc{{mask:4}}"], dataclasses.replace(SETTINGS, cache=DualCache()))
 
 
 def test_nothing_around_one_text_of_a_batch_and_texts_that_are_no_list_are_refused(write_checkpoint):
     policy = load_pretrained(write_checkpoint()[0])
-    with pytest.raises(ConfigError, match="no text around"):
+    with pytest.raises(UserError, match="no text around"):
         infill(policy, ["{{mask:2}}", "ab{{mask:2}}"], SETTINGS)
-    with pytest.raises(ConfigError, match="write a list"):
+    with pytest.raises(UserError, match="write a list"):
         infill(policy, "a{{mask:2}}b", SETTINGS)
-    with pytest.raises(ConfigError, match="must be above 0"):
+    with pytest.raises(UserError, match="must be above 0"):
         infill(policy, ["a{{mask:2}}b"], dataclasses.replace(SETTINGS, completion_length=0))
 
 
 @pytest.mark.parametrize("text", ["a{{mask}}", "a{{ mask:4 }}", "a{{MASK:4}}b{{mask:2}}"])
 def test_what_looks_like_a_hole_and_is_none_is_told(text):
-    with pytest.raises(ConfigError, match="a hole is written"):
+    with pytest.raises(UserError, match="a hole is written"):
         has_holes(text)
 
 

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from jax.sharding import AxisType
 
 import d1jax
-from d1jax.config import ConfigError, LoraConfig, MeshConfig, SamplerConfig
+from d1jax.config import LoraConfig, MeshConfig, SamplerConfig, UserError
 from d1jax.data.tokenizers import ByteTokenizer, CharacterTokenizer
-from d1jax.diffusion.sampler import Decoding
+from d1jax.diffusion.decoding import Decoding
 from d1jax.inference.complete import Completions, sample, watch
 from d1jax.inference.policy import Policy, load_pretrained, save_pretrained
 from d1jax.models.families import family_for
@@ -137,12 +137,12 @@ def test_eight_devices_give_the_logits_of_one(write_checkpoint, alignment):
     ],
 )
 def test_what_cannot_be_loaded_is_named(policy, path, settings, message):
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises(UserError, match=message):
         load_pretrained(policy.source / path if path else policy.source, **settings)
 
 
 def test_a_directory_that_is_neither_checkpoint_nor_run_is_named(tmp_path):
-    with pytest.raises(ConfigError, match=r"neither a checkpoint \(config.json\) nor a run \(config.yaml\)"):
+    with pytest.raises(UserError, match=r"no checkpoint directory \(config.json\), no run directory \(config.yaml\)"):
         load_pretrained(tmp_path)
 
 
@@ -158,14 +158,14 @@ def with_bytes(directory):
 def test_a_tokenizer_of_another_model_is_refused(policy, tmp_path):
     directory = shutil.copytree(policy.source, tmp_path / "mixed")
     ByteTokenizer().save(directory)
-    with pytest.raises(ConfigError, match="mask_token_id = 12, but the tokenizer of this model has 257"):
+    with pytest.raises(UserError, match="mask_token_id = 12, but the tokenizer of this model has 257"):
         load_pretrained(directory)
 
 
 def test_a_tokenizer_with_more_ids_than_the_embedding_is_refused(policy, tmp_path):
     directory = shutil.copytree(policy.source, tmp_path / "mixed")
     with_bytes(directory)
-    with pytest.raises(ConfigError, match="the tokenizer has 258 ids, the embedding only 13 rows"):
+    with pytest.raises(UserError, match="the tokenizer has 258 ids, the embedding only 13 rows"):
         load_pretrained(directory)
 
 
@@ -277,16 +277,16 @@ def test_only_real_tokens_count_against_the_positions(write_checkpoint):
 def test_completions_hold_what_was_sampled(policy):
     done = sample(policy, ["abc", "kkk"], SETTINGS)
     assert isinstance(done, Completions)
-    assert done.tokens.shape == done.reveal_step.shape == done.confidence.shape == (2, 8)
+    assert done.tokens.shape == done.unmask_step.shape == done.confidence.shape == (2, 8)
     assert not (done.tokens == MASK).any()
     for row in range(2):
         text = done.tokens[row].tolist()
         ended = END in text
         assert done.length[row] == (text.index(END) + 1 if ended else 8)
         assert done.text[row] == "".join("abcdefghijk"[t] for t in text[: text.index(END) if ended else 8])
-        assert done.nfe[row] == done.reveal_step[row].max() + 1 <= SETTINGS.steps
-        committed = done.reveal_step[row] >= 0
-        assert (done.confidence[row, committed] > 0).all() and committed[: done.length[row]].all()
+        assert done.nfe[row] == done.unmask_step[row].max() + 1 <= SETTINGS.steps
+        unmasked = done.unmask_step[row] >= 0
+        assert (done.confidence[row, unmasked] > 0).all() and unmasked[: done.length[row]].all()
 
 
 @pytest.mark.parametrize("name", ["policy", "dream"])
@@ -320,7 +320,7 @@ def test_seeds_differ_and_a_seed_repeats(policy):
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_watching_shows_every_commit_and_ends_with_the_sample(policy, temperature):
+def test_watching_shows_every_step_and_ends_with_the_sample(policy, temperature):
     prompts = ["abca", "k", "bcd"]
     *states, last = watch(policy, prompts, SETTINGS, seed=1, temperature=temperature)
     done = sample(policy, prompts, SETTINGS, seed=1, temperature=temperature)
@@ -330,10 +330,10 @@ def test_watching_shows_every_commit_and_ends_with_the_sample(policy, temperatur
     before = np.full((3, 8), MASK)
     for step, state in enumerate(states):
         assert state.step == step + 1
-        committed = before != MASK
-        np.testing.assert_array_equal(state.tokens_BC[committed], before[committed])
-        new = (state.tokens_BC != MASK) & ~committed
-        np.testing.assert_array_equal(new, state.reveal_step_BC == step)
+        unmasked = before != MASK
+        np.testing.assert_array_equal(state.tokens_BC[unmasked], before[unmasked])
+        new = (state.tokens_BC != MASK) & ~unmasked
+        np.testing.assert_array_equal(new, state.unmask_step_BC == step)
         assert new.any()
         before = state.tokens_BC
 
@@ -361,7 +361,7 @@ def test_impossible_requests_are_refused(write_checkpoint, function, prompts, se
     policy = load_pretrained(write_checkpoint(max_positions=40)[0])
     own = {name: settings[name] for name in ("temperature", "seed") if name in settings}
     config = dataclasses.replace(SETTINGS, **{name: settings[name] for name in settings.keys() - own.keys()})
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises(UserError, match=message):
         function(policy, prompts, config, **own)
 
 
@@ -372,7 +372,7 @@ def test_predictions_that_are_not_finite_are_no_text(policy, function, value):
     params["ff_out"] = params["ff_out"] * value
     params["ln_f"] = {"scale": params["ln_f"]["scale"] * value}
     broken = dataclasses.replace(policy, variables={"params": params})
-    with pytest.raises(ConfigError, match="predictions are NaN or infinite"):
+    with pytest.raises(UserError, match="predictions are NaN or infinite"):
         list(function(broken, ["abc{{mask:4}}" if function is d1jax.infill else "abc"], SETTINGS))
 
 
@@ -382,7 +382,7 @@ def test_a_prompt_that_just_fits_is_sampled(write_checkpoint):
 
 
 def test_a_character_without_an_id_is_not_left_out_silently(policy):
-    with pytest.raises(ConfigError, match="abz|'z'"):
+    with pytest.raises(UserError, match="abz|'z'"):
         sample(policy, ["abz"], SETTINGS)
 
 
@@ -413,7 +413,7 @@ def test_a_text_is_a_users_turn_where_there_is_a_chat_template(chatting):
 
 @pytest.mark.parametrize("prompt", ["", []], ids=["text", "chat"])
 def test_an_empty_prompt_is_refused_also_where_a_template_would_fill_it(chatting, prompt):
-    with pytest.raises(ConfigError, match="prompt 1 is empty|an empty conversation"):
+    with pytest.raises(UserError, match="prompt 1 is empty|an empty conversation"):
         sample(chatting, ["ab", prompt], SETTINGS)
 
 

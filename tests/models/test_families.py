@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from d1jax.config import ConfigError, ModelConfig
+from d1jax.config import ModelConfig, UserError
 from d1jax.models.families import FAMILIES, family_for, family_of, read_config, write_config
 from d1jax.weights.names import parameter_count
 
@@ -145,7 +145,7 @@ def test_mmada_is_a_llada_that_breaks_one_line_after_a_header(llada):
 
 @pytest.mark.parametrize("model_type", ["llama", None, "dream", ["llada"]], ids=str)
 def test_an_unknown_model_type_is_named_with_the_known_ones(llada, model_type):
-    with pytest.raises(ConfigError) as caught:
+    with pytest.raises(UserError) as caught:
         read({**llada, "model_type": model_type})
     message = str(caught.value)
     assert f"config.json: model_type {model_type!r}" in message and "LLaDAModelLM" in message
@@ -162,18 +162,18 @@ def test_an_unknown_model_type_is_named_with_the_known_ones(llada, model_type):
 )  # fmt: skip
 @pytest.mark.parametrize("gone", [None, ...], ids=["null", "absent"])
 def test_a_missing_size_is_named(name, setting, gone):
-    with pytest.raises(ConfigError, match=rf"config\.json: has no .*{setting}.*; it is needed to build a"):
+    with pytest.raises(UserError, match=rf"config\.json: has no .*{setting}.*; it is needed to build a"):
         read(changed(golden_json(name), {setting: gone}))
 
 
 @pytest.mark.parametrize("ratio", [None, ...], ids=["null", "absent"])
 def test_a_llada_needs_the_width_of_its_mlp_or_a_ratio(llada, ratio):
-    with pytest.raises(ConfigError, match="has no mlp_hidden_size"):
+    with pytest.raises(UserError, match="has no mlp_hidden_size"):
         read(changed(llada, {"mlp_hidden_size": ..., "mlp_ratio": ratio}))
 
 
 def test_a_llada_needs_rows_of_the_embedding(llada):
-    with pytest.raises(ConfigError, match="has no embedding_size"):
+    with pytest.raises(UserError, match="has no embedding_size"):
         read(changed(llada, {"embedding_size": None, "vocab_size": ...}))
 
 
@@ -199,7 +199,7 @@ UNSUPPORTED = [
 
 @pytest.mark.parametrize("name, setting, value", UNSUPPORTED, ids=[setting for _, setting, _ in UNSUPPORTED])
 def test_a_setting_that_would_change_the_forward_pass_is_refused_by_name(name, setting, value):
-    with pytest.raises(ConfigError) as caught:
+    with pytest.raises(UserError) as caught:
         read({**golden_json(name), setting: value})
     assert f"config.json: {setting} = {value!r} is not supported; d1jax implements {setting} = " in str(caught.value)
 
@@ -214,7 +214,7 @@ def test_every_fixed_setting_is_tried_above():
     "key, value", [("qk_norm", True), ("logit_softcap", 30.0), ("quantization_config", {"bits": 4})]
 )
 def test_a_key_that_nobody_knows_is_refused_by_name(name, key, value):
-    with pytest.raises(ConfigError, match=rf"config\.json: d1jax does not know '{key}' of a (llada|dream) model"):
+    with pytest.raises(UserError, match=rf"config\.json: d1jax does not know '{key}' of a (llada|dream) model"):
         read({**golden_json(name), key: value})
 
 
@@ -250,14 +250,14 @@ def test_the_form_of_transformers_5_means_the_same(dream, kind, theta):
     ids=str,
 )
 def test_scaled_positions_are_refused(dream, rope):
-    with pytest.raises(ConfigError, match="rope_parameters = .* is not supported"):
+    with pytest.raises(UserError, match="rope_parameters = .* is not supported"):
         read(as_transformers_5_writes_it(dream, **rope))
 
 
 def test_two_thetas_that_disagree_are_refused(dream):
     written = as_transformers_5_writes_it(dream, rope_type="default", rope_theta=1e6)
     assert read({**written, "rope_theta": 1e6}) == read(dream)
-    with pytest.raises(ConfigError, match="rope_theta = 10000.0, but rope_parameters says 1000000.0"):
+    with pytest.raises(UserError, match="rope_theta = 10000.0, but rope_parameters says 1000000.0"):
         read({**written, "rope_theta": 1e4})
 
 
@@ -269,7 +269,7 @@ def test_two_thetas_that_disagree_are_refused(dream):
     ],
 )  # fmt: skip
 def test_what_does_not_follow_from_the_sizes_is_refused(dream, key, value):
-    with pytest.raises(ConfigError, match=f"{key} = .* is not supported by d1jax for a dream model"):
+    with pytest.raises(UserError, match=f"{key} = .* is not supported by d1jax for a dream model"):
         read({**dream, key: value})
 
 
@@ -277,7 +277,7 @@ def test_what_does_not_follow_from_the_sizes_is_refused(dream, key, value):
 @pytest.mark.parametrize("value", ["64", 64.0, True, 0, -64, [64]], ids=repr)
 def test_a_size_of_the_wrong_type_or_sign_is_named(name, value):
     setting = {"llada-mha": "d_model", "dream-gqa": "hidden_size"}[name]
-    with pytest.raises(ConfigError) as caught:
+    with pytest.raises(UserError) as caught:
         read({**golden_json(name), setting: value})
     assert f"config.json: {setting} = {value!r} is not a valid size" in str(caught.value)
 
@@ -287,13 +287,13 @@ def test_a_size_of_the_wrong_type_or_sign_is_named(name, value):
     [("rope_theta", "5e5"), ("rope_theta", True), ("rms_norm_eps", 0), ("weight_tying", 1), ("include_qkv_bias", "no")],
 )
 def test_a_number_or_switch_of_the_wrong_type_is_named(llada, setting, value):
-    with pytest.raises(ConfigError, match=rf"{setting} = {value!r} is not a valid"):
+    with pytest.raises(UserError, match=rf"{setting} = {value!r} is not a valid"):
         read({**llada, setting: value})
 
 
 @pytest.mark.parametrize("changes", [{"n_heads": 5, "n_kv_heads": 5}, {"n_kv_heads": 3}], ids=str)
 def test_heads_that_do_not_divide_are_refused(llada, changes):
-    with pytest.raises(ConfigError, match="must divide width = 64"):
+    with pytest.raises(UserError, match="must divide width = 64"):
         read({**llada, **changes})
 
 
@@ -345,5 +345,5 @@ def test_a_shifted_model_that_is_no_dream_cannot_be_published(changes):
     dream = ModelConfig(vocab_size=9, alignment="shifted", qkv_bias=True, rope_full_precision=False)
     assert family_for(dream) is FAMILIES["dream"]
     ((setting, value),) = changes.items()
-    with pytest.raises(ConfigError, match=f"dream checkpoint, which needs model.{setting} = {not value}"):
+    with pytest.raises(UserError, match=f"dream checkpoint, which needs model.{setting} = {not value}"):
         family_for(dataclasses.replace(dream, **changes))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as Spec
 
-from d1jax.config import ConfigError, LoraConfig, MeshConfig
+from d1jax.config import LoraConfig, MeshConfig, UserError
 from d1jax.models.lora import Rounding, check_targets, merge, merge_each, parameter_table, warn_of_rounding
 from d1jax.models.sharding import make_mesh
 from d1jax.models.transformer import Transformer, head_matrix, hidden_states, project
@@ -171,7 +171,7 @@ def test_gradients_reach_every_adapter_and_nothing_else_moves(tiny, inputs):
 
 def test_unknown_target_is_an_error_that_names_the_choices(tiny):
     _, variables = tiny()
-    with pytest.raises(ConfigError) as caught:
+    with pytest.raises(UserError) as caught:
         check_targets(variables["params"], LoraConfig(rank=2, targets=("q_proj", "qproj", "attn_norm")))
     message = str(caught.value)
     assert "['attn_norm', 'qproj']" in message

@@ -7,19 +7,19 @@ import pytest
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as Spec
 
-from d1jax.config import ConfigError, MeshConfig
+from d1jax.config import MeshConfig, UserError
 from d1jax.diffusion.canvas import row_uniforms
-from d1jax.diffusion.noise import keyed_noise
+from d1jax.diffusion.noise import KeyedNoise
 from d1jax.models import sharding
 from d1jax.models.sharding import (
     AXES,
     check_mesh,
     constrain,
     make_mesh,
-    place_rows,
     replicated,
     row_shards,
     rows_sharding,
+    shard_batch,
     spec,
 )
 
@@ -47,7 +47,7 @@ def test_the_mesh_covers_all_devices(config, shape):
 )
 def test_axes_that_do_not_multiply_to_the_devices_are_an_error(axes):
     message = "config: mesh = data {} x fsdp {} x tensor {} does not cover 8 devices; use -1 for one axis".format(*axes)
-    with pytest.raises(ConfigError) as caught:
+    with pytest.raises(UserError) as caught:
         make_mesh(MeshConfig(*axes))
     assert str(caught.value) == message
 
@@ -95,7 +95,7 @@ def test_constrain_pins_an_activation_under_a_mesh():
 def test_rows_are_placed_over_data_and_fsdp():
     mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
     rows = {"tokens": np.arange(24).reshape(8, 3), "ids": np.arange(8), "odd": np.arange(5)}
-    placed = place_rows(mesh, rows)
+    placed = shard_batch(mesh, rows)
     jax.tree.map(np.testing.assert_array_equal, placed, rows)
     assert placed["tokens"].addressable_shards[0].data.shape == (2, 3)
     assert placed["ids"].sharding == rows_sharding(mesh, rows["ids"]) == jax.NamedSharding(mesh, Spec(("data", "fsdp")))
@@ -108,12 +108,12 @@ def test_a_backend_that_is_not_there_is_a_mistake_of_the_user(monkeypatch, error
         raise error
 
     monkeypatch.setattr(jax, "device_count", fail)
-    with pytest.raises(ConfigError, match="no device to run on: .*JAX_PLATFORMS, or install"):
+    with pytest.raises(UserError, match="no device to run on: .*JAX_PLATFORMS, or install"):
         make_mesh(MeshConfig())
 
 
 def test_64_bits_are_refused_instead_of_drawing_other_masks():
-    with jax.enable_x64(True), pytest.raises(ConfigError, match="JAX_ENABLE_X64 is set"):
+    with jax.enable_x64(True), pytest.raises(UserError, match="JAX_ENABLE_X64 is set"):
         make_mesh(MeshConfig())
 
 
@@ -121,11 +121,11 @@ def test_64_bits_are_refused_instead_of_drawing_other_masks():
     ("axes", "kind"), [(("x", "y", "z"), AxisType.Auto), (AXES, AxisType.Explicit), (AXES[::-1], AxisType.Auto)]
 )
 def test_a_mesh_by_hand_has_the_axes_that_the_rules_name(axes, kind):
-    with pytest.raises(ConfigError, match="mesh: its axes are "):
+    with pytest.raises(UserError, match="mesh: its axes are "):
         check_mesh(jax.make_mesh((2, 2, 2), axes, axis_types=(kind,) * 3))
     made = jax.make_mesh((2, 2, 2), AXES, axis_types=(AxisType.Auto,) * 3)
     check_mesh(made)
-    with jax.enable_x64(True), pytest.raises(ConfigError, match="JAX_ENABLE_X64 is set"):
+    with jax.enable_x64(True), pytest.raises(UserError, match="JAX_ENABLE_X64 is set"):
         check_mesh(made)
 
 
@@ -135,7 +135,7 @@ def test_random_draws_do_not_depend_on_the_default_dtype():
     draws = []
     for wide in (False, True):
         with jax.enable_x64(wide):
-            order = keyed_noise(key, rows).uniform(jnp.zeros(3, jnp.int32), (3, 4))
+            order = KeyedNoise(key, rows).uniform(jnp.zeros(3, jnp.int32), (3, 4))
             draws.append([np.asarray(row_uniforms(key, rows, 5)), np.asarray(order)])
     for narrow, wide in zip(*draws, strict=True):
         assert narrow.dtype == np.float32 and np.array_equal(narrow, wide)

@@ -12,25 +12,40 @@ from d1jax.config.parse import parse
 from d1jax.data.tokenizers import SpecialTokens
 from d1jax.diffusion.canvas import Canvas
 from d1jax.rl.advantages import group_advantages
-from d1jax.rl.likelihood import Batch
+from d1jax.rl.update import Batch
+from d1jax.training.likelihood import RolloutBatch
 
 FOLDER = Path(__file__).parents[2] / "configs"
 FILES = sorted((FOLDER / "methods").glob("*.yaml"))
 ROWS = 8
 
 
+def named(name):
+    """The rl section of a method file over the quickstart's."""
+    path = next(path for path in FILES if path.stem == name)
+    return parse(["--config", str(FOLDER / "quickstart.yaml"), "--rl", str(path)]).rl
+
+
 @pytest.fixture(scope="module", params=FILES, ids=lambda path: path.stem)
 def method(request):
     """The rl section, at most three inner updates of eight rows."""
     config = parse(["--config", str(FOLDER / "quickstart.yaml"), "--rl", str(request.param)]).rl
-    small = {"prompts_per_step": 2, "group_size": 4, "inner_updates": min(config.inner_updates, 3), "micro_batches": 1}
-    return dataclasses.replace(config, **small, optimizer=OptimizerConfig(learning_rate=1e-2, clip_norm=1.0))
+    return small(config, iterations=3, optimizer=OptimizerConfig(learning_rate=1e-2, clip_norm=1.0))
+
+
+def small(config, iterations=2, **changes):
+    """The section of a method with two problems of four completions, and at most so many inner updates."""
+    sizes = {"prompts_per_step": 2, "num_generations": 4, "grad_accumulation_steps": 1}
+    sizes["num_iterations"] = min(config.num_iterations, iterations)
+    return dataclasses.replace(config, **sizes | changes)
 
 
 @pytest.fixture(scope="session")
 def toy():
     return SimpleNamespace(
         files=FILES,
+        named=named,
+        small=small,
         quickstart=FOLDER / "quickstart.yaml",
         special=SpecialTokens(mask=9, end=8),
         sampler=SamplerConfig(completion_length=8, block_length=4, steps=4),
@@ -41,10 +56,8 @@ def toy():
 
 
 def advantages(method, rewards):
-    """[B]: of two groups of four; under pairs the first half of the rows is chosen, the second rejected."""
-    if method.advantage == "pairs":
-        return np.repeat([1.0, -1.0], ROWS // 2) * (rewards.max() > rewards.min())
-    if method.advantage == "accepted":
+    """[B]: of two groups of four."""
+    if method.advantage.name == "reward":
         rewards = (rewards > 0.3) * 1.0 * (rewards.max() > rewards.min())  # of equal ones none is right
     return group_advantages(method.advantage, rewards).reshape(-1)
 
@@ -59,4 +72,4 @@ def batch(advantage):
     )
     ids = (np.arange(ROWS) // 4).astype(np.int32)
     advantage_BC = np.repeat(np.asarray(advantage, np.float32)[:, None], 8, axis=1)
-    return Batch(Canvas(completions, prompts, lengths), ids, reveal.astype(np.int32), advantage_BC, np.ones(ROWS, bool))
+    return Batch(RolloutBatch(Canvas(completions, prompts, lengths), ids, reveal.astype(np.int32)), advantage_BC)

@@ -7,32 +7,34 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from d1jax.rl.advantages import ADVANTAGES, TIE, equal_groups, group_advantages, pairs, process_advantages
-from d1jax.rl.rewards import total_rewards
+from d1jax.config import Softmax
+from d1jax.config.rl import Advantage
+from d1jax.config.values import alternatives
+from d1jax.rl.advantages import ADVANTAGES, group_advantages, process_advantages
+from d1jax.rollouts.rewards import TIE, equal_groups, total_rewards
 
 groups = st.integers(2, 6).flatmap(
     lambda g: st.lists(st.lists(st.floats(-5, 5, width=32), min_size=g, max_size=g), min_size=1, max_size=5)
 )
 
 
+def named(kind: str) -> Advantage:
+    return alternatives(Advantage)[kind]()
+
+
 def oracle(kind: str, group: list[float], every: list[list[float]]) -> list[float]:
-    if kind == "accepted":
-        return [float(r == 1) for r in group]
+    if kind == "reward":
+        return group
     if max(group) - min(group) <= TIE * max(abs(r) for row in every for r in row):
         return [0.0] * len(group)
     mean = sum(group) / len(group)
     if kind == "center":
         return [r - mean for r in group]
-    if kind == "leave_one_out":
+    if kind == "rloo":
         return [r - (sum(group) - r) / (len(group) - 1) for r in group]
     if kind == "softmax":
         good, bad = ([math.exp(sign * (r - mean)) for r in group] for sign in (1, -1))
         return [len(group) * (g / sum(good) - b / sum(bad)) for g, b in zip(good, bad, strict=True)]
-    if kind == "batch":
-        rewards = [r for row in every for r in row]
-        centre = sum(rewards) / len(rewards)
-        std = (sum((r - centre) ** 2 for r in rewards) / (len(rewards) - 1)) ** 0.5
-        return [(r - mean) / (std + 1e-4) for r in group]
     std = (sum((r - mean) ** 2 for r in group) / (len(group) - 1)) ** 0.5
     return [(r - mean) / (std + 1e-4) for r in group]
 
@@ -41,32 +43,34 @@ def oracle(kind: str, group: list[float], every: list[list[float]]) -> list[floa
 @given(rewards=groups)
 def test_equals_plain_loop(kind, rewards):
     expected = [oracle(kind, group, rewards) for group in rewards]
-    np.testing.assert_allclose(group_advantages(kind, np.array(rewards)), expected, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(group_advantages(named(kind), np.array(rewards)), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_the_scale_of_wd1_sharpens_its_weights():
     rewards = np.array([[0.0, 0.5, 1.0]])
-    mild, sharp = (group_advantages("softmax", rewards, scale=scale)[0] for scale in (1.0, 50.0))
+    mild, sharp = (group_advantages(Softmax(scale), rewards)[0] for scale in (1.0, 50.0))
     np.testing.assert_allclose(sharp, [-3, 0, 3], atol=1e-6)  # the best one against the worst
     assert 0 < mild[2] < sharp[2] and abs(mild.sum()) < 1e-6
 
 
-@pytest.mark.parametrize("kind", sorted(set(ADVANTAGES) - {"accepted"}))
+@pytest.mark.parametrize("kind", sorted(set(ADVANTAGES) - {"reward"}))
 @pytest.mark.parametrize("reward", [0.0, 0.1, 1 / 3, 1e8])
 def test_group_of_equal_rewards_is_exactly_zero(kind, reward):
-    advantage = group_advantages(kind, np.array([[reward] * 7, [0, 1, 0, 1, 0, 1, 0]]))
+    advantage = group_advantages(named(kind), np.array([[reward] * 7, [0, 1, 0, 1, 0, 1, 0]]))
     assert np.all(advantage[0] == 0.0) and np.all(advantage[1] != 0.0)
 
 
-@pytest.mark.parametrize("kind", ["center", "leave_one_out"])
+@pytest.mark.parametrize("kind", ["center", "rloo"])
 def test_constant_added_to_a_group_changes_nothing(kind):
     rewards = np.random.default_rng(0).random((3, 4))
     shifted = rewards + np.array([[1.0], [-2.0], [5.0]])
-    np.testing.assert_allclose(group_advantages(kind, rewards), group_advantages(kind, shifted), atol=1e-6)
+    np.testing.assert_allclose(
+        group_advantages(named(kind), rewards), group_advantages(named(kind), shifted), atol=1e-6
+    )
 
 
-def test_what_is_right_is_accepted_whatever_the_others_are():
-    assert group_advantages("accepted", np.array([[1.0, 1.0], [0.0, 0.9]])).tolist() == [[1, 1], [0, 0]]
+def test_the_reward_itself_is_compared_with_nothing():
+    assert group_advantages(named("reward"), np.array([[1.0, 1.0], [0.0, 0.5]])).tolist() == [[1, 1], [0, 0.5]]
 
 
 @pytest.mark.parametrize("scale", [1.0, 2.0**-27, 2.0**27])
@@ -76,29 +80,14 @@ def test_rewards_that_differ_by_rounding_are_ties(scale):
     rewards_QG = total_rewards(parts, {"a": 0.1 * scale, "b": 0.2 * scale, "c": 0.3 * scale})[None]
     assert rewards_QG[0, 0] != rewards_QG[0, 1]
     assert equal_groups(rewards_QG).tolist() == [True]
-    assert pairs(rewards_QG)[1].tolist() == [0.0, 0.0]
     for kind in ADVANTAGES:
-        if kind != "accepted":
-            assert (group_advantages(kind, rewards_QG) == 0).all()
+        if kind != "reward":
+            assert (group_advantages(named(kind), rewards_QG) == 0).all()
     gains_QGK = rewards_QG.reshape(1, 2, 1)
     steps = process_advantages("zscore", gains_QGK, np.zeros((1, 2, 3), int), np.ones((1, 2), int))
     assert (steps == 0).all()
     # A real difference is none of rounding.
     assert equal_groups(rewards_QG * np.array([1.0, 1.000001])).tolist() == [False]
-
-
-def test_of_ties_the_first_is_chosen():
-    rows, advantages = pairs(np.array([[0.1 + 0.2, 0.3, 0.0, 0.1 + 0.2 - 0.3]]))
-    assert rows.tolist() == [0, 2] and advantages.tolist() == [1.0, -1.0]
-    rows, _ = pairs(np.array([[0.3, 0.1 + 0.2, 0.1 + 0.2 - 0.3, 0.0]]))
-    assert rows.tolist() == [0, 2]
-
-
-def test_pairs_are_the_best_and_the_worst_and_ties_say_nothing():
-    rows, advantage = pairs(np.array([[0.5, 2.0, 0.1], [1.0, 1.0, 1.0], [0.0, 1.0, 1.0]]))
-    assert rows.tolist() == [1, 3, 7, 2, 3, 6]
-    assert advantage.tolist() == [1, 0, 1, -1, 0, -1]
-    assert equal_groups(np.array([[1.0, 1.0], [1.0, 0.0]])).tolist() == [True, False]
 
 
 @pytest.mark.parametrize("kind", ["center", "zscore"])

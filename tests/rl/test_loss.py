@@ -6,11 +6,11 @@ import numpy as np
 import optax
 import pytest
 
-from d1jax.config import RlConfig
+from d1jax.config import Cispo, KlInLoss, PolicyGradient, Ppo, RlConfig
 from d1jax.diffusion.canvas import Canvas
 from d1jax.diffusion.likelihood import Views, score
 from d1jax.models.families import FAMILIES
-from d1jax.rl.loss import KL, LEVELS, POOLINGS, exp, k3, token_terms
+from d1jax.rl.loss import AGGREGATIONS, KL, LEVELS, exp, k3, token_terms
 from d1jax.weights.names import to_published
 
 
@@ -34,8 +34,8 @@ def test_terms_equal_plain_numpy():
     rng = np.random.default_rng(0)
     new, old, reference = (-rng.exponential(1.0, (5, 7)).astype(np.float32) for _ in range(3))
     advantage = np.array([1.0, -0.5, 0.0, 2.0, -1.5], np.float32)
-    config = RlConfig(clip_low=0.2, clip_high=0.3, kl_coefficient=0.04)
-    terms = token_terms(new, old, reference, each(advantage, 7), np.ones(new.shape, bool), config, 7)
+    config = RlConfig(policy_loss=Ppo(clip_low=0.2, clip_high=0.3), kl=KlInLoss(0.04))
+    terms = token_terms(new, old, reference, each(advantage, 7), np.ones(new.shape, bool), config)
     np.testing.assert_allclose(
         terms.loss_BC, numpy_loss(new, old, reference, advantage, 0.2, 0.3, 0.04), rtol=1e-5, atol=1e-6
     )
@@ -44,81 +44,69 @@ def test_terms_equal_plain_numpy():
     np.testing.assert_array_equal(terms.clipped_low_BC, (ratio < 0.8) & (advantage[:, None] < 0))
 
 
-def plain_terms(new, old, reference, advantage, mask, config, block):
+def plain_terms(new, old, reference, advantage, mask, config):
     """Loss of every token, from the equations, one token at a time."""
     rows, columns = new.shape
+    policy_loss, kl = config.policy_loss, config.kl
     loss = np.zeros((rows, columns))
     for i in range(rows):
         delta = (new[i] - old[i]) * mask[i]
         length = max(mask[i].sum(), 1)
         for k in range(columns):
-            start = k // block * block
-            log_ratio = {
-                "none": 0.0,
-                "token": delta[k],
-                "block": delta[start : start + block].sum(),
-                "sequence_sum": delta.sum(),
-                "sequence_mean": delta.sum() / length,
-            }[config.ratio]
+            log_ratio = {"token": delta[k], "sequence_sum": delta.sum(), "sequence_mean": delta.sum() / length}[
+                policy_loss.level
+            ]
             r, a = np.exp(log_ratio), advantage[i]
-            clipped = min(max(r, 1 - config.clip_low), 1 + config.clip_high)
-            if config.ratio == "none":
+            if policy_loss.name == "policy_gradient":
                 value = -a * new[i, k]
-            elif config.clip == "none":
-                value = -r * a
-            elif config.clip == "cispo":
-                value = -min(r, 1 + config.clip_high) * a * log_ratio
+            elif policy_loss.name == "cispo":
+                value = -min(r, 1 + policy_loss.clip_high) * a * log_ratio
             else:
-                value = -min(r * a, clipped * a)
-                if config.clip == "dual" and a < 0:
-                    value = min(value, -config.dual_clip * a)
-            if config.kl_coefficient:
+                value = -min(r * a, min(max(r, 1 - policy_loss.clip_low), 1 + policy_loss.clip_high) * a)
+            if kl.name == "loss":
                 p, q = new[i, k], reference[i, k]
-                if config.kl_level == "sequence":
+                if kl.level == "sequence":
                     p, q = (new[i] * mask[i]).sum(), (reference[i] * mask[i]).sum()
-                kl = {"k1": p - q, "k2": (p - q) ** 2 / 2, "k3": np.exp(q - p) - (q - p) - 1}[config.kl]
-                value += config.kl_coefficient * kl / (length if config.kl_level == "sequence" else 1)
+                penalty = {"k2": (p - q) ** 2 / 2, "k3": np.exp(q - p) - (q - p) - 1}[kl.estimator]
+                value += kl.coefficient * penalty / (length if kl.level == "sequence" else 1)
             loss[i, k] = value
     return loss
 
 
 AXES = [
-    *({"ratio": ratio} for ratio in LEVELS),
-    *({"ratio": ratio, "clip": clip} for ratio in ("token", "sequence_mean") for clip in ("dual", "cispo", "none")),
-    *({"kl": kl, "kl_coefficient": 0.1} for kl in ("k2", "k3")),
-    {"kl": "k2", "kl_level": "sequence", "kl_coefficient": 0.1, "ratio": "sequence_mean"},
+    {"policy_loss": PolicyGradient()},
+    *({"policy_loss": Ppo(level, 0.2, 0.3)} for level in LEVELS),
+    *({"policy_loss": Cispo(level, 0.3)} for level in LEVELS),
+    *({"kl": KlInLoss(0.1, estimator)} for estimator in ("k2", "k3")),
+    {"kl": KlInLoss(0.1, "k2", "sequence"), "policy_loss": Ppo("sequence_mean", 0.2, 0.3)},
 ]
 
 
 @pytest.mark.parametrize("changes", AXES, ids=str)
 def test_every_axis_equals_its_equations(changes):
-    config = RlConfig(**{"clip_low": 0.2, "clip_high": 0.3, "dual_clip": 1.2} | changes)
+    config = RlConfig(**changes)
     rng = np.random.default_rng(0)
     new, old, reference = (-rng.exponential(0.6, (5, 6)).astype(np.float32) for _ in range(3))
     advantage = np.array([1.0, -0.5, 0.0, 2.0, -1.5], np.float32)
     mask = np.arange(6)[None, :] < np.array([6, 1, 3, 4, 5])[:, None]
-    terms = token_terms(
-        new, old, reference if config.kl_coefficient else None, each(advantage, 6), jnp.asarray(mask), config, 2
-    )
-    expected = plain_terms(new, old, reference, advantage, mask, config, 2)
+    terms = token_terms(new, old, reference, each(advantage, 6), jnp.asarray(mask), config)
+    expected = plain_terms(new, old, reference, advantage, mask, config)
     np.testing.assert_allclose(np.where(mask, terms.loss_BC, 0), np.where(mask, expected, 0), rtol=1e-4, atol=1e-5)
 
 
 def test_without_a_ratio_the_gradient_is_that_of_advantage_times_log_probability():
     old, advantage, mask = jnp.zeros((2, 3)), each([2.0, -1.0], 3), jnp.ones((2, 3), bool)
-    config = RlConfig(ratio="none")
-    gradient = jax.grad(lambda x: token_terms(x, old, None, advantage, mask, config, 3).loss_BC.sum())(
-        -jnp.ones((2, 3))
-    )
+    config = RlConfig(policy_loss=PolicyGradient())
+    gradient = jax.grad(lambda x: token_terms(x, old, None, advantage, mask, config).loss_BC.sum())(-jnp.ones((2, 3)))
     np.testing.assert_allclose(gradient, [[-2.0] * 3, [1.0] * 3])
 
 
 def test_cispo_keeps_the_gradient_of_a_clipped_token():
-    config, mask = RlConfig(clip="cispo"), jnp.ones((1, 1), bool)
+    config, mask = RlConfig(policy_loss=Cispo()), jnp.ones((1, 1), bool)
     new = jnp.log(jnp.array([[1.5]]))
-    gradient = jax.grad(
-        lambda x: token_terms(x, jnp.zeros((1, 1)), None, each([1.0], 1), mask, config, 1).loss_BC.sum()
-    )(new)
+    gradient = jax.grad(lambda x: token_terms(x, jnp.zeros((1, 1)), None, each([1.0], 1), mask, config).loss_BC.sum())(
+        new
+    )
     np.testing.assert_allclose(gradient, [[-1.2]], rtol=1e-6)
 
 
@@ -140,7 +128,7 @@ def test_a_clipped_token_has_no_gradient():
     old = jnp.zeros((2, 2))
     new = jnp.log(jnp.array([[1.5, 1.1], [0.5, 0.9]]))
     gradient = jax.grad(
-        lambda x: token_terms(x, old, None, each([1.0, -1.0], 2), jnp.ones((2, 2), bool), RlConfig(), 2).loss_BC.sum()
+        lambda x: token_terms(x, old, None, each([1.0, -1.0], 2), jnp.ones((2, 2), bool), RlConfig()).loss_BC.sum()
     )(new)
     assert (np.asarray(gradient) == 0).tolist() == [[True, False], [True, False]]
 
@@ -157,8 +145,8 @@ def test_k3_is_an_unbiased_estimate_of_the_kl():
     np.testing.assert_allclose(jnp.sum(jnp.exp(policy) * k3(policy, reference)), expected, rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", POOLINGS)
-def test_pooling_equals_its_definition(name):
+@pytest.mark.parametrize("name", AGGREGATIONS)
+def test_aggregation_equals_its_definition(name):
     rng = np.random.default_rng(1)
     lengths = [1, 4, 6, 2, 5, 6]
     mask = (np.arange(6)[None] < np.array(lengths)[:, None]).astype(np.float32)
@@ -169,53 +157,48 @@ def test_pooling_equals_its_definition(name):
         "group_bnpo": sum(sum(sums[i : i + 2]) / sum(lengths[i : i + 2]) for i in (0, 2, 4)) / 3,
         "row_sum": sum(sums) / 6,
         "grpo": sum(one / length for one, length in zip(sums, lengths, strict=True)) / 6,
-        "sequence_mean": sum(one / length for one, length in zip(sums, lengths, strict=True)) / 6,
         "dr_grpo": sum(sums) / (6 * 6),
     }[name]
-    np.testing.assert_allclose((POOLINGS[name](mask, 6, 2) * loss).sum(), expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose((AGGREGATIONS[name](mask, 2) * loss).sum(), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_a_group_that_is_left_out_is_in_no_mean_over_groups():
     mask = np.array([[1, 1], [1, 0], [0, 0], [0, 0]], np.float32)
-    np.testing.assert_allclose(POOLINGS["group_bnpo"](mask, 2, 2), mask / 3, rtol=1e-6)
+    np.testing.assert_allclose(AGGREGATIONS["group_bnpo"](mask, 2), mask / 3, rtol=1e-6)
 
 
 EXTREMES = [
-    {"ratio": ratio, "clip": clip, "kl": kl, "kl_level": level, "kl_coefficient": 0.1}
-    for ratio in LEVELS
-    for clip in ("ppo", "dual", "cispo", "none")
-    for kl, level in (("k2", "token"), ("k3", "token"), ("k2", "sequence"))
+    (policy_loss, KlInLoss(0.1, estimator, level))
+    for policy_loss in (PolicyGradient(), *(made(level) for level in LEVELS for made in (Ppo, Cispo)))
+    for estimator, level in (("k2", "token"), ("k3", "token"), ("k2", "sequence"))
 ]
 
 
-@pytest.mark.parametrize("changes", EXTREMES, ids=lambda changes: "-".join(map(str, changes.values())))
-def test_no_log_ratio_makes_a_loss_or_a_gradient_that_is_not_finite(changes):
+@pytest.mark.parametrize(("policy_loss", "kl"), EXTREMES, ids=str)
+def test_no_log_ratio_makes_a_loss_or_a_gradient_that_is_not_finite(policy_loss, kl):
     """Log ratios of a token from -200 to 200, so those of a text of eight from -1600 to 1600."""
-    config = RlConfig(**changes)
+    config = RlConfig(policy_loss=policy_loss, kl=kl)
     apart = np.repeat([-200.0, -88.0, -20.0, 0.4, 20.0, 88.0, 100.0, 200.0], 8).reshape(8, 8).astype(np.float32)
     mask, zeros = jnp.ones((8, 8), bool), jnp.zeros((8, 8))
     for advantage in (0.0, 1.0, -1.0):
         for reference in (zeros, jnp.asarray(2 * apart)):
 
             def policy(x, advantage=advantage, reference=reference):
-                terms = token_terms(x, zeros, reference, zeros + advantage, mask, config, 4)
+                terms = token_terms(x, zeros, reference, zeros + advantage, mask, config)
                 return terms.policy_BC.sum(), terms
 
             def loss(x, advantage=advantage, reference=reference):
-                return token_terms(x, zeros, reference, zeros + advantage, mask, config, 4).loss_BC.sum()
+                return token_terms(x, zeros, reference, zeros + advantage, mask, config).loss_BC.sum()
 
             (value, terms), gradient = jax.value_and_grad(policy, has_aux=True)(jnp.asarray(apart))
             gradient = np.asarray(gradient)
             assert all(np.isfinite(x).all() for x in (value, gradient, jax.grad(loss)(jnp.asarray(apart)), *terms))
             if advantage == 0:
                 assert value == 0 and (gradient == 0).all()
-            elif config.ratio != "none" and config.clip in ("ppo", "dual"):
+            elif policy_loss.name == "ppo":
                 if advantage > 0:
                     assert (gradient[4:] == 0).all(), "clipped above"
-                    np.testing.assert_allclose(terms.policy_BC[4:], -1 - config.clip_high)
-                elif config.clip == "dual":
-                    assert (gradient[4:] == 0).all(), "bounded where the advantage is negative"
-                    np.testing.assert_allclose(terms.policy_BC[4:], config.dual_clip)
+                    np.testing.assert_allclose(terms.policy_BC[4:], -1 - policy_loss.clip_high)
                 else:
                     assert (gradient[4:] > 0).all(), "unbounded by definition: it still pushes the completion down"
                 if advantage < 0:
@@ -247,7 +230,7 @@ def test_golden_diffu_grpo_step(golden):
 
     def loss(variables):
         logp = score(golden.model, variables, canvas, views).logp
-        config = RlConfig(clip_low=eps, clip_high=eps, kl_coefficient=beta)
+        config = RlConfig(policy_loss=Ppo(clip_low=eps, clip_high=eps), kl=KlInLoss(beta))
         mask_BC = jnp.ones(logp.shape, bool)  # the fixture has terms behind the text too
         terms = token_terms(
             logp,
@@ -256,11 +239,8 @@ def test_golden_diffu_grpo_step(golden):
             each(io["advantages"], logp.shape[1]),
             mask_BC,
             config,
-            logp.shape[1],
         )
-        return jnp.sum(
-            POOLINGS["bnpo"](io["completion_mask"].astype(np.float32), len(logp), len(logp)) * terms.loss_BC
-        ), (
+        return jnp.sum(AGGREGATIONS["bnpo"](io["completion_mask"].astype(np.float32), len(logp)) * terms.loss_BC), (
             logp,
             terms,
         )

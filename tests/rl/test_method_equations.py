@@ -17,8 +17,8 @@ from d1jax.diffusion.canvas import through_first_end
 from d1jax.diffusion.likelihood import Views, score
 from d1jax.models.sharding import make_mesh
 from d1jax.models.transformer import Transformer, initialize
-from d1jax.rl.likelihood import Scorer
 from d1jax.rl.update import make_update, view_keys
+from d1jax.training.likelihood import Scorer
 from d1jax.training.optimizer import make_optimizer, new_state
 
 BLOCK = 4  # of the toy's sampler
@@ -96,12 +96,6 @@ def elbo(logp, case, row):
         masked = [k for k in case.tokens(row) if case.masked[n, row, k]]
         total += length / len(masked) * sum(logp[n, row, k] for k in masked) / views
     return total
-
-
-def independent_elbo(logp, case, row):
-    return sum(
-        case.weight[0, row, k] * logp[0, row, k] for k in case.tokens(row) if case.masked[0, row, k]
-    )  # weight = 1 / t
 
 
 def coupled_elbo(logp, case, row):
@@ -225,22 +219,20 @@ def spg(case):
     return total / case.length.sum()
 
 
-def preference(bound):
-    """-log sigmoid(0.1 x [(chosen - reference) - (rejected - reference)]), mean over pairs."""
-
-    def loss(case):
-        pairs = len(case.length) // 2
-        gains = [bound(case.new, case, row) - bound(case.reference, case, row) for row in case.rows()]
-        margins = [0.1 * (gains[pair] - gains[pairs + pair]) for pair in range(pairs)]
-        return float(np.mean([np.log1p(np.exp(-margin)) for margin in margins]))
-
-    return loss
-
-
 def imitation(case):
-    """-ELBO / L, the mean over the completions that are right."""
-    rows = [-elbo(case.new, case, row) / case.length[row] for row in case.rows() if case.advantage[row] == 1]
+    """-reward x ELBO / L, the mean over all completions."""
+    rows = [-case.advantage[row] * elbo(case.new, case, row) / case.length[row] for row in case.rows()]
     return float(np.mean(rows))
+
+
+def cispo(case):
+    """-sg(min(ratio, 1.5)) A log p, mean over tokens; its value has log ratio in the place of log p, whose gradient is the same."""
+    losses = []
+    for row in case.rows():
+        for k in case.tokens(row):
+            apart = case.new[0, row, k] - case.old[0, row, k]
+            losses.append(-min(np.exp(apart), 1.5) * case.advantage[row] * apart)
+    return float(np.mean(losses))
 
 
 EQUATIONS = {
@@ -259,14 +251,12 @@ EQUATIONS = {
     "cj_grpo": lambda case: over_tokens(token_losses(case, trajectory(shrink=1), 0.5, 0.04)),
     "tracerl": lambda case: over_rows(token_losses(case, trajectory(shrink=8), 0.2, 0.01, to="old")),
     "just_grpo": just_grpo,
-    "vrpo": preference(elbo),
-    "dpo": preference(independent_elbo),
-    "sft": imitation,
-    "rft": imitation,
     "online_rft": imitation,
+    "cispo": cispo,
     "ppo_kl": lambda case: over_rows(token_losses(case, trajectory(shrink=1), 0.2)),
     "grpo": lambda case: over_rows(token_losses(case, first_view, 0.2, 0.04)),
     "grpo_process": lambda case: over_rows(token_losses(case, first_view, 0.2, 0.04)),
+    "grpo_lines": lambda case: over_rows(token_losses(case, first_view, 0.2, 0.04)),
 }
 
 
@@ -276,7 +266,7 @@ def test_every_file_has_its_equation(toy):
 
 def test_the_loss_is_that_of_the_paper(toy, method, request):
     name = request.node.callspec.params["method"].stem
-    config = dataclasses.replace(method, inner_updates=2)
+    config = dataclasses.replace(method, num_iterations=2)
     model, mesh = Transformer(toy.model), make_mesh(MeshConfig())
     variables = initialize(model, jax.random.key(0), mesh)
     reference = jax.tree.map(lambda x: x * 1.05, variables)
@@ -285,18 +275,18 @@ def test_the_loss_is_that_of_the_paper(toy, method, request):
     optimizer, key = make_optimizer(once, 1), jax.random.key(7)
     advantage = toy.advantages(method, np.random.default_rng(1).random((2, 4)))
     rows = jax.tree.map(jnp.asarray, toy.batch(advantage))
-    rows = rows._replace(kept_B=jnp.asarray(advantage != 0))
 
     state = new_state(optimizer, variables, mesh)
-    update = make_update(model, optimizer, config, toy.sampler, toy.special, state)
-    after, metrics = update(state, {}, reference if config.needs_reference else {}, rows, key)
+    scorer = Scorer(model, config.estimator, toy.sampler, toy.special, config.prompt_mask)
+    update = make_update(scorer, optimizer, config, state)
+    after, metrics, _ = update(state, {}, reference if config.needs_reference else {}, rows, key)
     moved, found = after.trainable, np.asarray(metrics["loss"])
     assert not np.array_equal(moved["params"]["wte"], variables["params"]["wte"])
-    scorer = Scorer(model, config, toy.sampler, toy.special)
-    views = scorer.views(view_keys(key, 2, config.fresh_masks)[1], rows)
-    text = np.asarray(through_first_end(rows.canvas.completion_BC, toy.special.end_ids))
+    batch = rows.rollout
+    views = scorer.views(view_keys(key, 2, config.fresh_masks)[1], batch)
+    text = np.asarray(through_first_end(batch.canvas.completion_BC, toy.special.end_ids))
 
-    scored = jax.jit(lambda weights, view: score(model, weights, rows.canvas, view).logp)
+    scored = jax.jit(lambda weights, view: score(model, weights, batch.canvas, view).logp)
 
     def per_view(weights):
         """[N, B, C]: the model's log-probabilities under each view alone."""
@@ -314,6 +304,6 @@ def test_the_loss_is_that_of_the_paper(toy, method, request):
     case = Case(
         new=per_view(moved), old=per_view(variables), reference=per_view(reference),
         masked=(np.asarray(views.completion_NBC) == toy.special.mask) & text[None], weight=np.asarray(views.weight_NBC),
-        length=text.sum(axis=1), advantage=advantage, reveal_step=np.asarray(rows.reveal_step_BC),
+        length=text.sum(axis=1), advantage=advantage, reveal_step=np.asarray(batch.unmask_step_BC),
     )  # fmt: skip
     np.testing.assert_allclose(found[1], EQUATIONS[name](case), rtol=2e-4, atol=1e-5)

@@ -8,22 +8,38 @@ import numpy as np
 import optax
 import pytest
 
-from d1jax.config import EstimatorConfig, LoraConfig, MeshConfig, ModelConfig, OptimizerConfig, RlConfig, SamplerConfig
+from d1jax.config import (
+    Coupled,
+    Elbo,
+    KlInLoss,
+    LoraConfig,
+    MeshConfig,
+    ModelConfig,
+    NoKl,
+    OptimizerConfig,
+    PolicyGradient,
+    Ppo,
+    RlConfig,
+    SamplerConfig,
+)
+from d1jax.config.errors import Diverged
 from d1jax.data.tokenizers import SpecialTokens
 from d1jax.diffusion.canvas import Canvas, through_first_end
 from d1jax.diffusion.estimators import views_of
 from d1jax.diffusion.likelihood import score
-from d1jax.models.sharding import make_mesh, place_rows
+from d1jax.models.sharding import make_mesh, shard_batch
 from d1jax.models.transformer import Transformer, initialize
-from d1jax.rl.loss import POOLINGS, token_terms
+from d1jax.rl.diagnostics import check_start, make_start_scores
+from d1jax.rl.loss import AGGREGATIONS, token_terms
 from d1jax.rl.update import Batch, make_update, view_keys
+from d1jax.training.likelihood import RolloutBatch, Scorer
 from d1jax.training.optimizer import TrainState, make_optimizer, new_state
 from d1jax.training.setup import split
 
 SPECIAL = SpecialTokens(mask=9, end=8)
 MODEL = ModelConfig(width=16, layers=2, heads=2, kv_heads=2, mlp_width=24, vocab_size=16, rope_theta=100)
 CONFIG = RlConfig(
-    prompts_per_step=4, group_size=4, inner_updates=3, prompt_mask=0.3, kl_coefficient=0.04,
+    prompts_per_step=4, num_generations=4, num_iterations=3, prompt_mask=0.3, kl=KlInLoss(0.04),
     optimizer=OptimizerConfig(learning_rate=1e-2, clip_norm=1.0),
 )  # fmt: skip
 SAMPLER = SamplerConfig(completion_length=8, block_length=4, steps=4)
@@ -49,7 +65,7 @@ def batch(advantage=None, rows=ROWS):
     reveal = rng.permuted(np.tile(np.arange(8, dtype=np.int32) // 2, (rows, 1)), axis=1)
     advantage_BC = np.repeat(np.asarray(advantage, np.float32)[:, None], 8, axis=1)
     ids = (np.arange(rows) // 4).astype(np.int32)
-    return Batch(Canvas(completions, prompts, lengths), ids, reveal, advantage_BC, np.ones(rows, bool))
+    return Batch(RolloutBatch(Canvas(completions, prompts, lengths), ids, reveal), advantage_BC)
 
 
 def plan(key, rows, config=CONFIG, **changes):
@@ -59,7 +75,22 @@ def plan(key, rows, config=CONFIG, **changes):
         "special": SPECIAL,
         "prompt_mask": config.prompt_mask,
     }
-    return views_of(key, rows.canvas, rows.mask_ids_B, rows.reveal_step_BC, **(settings | changes))
+    rollout = rows.rollout
+    return views_of(key, rollout.canvas, rollout.mask_ids_B, rollout.unmask_step_BC, **(settings | changes))
+
+
+def made(model, optimizer, config, state):
+    """The compiled update of a section."""
+    return make_update(scorer_of(model, config), optimizer, config, state)
+
+
+def scorer_of(model, config):
+    return Scorer(model, config.estimator, SAMPLER, SPECIAL, config.prompt_mask, config.grad_accumulation_steps)
+
+
+def with_completions(rows, completion_BC):
+    canvas = rows.rollout.canvas._replace(completion_BC=completion_BC)
+    return rows._replace(rollout=rows.rollout._replace(canvas=canvas))
 
 
 def copied(tree):
@@ -73,21 +104,19 @@ def test_equals_a_plain_python_loop():
     reference = jax.tree.map(lambda x: x * 1.05, state.trainable)
     start = copied(state.trainable)
 
-    got, metrics = make_update(model, optimizer, CONFIG, SAMPLER, SPECIAL, state)(
-        copied(state), frozen, reference, rows, key
-    )
+    got, metrics, _ = made(model, optimizer, CONFIG, state)(copied(state), frozen, reference, rows, key)
 
-    weight = POOLINGS["bnpo"](
-        through_first_end(rows.canvas.completion_BC, SPECIAL.end_ids).astype(jnp.float32), ROWS, 4
+    weight = AGGREGATIONS["bnpo"](
+        through_first_end(rows.rollout.canvas.completion_BC, SPECIAL.end_ids).astype(jnp.float32), 4
     )
     expected, losses = TrainState(start, optimizer.init(start)), []
-    for u in range(CONFIG.inner_updates):
+    for u in range(CONFIG.num_iterations):
         views = plan(jax.random.fold_in(key, u), rows)
-        old, ref = (score(model, v, rows.canvas, views).logp for v in (start, reference))
+        old, ref = (score(model, v, rows.rollout.canvas, views).logp for v in (start, reference))
 
         def loss(trainable, views=views, old=old, ref=ref):
-            logp = score(model, trainable, rows.canvas, views).logp
-            terms = token_terms(logp, old, ref, rows.advantage_BC, weight > 0, CONFIG, SAMPLER.block_length)
+            logp = score(model, trainable, rows.rollout.canvas, views).logp
+            terms = token_terms(logp, old, ref, rows.advantage_BC, weight > 0, CONFIG)
             return jnp.sum(weight * terms.loss_BC)
 
         value, gradient = jax.value_and_grad(loss)(expected.trainable)
@@ -103,9 +132,7 @@ def test_equals_a_plain_python_loop():
 def test_ratio_is_exactly_one_at_the_first_inner_update(lora):
     model, optimizer, state, frozen = setup(lora=lora)
     reference = frozen or copied(state.trainable)
-    _, metrics = make_update(model, optimizer, CONFIG, SAMPLER, SPECIAL, state)(
-        state, frozen, reference, batch(), jax.random.key(0)
-    )
+    _, metrics, _ = made(model, optimizer, CONFIG, state)(state, frozen, reference, batch(), jax.random.key(0))
     assert float(metrics["ratio/mean"][0]) == 1.0 and float(metrics["ratio/log_rms"][0]) == 0.0
     assert float(metrics["kl"][0]) == pytest.approx(0.0, abs=1e-7)
     assert float(metrics["ratio/log_rms"][1]) > 0 and float(metrics["kl"][2]) > 0
@@ -116,7 +143,7 @@ def test_old_scores_equal_the_policy_under_the_same_views():
     model, _, state, _ = setup()
     rows = jax.tree.map(jnp.asarray, batch())
     views = plan(jax.random.key(1), rows)
-    scored = jax.jit(lambda v: score(model, v, rows.canvas, views).logp)
+    scored = jax.jit(lambda v: score(model, v, rows.rollout.canvas, views).logp)
     np.testing.assert_array_equal(scored(state.trainable), scored(copied(state.trainable)))
 
 
@@ -125,7 +152,7 @@ def test_zero_advantages_leave_the_parameters_unchanged(lora):
     """Also with a KL term: at the reference its gradient is exactly zero."""
     model, optimizer, state, frozen = setup(lora=lora)
     before, reference = copied(state.trainable), frozen or copied(state.trainable)
-    state, metrics = make_update(model, optimizer, CONFIG, SAMPLER, SPECIAL, state)(
+    state, metrics, _ = made(model, optimizer, CONFIG, state)(
         state, frozen, reference, batch(np.zeros(ROWS, np.float32)), jax.random.key(0)
     )
     jax.tree.map(np.testing.assert_array_equal, state.trainable, before)
@@ -134,38 +161,32 @@ def test_zero_advantages_leave_the_parameters_unchanged(lora):
 
 def test_group_of_equal_rewards_contributes_nothing():
     """Whatever its completions are, rows of advantage zero change the loss and the update by exactly nothing."""
-    config = dataclasses.replace(CONFIG, kl_coefficient=0.0)
+    config = dataclasses.replace(CONFIG, kl=NoKl())
     rows = batch()
     rows = rows._replace(advantage_BC=np.where(np.arange(ROWS)[:, None] < 4, 0.0, rows.advantage_BC).astype(np.float32))
-    other = np.array(rows.canvas.completion_BC)
+    other = np.array(rows.rollout.canvas.completion_BC)
     other[:4] = np.where(other[:4] == SPECIAL.end, SPECIAL.end, (other[:4] + 3) % 8)
     results = []
-    for completion in (rows.canvas.completion_BC, other):
+    for completion in (rows.rollout.canvas.completion_BC, other):
         model, optimizer, state, frozen = setup(config)
-        changed = rows._replace(canvas=rows.canvas._replace(completion_BC=completion))
-        results.append(
-            make_update(model, optimizer, config, SAMPLER, SPECIAL, state)(
-                state, frozen, {}, changed, jax.random.key(0)
-            )[0]
-        )
+        changed = with_completions(rows, completion)
+        results.append(made(model, optimizer, config, state)(state, frozen, {}, changed, jax.random.key(0))[0])
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), *(r.trainable for r in results))
 
 
 @pytest.mark.parametrize("micro_batches", [1, 2, 4])
 def test_inner_updates_meet_different_prompt_masks_for_every_accumulation(micro_batches):
     """mu = 3 inner updates: three masks, the same ones whatever the accumulation; d1's released code fails this."""
-    config = dataclasses.replace(CONFIG, micro_batches=micro_batches)
+    config = dataclasses.replace(CONFIG, grad_accumulation_steps=micro_batches)
     model, optimizer, state, frozen = setup(config)
     key, rows = jax.random.key(5), jax.tree.map(jnp.asarray, batch())
     masks = []
-    for k in view_keys(key, config.inner_updates, fresh_masks=True):
+    for k in view_keys(key, config.num_iterations, fresh_masks=True):
         views = plan(k, rows)
         masks.append(np.asarray(views.prompt_NBP[0] == SPECIAL.mask))
-    assert len({mask.tobytes() for mask in masks}) == config.inner_updates
-    _, metrics = make_update(model, optimizer, config, SAMPLER, SPECIAL, state)(
-        state, frozen, copied(state.trainable), rows, key
-    )
-    tokens = np.asarray(rows.canvas.prompt_length_B).sum()
+    assert len({mask.tobytes() for mask in masks}) == config.num_iterations
+    _, metrics, _ = made(model, optimizer, config, state)(state, frozen, copied(state.trainable), rows, key)
+    tokens = np.asarray(rows.rollout.canvas.prompt_length_B).sum()
     np.testing.assert_allclose(metrics["mask/prompt_frac"], [mask.sum() / tokens for mask in masks], rtol=1e-6)
 
 
@@ -178,14 +199,12 @@ def test_fixed_masks_are_one_mask():
 def test_update_does_not_depend_on_micro_batches(micro_batches):
     results = []
     for parts in (1, micro_batches):
-        config = dataclasses.replace(CONFIG, micro_batches=parts)
+        config = dataclasses.replace(CONFIG, grad_accumulation_steps=parts)
         model, optimizer, state, frozen = setup(config)
         results.append(
-            make_update(model, optimizer, config, SAMPLER, SPECIAL, state)(
-                state, frozen, copied(state.trainable), batch(), jax.random.key(0)
-            )
+            made(model, optimizer, config, state)(state, frozen, copied(state.trainable), batch(), jax.random.key(0))
         )
-    (a, metrics_a), (b, metrics_b) = results
+    (a, metrics_a, _), (b, metrics_b, _) = results
     np.testing.assert_allclose(metrics_a["loss"], metrics_b["loss"], atol=1e-5)
     np.testing.assert_allclose(metrics_a["grad_norm"], metrics_b["grad_norm"], rtol=1e-4)
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=2e-4), a.trainable, b.trainable)
@@ -198,41 +217,41 @@ def test_update_does_not_depend_on_the_mesh(axes):
         mesh = make_mesh(MeshConfig(*shape))
         with jax.set_mesh(mesh):
             model, optimizer, state, frozen = setup(mesh=mesh)
-            update = make_update(model, optimizer, CONFIG, SAMPLER, SPECIAL, state)
-            results.append(update(state, frozen, copied(state.trainable), place_rows(mesh, batch()), jax.random.key(0)))
+            update = made(model, optimizer, CONFIG, state)
+            results.append(
+                update(state, frozen, copied(state.trainable), shard_batch(mesh, batch()), jax.random.key(0))
+            )
     one_device = jax.device_put(jax.device_get(setup()[2]), jax.devices()[0])
-    update = make_update(
-        Transformer(MODEL), make_optimizer(CONFIG.optimizer, 100), CONFIG, SAMPLER, SPECIAL, one_device
-    )
+    update = made(Transformer(MODEL), make_optimizer(CONFIG.optimizer, 100), CONFIG, one_device)
     results.append(update(one_device, {}, copied(one_device.trainable), batch(), jax.random.key(0)))
-    for _, metrics in results[1:]:
+    for _, metrics, _ in results[1:]:
         np.testing.assert_allclose(metrics["loss"], results[0][1]["loss"], atol=1e-5)
         np.testing.assert_allclose(metrics["grad_norm"], results[0][1]["grad_norm"], rtol=1e-4)
 
 
 def test_compiles_once():
     model, optimizer, state, frozen = setup()
-    update, reference = make_update(model, optimizer, CONFIG, SAMPLER, SPECIAL, state), copied(state.trainable)
+    update, reference = made(model, optimizer, CONFIG, state), copied(state.trainable)
     for step in range(3):
-        state, _ = update(state, frozen, reference, batch(), jax.random.fold_in(jax.random.key(0), step))
+        state, *_ = update(state, frozen, reference, batch(), jax.random.fold_in(jax.random.key(0), step))
     assert update._cache_size() == 1
 
 
 def test_tokens_behind_the_end_token_do_not_count():
     """They are not in the loss, and the scored view hides them like all of the completion."""
     rows = batch()
-    completion = np.array(rows.canvas.completion_BC)
+    completion = np.array(rows.rollout.canvas.completion_BC)
     completion[:, 4] = SPECIAL.end
     other = completion.copy()
     other[:, 5:] = (other[:, 5:] + 1) % 8
     losses = []
     for tokens in (completion, other):
         model, optimizer, state, frozen = setup()
-        changed = rows._replace(canvas=rows.canvas._replace(completion_BC=tokens))
+        changed = with_completions(rows, tokens)
         losses.append(
-            make_update(model, optimizer, CONFIG, SAMPLER, SPECIAL, state)(
-                state, frozen, copied(state.trainable), changed, jax.random.key(0)
-            )[1]["loss"]
+            made(model, optimizer, CONFIG, state)(state, frozen, copied(state.trainable), changed, jax.random.key(0))[
+                1
+            ]["loss"]
         )
     np.testing.assert_array_equal(*losses)
 
@@ -240,96 +259,43 @@ def test_tokens_behind_the_end_token_do_not_count():
 # -- the check at the start of a run ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("ratio", ["token", "none"])
-def test_the_check_compares_two_programs_and_masks_that_are_not_shared(ratio):
-    config = dataclasses.replace(CONFIG, ratio=ratio, clip="ppo" if ratio == "token" else "none")
+@pytest.mark.parametrize("policy_loss", [Ppo(), PolicyGradient()], ids=lambda one: one.name)
+def test_the_check_compares_two_programs_and_masks_that_are_not_shared(policy_loss):
+    config = dataclasses.replace(CONFIG, policy_loss=policy_loss)
     model, optimizer, state, frozen = setup(config)
     rows, key, start = jax.tree.map(jnp.asarray, batch()), jax.random.key(2), copied(state.trainable)
-    update = make_update(model, optimizer, config, SAMPLER, SPECIAL, state)
-    checked, metrics = update(copied(state), frozen, copied(start), rows, key, True)
-    plain, unchecked = update(state, frozen, copied(start), rows, key, False)
+    scores = make_start_scores(scorer_of(model, config), config)
+    start_2BC = np.asarray(scores(start, rows, key))
+    update = made(model, optimizer, config, state)
+    _, _, first = jax.device_get(update(state, frozen, copied(start), rows, key))
     assert update._cache_size() == 1
-    jax.tree.map(np.testing.assert_array_equal, checked.trainable, plain.trainable)
-    assert float(metrics["check/score_rms"][0]) < 1e-5 < float(unchecked["check/score_rms"][0])
-    assert float(metrics["check/zero_advantage_loss"][0]) == 0.0
 
-    first, last = (
-        score(model, start, rows.canvas, plan(k, rows, config)).logp for k in view_keys(key, 3, fresh_masks=True)[::2]
-    )
-    text = np.asarray(through_first_end(rows.canvas.completion_BC, SPECIAL.end_ids))
-    apart = np.asarray(last - first)[text]
-    np.testing.assert_allclose(metrics["check/masks_alone_log_rms"], np.sqrt((apart**2).mean()), rtol=1e-4)
-    outside = (np.exp(apart) < 0.8) | (np.exp(apart) > 1.2)
-    assert float(metrics["check/masks_alone_clipped"]) == pytest.approx(outside.mean(), abs=1e-6)
+    under = [plan(k, rows, config) for k in view_keys(key, 3, fresh_masks=True)[::2]]
+    expected = [score(model, start, rows.rollout.canvas, views).logp for views in under]
+    np.testing.assert_allclose(start_2BC, expected, atol=1e-5)
+    np.testing.assert_allclose(first.logp_BC, expected[0], atol=1e-5)
+    text = np.asarray(through_first_end(rows.rollout.canvas.completion_BC, SPECIAL.end_ids))
+    np.testing.assert_array_equal(first.counted_BC, text)
 
-
-def test_one_mask_for_all_inner_updates_has_nothing_apart():
-    config = dataclasses.replace(CONFIG, fresh_masks=False)
-    model, optimizer, state, frozen = setup(config)
-    update = make_update(model, optimizer, config, SAMPLER, SPECIAL, state)
-    _, metrics = update(state, frozen, copied(state.trainable), batch(), jax.random.key(0), True)
-    assert float(metrics["check/masks_alone_log_rms"]) == 0.0
+    checked, *apart = check_start(first, start_2BC, np.asarray(rows.advantage_BC), config, "float32")
+    assert checked.startswith("checked: ratio is one")
+    difference = np.asarray(expected[1] - expected[0])[text]
+    outside = (np.exp(difference) < 0.8) | (np.exp(difference) > 1.2)
+    spread = f"spreads by {np.sqrt((difference**2).mean()):.2f} (rms), and {outside.mean():.0%} of tokens"
+    assert [spread in line for line in apart] == ([True] if policy_loss.name == "ppo" else [])
+    with pytest.raises(Diverged, match="differ from the same policy's old scores"):
+        check_start(first, start_2BC[::-1], np.asarray(rows.advantage_BC), config, "float32")
 
 
-# -- terms that a method may add ----------------------------------------------------------------------------------------------
+# -- metrics ----------------------------------------------------------------------------------------------------------
 
 
-def first_loss_and_norm(config, rows, reference_scale=1.0):
-    return first_losses_and_norms(config, [rows], reference_scale)[0]
-
-
-def first_losses_and_norms(config, batches, reference_scale=1.0):
-    """[(loss, gradient norm, entropy) of the first inner update], each batch from the same weights."""
-    model, optimizer, state, frozen = setup(config)
-    reference = jax.tree.map(lambda x: x * reference_scale, state.trainable)
-    update = make_update(model, optimizer, config, SAMPLER, SPECIAL, state)
-    found = [update(copied(state), frozen, reference, rows, jax.random.key(0))[1] for rows in batches]
-    return [tuple(float(metrics[name][0]) for name in ("loss", "grad_norm", "entropy")) for metrics in found]
-
-
-def test_the_entropy_bonus_is_the_mean_entropy_and_has_a_gradient():
-    idle = batch(np.zeros(ROWS, np.float32))
-    without = dataclasses.replace(CONFIG, kl_coefficient=0.0)
-    loss, norm, entropy = first_loss_and_norm(without, idle)
-    assert loss == norm == 0.0 and entropy > 0
-    loss, norm, entropy = first_loss_and_norm(dataclasses.replace(without, entropy_coefficient=0.1), idle)
-    assert loss == pytest.approx(-0.1 * entropy, rel=1e-5) and norm > 0
-
-
-@pytest.mark.parametrize(
-    "estimator", [{"name": "coupled", "full_mask": True, "counts": "independent"}, {"name": "elbo"}]
-)
+@pytest.mark.parametrize("estimator", [Coupled(full_mask=True, counts="independent"), Elbo()], ids=lambda one: one.name)
 def test_the_entropy_does_not_depend_on_the_weights_of_the_views(estimator):
     """A prediction of 16 tokens has at most log 16 nats; DiffuCoder's weights sum to 1.5 a token, an ELBO's to much more."""
-    config = dataclasses.replace(CONFIG, estimator=EstimatorConfig(**estimator))
-    _, _, entropy = first_loss_and_norm(config, batch())
-    assert 0 < entropy < np.log(16)
-
-
-def test_dropped_groups_are_in_no_mean():
-    """Four of sixteen rows dropped: the loss is that of a batch without them."""
-    config = dataclasses.replace(CONFIG, kl_coefficient=0.0)
-    rows = batch()
-    for pooling in ("bnpo", "grpo", "dr_grpo", "row_sum"):
-        chosen = dataclasses.replace(config, pooling=pooling)
-        kept = rows._replace(kept_B=np.arange(ROWS) >= 4)
-        alone = jax.tree.map(lambda x: x[4:], rows)
-        dropped, left, whole = first_losses_and_norms(chosen, (kept, alone, rows))
-        np.testing.assert_allclose(dropped, left, rtol=2e-4)
-        assert abs(dropped[0] - whole[0]) > 1e-4
-
-
-def test_pairs_stay_together_in_micro_batches():
-    """Chosen rows first, rejected ones second: DPO's loss is the same for every split."""
-    config = dataclasses.replace(
-        CONFIG, advantage="pairs", ratio="none", clip="none", kl_coefficient=0.0, pooling="grpo", preference_scale=0.5
+    config = dataclasses.replace(CONFIG, estimator=estimator)
+    model, optimizer, state, frozen = setup(config)
+    _, metrics, _ = made(model, optimizer, config, state)(
+        state, frozen, copied(state.trainable), batch(), jax.random.key(0)
     )
-    advantage = np.repeat([1.0, -1.0], ROWS // 2).astype(np.float32)
-    advantage[[2, 10]] = 0.0  # a tie
-    rows = batch(advantage)._replace(kept_B=advantage != 0)
-    found = [
-        first_loss_and_norm(dataclasses.replace(config, micro_batches=parts), rows, 1.3)[:2] for parts in (1, 2, 8)
-    ]
-    np.testing.assert_allclose(found[1], found[0], rtol=1e-4)
-    np.testing.assert_allclose(found[2], found[0], rtol=1e-4)
-    assert found[0][0] != pytest.approx(np.log(2), abs=1e-3)  # the reference is another policy here
+    assert 0 < float(metrics["entropy"][0]) < np.log(16)

@@ -10,7 +10,7 @@ import pytest
 from d1jax.config import MeshConfig, ModelConfig, OptimizerConfig, SftConfig
 from d1jax.data.tokenizers import SpecialTokens
 from d1jax.diffusion.canvas import Canvas
-from d1jax.models.sharding import make_mesh, place_rows
+from d1jax.models.sharding import make_mesh, shard_batch
 from d1jax.models.transformer import Transformer, initialize
 from d1jax.sft.loop import make_update
 from d1jax.training.optimizer import make_optimizer, new_state
@@ -20,15 +20,15 @@ MODEL = Transformer(ModelConfig(width=16, layers=1, heads=2, kv_heads=2, mlp_wid
 CONFIG = SftConfig(steps=30, batch_size=16, optimizer=OptimizerConfig(learning_rate=1e-2))
 
 
-def setup(mesh_config=MeshConfig(), micro_batches=1):  # noqa: B008, a frozen dataclass
+def setup(mesh_config=MeshConfig(), grad_accumulation_steps=1):  # noqa: B008, a frozen dataclass
     mesh = make_mesh(mesh_config)
-    config = dataclasses.replace(CONFIG, micro_batches=micro_batches)
+    config = dataclasses.replace(CONFIG, grad_accumulation_steps=grad_accumulation_steps)
     optimizer = make_optimizer(config.optimizer, config.steps)
     state = new_state(optimizer, initialize(MODEL, jax.random.key(0), mesh), mesh)
     rng = np.random.default_rng(0)
     prompt = rng.integers(0, 8, (16, 4)).astype(np.int32)
     clean = Canvas(prompt[:, ::-1].copy(), prompt, np.full(16, 4, np.int32))
-    return make_update(MODEL, optimizer, config, SPECIAL, state), state, place_rows(mesh, clean)
+    return make_update(MODEL, optimizer, config, SPECIAL, state), state, shard_batch(mesh, clean)
 
 
 def test_compiles_once_and_learns():

@@ -7,7 +7,7 @@ from pathlib import Path
 import jax
 import pytest
 
-from d1jax.config import ConfigError
+from d1jax.config import UserError
 from d1jax.config.errors import CannotSave, Diverged, Stopped
 from d1jax.tasks.task import DataError
 from d1jax.telemetry.command_line import exit_code, output_file
@@ -19,7 +19,7 @@ MEMORY = jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: 99 bytes\nand a page mo
 @pytest.mark.parametrize(
     ("error", "code", "line"),
     [
-        (ConfigError("config: seed"), 2, "error: config: seed"),
+        (UserError("config: seed"), 2, "error: config: seed"),
         (DataError("row 3\x1b[31m"), 2, "error: row 3\N{REPLACEMENT CHARACTER}[31m"),
         (FileExistsError("out exists already"), 2, "error: out exists already"),
         (FileNotFoundError(2, "No such file or directory", "a.json"), 2, "error: [Errno 2] No such file or directory: 'a.json'"),
@@ -27,7 +27,7 @@ MEMORY = jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: 99 bytes\nand a page mo
         (CannotSave("gone"), 1, "error: gone"),
         (OSError(28, "No space left on device"), 1, "error: [Errno 28] No space left on device"),
         (MEMORY, 1, "error: out of memory (RESOURCE_EXHAUSTED: 99 bytes); shard by mesh.fsdp, lower the batch, or in training raise "
-         "micro_batches"),
+         "grad_accumulation_steps"),
         (KeyboardInterrupt(), 130, ""),
         (Stopped(15, "sft step 2: stopped"), 143, "sft step 2: stopped"),
     ],
@@ -74,5 +74,5 @@ def test_a_command_that_is_done_says_how(capsys):
 def test_a_file_that_could_not_be_written_is_known_before_the_work(tmp_path):
     assert output_file("--out", str(tmp_path / "a.json")) == tmp_path / "a.json"
     for path, message in ((tmp_path, "is a directory"), (tmp_path / "no" / "a.json", "there is no directory")):
-        with pytest.raises(ConfigError, match=f"--out .*{message}"):
+        with pytest.raises(UserError, match=f"--out .*{message}"):
             output_file("--out", str(path))

@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from d1jax.config import Config, ConfigError, RlConfig, TaskConfig
+from d1jax.config import Config, RlConfig, TaskConfig, UserError
 from d1jax.training.claim import check_data, claim
 from d1jax.weights.run import open_run, read_record
 
@@ -24,7 +24,7 @@ def test_another_configuration_is_refused_and_named(tmp_path):
     lock.close()
     (run.checkpoints("sft") / "20").mkdir(parents=True)
     changed = dataclasses.replace(config, seed=7, rl=RlConfig(steps=99))
-    with pytest.raises(ConfigError) as error:
+    with pytest.raises(UserError) as error:
         claim(changed)
     assert "seed: 0 -> 7" in str(error.value) and "rl.steps: 40 -> 99" in str(error.value)
 
@@ -56,7 +56,7 @@ def test_order_of_evaluation_sets_is_kept_and_counts(tmp_path):
     assert list(open_run(run.path)[1].task.eval_sets) == ["zebra", "ant"]
     (run.checkpoints("sft") / "20").mkdir(parents=True)
     other = dataclasses.replace(config, task=TaskConfig(eval_sets=dict(reversed(sets.items()))))
-    with pytest.raises(ConfigError, match="task.eval_sets"):
+    with pytest.raises(UserError, match="task.eval_sets"):
         claim(other)
 
 
@@ -77,29 +77,29 @@ def test_moved_run_may_continue(tmp_path):
 def test_two_processes_cannot_share_a_run(tmp_path):
     config = Config(run_dir=str(tmp_path / "run"))
     _, lock = claim(config)
-    with pytest.raises(ConfigError, match="in use by another process"):
+    with pytest.raises(UserError, match="in use by another process"):
         claim(config)
     lock.close()
 
 
 def test_a_directory_that_is_no_run_is_left_alone(tmp_path):
     (tmp_path / "thesis.txt").write_text("precious")
-    with pytest.raises(ConfigError, match="no config.yaml"):
+    with pytest.raises(UserError, match="no config.yaml"):
         claim(Config(run_dir=str(tmp_path)))
     assert sorted(p.name for p in tmp_path.iterdir()) == ["thesis.txt"]
-    with pytest.raises(ConfigError, match="is a file"):
+    with pytest.raises(UserError, match="is a file"):
         claim(Config(run_dir=str(tmp_path / "thesis.txt")))
 
 
 def test_open_run_names_what_is_missing(tmp_path):
-    with pytest.raises(ConfigError, match="no run directory"):
+    with pytest.raises(UserError, match="no run directory"):
         open_run(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["run\0", "x" * 300, "file/run", "/proc/run"])
 def test_a_directory_that_cannot_be_made_is_a_mistake_of_the_configuration(tmp_path, name):
     (tmp_path / "file").write_text("")
-    with pytest.raises(ConfigError, match="run_dir .* cannot be made or written to"):
+    with pytest.raises(UserError, match="run_dir .* cannot be made or written to"):
         claim(Config(run_dir=str(tmp_path / name)))
 
 
@@ -108,7 +108,7 @@ def test_a_refused_configuration_does_not_keep_the_lock(tmp_path):
     run, lock = claim(config)
     lock.close()
     (run.checkpoints("sft") / "20").mkdir(parents=True)
-    with pytest.raises(ConfigError) as refused:
+    with pytest.raises(UserError) as refused:
         claim(dataclasses.replace(config, seed=7))
     claim(config)[1].close()
     assert "seed: 0 -> 7" in str(refused.value)
@@ -125,7 +125,7 @@ def test_other_rows_than_the_run_began_with_are_refused(tmp_path):
     assert check_data(run, data("b")) is None  # nothing has been learnt from the others
     (run.checkpoints("sft") / "20").mkdir(parents=True)
     assert check_data(run, data("b")) is None
-    with pytest.raises(ConfigError) as refused:
+    with pytest.raises(UserError) as refused:
         check_data(run, data("c", rows=3))
     message = str(refused.value)
     assert "task.train: rows.jsonl has other rows" in message
@@ -138,7 +138,7 @@ def test_a_run_from_before_rows_were_recorded_goes_on_with_a_line(tmp_path):
     (run.checkpoints("sft") / "20").mkdir(parents=True)
     assert "before runs recorded their rows" in check_data(run, data("a"))
     assert check_data(run, data("a")) is None
-    with pytest.raises(ConfigError):
+    with pytest.raises(UserError):
         check_data(run, data("b"))
 
 
@@ -146,5 +146,5 @@ def test_a_run_from_before_rows_were_recorded_goes_on_with_a_line(tmp_path):
 def test_a_cut_record_is_named(tmp_path, text):
     file = tmp_path / "rl.json"
     file.write_text(text)
-    with pytest.raises(ConfigError, match="rl.json: not readable as JSON objects .*move it away"):
+    with pytest.raises(UserError, match="rl.json: not readable as JSON objects .*move it away"):
         read_record(file)

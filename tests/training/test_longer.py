@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from d1jax import train
-from d1jax.config import ConfigError
-from d1jax.config.parse import from_yaml, parse
+from d1jax.config import UserError
+from d1jax.config.parse import parse
+from d1jax.config.stored import from_yaml
 from d1jax.inference.policy import load_pretrained
 from d1jax.telemetry.metrics import read_metrics
 from d1jax.training.longer import only_longer
@@ -18,7 +19,7 @@ SETTINGS = {
     "model.mlp_width": 8, "sampler.steps": 2, "sft.batch_size": 8, "evaluation.batch_size": 8,
     "sft.optimizer.schedule": "constant", "sft.optimizer.warmup_steps": 2,
 }  # fmt: skip
-RL = {"rl.prompts_per_step": 2, "rl.group_size": 4, "rl.inner_updates": 1}
+RL = {"rl.prompts_per_step": 2, "rl.num_generations": 4, "rl.num_iterations": 1}
 
 
 def run(directory, **changes):
@@ -62,10 +63,10 @@ def test_a_stage_from_which_a_later_one_has_begun_stays_as_it_is(tmp_path):
     run(tmp_path / "run", stages="[sft, rl]", sft__steps=1, rl__steps=1)
     before = (tmp_path / "run" / "config.yaml").read_bytes()
     with pytest.raises(
-        ConfigError, match="sft.steps 1 -> 2: stage 'rl' has begun from the weights of sft step 1 already"
+        UserError, match="sft.steps 1 -> 2: stage 'rl' has begun from the weights of sft step 1 already"
     ):
         run(tmp_path / "run", stages="[sft, rl]", sft__steps=2, rl__steps=1)
-    with pytest.raises(ConfigError, match="has begun from"):
+    with pytest.raises(UserError, match="has begun from"):
         run(tmp_path / "run", stages="[sft, rl]", sft__steps=2, rl__steps=2)
     assert (tmp_path / "run" / "config.yaml").read_bytes() == before
     assert (tmp_path / "run" / "evaluations" / "rl.json").exists()
@@ -74,7 +75,7 @@ def test_a_stage_from_which_a_later_one_has_begun_stays_as_it_is(tmp_path):
 def test_a_schedule_that_depends_on_the_number_of_steps_says_what_would_change(tmp_path):
     changes = {"stages": "[sft]", "sft.optimizer.schedule": "linear", "sft.optimizer.learning_rate": "0.01"}
     run(tmp_path / "run", sft__steps=4, **changes)
-    with pytest.raises(ConfigError, match=r"linear goes down to zero .* \(the last one 0.00833 instead of 0.005\)"):
+    with pytest.raises(UserError, match=r"linear goes down to zero .* \(the last one 0.00833 instead of 0.005\)"):
         run(tmp_path / "run", sft__steps=8, **changes)
 
 
@@ -91,5 +92,5 @@ def test_a_mapping_in_another_order_is_another_configuration():
 def test_fewer_steps_or_another_change_beside_are_refused_as_before(tmp_path):
     run(tmp_path / "run", stages="[sft]", sft__steps=2)
     for change in ({"sft__steps": 1}, {"sft__steps": 3, "seed": 1}):
-        with pytest.raises(ConfigError, match="holds a run with another configuration"):
+        with pytest.raises(UserError, match="holds a run with another configuration"):
             run(tmp_path / "run", stages="[sft]", **change)

@@ -14,7 +14,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from d1jax import convert, train
-from d1jax.config import Config, ConfigError, LoraConfig, ModelConfig, RlConfig, SamplerConfig, SftConfig, TaskConfig
+from d1jax.config import Config, LoraConfig, ModelConfig, RlConfig, SamplerConfig, SftConfig, TaskConfig, UserError
 from d1jax.config.parse import parse
 from d1jax.data.hf_tokenizer import PretrainedTokenizer
 from d1jax.data.tokenizers import ByteTokenizer, CharacterTokenizer
@@ -23,12 +23,13 @@ from d1jax.models import lora
 from d1jax.models.families import family_for
 from d1jax.telemetry.metrics import read_metrics
 from d1jax.training.context import build
-from d1jax.training.setup import mark_one_adapter, save_source, set_up, start_variables, variables_at
-from d1jax.training.stage_log import Journal
+from d1jax.training.setup import save_source, set_up
+from d1jax.training.stage_log import StageLog
 from d1jax.weights.hf_directory import fingerprint, open_checkpoint
 from d1jax.weights.hf_io import in_memory, save_native, save_weights
 from d1jax.weights.run import RunDirectory, open_run
 from d1jax.weights.tokenizer_files import load_tokenizer, write_new_companions
+from d1jax.weights.variables import mark_one_adapter, start_variables, variables_at
 
 DIGITS = "01234\n"  # what 4x4 Sudoku needs
 TASK = TaskConfig(train_rows=8, eval_rows=4)
@@ -85,7 +86,7 @@ def test_saying_what_the_checkpoint_says_is_no_contradiction(write_checkpoint):
 )
 def test_a_contradicting_setting_is_refused_by_name(write_checkpoint, name, value, theirs):
     directory, *_ = write_checkpoint()
-    with pytest.raises(ConfigError, match=rf"model\.{name} = {theirs} \(here: {value}\).*leave them out"):
+    with pytest.raises(UserError, match=rf"model\.{name} = {theirs} \(here: {value}\).*leave them out"):
         set_up(config(directory, model=ModelConfig(**{name: value})))
 
 
@@ -104,7 +105,7 @@ def test_a_native_checkpoint_with_the_tasks_characters_is_taken(write):
 @pytest.mark.parametrize("tokenizer", ["characters", "bytes"])
 def test_weights_are_never_given_ids_of_another_tokenizer(write, tokenizer):
     directory, *_ = write(native=True, alphabet="43210abcd\n", vocab_size=264)
-    with pytest.raises(ConfigError, match="another tokenizer|tokenizer"):
+    with pytest.raises(UserError, match="another tokenizer|tokenizer"):
         set_up(config(directory, tokenizer=tokenizer))
 
 
@@ -115,21 +116,24 @@ def test_random_weights_may_read_bytes():
 
 
 def test_a_vocabulary_that_is_too_small_is_refused():
-    with pytest.raises(ConfigError, match="model.vocab_size = 100 is smaller than the tokenizer's 258; use 0"):
+    with pytest.raises(UserError, match="model.vocab_size = 100 is smaller than the tokenizer's 258; use 0"):
         set_up(config(tokenizer="bytes", model=ModelConfig(vocab_size=100)))
 
 
 def test_the_head_has_no_adapter_and_wrong_targets_are_named(write):
-    with pytest.raises(ConfigError, match="lm_head"):
+    with pytest.raises(UserError, match="lm_head"):
         set_up(config(write()[0], lora=LoraConfig(rank=2, targets=("lm_head",))))
 
 
-@pytest.mark.parametrize("path", ["no/such/place", "."])
-def test_init_from_that_names_nothing_is_refused(tmp_path, path):
-    with pytest.raises(
-        ConfigError,
-        match=r"no run directory \(config.yaml\), no RUN/checkpoints/STAGE/STEP and no checkpoint directory",
-    ):
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("no/such/place", "no such directory; name a checkpoint"),
+        (".", r"no run directory \(config.yaml\) and no RUN/checkpoints"),
+    ],
+)
+def test_init_from_that_names_nothing_is_refused(tmp_path, path, message):
+    with pytest.raises(UserError, match=message):
         set_up(config(tmp_path / path))
 
 
@@ -231,7 +235,7 @@ def test_a_checkpoint_that_changed_is_refused_on_resume(write, tmp_path, change)
     begin(directory, tmp_path / "run")
     begin(directory, tmp_path / "run")  # the same again
     change(directory)
-    with pytest.raises(ConfigError, match="has other files than when this run began"):
+    with pytest.raises(UserError, match="has other files than when this run began"):
         begin(directory, tmp_path / "run")
     begin(directory, tmp_path / "new")
 
@@ -253,7 +257,7 @@ def traces(path: Path, lengths: list[int], question: str = "what is {}?") -> str
 
 @pytest.fixture
 def reading(tmp_path):
-    """`reading([lengths], eval_sets=..., sft_length=...)` -> (experiment, the lines that were logged), read as bytes."""
+    """`reading([lengths], eval_sets=..., sft_length=...)` -> (context, the lines that were logged), read as bytes."""
 
     def read(lengths, eval_sets=None, sft_length=0, max_positions=0, training=True, stages=("sft", "rl"), **task):
         logged: list[str] = []
@@ -262,7 +266,7 @@ def reading(tmp_path):
         made = TaskConfig(
             name="traces", train=train, train_rows=0, eval_rows=0, eval_sets=eval_sets or {"other": other}, **task
         )
-        experiment = build(
+        context = build(
             config(
                 task=made,
                 tokenizer="bytes",
@@ -274,7 +278,7 @@ def reading(tmp_path):
             logged.append,
             training,
         )
-        return experiment, logged
+        return context, logged
 
     return read
 
@@ -298,7 +302,7 @@ def of_answers(tmp_path, train, evaluated, stages=("sft", "rl"), training=True, 
     logged: list[str] = []
     files = {name: rows_of(tmp_path / f"{name}.jsonl", rows) for name, rows in (("train", train), ("test", evaluated))}
     task = TaskConfig(name="traces", train=files["train"], train_rows=0, eval_rows=0, eval_sets={"test": files["test"]})
-    sizes = {"sft": SftConfig(completion_length=256), "rl": RlConfig(prompts_per_step=8, group_size=8, **rl)}
+    sizes = {"sft": SftConfig(completion_length=256), "rl": RlConfig(prompts_per_step=8, num_generations=8, **rl)}
     build(config(task=task, tokenizer="bytes", sampler=SHORT, stages=stages, **sizes), logged.append, training)
     return logged
 
@@ -312,9 +316,9 @@ def test_rows_that_nothing_can_solve_are_counted_and_named_before_training(tmp_p
 
 def test_rl_or_evaluation_on_rows_that_nothing_can_solve_is_refused(tmp_path):
     for training in (True, False):
-        with pytest.raises(ConfigError, match="task.eval_sets.test: none of its 2 rows has a reference answer"):
+        with pytest.raises(UserError, match="task.eval_sets.test: none of its 2 rows has a reference answer"):
             of_answers(tmp_path, ["1"], [None, None], training=training)
-    with pytest.raises(ConfigError, match="task.train: none of its 1 rows has a reference answer"):
+    with pytest.raises(UserError, match="task.train: none of its 1 rows has a reference answer"):
         of_answers(tmp_path, [None], ["1"])
     of_answers(tmp_path, [None], ["1"], stages=("sft",))  # taught, not judged
     of_answers(tmp_path, [None], ["1"], reward_weights={"format": 1.0})  # judged by its form only
@@ -327,53 +331,53 @@ def test_what_tells_rows_apart_is_what_they_say(reading):
 
 
 def test_more_generated_rows_than_fit_into_memory_are_refused():
-    with pytest.raises(ConfigError, match="1000000000000 rows to generate"):
+    with pytest.raises(UserError, match="1000000000000 rows to generate"):
         build(config(task=TaskConfig(train_rows=10**12)), lambda line: None)
 
 
 @pytest.mark.parametrize("path", ["x" * 300, "a\0b"])
 def test_a_name_that_no_file_can_have_is_named(path):
-    with pytest.raises(ConfigError, match="init_from .* is no run directory"):
+    with pytest.raises(UserError, match="init_from .*: no such directory"):
         set_up(config(path))
-    with pytest.raises(ConfigError, match="no such directory"):
+    with pytest.raises(UserError, match="no such directory"):
         load_pretrained(path)
 
 
 def test_targets_may_be_longer_than_what_is_sampled(reading):
-    experiment, _ = reading([3, 30], sft_length=128)
-    assert experiment.train.target_RC.shape == (2, 128) and experiment.train.has_target_R.all()
-    assert experiment.config.sampler.completion_length == 8
-    assert experiment.eval_sets["other"].target_RC.shape == (1, 0)
-    row = experiment.train.target_RC[1].tolist()
-    text = experiment.task.target(experiment.train.rows[1])
-    assert experiment.tokenizer.decode(row) == text and row[len(text) :] == [256] * (128 - len(text))
+    context, _ = reading([3, 30], sft_length=128)
+    assert context.train.target_RC.shape == (2, 128) and context.train.has_target_R.all()
+    assert context.config.sampler.completion_length == 8
+    assert context.eval_sets["other"].target_RC.shape == (1, 0)
+    row = context.train.target_RC[1].tolist()
+    text = context.task.target(context.train.rows[1])
+    assert context.tokenizer.decode(row) == text and row[len(text) :] == [256] * (128 - len(text))
 
 
 def test_a_target_that_is_too_long_is_an_error_that_names_both_cures(reading):
     with pytest.raises(
-        ConfigError, match=r"a target of the training rows has \d+ tokens, more than the 64 .*raise it"
+        UserError, match=r"a target of the training rows has \d+ tokens, more than the 64 .*raise it"
     ) as told:
         reading([3, 100], sft_length=64)
     told.match("task.too_long: drop")
 
 
 def test_rows_that_are_too_long_are_dropped_and_counted_never_cut(reading):
-    experiment, logged = reading([3, 20, 21, 100, 5], sft_length=EMPTY + 20, too_long="drop")
-    assert questions(experiment.train) == ["what is 0?", "what is 1?", "what is 4?"]
+    context, logged = reading([3, 20, 21, 100, 5], sft_length=EMPTY + 20, too_long="drop")
+    assert questions(context.train) == ["what is 0?", "what is 1?", "what is 4?"]
     assert [line for line in logged if "left out 2 of 5 training rows that are too long" in line]
 
 
 def test_rl_alone_reads_no_target_and_leaves_no_row_out_for_its_length(reading):
     for too_long in ("drop", "fail"):
-        experiment, logged = reading([3, 20, 21, 1000], too_long=too_long, stages=("rl",))
-        assert len(experiment.train) == 4 and not any("left out" in line for line in logged)
-    with pytest.raises(ConfigError, match="longest prompt of the training rows"):
+        context, logged = reading([3, 20, 21, 1000], too_long=too_long, stages=("rl",))
+        assert len(context.train) == 4 and not any("left out" in line for line in logged)
+    with pytest.raises(UserError, match="longest prompt of the training rows"):
         reading([3], max_positions=15, stages=("rl",))
 
 
 def test_sft_alone_is_bounded_by_its_targets_and_not_by_what_is_sampled(reading):
-    experiment, _ = reading([3], sft_length=EMPTY + 20, max_positions=EMPTY + 40, stages=("sft",))
-    assert len(experiment.train) == 1
+    context, _ = reading([3], sft_length=EMPTY + 20, max_positions=EMPTY + 40, stages=("sft",))
+    assert len(context.train) == 1
 
 
 def test_prompts_that_are_too_long_for_the_model_are_dropped_too(reading, tmp_path):
@@ -388,8 +392,8 @@ def kept_prompts(tmp_path: Path, sizes: tuple[int, ...], sampler: SamplerConfig)
     evaluation = {"x": traces(tmp_path / "x.jsonl", [1])}
     task = TaskConfig(name="traces", train=str(path), train_rows=0, eval_sets=evaluation, too_long="drop")
     room = {"sft": SftConfig(completion_length=64), "model": ModelConfig(max_positions=100)}
-    experiment = build(config(task=task, tokenizer="bytes", sampler=sampler, **room), lambda line: None)
-    return [len(question) for question in questions(experiment.train)]
+    context = build(config(task=task, tokenizer="bytes", sampler=sampler, **room), lambda line: None)
+    return [len(question) for question in questions(context.train)]
 
 
 def test_a_row_fits_only_if_its_prompt_leaves_room_to_sample(tmp_path):
@@ -399,20 +403,20 @@ def test_a_row_fits_only_if_its_prompt_leaves_room_to_sample(tmp_path):
 
 
 def test_nothing_left_is_an_error(reading):
-    with pytest.raises(ConfigError, match="every training row is too long; raise sft.completion_length"):
+    with pytest.raises(UserError, match="every training row is too long; raise sft.completion_length"):
         reading([100, 200], sft_length=64, too_long="drop")
 
 
 @pytest.mark.parametrize("too_long", ["fail", "drop"])
 def test_a_model_that_is_too_short_for_its_prompts_is_refused(reading, too_long):
-    with pytest.raises(ConfigError, match="lower sampler.completion_length or sft.completion_length|too long"):
+    with pytest.raises(UserError, match="lower sampler.completion_length or sft.completion_length|too long"):
         reading([3], sft_length=64, max_positions=70, too_long=too_long)
 
 
 def test_a_share_is_taken_out_of_training_and_always_the_same(reading):
     share = {"dev": "share:0.25"}
-    experiment, logged = reading([3] * 20, eval_sets=share, sft_length=128)
-    dev, train = questions(experiment.eval_sets["dev"]), questions(experiment.train)
+    context, logged = reading([3] * 20, eval_sets=share, sft_length=128)
+    dev, train = questions(context.eval_sets["dev"]), questions(context.train)
     assert len(dev) == 5 and len(train) == 15 and not set(dev) & set(train)
     assert dev != [f"what is {index}?" for index in range(5)]  # drawn, not the first ones
     assert any("dropped 5 of 20 training rows" in line for line in logged)
@@ -425,19 +429,19 @@ def test_a_share_is_taken_out_of_training_and_always_the_same(reading):
 
 
 def test_a_small_share_is_one_row_at_least(reading):
-    experiment, _ = reading([3] * 5, eval_sets={"dev": "share:0.01"}, sft_length=128)
-    assert len(experiment.eval_sets["dev"]) == 1 and len(experiment.train) == 4
+    context, _ = reading([3] * 5, eval_sets={"dev": "share:0.01"}, sft_length=128)
+    assert len(context.eval_sets["dev"]) == 1 and len(context.train) == 4
 
 
 @pytest.mark.parametrize("share", ["share:0", "share:1", "share:-0.5", "share:25%", "share:", "share:nan", "share:2"])
 def test_bad_shares_are_refused(reading, share):
-    with pytest.raises(ConfigError, match=f"'{share}' is not of the form share:0.01, between 0 and 1"):
+    with pytest.raises(UserError, match=f"'{share}' is not of the form share:0.01, between 0 and 1"):
         reading([3] * 4, eval_sets={"dev": share}, sft_length=128)
 
 
 def test_a_task_with_characters_that_the_checkpoint_lacks_is_refused(write):
     directory, *_ = write(alphabet="01\n")
-    with pytest.raises(ConfigError):
+    with pytest.raises(UserError):
         build(config(directory, sampler=SamplerConfig(completion_length=20, block_length=20)), lambda line: None)
 
 
@@ -445,8 +449,8 @@ def test_a_task_with_characters_that_the_checkpoint_lacks_is_refused(write):
 
 SETTINGS = {
     "task.train_rows": 32, "task.eval_rows": 4, "sampler.completion_length": 20, "sampler.block_length": 20,
-    "sampler.steps": 2, "sft.steps": 2, "sft.batch_size": 8, "rl.steps": 2, "rl.prompts_per_step": 4, "rl.group_size": 2,
-    "rl.inner_updates": 2, "rl.reward_weights": "{units: 1}", "checkpoint_every": 1, "evaluation.batch_size": 8,
+    "sampler.steps": 2, "sft.steps": 2, "sft.batch_size": 8, "rl.steps": 2, "rl.prompts_per_step": 4, "rl.num_generations": 2,
+    "rl.num_iterations": 2, "rl.reward_weights": "{units: 1}", "checkpoint_every": 1, "evaluation.batch_size": 8,
     "lora.rank": 2,
 }  # fmt: skip
 
@@ -498,14 +502,14 @@ def test_a_run_logs_what_it_trains_and_that_is_no_head_and_no_embedding(trained)
 def test_a_stopped_run_resumes_to_the_same_metrics(trained, tmp_path, monkeypatch):
     base, whole, _ = trained
     run = tmp_path / "stopped"
-    record = Journal.record
+    record = StageLog.log_metrics
 
     def stopping(self, step, values, watch):
         record(self, step, values, watch)
         self._stop.signum = signal.SIGTERM
 
     with monkeypatch.context() as patch:
-        patch.setattr(Journal, "record", stopping)
+        patch.setattr(StageLog, "log_metrics", stopping)
         assert train_on(base, run)[0] == 128 + signal.SIGTERM
     assert len(learnt(run)) == 1
     assert train_on(base, run)[0] == 0
@@ -539,7 +543,7 @@ def test_the_weights_of_a_run_load_and_export(trained, tmp_path):
     ],
 )
 def test_a_checkpoint_that_a_run_lacks_is_named(trained, path, message):
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises(UserError, match=message):
         load_pretrained(trained[1] / path)
 
 
@@ -563,9 +567,9 @@ def test_a_lora_run_of_an_older_version_is_refused(trained, tmp_path):
     directory, config = open_run(tmp_path / "old")
     directory.adapter.unlink()
     setup = set_up(config, directory.source)
-    with jax.set_mesh(setup.mesh), pytest.raises(ConfigError, match="written by an older d1jax, whose stages sft, rl"):
+    with jax.set_mesh(setup.mesh), pytest.raises(UserError, match="written by an older d1jax, whose stages sft, rl"):
         variables_at(setup, directory, "rl")
-    with pytest.raises(ConfigError, match="written by an older d1jax"):
+    with pytest.raises(UserError, match="written by an older d1jax"):
         mark_one_adapter(config, directory)
 
 

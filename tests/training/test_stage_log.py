@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from d1jax.config import Config, ConfigError
+from d1jax.config import Config, Stage, StopOnCollapse, UserError
 from d1jax.config.errors import CannotSave, Diverged
 from d1jax.telemetry.metrics import MetricsLog, read_metrics
-from d1jax.training.stage_log import Journal, kept_steps, spans
+from d1jax.training.stage_log import StageLog, kept_steps, spans
 from d1jax.training.stopping import StopRequest
 from d1jax.weights.run import RunDirectory
 
@@ -23,8 +23,9 @@ def values(step):
 
 
 def journal_of(path, steps=9, **settings):
-    config = dataclasses.replace(Config(), checkpoint_every=1, **settings)
-    return Journal(RunDirectory(path), MetricsLog(path, tensorboard=False), StopRequest(), "rl", steps, config)
+    rl = dataclasses.replace(settings.pop("rl", Config().rl), steps=steps)
+    config = dataclasses.replace(Config(), checkpoint_every=1, rl=rl, **settings)
+    return StageLog(RunDirectory(path), MetricsLog(path, tensorboard=False), StopRequest(), Stage("rl", "rl"), config)
 
 
 def test_a_collapsed_policy_is_set_aside_and_the_run_goes_on_from_before_it(tmp_path):
@@ -32,12 +33,12 @@ def test_a_collapsed_policy_is_set_aside_and_the_run_goes_on_from_before_it(tmp_
         items, first = journal.resume(START)
         assert first == 0 and journal.recent == []
         for step in range(1, 6):
-            journal.record(step, values(step), watch=("loss",))
+            journal.log_metrics(step, values(step), watch=("loss",))
             if step < 5:
-                journal.keep(step, {"trainable": {"w": jnp.full(3, float(step))}})
+                journal.save_checkpoint(step, {"trainable": {"w": jnp.full(3, float(step))}})
         assert [row["loss"] for row in journal.recent] == [1, 2, 3, 4, 5]
         with pytest.raises(Diverged) as stopped:
-            journal.roll_back(5, 2, ["entropy 0 (below 0.1)"])
+            journal.quarantine(5, 2, ["entropy 0 (below 0.1)"])
     message = str(stopped.value)
     assert "rl step 5" in message and "2 steps in a row it showed entropy 0 (below 0.1)" in message
     assert (
@@ -55,10 +56,10 @@ def test_a_collapsed_policy_is_set_aside_and_the_run_goes_on_from_before_it(tmp_
 def test_without_a_checkpoint_from_before_it_says_so(tmp_path):
     with journal_of(tmp_path) as journal:
         journal.resume(START)
-        journal.record(1, values(1), watch=())
-        journal.keep(1, START)
+        journal.log_metrics(1, values(1), watch=())
+        journal.save_checkpoint(1, START)
         with pytest.raises(Diverged, match="No checkpoint of rl is from before"):
-            journal.roll_back(2, 2, ["KL 9 (above 1)"])
+            journal.quarantine(2, 2, ["KL 9 (above 1)"])
     assert list((tmp_path / "checkpoints" / "rl").iterdir()) == []
 
 
@@ -66,9 +67,9 @@ def test_a_second_collapse_does_not_overwrite_the_first(tmp_path):
     for value in (1.0, 2.0):
         with journal_of(tmp_path) as journal:
             journal.resume(START)
-            journal.keep(1, {"trainable": {"w": jnp.full(3, value)}})
+            journal.save_checkpoint(1, {"trainable": {"w": jnp.full(3, value)}})
             with pytest.raises(Diverged):
-                journal.roll_back(1, 1, ["KL 9 (above 1)"])
+                journal.quarantine(1, 1, ["KL 9 (above 1)"])
     assert len(list((tmp_path / "collapsed" / "rl").iterdir())) == 2
 
 
@@ -80,8 +81,8 @@ def begun(path, steps=4, **settings):
     with journal_of(path, **settings) as journal:
         journal.resume(START)
         for step in range(1, steps + 1):
-            journal.record(step, values(step), watch=())
-            journal.keep(step, {"trainable": {"w": jnp.full(3, float(step))}})
+            journal.log_metrics(step, values(step), watch=())
+            journal.save_checkpoint(step, {"trainable": {"w": jnp.full(3, float(step))}})
     return path / "checkpoints" / "rl"
 
 
@@ -95,8 +96,8 @@ def test_a_damaged_newest_checkpoint_is_set_aside_and_the_one_before_it_goes_on(
         assert first == 2
         np.testing.assert_array_equal(items["trainable"]["w"], np.full(3, 2.0))
         assert [row["step"] for row in read_metrics(tmp_path / "metrics.jsonl")] == [1, 2]
-        journal.record(3, values(3), watch=())
-        journal.keep(3, START)  # the step can be saved again
+        journal.log_metrics(3, values(3), watch=())
+        journal.save_checkpoint(3, START)  # the step can be saved again
     said = capsys.readouterr().err
     assert f"step 4 is damaged: {saved / '4' / '_CHECKPOINT_METADATA'} is missing" in said
     assert f"{saved / '3' / 'trainable'} is missing" in said and "going on from step 2" in said
@@ -105,7 +106,7 @@ def test_a_damaged_newest_checkpoint_is_set_aside_and_the_one_before_it_goes_on(
 
 def test_a_checkpoint_of_another_version_is_refused_and_stays_where_it_is(tmp_path):
     saved = begun(tmp_path)
-    with journal_of(tmp_path) as journal, pytest.raises(ConfigError, match="another configuration or version of d1jax"):
+    with journal_of(tmp_path) as journal, pytest.raises(UserError, match="another configuration or version of d1jax"):
         journal.resume({"trainable": {"w": jnp.zeros(5)}})
     assert len(list(saved.iterdir())) == 4 and not (tmp_path / "damaged").exists()
 
@@ -122,7 +123,7 @@ def test_where_every_checkpoint_is_damaged_the_stage_begins_again(tmp_path, caps
 def test_a_step_beyond_the_last_one_is_refused(tmp_path):
     saved = begun(tmp_path)
     shutil.copytree(saved / "4", saved / "999")
-    with journal_of(tmp_path) as journal, pytest.raises(ConfigError, match=r"rl/999 is of step 999, but rl.steps = 9"):
+    with journal_of(tmp_path) as journal, pytest.raises(UserError, match=r"rl/999 is of step 999, but rl.steps = 9"):
         journal.resume(START)
 
 
@@ -141,9 +142,9 @@ def test_metrics_are_on_the_disk_before_the_checkpoint_is(tmp_path, monkeypatch)
     monkeypatch.setattr(os, "fsync", lambda handle: order.append("metrics"))
     with journal_of(tmp_path) as journal:
         journal.resume(START)
-        journal.record(1, values(1), watch=())
+        journal.log_metrics(1, values(1), watch=())
         monkeypatch.setattr(journal._checkpoints, "save", lambda step, items: order.append("checkpoint"))
-        journal.keep(1, START)
+        journal.save_checkpoint(1, START)
     assert order == ["metrics", "checkpoint"]
 
 
@@ -152,13 +153,13 @@ def test_a_run_directory_that_goes_away_stops_the_run(tmp_path, way):
     run = tmp_path / "run"
     with journal_of(run) as journal:
         journal.resume(START)
-        journal.record(1, values(1), watch=())
-        journal.keep(1, START)
+        journal.log_metrics(1, values(1), watch=())
+        journal.save_checkpoint(1, START)
         if way == "renamed":
             run.rename(tmp_path / "elsewhere")
         else:
             shutil.rmtree(run)
-        for write in (lambda: journal.record(2, values(2), watch=()), lambda: journal.keep(2, START)):
+        for write in (lambda: journal.log_metrics(2, values(2), watch=()), lambda: journal.save_checkpoint(2, START)):
             with pytest.raises(CannotSave, match="renamed or removed") as stopped:
                 write()
         assert way == "removed" or str(tmp_path / "elsewhere" / "metrics.jsonl") in str(stopped.value)
@@ -174,29 +175,29 @@ def test_a_checkpoint_that_cannot_be_saved_is_told_in_a_line(tmp_path, monkeypat
 
         monkeypatch.setattr(journal._checkpoints, "save", full)
         with pytest.raises(CannotSave, match="rl step 1: .*no space left on device.*the same command continues"):
-            journal.keep(1, START)
+            journal.save_checkpoint(1, START)
 
 
 def test_a_stage_without_one_good_update_fails(tmp_path):
     with journal_of(tmp_path, steps=2, max_bad_updates=99) as journal:
         journal.resume(START)
-        updates = 2 * Config().rl.inner_updates
-        journal.record(1, {"nonfinite/in_a_row": updates // 2}, watch=())
+        updates = 2 * Config().rl.num_iterations
+        journal.log_metrics(1, {"nonfinite/in_a_row": updates // 2}, watch=())
         with pytest.raises(Diverged, match=f"all {updates} updates of the stage were NaN"):
-            journal.record(2, {"nonfinite/in_a_row": updates}, watch=())
-        journal.record(2, {"nonfinite/in_a_row": updates - 1}, watch=())  # one was good
+            journal.log_metrics(2, {"nonfinite/in_a_row": updates}, watch=())
+        journal.log_metrics(2, {"nonfinite/in_a_row": updates - 1}, watch=())  # one was good
 
 
 def test_a_checkpoint_of_bad_updates_is_not_called_good(tmp_path):
     """Step 1 was saved after good updates, step 2 after bad ones: its weights are those of step 1."""
-    updates = Config().rl.inner_updates
+    updates = Config().rl.num_iterations
     with journal_of(tmp_path, max_bad_updates=2 * updates) as journal:
         journal.resume(START)
         for step, in_a_row in ((1, 0), (2, updates)):
-            journal.record(step, {"nonfinite/in_a_row": in_a_row}, watch=())
-            journal.keep(step, START)
+            journal.log_metrics(step, {"nonfinite/in_a_row": in_a_row}, watch=())
+            journal.save_checkpoint(step, START)
         with pytest.raises(Diverged, match="the last good checkpoint is step 1; .*lower rl.optimizer.learning_rate"):
-            journal.record(3, {"nonfinite/in_a_row": 2 * updates}, watch=())
+            journal.log_metrics(3, {"nonfinite/in_a_row": 2 * updates}, watch=())
 
 
 # -- which checkpoints stay --------------------------------------------------------------------------------------------
@@ -220,15 +221,14 @@ def test_kept_steps(last, headline, look_back, kept):
 
 
 def test_keep_last_removes_what_nothing_needs_also_after_a_resume(tmp_path):
-    guard = dataclasses.replace(Config().rl.guard, patience=1)
-    settings = {"keep_last": 1, "rl": dataclasses.replace(Config().rl, guard=guard)}
+    settings = {"keep_last": 1, "rl": dataclasses.replace(Config().rl, collapse=StopOnCollapse(patience=1))}
     solved = {1: 0.1, 2: 0.9, 3: 0.3, 4: 0.2, 5: 0.0, 6: 0.0}
     for first, last in ((1, 4), (5, 6)):
         with journal_of(tmp_path, **settings) as journal:
             assert journal.resume(START)[1] == first - 1
             for step in range(first, last + 1):
-                journal.record(step, values(step) | {"eval/held_out/solved": solved[step]}, watch=())
-                journal.keep(step, {"trainable": {"w": jnp.full(3, float(step))}})
+                journal.log_metrics(step, values(step) | {"eval/held_out/solved": solved[step]}, watch=())
+                journal.save_checkpoint(step, {"trainable": {"w": jnp.full(3, float(step))}})
     # The best, the last, and what a roll-back at step 7 would go to.
     assert sorted(path.name for path in (tmp_path / "checkpoints" / "rl").iterdir()) == ["2", "5", "6"]
 

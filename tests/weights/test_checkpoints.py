@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from d1jax.config import ConfigError, MeshConfig, OptimizerConfig
-from d1jax.models.sharding import make_mesh, place_rows
+from d1jax.config import MeshConfig, OptimizerConfig, UserError
+from d1jax.models.sharding import make_mesh, shard_batch
 from d1jax.training.optimizer import make_optimizer, new_state
 from d1jax.weights import checkpoints
 from d1jax.weights.checkpoints import RECORD, Checkpoints, DamagedCheckpoint
@@ -19,7 +19,7 @@ from d1jax.weights.checkpoints import RECORD, Checkpoints, DamagedCheckpoint
 @pytest.fixture
 def state():
     mesh = make_mesh(MeshConfig())
-    params = place_rows(mesh, {"params": {"wte": np.arange(32.0, dtype=np.float32).reshape(8, 4)}})
+    params = shard_batch(mesh, {"params": {"wte": np.arange(32.0, dtype=np.float32).reshape(8, 4)}})
     return new_state(make_optimizer(OptimizerConfig(), 10), params, mesh)
 
 
@@ -152,7 +152,7 @@ def test_a_checkpoint_of_another_model_is_not_a_damaged_one(tmp_path, like):
     """It must not be set aside: the version or configuration that made it can read it."""
     checkpoints = Checkpoints(tmp_path)
     checkpoints.save(1, {"trainable": {"w": jnp.zeros(3)}})
-    with pytest.raises(ConfigError, match="was saved by another configuration or version") as refused:
+    with pytest.raises(UserError, match="was saved by another configuration or version") as refused:
         checkpoints.load(1, {"trainable": {name: jnp.zeros(shape) for name, shape in like.items()}})
     assert not isinstance(refused.value, DamagedCheckpoint)
 
@@ -171,7 +171,7 @@ def test_a_digest_sees_values_places_and_nothing_of_the_mesh(dtype):
     moved = values.copy()
     moved[0], moved[3, 3] = values[0][::-1], values[3, 3]
     mesh = make_mesh(MeshConfig())
-    digests = [checkpoints._digests([x])["0"] for x in (jnp.asarray(values), place_rows(mesh, values))]
+    digests = [checkpoints._digests([x])["0"] for x in (jnp.asarray(values), shard_batch(mesh, values))]
     assert digests[0] == digests[1] and digests[0].startswith(dtype)
     assert checkpoints._digests([jnp.asarray(moved)])["0"] != digests[0]
     flipped = values.copy()

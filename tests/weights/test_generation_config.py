@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import d1jax
-from d1jax.config import ConfigError, SamplerConfig
+from d1jax.config import SamplerConfig, UserError
 from d1jax.data.tokenizers import CharacterTokenizer
 from d1jax.inference.policy import PUBLISHED_SAMPLER, load_pretrained, sampler_of, save_pretrained
 from d1jax.weights.generation_config import FILE, read_sampler, write_sampler
@@ -60,12 +60,10 @@ def test_what_else_the_file_holds_stays(tmp_path):
 def test_settings_that_have_no_effect_at_a_temperature_come_along_all_the_same(small_run):
     policy = dataclasses.replace(load_pretrained(small_run), sampler=SETTINGS)
     assert d1jax.sample(policy, [PROMPT]).tokens.shape == (1, 6), "top_k is not read when nothing is drawn"
-    with pytest.raises(ConfigError, match="sampler.top_k = 3: without effect here"):
+    with pytest.raises(UserError, match="sampler.top_k = 3: without effect here"):
         d1jax.sample(policy, [PROMPT], SETTINGS)
-    with pytest.raises(
-        ConfigError, match=r"sampler.threshold = 0.5: without effect here.*schedule = threshold or klass"
-    ):
-        d1jax.sample(policy, [PROMPT], SamplerConfig(threshold=0.5))
+    with pytest.raises(UserError, match=r"sampler.steps = 2: without effect here.*schedule = even, time or chance"):
+        d1jax.sample(policy, [PROMPT], SamplerConfig(steps=2, schedule="threshold"))
 
 
 def test_holes_are_filled_with_a_policys_own_settings(small_run):
@@ -88,7 +86,7 @@ def test_holes_are_filled_with_a_policys_own_settings(small_run):
 def test_impossible_settings_are_refused_naming_the_file(small_run, tmp_path, stored, message):
     save_pretrained(load_pretrained(small_run), tmp_path / "out")
     (tmp_path / "out" / FILE).write_text(json.dumps({"d1jax_sampler": stored}))
-    with pytest.raises(ConfigError, match=message) as told:
+    with pytest.raises(UserError, match=message) as told:
         load_pretrained(tmp_path / "out")
     assert str(tmp_path / "out" / FILE) in str(told.value)
 
@@ -132,7 +130,7 @@ def test_every_id_that_a_file_names_ends_a_text_of_ids(bare):
     assert tokenizer.special.end_ids == (3, 4, 5, published["pad_token_id"])
     assert [tokenizer.decode([1, end, 2]) for end in tokenizer.special.end_ids] == ["1"] * 4
     (alone / "config.json").write_text(json.dumps({**published, "eos_token_id": published["mask_token_id"]}))
-    with pytest.raises(ConfigError, match="the mask token 12 is also a token that ends a text"):
+    with pytest.raises(UserError, match="the mask token 12 is also a token that ends a text"):
         load_pretrained(alone)
 
 
@@ -151,7 +149,7 @@ def test_a_small_tokenizer_apart_must_fit_the_weights(bare):
     other = alone.parent / "other"
     other.mkdir()
     CharacterTokenizer("abcd").save(other)
-    with pytest.raises(ConfigError, match="mask_token_id = 12, but the tokenizer .* has 5"):
+    with pytest.raises(UserError, match="mask_token_id = 12, but the tokenizer .* has 5"):
         load_pretrained(alone, tokenizer=other)
 
 
@@ -169,7 +167,7 @@ def test_a_small_tokenizer_that_was_apart_is_exported_too(bare, native):
 def test_a_text_needs_a_tokenizer_and_the_message_says_how_to_name_one(bare):
     alone, apart, whole = bare
     with pytest.raises(
-        ConfigError, match="no tokenizer files, so a text cannot be written; give token ids, or .*--tokenizer DIR"
+        UserError, match="no tokenizer files, so a text cannot be written; give token ids, or .*--tokenizer DIR"
     ):
         d1jax.sample(load_pretrained(alone), ["abc"])
     policy = load_pretrained(alone, tokenizer=apart)
@@ -185,12 +183,12 @@ def test_special_ids_that_nothing_names_are_asked_for(bare):
     (alone / "config.json").write_text(json.dumps(published))
     policy = load_pretrained(alone)
     assert policy.logits([[1, 2]]).shape[:2] == (1, 2)
-    with pytest.raises(ConfigError, match="mask_token_id = None in config.json is no id"):
+    with pytest.raises(UserError, match="mask_token_id = None in config.json is no id"):
         d1jax.sample(policy, [[1, 2]])
 
 
 def test_a_run_has_its_tokenizer(small_run, tmp_path):
-    with pytest.raises(ConfigError, match="is a run, which has its tokenizer; leave tokenizer out"):
+    with pytest.raises(UserError, match="is a run, which has its tokenizer; leave tokenizer out"):
         load_pretrained(small_run, tokenizer=tmp_path)
 
 

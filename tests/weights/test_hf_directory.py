@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
-from d1jax.config import ConfigError, MeshConfig
+from d1jax.config import MeshConfig, UserError
 from d1jax.files import write_json
 from d1jax.models.families import FAMILIES, write_config
 from d1jax.models.sharding import make_mesh
@@ -37,7 +37,7 @@ def sharded(write_checkpoint):
 
 def refusal(folder):
     """The message with which a directory is refused."""
-    with pytest.raises(ConfigError) as caught:
+    with pytest.raises(UserError) as caught:
         open_checkpoint(folder)
     return str(caught.value)
 
@@ -192,7 +192,7 @@ def test_no_byte_of_a_header_breaks_anything_but_the_message(single, data):
     (single / SINGLE).write_bytes(changed)
     try:
         opened = open_checkpoint(single)
-    except ConfigError as error:
+    except UserError as error:
         assert str(single) in str(error)
     else:  # the byte did not matter: white space, "pt", an equivalent header
         assert len(opened.tensors) == 21
@@ -321,7 +321,7 @@ def test_a_weight_that_is_not_finite_is_refused_by_name(write_checkpoint, tmp_pa
         arrays = arrays_of(checkpoint, checkpoint.config, mesh, entries(checkpoint.config, LLADA))
         save_native(arrays, checkpoint.config, LLADA, tmp_path / "out", companions_of(checkpoint, "float32"))
         checkpoint = open_checkpoint(tmp_path / "out")
-    with pytest.raises(ConfigError, match=f"tensor {re.escape(UP)} holds NaN or infinite values"):
+    with pytest.raises(UserError, match=f"tensor {re.escape(UP)} holds NaN or infinite values"):
         load_weights(checkpoint, checkpoint.config, mesh)
 
 
@@ -333,7 +333,7 @@ def test_a_link_out_of_the_checkpoint_is_refused_and_nothing_is_copied(single, t
     (single / "notes.txt").symlink_to(tmp_path / "secret.txt")
     out = tmp_path / "out"
     out.mkdir()
-    with pytest.raises(ConfigError, match="notes.txt: links to .*secret.txt, outside of the checkpoint"):
+    with pytest.raises(UserError, match="notes.txt: links to .*secret.txt, outside of the checkpoint"):
         copy_companions(single, out)
     assert not (out / "notes.txt").exists()
 

@@ -14,7 +14,7 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 import d1jax
-from d1jax.config import ConfigError, MeshConfig, ModelConfig
+from d1jax.config import MeshConfig, ModelConfig, UserError
 from d1jax.models.families import family_for, write_config
 from d1jax.models.sharding import AXES, make_mesh
 from d1jax.models.transformer import Transformer, abstract_variables
@@ -225,7 +225,7 @@ def test_native_form_knows_its_dtype_and_casts(native):
 def test_native_weights_that_disagree_with_their_config_are_named(native, changes, message):
     folder, _ = native(**FAMILY["llada"])
     rewrite(folder, **changes)
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises(UserError, match=message):
         open_checkpoint(folder)
 
 
@@ -235,7 +235,7 @@ def test_native_weights_that_orbax_cannot_read_are_named(native, kept):
     for file in [file for file in (folder / "params").rglob("*") if file.is_file()]:
         if kept == "nothing" or file.name == "_METADATA":
             file.unlink()
-    with pytest.raises(ConfigError, match=r"native/params/[a-z_.]+: not readable by Orbax"):
+    with pytest.raises(UserError, match=r"native/params/[a-z_.]+: not readable by Orbax"):
         open_checkpoint(folder)
 
 

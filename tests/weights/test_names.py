@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from d1jax.config import ConfigError, MeshConfig, ModelConfig
+from d1jax.config import MeshConfig, ModelConfig, UserError
 from d1jax.models.families import FAMILIES, family_for, read_config
 from d1jax.models.sharding import make_mesh
 from d1jax.models.transformer import Transformer, abstract_variables
@@ -214,7 +214,7 @@ def test_missing_unexpected_and_wrongly_shaped_tensors_are_named_together(golden
     tensors["model.transformer.wpe.weight"] = np.zeros(3)
     wrong = "model.transformer.blocks.0.ff_out.weight"
     tensors[wrong] = tensors[wrong].T
-    with pytest.raises(ConfigError) as caught:
+    with pytest.raises(UserError) as caught:
         from_published(tensors, golden.config, LLADA)
     message = str(caught.value)
     assert "not a llada checkpoint" in message
@@ -225,10 +225,10 @@ def test_missing_unexpected_and_wrongly_shaped_tensors_are_named_together(golden
 
 def test_a_long_list_of_problems_is_cut_and_counted(golden):
     found = {name: (1, *shape) for name, shape in expected_shapes(golden.config, LLADA).items()}
-    with pytest.raises(ConfigError, match="and 25 more") as caught:
+    with pytest.raises(UserError, match="and 25 more") as caught:
         check_tensors(found, golden.config, LLADA, "here")
     assert str(caught.value).startswith("here: ") and str(caught.value).count("has shape") == 5
-    with pytest.raises(ConfigError, match="missing tensors: .* and 24 more"):
+    with pytest.raises(UserError, match="missing tensors: .* and 24 more"):
         check_tensors({}, golden.config, LLADA, "here")
 
 
@@ -236,27 +236,27 @@ def test_a_long_list_of_problems_is_cut_and_counted(golden):
 def test_a_tied_model_does_not_accept_a_head_nor_an_untied_one_its_absence(tiny, changes, family):
     (plain, variables), (tied, tied_variables) = tiny(**changes), tiny(tied_head=True, **changes)
     head = f"{family.names.head}.weight"
-    with pytest.raises(ConfigError, match=f"unexpected tensors: {head}"):
+    with pytest.raises(UserError, match=f"unexpected tensors: {head}"):
         from_published(to_published(variables, plain.config, family), tied.config, family)
-    with pytest.raises(ConfigError, match=f"missing tensors: {head}"):
+    with pytest.raises(UserError, match=f"missing tensors: {head}"):
         from_published(to_published(tied_variables, tied.config, family), plain.config, family)
 
 
 def test_a_checkpoint_of_another_depth_is_refused(golden):
-    with pytest.raises(ConfigError, match=r"missing tensors: .*blocks\.3\.attn_norm"):
+    with pytest.raises(UserError, match=r"missing tensors: .*blocks\.3\.attn_norm"):
         from_published(golden.tensors, dataclasses.replace(golden.config, layers=4), LLADA)
-    with pytest.raises(ConfigError, match=r"unexpected tensors: .*blocks\.2\.attn_norm"):
+    with pytest.raises(UserError, match=r"unexpected tensors: .*blocks\.2\.attn_norm"):
         from_published(golden.tensors, dataclasses.replace(golden.config, layers=2), LLADA)
 
 
 def test_biases_are_not_dropped_silently(tiny):
     model, variables = tiny(qkv_bias=True)
     tensors = to_published(variables, model.config, LLADA)
-    with pytest.raises(ConfigError, match=r"unexpected tensors: .*k_proj\.bias"):
+    with pytest.raises(UserError, match=r"unexpected tensors: .*k_proj\.bias"):
         from_published(tensors, dataclasses.replace(model.config, qkv_bias=False), LLADA)
 
 
 def test_a_family_does_not_read_the_others_names(golden):
     dream = dataclasses.replace(golden.config, **AS_DREAM)
-    with pytest.raises(ConfigError, match=r"not a dream checkpoint(.|\n)*missing tensors: lm_head\.weight"):
+    with pytest.raises(UserError, match=r"not a dream checkpoint(.|\n)*missing tensors: lm_head\.weight"):
         from_published(golden.tensors, dream, DREAM)

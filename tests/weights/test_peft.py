@@ -9,7 +9,7 @@ import pytest
 from jax.sharding import AxisType
 from safetensors.numpy import load_file, save_file
 
-from d1jax.config import ConfigError, LoraConfig, MeshConfig
+from d1jax.config import LoraConfig, MeshConfig, UserError
 from d1jax.models.families import FAMILIES, family_for
 from d1jax.models.lora import merge
 from d1jax.models.sharding import AXES, make_mesh
@@ -63,7 +63,7 @@ def edit_tensors(folder, edit):
 
 
 def refusal(folder, model):
-    with pytest.raises(ConfigError) as caught:
+    with pytest.raises(UserError) as caught:
         read(folder, model)
     assert str(folder) in str(caught.value)
     return str(caught.value)

@@ -1,0 +1,164 @@
+"""How the likelihood of a completion is estimated: which plan of masked views (diffusion/estimators.py has the formulas)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from d1jax.config.setting import Rule, setting
+
+MAX_SAMPLES = 2**10
+COUNTS_HELP = "a masking hides a drawn number of tokens, or each token with a drawn probability"
+WEIGHT_HELP = "by 1 / share that is masked, or the mean over the views that mask a token"
+UPPER_HELP = (
+    "where the advantage is negative, share of an upper bound in the score (SPG's omega; 0 = the lower bound alone)"
+)
+Counts = Literal["exact", "independent"]
+Weight = Literal["inverse", "uniform"]
+
+
+class Estimator:
+    """What holds of an estimator unless it says otherwise."""
+
+    name: ClassVar[str]
+    draws_masks: ClassVar[bool] = False  # whether its maskings are drawn
+    upper_share: float = 0.0
+
+    @property
+    def scores_a_part(self) -> bool:
+        """Whether some tokens of a text may be in no view, so that a mean must leave them out."""
+        return False
+
+    @property
+    def needs_entropy(self) -> bool:
+        """Whether it looks at the entropies that the sampler recorded."""
+        return False
+
+
+@dataclass(frozen=True)
+class OneStep(Estimator):
+    """All masked, one view (d1, arXiv 2504.12216)."""
+
+    name: ClassVar[str] = "one_step"
+
+
+class _Masked(Estimator):
+    """Random maskings of shares between `low` and `high`."""
+
+    draws_masks: ClassVar[bool] = True
+
+    def rules(self) -> Iterator[Rule]:
+        yield (
+            self.low >= self.high,
+            f"estimator.low = {self.low} and high = {self.high} must satisfy 0 <= low < high <= 1",
+        )
+
+
+class _Weighted(_Masked):
+    @property
+    def scores_a_part(self) -> bool:
+        return self.weight == "uniform"
+
+    def rules(self) -> Iterator[Rule]:
+        yield from super().rules()
+        full_mask = getattr(self, "full_mask", False)
+        yield (
+            full_mask and self.weight == "uniform",
+            "estimator.full_mask adds to weights 1 / share; set estimator.weight = inverse",
+        )
+        yield (
+            self.upper_share > 0 and (self.weight == "uniform" or full_mask),
+            "estimator.upper_share > 0: the upper bound needs random maskings with weights 1 / share; set weight to inverse and "
+            "full_mask to false",
+        )
+
+
+@dataclass(frozen=True)
+class Elbo(_Weighted):
+    """Random maskings of the completion (LLaDA, UniGRPO, VRPO)."""
+
+    name: ClassVar[str] = "elbo"
+    samples: int = setting(1, "maskings", above=0, at_most=MAX_SAMPLES)
+    counts: Counts = setting("exact", COUNTS_HELP)
+    weight: Weight = setting("inverse", WEIGHT_HELP)
+    low: float = setting(0.0, "smallest share that is masked", at_least=0.0, below=1.0)
+    high: float = setting(1.0, "largest share that is masked", above=0.0, at_most=1.0)
+    full_mask: bool = setting(False, "half of a score with all masked, too (DiffuCoder's decoupled baseline)")
+    upper_share: float = setting(0.0, UPPER_HELP, at_least=0.0, at_most=1.0)
+    upper_exponent: float = setting(1.5, "of that bound (SPG's beta)", at_least=1.0)
+
+
+@dataclass(frozen=True)
+class Coupled(_Masked):
+    """Complementary pairs of maskings (DiffuCoder, arXiv 2506.20639; ESPO, arXiv 2512.03759)."""
+
+    name: ClassVar[str] = "coupled"
+    samples: int = setting(1, "pairs", above=0, at_most=MAX_SAMPLES)
+    counts: Counts = setting("exact", COUNTS_HELP)
+    low: float = setting(0.0, "smallest share that is masked", at_least=0.0, below=1.0)
+    high: float = setting(1.0, "largest share that is masked", above=0.0, at_most=1.0)
+    full_mask: bool = setting(False, "half of a score with all masked, too (DiffuCoder)")
+
+
+@dataclass(frozen=True)
+class Quadrature(Estimator):
+    """Gauss and Legendre's fixed shares (GDPO, arXiv 2510.08554)."""
+
+    name: ClassVar[str] = "quadrature"
+    draws_masks: ClassVar[bool] = True
+    samples: int = setting(1, "nodes", above=0, at_most=MAX_SAMPLES)
+
+
+@dataclass(frozen=True)
+class Block(_Weighted):
+    """Random maskings inside one block of the rollout (SPG, arXiv 2510.09541)."""
+
+    name: ClassVar[str] = "block"
+    samples: int = setting(1, "maskings", above=0, at_most=MAX_SAMPLES)
+    counts: Counts = setting("exact", COUNTS_HELP)
+    weight: Weight = setting("inverse", WEIGHT_HELP)
+    low: float = setting(0.0, "smallest share that is masked", at_least=0.0, below=1.0)
+    high: float = setting(1.0, "largest share that is masked", above=0.0, at_most=1.0)
+    upper_share: float = setting(0.0, UPPER_HELP, at_least=0.0, at_most=1.0)
+    upper_exponent: float = setting(1.5, "of that bound (SPG's beta)", at_least=1.0)
+
+
+@dataclass(frozen=True)
+class Trajectory(Estimator):
+    """The recorded states of the sampler, in segments (d2, arXiv 2509.21474; TraceRL, arXiv 2509.06949)."""
+
+    name: ClassVar[str] = "trajectory"
+    samples: int = setting(1, "segments of equal length", above=0, at_most=MAX_SAMPLES)
+    shrink: int = setting(0, "segments of so many steps instead (TraceRL)", at_least=0)
+
+    def rules(self) -> Iterator[Rule]:
+        yield (
+            self.shrink > 0 and self.samples != 1,
+            f"estimator.samples = {self.samples} with estimator.shrink = {self.shrink}: the number of segments follows from shrink; "
+            "leave one of them out",
+        )
+
+
+@dataclass(frozen=True)
+class Autoregressive(Estimator):
+    """Left to right, a view a token (JustGRPO, arXiv 2601.15165)."""
+
+    name: ClassVar[str] = "autoregressive"
+    subset: float = setting(
+        1.0,
+        "score this share of the columns only, those of highest entropy (JustGRPO-Fast: 0.25)",
+        above=0.0,
+        at_most=1.0,
+    )
+
+    @property
+    def scores_a_part(self) -> bool:
+        return self.subset < 1
+
+    @property
+    def needs_entropy(self) -> bool:
+        return self.subset < 1
+
+
+AnyEstimator = OneStep | Elbo | Coupled | Quadrature | Block | Trajectory | Autoregressive

@@ -1,0 +1,94 @@
+"""The sections of a model and of where it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from d1jax.config.setting import Rule, setting, with_fields
+
+Alignment = Literal["same_position", "shifted"]
+MAX_PARAMETERS = 10**13
+
+
+@with_fields
+@dataclass(frozen=True)
+class ModelConfig:
+    """A bidirectional transformer with LLaDA's architecture."""
+
+    width: int = setting(64, "residual stream", above=0, at_most=2**17)
+    layers: int = setting(3, "blocks", above=0, at_most=2**12)
+    heads: int = setting(4, "query heads", above=0, at_most=2**12)
+    kv_heads: int = setting(
+        4, "key and value heads (grouped-query attention where fewer than heads)", above=0, at_most=2**12
+    )
+    mlp_width: int = setting(160, "hidden units of the SwiGLU", above=0, at_most=2**20)
+    vocab_size: int = setting(0, "rows of the embedding (0 = as many as the tokenizer has)", at_least=0, at_most=2**24)
+    max_positions: int = setting(0, "longest prompt and completion together (0 = no limit)", at_least=0, at_most=2**24)
+    rope_theta: float = setting(5e5, "base of the rotary angles", above=0)
+    norm_eps: float = setting(1e-5, "epsilon of RMSNorm", above=0)
+    qkv_bias: bool = setting(False, "biases on q, k, v (Dream)")
+    tied_head: bool = setting(False, "the head is the transposed embedding")
+    rope_full_precision: bool = setting(True, "rotate in fp32 (LLaDA), or in the dtype of the activations (Dream)")
+    alignment: Alignment = setting("same_position", "row p of the output scores token p (LLaDA) or p + 1 (Dream)")
+    dtype: Literal["float32", "bfloat16"] = setting("float32", "activations")
+    param_dtype: Literal["float32", "bfloat16", "float16"] = setting(
+        "float32",
+        "weights that are not trained (the base of an adapter), and exported ones; what is trained is kept in float32 (master "
+        "weights), and so are Adam's moments",
+    )
+    remat: bool = setting(False, "recompute each block in the backward pass")
+
+    def rules(self) -> Iterator[Rule]:
+        yield (
+            self.parameters > MAX_PARAMETERS,
+            f"model has {self.parameters:.1e} parameters, more than {MAX_PARAMETERS:.0e}; lower its width, layers or vocabulary",
+        )
+        yield (
+            self.param_dtype == "float16",
+            "model.param_dtype = float16 is for reading checkpoints; train with bfloat16 or float32",
+        )
+        yield self.width % self.heads != 0, f"model.heads = {self.heads} does not divide model.width = {self.width}"
+        yield (
+            (self.width // self.heads) % 2 == 1,
+            f"model.width / model.heads = {self.width // self.heads} is odd; RoPE rotates pairs",
+        )
+        yield (
+            self.heads % self.kv_heads != 0,
+            f"model.kv_heads = {self.kv_heads} does not divide model.heads = {self.heads}",
+        )
+
+    @property
+    def parameters(self) -> int:
+        """About how many weights a model of these sizes has."""
+        return self.layers * self.width * (4 * self.width + 3 * self.mlp_width) + 2 * self.vocab_size * self.width
+
+
+@with_fields
+@dataclass(frozen=True)
+class LoraConfig:
+    """Low-rank adapters; rank 0 trains all weights."""
+
+    rank: int = setting(0, "0 = full fine-tuning", at_least=0, at_most=2**16)
+    alpha: float = setting(64.0, "adapters are scaled by alpha / rank", above=0)
+    targets: tuple[str, ...] = setting(
+        ("q_proj", "k_proj", "v_proj", "attn_out", "ff_proj", "up_proj", "ff_out"),
+        "linear layers of a block (never the head)",
+    )
+
+    def rules(self) -> Iterator[Rule]:
+        yield self.rank > 0 and not self.targets, "lora.targets is empty"
+
+
+@with_fields
+@dataclass(frozen=True)
+class MeshConfig:
+    """Devices along each axis; one of them may be -1 (all that are left)."""
+
+    data: int = setting(-1, "copies of the model")
+    fsdp: int = setting(1, "shards of every weight, gathered when used")
+    tensor: int = setting(1, "shards of heads, MLP and vocabulary")
+
+    def rules(self) -> Iterator[Rule]:
+        yield [self.data, self.fsdp, self.tensor].count(-1) > 1, "mesh: at most one axis may be -1"

@@ -1,0 +1,286 @@
+"""The section of an RL stage: a method is a row of names, one an axis."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from d1jax.config.estimator import AnyEstimator, OneStep
+from d1jax.config.setting import Rule, choice, section, setting, with_fields
+from d1jax.config.training import OptimizerConfig, RewardedConfig, TrainingConfig
+from d1jax.config.values import WithChoices
+
+Level = Literal["token", "sequence_mean", "sequence_sum"]
+LEVEL_HELP = "the new and the old likelihood are compared on a token, on the mean or on the sum over a text"
+
+
+# -- policy losses -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Ppo:
+    """-min(r A, clip(r) A) (DeepSeekMath, arXiv 2402.03300, eq. 3)."""
+
+    name: ClassVar[str] = "ppo"
+    level: Level = setting("token", LEVEL_HELP)
+    clip_low: float = setting(0.2, "the ratio r is clipped below 1 - clip_low", at_least=0, at_most=1)
+    clip_high: float = setting(0.2, "and above 1 + clip_high", at_least=0)
+
+
+@dataclass(frozen=True)
+class Cispo:
+    """-sg(min(r, 1 + clip_high)) A log p: a clipped token keeps its gradient (MiniMax-M1, arXiv 2506.13585)."""
+
+    name: ClassVar[str] = "cispo"
+    level: Level = setting("token", LEVEL_HELP)
+    clip_high: float = setting(0.2, "the ratio r is clipped above 1 + clip_high", at_least=0)
+
+
+@dataclass(frozen=True)
+class PolicyGradient:
+    """-A log p, without old scores (REINFORCE; wd1, SPG, RFT)."""
+
+    name: ClassVar[str] = "policy_gradient"
+    level: ClassVar[str] = "token"
+
+
+PolicyLoss = Ppo | Cispo | PolicyGradient
+
+
+# -- advantages --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Center:
+    """r - mean of the group (d1, Dr. GRPO)."""
+
+    name: ClassVar[str] = "center"
+
+
+@dataclass(frozen=True)
+class Zscore:
+    """(r - mean) / std of the group (GRPO)."""
+
+    name: ClassVar[str] = "zscore"
+
+
+@dataclass(frozen=True)
+class Rloo:
+    """r - mean of the others of the group (RLOO; DiffuCoder)."""
+
+    name: ClassVar[str] = "rloo"
+
+
+@dataclass(frozen=True)
+class Softmax:
+    """Weights of good minus those of bad completions (wd1, arXiv 2507.08838)."""
+
+    name: ClassVar[str] = "softmax"
+    scale: float = setting(1.0, "psi, the scale of the centred rewards", above=0)
+
+
+@dataclass(frozen=True)
+class Reward:
+    """The reward itself, without a baseline (online RFT where it is 0 or 1)."""
+
+    name: ClassVar[str] = "reward"
+
+
+Advantage = Center | Zscore | Rloo | Softmax | Reward
+
+
+# -- supervision -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One reward a completion."""
+
+    name: ClassVar[str] = "outcome"
+
+
+@dataclass(frozen=True)
+class TextSteps:
+    """The gain of each line (process supervision, DeepSeekMath, section 4.1.3)."""
+
+    name: ClassVar[str] = "text_steps"
+
+
+@dataclass(frozen=True)
+class CommitSteps:
+    """The gain of each part of the decoding."""
+
+    name: ClassVar[str] = "commit_steps"
+    parts: int = setting(4, "parts of equal length that the decoding is cut into", above=0, at_most=2**16)
+
+
+Supervision = Outcome | TextSteps | CommitSteps
+
+
+# -- KL ----------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class NoKl:
+    """No KL term."""
+
+    name: ClassVar[str] = "none"
+    coefficient: ClassVar[float] = 0.0
+
+
+@dataclass(frozen=True)
+class KlInLoss:
+    """A term of the loss (GRPO). k1 is not offered: as a loss its expected gradient is zero."""
+
+    name: ClassVar[str] = "loss"
+    coefficient: float = setting(0.04, "beta", above=0)
+    estimator: Literal["k2", "k3"] = setting("k3", "k2: squared difference / 2; k3: exp(d) - d - 1")
+    level: Literal["token", "sequence"] = setting("token", "of each token, or of their sum / L")
+    to: Literal["reference", "old"] = setting("reference", "the policy at the start, or that of the rollouts (TraceRL)")
+
+    def rules(self) -> Iterator[Rule]:
+        yield (
+            self.estimator == "k3" and self.level == "sequence",
+            "rl.kl.estimator = k3 on sequences: exp of a sum over tokens has no bound; set it to k2, or rl.kl.level = token",
+        )
+
+
+@dataclass(frozen=True)
+class KlInReward:
+    """Taken off the reward: the sum over the tokens of log p / p_reference (PPO)."""
+
+    name: ClassVar[str] = "reward"
+    coefficient: float = setting(0.04, "beta", above=0)
+
+
+Kl = NoKl | KlInLoss | KlInReward
+
+
+# -- reference, collapse -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class FixedReference:
+    """The policy at the start of the stage."""
+
+    name: ClassVar[str] = "fixed"
+
+
+@dataclass(frozen=True)
+class MovingReference:
+    """Moved towards the policy every so many steps (full fine-tuning only)."""
+
+    name: ClassVar[str] = "moving"
+    every: int = setting(64, "steps between moves", above=0)
+    mix: float = setting(1.0, "share of the policy in such a move (DiffuCoder: 0.6; 1 = a copy)", above=0, at_most=1)
+
+
+Reference = FixedReference | MovingReference
+
+
+@dataclass(frozen=True)
+class StopOnCollapse:
+    """A run has collapsed when any of these holds for `patience` steps in a row (rl/diagnostics.py); it then stops."""
+
+    name: ClassVar[str] = "stop"
+    patience: int = setting(5, "steps in a row", above=0, at_most=100)
+    repeated_tokens: float = setting(
+        0.8, "share of tokens that equal the one before them is above this (0 = not watched)", at_least=0
+    )
+    distinct: float = setting(
+        0.0, "distinct completions / completions of a group are at or below this (0 = not watched)", at_least=0
+    )
+    entropy: float = setting(0.0, "mean entropy of a prediction, in nats, is below this (0 = not watched)", at_least=0)
+    log_ratio: float = setting(5.0, "rms of the log ratio is above this (0 = not watched)", at_least=0)
+    kl: float = setting(0.0, "mean KL is above this (0 = not watched)", at_least=0)
+
+
+@dataclass(frozen=True)
+class IgnoreCollapse:
+    """Nothing is watched."""
+
+    name: ClassVar[str] = "ignore"
+    patience: ClassVar[int] = 0
+
+
+Collapse = StopOnCollapse | IgnoreCollapse
+
+
+@with_fields
+@dataclass(frozen=True)
+class RlConfig(WithChoices, RewardedConfig, TrainingConfig):
+    """One method: diffu-GRPO (d1) by default; configs/methods has the others."""
+
+    steps: int = setting(40, "rollout batches", above=0)
+    num_iterations: int = setting(
+        4, "optimizer updates on a rollout batch, mu, each under its own prompt masks", above=0, at_most=2**12
+    )
+    estimator: AnyEstimator = choice(
+        OneStep(), "how the likelihood of a completion is estimated: which plan of masked views"
+    )
+    prompt_mask: float = setting(0.15, "probability p that the likelihood masks a prompt token", at_least=0, below=1)
+    mask_sharing: Literal["group", "row"] = setting(
+        "group", "completions of a group meet one prompt mask, or (d1) each its own"
+    )
+    fresh_masks: bool = setting(
+        True, "a new prompt mask in every inner update (false: d1's ablation, one mask for all)"
+    )
+    policy_loss: PolicyLoss = choice(Ppo(), "what advantages become: ppo and cispo compare with the old likelihood")
+    advantage: Advantage = choice(Center(), "how a group's rewards become advantages")
+    supervision: Supervision = choice(
+        Outcome(), "one reward a completion, or the gain of each line or of each part of the decoding (DeepSeekMath)"
+    )
+    kl: Kl = choice(NoKl(), "a KL penalty: none, in the loss, or (PPO) taken off the reward")
+    reference: Reference = choice(FixedReference(), "the policy that the KL is measured to")
+    loss_aggregation: Literal["bnpo", "group_bnpo", "grpo", "dr_grpo", "row_sum"] = setting(
+        "bnpo",
+        "bnpo: mean over tokens (DAPO's too); group_bnpo: mean over groups of the mean over a group's tokens (d1's code); grpo: "
+        "mean of row means, which is the mean over sequences at their level (d1's eq. 4); dr_grpo: sum / (rows x C); row_sum: "
+        "mean of row sums",
+    )
+    collapse: Collapse = choice(StopOnCollapse(), "what is done about a policy that has collapsed")
+    negative_control: Literal["none", "shuffled_rewards", "zero_advantages"] = setting("none", "must teach nothing")
+    optimizer: OptimizerConfig = section(lambda: OptimizerConfig(learning_rate=3e-4, clip_norm=0.2))
+
+    @property
+    def updates_per_step(self) -> int:
+        return self.num_iterations
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether the method looks at a policy that the updates do not move."""
+        return self.kl.name == "reward" or (self.kl.name == "loss" and self.kl.to == "reference")
+
+    def rules(self) -> Iterator[Rule]:
+        """What has no meaning together; the rules that look at other sections are in schema.py."""
+        yield from self.reward_rules("rl")
+        rows, parts, control = self.rollout_rows, self.grad_accumulation_steps, self.negative_control
+        yield rows % parts != 0, f"rl.grad_accumulation_steps = {parts} does not divide the {rows} rows of a step"
+        yield (
+            bool(self.reward_weights) and not any(self.reward_weights.values()) and self.kl.name != "reward",
+            f"rl.reward_weights = {self.reward_weights} are all 0, so every reward is 0; give one a weight",
+        )
+        yield (
+            self.reference.name == "moving" and not self.needs_reference,
+            "rl.reference = moving but nothing looks at a reference (no KL to it); leave it out",
+        )
+        by_steps, steps = self.supervision.name != "outcome", f"rl.supervision = {self.supervision.name}"
+        yield (
+            by_steps and self.policy_loss.level != "token",
+            f"rl.policy_loss.level = {self.policy_loss.level} with {steps}: a ratio of many tokens has one advantage, steps have "
+            "several; set it to token",
+        )
+        yield (
+            by_steps and self.advantage.name not in ("center", "zscore"),
+            f"rl.advantage = {self.advantage.name} with {steps}: rewards of steps are centred or standardised; set it to center or zscore",
+        )
+        yield (
+            by_steps and self.kl.name == "reward",
+            f"rl.kl = reward with {steps}: the penalty is of a completion, not of a step; set it to loss",
+        )
+        yield (
+            by_steps and control == "shuffled_rewards",
+            f"rl.negative_control = shuffled_rewards with {steps}: steps of one text are not those of another; set "
+            "rl.supervision = outcome",
+        )

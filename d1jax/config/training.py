@@ -1,0 +1,141 @@
+"""The sections of the training stages that are not RL: what all stages share, SFT, preferences, rejection sampling."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from d1jax.config.estimator import AnyEstimator, Elbo
+from d1jax.config.setting import Rule, choice, section, setting, with_fields
+from d1jax.config.values import WithChoices
+
+MAX_ROWS = 2**20
+
+
+@with_fields
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW with clipping."""
+
+    learning_rate: float = setting(1e-3, "peak", above=0)
+    schedule: Literal["constant", "linear", "cosine"] = setting(
+        "constant", "after the warm-up: constant, or down to zero"
+    )
+    warmup_steps: int = setting(0, "optimizer updates from 0 to the peak", at_least=0)
+    beta1: float = setting(0.9, "decay of the mean of gradients (the first moment)", at_least=0, below=1)
+    beta2: float = setting(0.99, "decay of the mean of their squares (the second moment)", at_least=0, below=1)
+    weight_decay: float = setting(0.0, "on matrices; not on norms, biases and embeddings", at_least=0)
+    clip_norm: float = setting(1.0, "global gradient norm (0 = no clipping)", at_least=0)
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """What every stage that updates weights has."""
+
+    steps: int = setting(100, "steps of the stage", above=0)
+    grad_accumulation_steps: int = setting(1, "gradient accumulation: parts of a batch", above=0)
+    optimizer: OptimizerConfig = section(OptimizerConfig)
+
+    @property
+    def updates_per_step(self) -> int:
+        return 1
+
+
+@dataclass(frozen=True)
+class SamplingConfig:
+    """What every stage that samples completions in groups has."""
+
+    prompts_per_step: int = setting(64, "problems of a rollout batch", above=0, at_most=MAX_ROWS)
+    num_generations: int = setting(8, "completions of a problem, G", at_least=2, at_most=2**16)
+    temperature: float = setting(1.0, "of the rollouts", above=0)
+
+    @property
+    def rollout_rows(self) -> int:
+        """Rows of a rollout batch."""
+        return self.prompts_per_step * self.num_generations
+
+
+@dataclass(frozen=True)
+class RewardedConfig(SamplingConfig):
+    """What every stage that compares completions by rewards has."""
+
+    reward_weights: dict[str, float] = setting(
+        lambda: {"solved": 1.0}, "reward = sum of weight x the task's reward of that name"
+    )
+
+    def reward_rules(self, where: str) -> Iterator[Rule]:
+        weights = self.reward_weights
+        yield not weights, f"{where}.reward_weights is empty; write e.g. {{solved: 1.0}}"
+        yield (
+            not all(map(math.isfinite, weights.values())),
+            f"{where}.reward_weights = {weights} must be finite numbers",
+        )
+
+
+@with_fields
+@dataclass(frozen=True)
+class SftConfig(TrainingConfig):
+    """Masked supervised fine-tuning (LLaDA's law)."""
+
+    data: str = setting(
+        "", "what is learnt: the task's training rows (''), or the rows that the rejection stage of this name has kept"
+    )
+    completion_length: int = setting(0, "columns of a target (0 = sampler.completion_length)", at_least=0)
+    batch_size: int = setting(128, "rows of an update", above=0, at_most=MAX_ROWS)
+    eps: float = setting(1e-3, "mask probability is (1 - eps) t + eps", above=0, below=1)
+    score_padding: bool = setting(True, "end tokens behind the text are targets too (LLaDA, d1), or only what ends it")
+    normalizer: Literal["per_row", "batch_token"] = setting(
+        "per_row",
+        "per_row: mean of row means (LLaDA); batch_token: mean over tokens (d1); equal when padding is scored",
+    )
+    optimizer: OptimizerConfig = section(
+        lambda: OptimizerConfig(learning_rate=3e-3, schedule="cosine", warmup_steps=10)
+    )
+
+    def rules(self) -> Iterator[Rule]:
+        parts = self.grad_accumulation_steps
+        yield (
+            self.batch_size % parts != 0,
+            f"sft.grad_accumulation_steps = {parts} does not divide sft.batch_size = {self.batch_size}",
+        )
+
+
+@with_fields
+@dataclass(frozen=True)
+class PreferenceConfig(WithChoices, RewardedConfig, TrainingConfig):
+    """Preference learning: the best against the worst completion of a group (DPO; VRPO with more samples)."""
+
+    steps: int = setting(40, "rollout batches, one update each", above=0)
+    writer: Literal["reference", "policy"] = setting(
+        "reference", "who writes the completions: the policy at the start (offline), or as it is now"
+    )
+    estimator: AnyEstimator = choice(Elbo(), "how the likelihood of a completion is estimated")
+    beta: float = setting(0.1, "scale of the margin between chosen and rejected", above=0)
+    optimizer: OptimizerConfig = section(lambda: OptimizerConfig(learning_rate=3e-4, clip_norm=0.2))
+
+    def rules(self) -> Iterator[Rule]:
+        yield from self.reward_rules("preference")
+        parts = self.grad_accumulation_steps
+        yield (
+            self.prompts_per_step % parts != 0,
+            f"preference.grad_accumulation_steps = {parts} does not divide the {self.prompts_per_step} pairs of a step",
+        )
+        yield (
+            getattr(self.estimator, "upper_share", 0.0) > 0,
+            "preference.estimator.upper_share goes by the sign of an advantage, and a pair has none; leave it out",
+        )
+
+
+@with_fields
+@dataclass(frozen=True)
+class RejectionConfig(SamplingConfig):
+    """Rejection sampling (RFT): sample, keep what is right, and write it down as rows for an SFT stage."""
+
+    prompts: int = setting(0, "training rows to sample for (0 = all)", at_least=0)
+    accept: str = setting("solved", "the reward that must be 1")
+    keep_per_prompt: int = setting(1, "different right completions of a problem that are kept at most", above=0)
+
+    def rules(self) -> Iterator[Rule]:
+        yield not self.accept, "rejection.accept is empty; name a reward of the task"

@@ -1,0 +1,173 @@
+"""One preference stage, top to bottom: rollout, rewards, the best and the worst of each group, one DPO update.
+
+Q problems, G completions of each, B = 2 Q rows of pairs (chosen, then rejected), C completion columns.
+
+Source: DPO, arXiv 2305.18290; VRPO (LLaDA 1.5), arXiv 2505.19223, for likelihoods that are estimated; configs/preferences.
+Differs from both: the pairs are made on the way, by the task's reward, of completions of the policy at the start or as it is now.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import Array
+
+from d1jax.config import PreferenceConfig
+from d1jax.evaluation.grade import headline
+from d1jax.models import sharding
+from d1jax.models.transformer import Variables, in_model_dtype
+from d1jax.preference.loss import Pairs, dpo, pairs_of
+from d1jax.rollouts import metrics as rollout_metrics
+from d1jax.rollouts.generate import Failures, Generator, grade
+from d1jax.training.context import Context
+from d1jax.training.likelihood import RolloutBatch, Scorer
+from d1jax.training.optimizer import (
+    TrainState,
+    apply_gradient,
+    bad_updates,
+    gradients,
+    make_optimizer,
+    make_schedule,
+    new_state,
+    placement,
+)
+from d1jax.training.setup import split, trained_table, with_adapter
+from d1jax.training.stage_log import Clock, StageLog
+
+
+class Rows(NamedTuple):
+    """Pairs as the loss looks at them, a pair a row: arrays [Q, ...] of the chosen and of the rejected."""
+
+    chosen: RolloutBatch
+    rejected: RolloutBatch
+    chosen_reference_QC: Array
+    rejected_reference_QC: Array
+    weight_Q: Array  # 1 / number of pairs that differ; 0 for ties
+
+
+def train(context: Context, start: Variables, log: StageLog) -> Variables:
+    """Runs (or continues, or finds finished) the stage; returns its last weights, an adapter beside what it was trained on."""
+    config = context.config.preference
+    sampler, special, group = context.config.sampler, context.tokenizer.special, config.num_generations
+
+    # -- what is compiled once, and the state that moves
+    trainable, frozen = split(with_adapter(context, start, log.stage))
+    trained_table(trainable, frozen, log.note)
+    optimizer = make_optimizer(config.optimizer, config.steps)
+    schedule = make_schedule(config.optimizer, config.steps)
+    state = new_state(optimizer, trainable, context.mesh)
+    scorer = Scorer(context.model, config.estimator, sampler, special, parts=config.grad_accumulation_steps)
+    update = make_update(scorer, optimizer, config, state)
+    # In the dtype in which it computes, which changes no score. Under LoRA the base is shared, and only the adapter is copied.
+    reference = in_model_dtype({**frozen, **jax.tree.map(jnp.copy, state.trainable)}, context.config.model)
+    items, first_step = log.resume(_items(state, reference))
+    state, reference = TrainState(items["trainable"], items["optimizer"]), items.get("reference", reference)
+
+    generate = Generator(context, config, record_entropy=config.estimator.needs_entropy)
+    failures = Failures(log.stage, min(context.config.max_bad_updates, config.steps))
+    for step in range(first_step, config.steps):
+        key = jax.random.fold_in(context.key(log.stage), step)
+        clock = Clock()
+
+        # -- rollout: G completions of each problem
+        prompts = generate.prompts(step)
+        policy = in_model_dtype({**frozen, **state.trainable}, context.config.model)
+        writer = reference if config.writer == "reference" else policy
+        rollout = generate(writer, prompts, jax.random.fold_in(key, 0))
+        del policy, writer
+        clock.lap("time/rollout_s")
+
+        # -- rewards, and the pairs that they make
+        graded = grade(context, config.reward_weights, prompts, rollout, group)
+        log.notes(failures.note(step + 1, graded))
+        pairs = pairs_of(graded.reward_QG)
+        # Both of a pair meet the same masks, so that what they share cancels in the margin.
+        mask_ids_B = np.arange(config.rollout_rows, dtype=np.int32) // group
+        every = generate.batch(prompts, rollout, mask_ids_B)
+        batch = jax.tree.map(lambda x_B, rows_B=pairs.rows_B: x_B[rows_B], every)
+        clock.lap("time/reward_s")
+
+        # -- update: one DPO step
+        placed = sharding.shard_batch(context.mesh, batch)
+        state, inner = update(state, frozen, reference, placed, ~pairs.tied_Q, jax.random.fold_in(key, 1))
+        values = {name: float(value) for name, value in jax.device_get(inner).items()}
+        clock.lap("time/update_s")
+
+        # -- metrics, checkpoint
+        values |= {
+            **rollout_metrics.of_rewards(graded),
+            **rollout_metrics.of_completions(
+                rollout, graded.texts, group, special.end_ids, context.task.columns is not None
+            ),
+            **_pair_metrics(pairs),
+            "learning_rate": float(schedule(step)),
+            **clock.laps,
+        }
+        if log.evaluates(step + 1):
+            values |= headline(context, {**frozen, **state.trainable})
+        log.log_metrics(step + 1, values, watch=("loss", "rewards/accuracies", "rewards/margins"))
+        log.save_checkpoint(step + 1, _items(state, reference))
+    return {**frozen, **state.trainable}
+
+
+def make_update(
+    scorer: Scorer, optimizer: optax.GradientTransformation, config: PreferenceConfig, state: TrainState
+) -> Callable[..., tuple[TrainState, dict[str, Array]]]:
+    """`update(state, frozen, reference, batch, kept, key) -> (state, metrics)`, compiled; metrics are fp32 scalars.
+
+    batch: the chosen rows, then the rejected ones. kept [Q]: the pairs that differ; the loss is the mean over them. `state` is an
+    example that says where arrays live.
+    """
+
+    def loss(trainable: Any, rows: Rows, frozen: Variables, key: Array) -> tuple[Array, tuple[Array, Array]]:
+        batch = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), rows.chosen, rows.rejected)
+        reference_logp_BC = jnp.concatenate([rows.chosen_reference_QC, rows.rejected_reference_QC])
+        scores = scorer.scores({**frozen, **trainable}, batch, scorer.views(key, batch))
+        loss_Q, margin_Q = dpo(scores.logp, reference_logp_BC, scorer.counted_BC(key, batch), config.beta)
+        return jnp.sum(rows.weight_Q * loss_Q), margin_Q
+
+    @partial(jax.jit, donate_argnums=0, out_shardings=(placement(state), None))
+    def update(
+        state: TrainState, frozen: Variables, reference: Variables, batch: RolloutBatch, kept_Q: Array, key: Array
+    ) -> tuple[TrainState, dict[str, Array]]:
+        reference_logp_BC = scorer.logps(reference, batch, key)
+        kept_Q = kept_Q.astype(jnp.float32)
+        count = kept_Q.shape[0]
+        pairs = jnp.maximum(jnp.sum(kept_Q), 1)
+        chosen, rejected = (jax.tree.map(lambda x_B, part=part: x_B[part], (batch, reference_logp_BC))
+                            for part in (slice(0, count), slice(count, None)))  # fmt: skip
+        rows = Rows(chosen[0], rejected[0], chosen[1], rejected[1], kept_Q / pairs)
+        value, margin_Q, gradient = gradients(
+            lambda trainable, rows: loss(trainable, rows, frozen, key),
+            state.trainable,
+            rows,
+            config.grad_accumulation_steps,
+        )
+        state = apply_gradient(optimizer, state, gradient, value)
+        in_a_row, in_all = bad_updates(state.optimizer)
+        return state, {
+            "loss": value,
+            "grad_norm": optax.tree.norm(gradient),
+            "rewards/margins": jnp.sum(margin_Q * kept_Q) / pairs,
+            "rewards/accuracies": jnp.sum((margin_Q > 0) * kept_Q) / pairs,
+            "nonfinite/in_a_row": in_a_row,
+            "nonfinite/total": in_all,
+        }
+
+    return update
+
+
+def _pair_metrics(pairs: Pairs) -> dict[str, float]:
+    return {"pairs/tied": float(pairs.tied_Q.mean())}
+
+
+def _items(state: TrainState, reference: Variables) -> dict[str, Any]:
+    """What a checkpoint holds. Under LoRA the reference is what the stage began with."""
+    saved = {"reference": reference} if "params" in state.trainable else {}
+    return {"trainable": state.trainable, "optimizer": state.optimizer, **saved}

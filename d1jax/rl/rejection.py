@@ -1,0 +1,109 @@
+"""One rejection-sampling stage: completions of the policy as it is, of which the right ones are kept as rows for an SFT stage.
+
+The rows are a JSONL file, written when all are there; a stage that was stopped begins again, and makes the same rows.
+
+Source: RFT in DeepSeekMath's unified view, arXiv 2402.03300, section 5.2; DeepSeek-R1, arXiv 2501.12948, section 2.3.3.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from d1jax.config import UserError
+from d1jax.diffusion.rollout import Rollout
+from d1jax.files import write_jsonl
+from d1jax.models.transformer import Variables, in_model_dtype
+from d1jax.rollouts.generate import Generator, Prompts, grade
+from d1jax.tasks.task import DataError
+from d1jax.training.context import Context, Problems
+from d1jax.training.stopping import StopRequest
+from d1jax.weights.run import read_records
+
+
+def run(context: Context, variables: Variables, stage: str, out: Path, stop: StopRequest) -> None:
+    """Writes the kept rows of a stage: {"row": place among the training rows, "prompt", "completion", "tokens"}.
+
+    Of a problem at most keep_per_prompt different right completions stay. Raises DataError where none is right: nothing could be learnt.
+    """
+    if out.exists():
+        return
+    config = context.config.rejection
+    generate = Generator(context, config)
+    policy = in_model_dtype(variables, context.config.model)
+    wanted = config.prompts or len(context.train)
+    kept: list[dict[str, Any]] = []
+    seen: dict[int, set[str]] = {}  # the texts that are kept of each problem
+    sampled = 0
+    for step, first in enumerate(range(0, wanted, config.prompts_per_step)):
+        stop.check(f"{stage}, after {first} of {wanted} problems")
+        prompts = generate.prompts(step)
+        key = jax.random.fold_in(context.key(stage), step)
+        rollout = generate(policy, prompts, key)
+        graded = grade(context, {config.accept: 1.0}, prompts, rollout, config.num_generations)
+        right_B = graded.parts_B[config.accept] == 1.0
+        sampled += len(right_B)
+        kept += _distinct(context, prompts, rollout, graded.texts, right_B, seen, config.keep_per_prompt)
+    if not kept:
+        raise DataError(
+            f"stage {stage!r}: none of {sampled} completions earned {config.accept!r}, so nothing is kept; sample more of them "
+            "(rejection.num_generations), or train longer before"
+        )
+    write_jsonl(out, kept)
+    problems = len({one["row"] for one in kept})
+    print(f"{stage}: kept {len(kept)} right completions of {problems} problems, out of {sampled}", file=sys.stderr)
+
+
+def _distinct(
+    context: Context,
+    prompts: Prompts,
+    rollout: Rollout,
+    texts: list[str],
+    right_B: np.ndarray,
+    seen: dict[int, set[str]],
+    most: int,
+) -> list[dict[str, Any]]:
+    """The right completions of a batch, with those in `seen` at most `most` different ones a problem, in their order."""
+    rows = []
+    for index in np.flatnonzero(right_B):
+        place, text = prompts.ids[index], texts[index]
+        found = seen.setdefault(place, set())
+        if text in found or len(found) >= most:
+            continue
+        found.add(text)
+        tokens = rollout.tokens_BC[index, : rollout.length_B[index]].tolist()
+        rows.append(
+            {"row": place, "prompt": context.task.prompt(prompts.rows[index]), "completion": text, "tokens": tokens}
+        )
+    return rows
+
+
+def kept_problems(context: Context, path: Path, columns: int) -> Problems:
+    """The rows that a rejection stage has kept, as what an SFT stage learns from. Raises UserError where they do not fit.
+
+    columns: those of a target. The file holds what the model wrote; it is read as token ids, never as control text.
+    """
+    records = read_records(path)
+    train, end = context.train, context.tokenizer.special.end
+    longest = max((len(one["tokens"]) for one in records), default=0)
+    if longest > columns:
+        raise UserError(
+            f"{path}: a completion has {longest} tokens, more than the {columns} of sft.completion_length; raise it"
+        )
+    rows_B = np.array([one["row"] for one in records])
+    target_BC = np.full((len(records), columns), end, np.int32)
+    for index, one in enumerate(records):
+        target_BC[index, : len(one["tokens"])] = one["tokens"]
+    return dataclasses.replace(
+        train,
+        rows=[train.rows[place] for place in rows_B],
+        prompt_RP=train.prompt_RP[rows_B],
+        prompt_length_R=train.prompt_length_R[rows_B],
+        target_RC=target_BC,
+        has_target_R=np.ones(len(records), bool),
+    )

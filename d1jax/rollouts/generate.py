@@ -1,0 +1,116 @@
+"""A rollout batch: G completions of each of the next problems, graded; a function of (seed, step) and the weights.
+
+Q problems, G completions of each, B = Q G rows, C completion columns, P prompt columns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from jax import Array
+
+from d1jax.config.training import SamplingConfig
+from d1jax.data.order import RowOrder
+from d1jax.diffusion import decoding
+from d1jax.diffusion.canvas import Canvas
+from d1jax.diffusion.noise import KeyedNoise
+from d1jax.diffusion.rollout import Rollout
+from d1jax.evaluation import decode
+from d1jax.models import sharding
+from d1jax.models.transformer import Variables
+from d1jax.rollouts.rewards import RewardFn
+from d1jax.tasks.task import DataError, Row
+from d1jax.training.context import Context
+from d1jax.training.likelihood import RolloutBatch
+
+
+class Prompts(NamedTuple):
+    """The problems of a rollout batch, each G times in a row; host arrays."""
+
+    rows: list[Row]
+    ids: list[int]  # their places among the training rows
+    prompt_BP: np.ndarray
+    prompt_length_B: np.ndarray
+
+    def canvas(self, rollout: Rollout) -> Canvas:
+        return Canvas(rollout.tokens_BC, self.prompt_BP, self.prompt_length_B)
+
+
+@dataclass
+class Generator:
+    """Draws the rollout batches of a stage."""
+
+    context: Context
+    config: SamplingConfig
+    record_entropy: bool = False
+    order: RowOrder = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.order = RowOrder(len(self.context.train), self.context.config.seed + 1)
+
+    def prompts(self, step: int) -> Prompts:
+        """The problems of a step, each num_generations times."""
+        count = self.config.prompts_per_step
+        return self.prompts_of(self.order.take(step * count, count))
+
+    def prompts_of(self, places: Sequence[int]) -> Prompts:
+        """These training rows, each num_generations times."""
+        problems = self.context.train
+        ids_B = np.repeat(np.asarray(places), self.config.num_generations)
+        rows = [problems.rows[place] for place in ids_B]
+        return Prompts(rows, ids_B.tolist(), problems.prompt_RP[ids_B], problems.prompt_length_R[ids_B])
+
+    def __call__(self, variables: Variables, prompts: Prompts, key: Array) -> Rollout:
+        """One completion a row, as host arrays."""
+        mesh = self.context.mesh
+        row_ids_B = np.arange(len(prompts.rows), dtype=np.int32)
+        placed = sharding.shard_batch(mesh, decoding.Prompts(prompts.prompt_BP, prompts.prompt_length_B))
+        noise = KeyedNoise(key, sharding.shard_batch(mesh, row_ids_B))
+        sampler = self.context.sampler(self.config.temperature, self.record_entropy)
+        return jax.device_get(sampler.sample(variables, placed, noise))
+
+    def batch(self, prompts: Prompts, rollout: Rollout, mask_ids_B: np.ndarray) -> RolloutBatch:
+        """The rollout as a likelihood looks at it; rows of equal mask id meet equal masks."""
+        entropy_BC = rollout.entropy_BC if self.record_entropy else None
+        return RolloutBatch(prompts.canvas(rollout), mask_ids_B, rollout.unmask_step_BC, entropy_BC)
+
+
+class Graded(NamedTuple):
+    """What the task says of a rollout batch."""
+
+    texts: list[str]
+    parts_B: dict[str, np.ndarray]
+    reward_QG: np.ndarray
+    judge: RewardFn  # for texts that are made of these
+
+
+def grade(context: Context, weights: Mapping[str, float], prompts: Prompts, rollout: Rollout, group: int) -> Graded:
+    """The texts of a rollout batch and their rewards by the task's own rules."""
+    texts = decode.texts_of(context, rollout)
+    judge = RewardFn(context.task, prompts.rows, prompts.ids, weights)
+    parts_B = judge.parts(texts)
+    return Graded(texts, parts_B, judge.total(parts_B).reshape(-1, group), judge)
+
+
+@dataclass
+class Failures:
+    """Counts the steps in a row without a text that could be rewarded."""
+
+    stage: str
+    limit: int
+    in_a_row: int = 0
+
+    def note(self, step: int, graded: Graded) -> list[str]:
+        """Lines for the log. Raises DataError where no text of the last `limit` steps could be rewarded, so nothing is learnt."""
+        failures = graded.judge.failures
+        self.in_a_row = self.in_a_row + 1 if len(failures) == len(graded.texts) else 0
+        if self.in_a_row >= self.limit:
+            raise DataError(
+                f"{self.stage} step {step}: no text of the last {self.in_a_row} steps could be rewarded, so nothing "
+                f"is learnt; {failures[0]}"
+            )
+        return [f"step {step}: {line}; it counts as 0 ({len(failures)} such texts)" for line in failures[:1]]

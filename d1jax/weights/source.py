@@ -1,0 +1,124 @@
+"""Where weights come from: `open_source` says it of a Hugging Face directory, of d1jax's form of one, and of a run.
+
+A run is one more kind of checkpoint: it has a configuration, what is not weights in source/, and weights at every saved step.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from d1jax.config import Config, ModelConfig, SamplerConfig, UserError
+from d1jax.weights.generation_config import read_sampler
+from d1jax.weights.hf_directory import Checkpoint, fingerprint, is_checkpoint, open_checkpoint
+from d1jax.weights.run import RunDirectory, is_run, open_run, run_and_step
+
+
+@dataclass(frozen=True)
+class CheckpointSource:
+    """A directory with config.json: Hugging Face's form, or d1jax's own."""
+
+    checkpoint: Checkpoint
+
+    @property
+    def path(self) -> Path:
+        return self.checkpoint.path
+
+    @property
+    def model(self) -> ModelConfig:
+        """The architecture."""
+        return self.checkpoint.config
+
+    @property
+    def files(self) -> Path:
+        """Where tokenizer, config.json and remote code are."""
+        return self.checkpoint.path
+
+    @property
+    def sampler(self) -> SamplerConfig | None:
+        """How it says that one samples from it."""
+        return read_sampler(self.checkpoint.path)
+
+    def identity(self) -> dict[str, Any]:
+        """What tells these weights from others under the same name."""
+        return {"files": fingerprint(self.checkpoint)}
+
+
+@dataclass(frozen=True)
+class RunSource:
+    """A run directory; `stage` and `step` where RUN/checkpoints/STAGE/STEP was named."""
+
+    run: RunDirectory
+    config: Config
+    stage: str | None = None
+    step: int | None = None
+
+    @property
+    def path(self) -> Path:
+        return self.run.path
+
+    @property
+    def model(self) -> ModelConfig:
+        """The architecture."""
+        return self.config.model
+
+    @property
+    def files(self) -> Path | None:
+        """Where tokenizer, config.json and remote code are; None for a run that was never started."""
+        return self.run.source if self.run.source.is_dir() else None
+
+    @property
+    def sampler(self) -> SamplerConfig:
+        """How its texts were sampled."""
+        return self.config.sampler
+
+    def saved(self) -> dict[str, int]:
+        """{stage: its last saved step} in the order of the run. Raises UserError where nothing is saved."""
+        steps = {name: step for name, step in self.run.saved_steps(self.config.trained_stages).items() if step}
+        if not steps:
+            raise UserError(f"run {str(self.path)!r} has no checkpoint yet")
+        return steps
+
+    @property
+    def last_stage(self) -> str:
+        """The stage that was named, or the last one that is saved. Raises UserError where nothing is saved."""
+        return self.stage or list(self.saved())[-1]
+
+    def identity(self) -> dict[str, Any]:
+        """The stage and step that are meant: those that were named, or the last ones that are saved now."""
+        if self.stage is not None:
+            return {"stage": self.stage, "step": self.step}
+        stage, step = list(self.saved().items())[-1]
+        return {"stage": stage, "step": step}
+
+
+Source = CheckpointSource | RunSource
+
+
+def run_source(path: str | Path, stage: str | None = None, step: int | None = None) -> RunSource:
+    """An existing run. Raises UserError where there is none."""
+    run, config = open_run(path)
+    return RunSource(run, config, stage, step)
+
+
+def open_source(path: str | Path, named: str = "") -> Source:
+    """What lies at a path, looked at in this order: a checkpoint directory, a run directory, RUN/checkpoints/STAGE/STEP.
+
+    `named` is what the user called it by ("init_from 'runs/a'"), for messages. Raises UserError where it is none of these, or is
+    broken. No weights are read.
+    """
+    path, named = Path(path), named or repr(str(path))
+    if is_checkpoint(path):
+        return CheckpointSource(open_checkpoint(path))
+    run_path, stage, step = run_and_step(path)
+    if is_run(run_path):
+        return run_source(run_path, stage, step)
+    if not os.path.isdir(run_path):
+        raise UserError(
+            f"{named}: no such directory; name a checkpoint (config.json), a run (config.yaml) or RUN/checkpoints/STAGE/STEP"
+        )
+    raise UserError(
+        f"{named} is no checkpoint directory (config.json), no run directory (config.yaml) and no RUN/checkpoints/STAGE/STEP"
+    )

@@ -1,0 +1,70 @@
+"""No text and no task takes a run down."""
+
+import math
+
+import numpy as np
+import pytest
+
+from d1jax.rollouts.rewards import RewardFn, reward_rows, total_rewards
+from d1jax.tasks.sudoku import Sudoku
+from d1jax.tasks.task import DataError
+
+ODD = {"nan": math.nan, "inf": math.inf, "list": [1.0, 0.0], "none": None}
+
+
+class Moody:
+    """A task whose rewards misbehave as its text says."""
+
+    name = "moody"
+
+    def rewards(self, row, text):
+        if text == "raise":
+            raise RuntimeError("boom")
+        if text == "nothing":
+            return None
+        return {"good": ODD.get(text, 1.0), "other": 0.5}
+
+
+def test_failures_are_zero_and_named():
+    texts = ["fine", "raise", "nan", "inf", "list", "none"]
+    parts, failures = reward_rows(Moody(), [{}] * 6, texts, {"good": 1.0})
+    assert failures == [
+        "task 'moody', row 1: rewards raised RuntimeError: boom",
+        "task 'moody', row 2: reward 'good' is nan, not a finite number",
+        "task 'moody', row 3: reward 'good' is inf, not a finite number",
+        "task 'moody', row 4: reward 'good' is [1.0, 0.0], not a finite number",
+        "task 'moody', row 5: reward 'good' is None, not a finite number",
+    ]
+    assert parts["good"].tolist() == [1.0, 0, 0, 0, 0, 0] and parts["other"].tolist() == [0.5, 0, 0, 0, 0, 0]
+
+
+def test_a_reward_that_the_task_does_not_have_is_an_error():
+    with pytest.raises(DataError, match="moody.*row 0.*missing.*good"):
+        reward_rows(Moody(), [{}], ["fine"], {"missing": 1.0})
+
+
+def test_rewards_that_are_no_mapping_are_an_error():
+    with pytest.raises(DataError, match="moody.*row 7.*returned a NoneType; return {name: number}"):
+        reward_rows(Moody(), [{}], ["nothing"], {"good"}, ids=[7])
+
+
+def test_a_judge_remembers_what_went_wrong_with_any_text():
+    judge = RewardFn(Moody(), [{}] * 2, [30, 31], {"good": 2.0, "other": 1.0})
+    assert judge(["fine", "raise"]).tolist() == [2.5, 0.0]
+    assert judge.parts(["nan", "fine"])["good"].tolist() == [0.0, 1.0]
+    assert [line.split(":")[0] for line in judge.failures] == ["task 'moody', row 31", "task 'moody', row 30"]
+
+
+def test_parts_that_cancel_leave_no_rounding():
+    parts = {"a": np.array([1.0, 0.0, 1.0]), "b": np.array([1.0, 0.0, 0.0]), "c": np.array([1.0, 0.0, 0.0])}
+    total = total_rewards(parts, {"a": 0.1, "b": 0.2, "c": -0.3})
+    assert total.tolist() == [0.0, 0.0, 0.1]
+
+
+def test_total_is_the_weighted_sum():
+    task = Sudoku()
+    rows = task.generate("train", 4, 0)
+    texts = [task.target(rows[0]), "nonsense", task.target(rows[2]), ""]
+    parts, failures = reward_rows(task, rows, texts, {"solved": 1.0, "units": 0.5})
+    assert failures == []
+    np.testing.assert_allclose(total_rewards(parts, {"solved": 1.0, "units": 0.5}), [1.5, 0.0, 1.5, 0.0])

@@ -1,0 +1,75 @@
+"""A task of a user's own: one file, and its name in the config."""
+
+import pytest
+
+from d1jax.config import Config, TaskConfig, UserError
+from d1jax.config.schema import TASK_NAMES
+from d1jax.tasks import TASKS, make
+from d1jax.training.context import build
+
+MINE = """
+from dataclasses import dataclass
+from typing import ClassVar
+
+from d1jax.tasks.sudoku import Sudoku
+
+
+@dataclass(frozen=True)
+class Mine(Sudoku):
+    name: ClassVar[str] = "mine"
+
+    def rewards(self, row, text):
+        return {**super().rewards(row, text), "short": float(len(text) < 10)}
+
+
+class Half:
+    name = "half"
+"""
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(MINE)
+    return path
+
+
+def test_the_names_of_the_configuration_are_those_of_the_table():
+    assert set(TASK_NAMES) == set(TASKS)
+
+
+def test_a_class_of_a_file_is_a_task(file):
+    config = Config(task=TaskConfig(name=f"{file}:Mine", train_rows=20, eval_rows=4))
+    context = build(config)
+    assert context.task.name == "mine" and len(context.train) == 20
+    assert context.task.rewards(context.train.rows[0], "")["short"] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("nowhere.py:Mine", "there is no file 'nowhere.py'"),
+        ("FILE:Other", "has no class 'Other'"),
+        ("FILE:Half", "Half lacks alphabet, columns, generate"),
+        ("sudoko", "did you mean 'sudoku'"),
+    ],
+)
+def test_what_is_no_task_is_told(file, name, message):
+    with pytest.raises(ValueError, match=message):
+        make(name.replace("FILE", str(file)), style="bare", split_seed=0)
+
+
+def test_a_file_that_cannot_be_executed_is_told_in_a_line(tmp_path):
+    path = tmp_path / "broken.py"
+    path.write_text("1 / 0")
+    with pytest.raises(UserError, match="config: task: task.name = .* raised ZeroDivisionError"):
+        build(Config(task=TaskConfig(name=f"{path}:Mine")))
+
+
+def test_a_file_that_came_with_a_run_is_not_executed(tmp_path):
+    (tmp_path / "run" / "source").mkdir(parents=True)
+    path = tmp_path / "run" / "task.py"
+    path.write_text(f"open({str(tmp_path / 'EXECUTED')!r}, 'w')")
+    with pytest.raises(UserError, match="a file of the run itself, which is not executed"):
+        build(Config(task=TaskConfig(name=f"{path}:Mine")), saved=tmp_path / "run" / "source")
+    assert not (tmp_path / "EXECUTED").exists()
