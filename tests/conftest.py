@@ -88,6 +88,8 @@ THOROUGH = (
     "test_train.py::test_killed_run_resumes_bit_for_bit[sft-3]",
     "test_train.py::test_every_way_of_the_loop_learns_and_resumes_exactly[preferences of the policy's own]",
     "training/test_longer.py::test_a_longer_run_is_the_run_that_was_long_from_the_start[[sft, rl]]",
+    "test_train.py::test_every_way_of_the_loop_learns_and_resumes_exactly[penalty in the reward]",
+    "rl/test_update.py::test_update_does_not_depend_on_micro_batches[8]",
     "tools/test_convert_weights.py::test_there_and_back_is_equal_bit_for_bit[dream]",
     "benchmarks/",
 )
