@@ -35,7 +35,7 @@ from d1jax.training.stage_log import Clock, StageLog
 
 def train(context: Context, start: Variables, log: StageLog) -> Variables:
     """Runs (or continues, or finds finished) the stage; returns its last weights, an adapter beside what it was trained on."""
-    config = context.config.rl
+    config, seed = context.config.rl, context.config.seed
     sampler, special = context.config.sampler, context.tokenizer.special
     group, total_updates = config.num_generations, config.steps * config.num_iterations
 
@@ -52,8 +52,7 @@ def train(context: Context, start: Variables, log: StageLog) -> Variables:
     start_scores = diagnostics.make_start_scores(scorer, config)
     kl_penalty = make_kl_penalty(scorer)
     reference = at_the_start(config, context.config.model, state.trainable, frozen)
-    items, first_step = log.resume(_items(state, reference))
-    state, reference = TrainState(items["trainable"], items["optimizer"]), items.get("reference", reference)
+    state, reference, first_step = _resumed(log, state, reference)
     log.notes(diagnostics.notes(config, sampler))
 
     generate = Generator(context, config, record_entropy=config.estimator.needs_entropy)
@@ -81,8 +80,7 @@ def train(context: Context, start: Variables, log: StageLog) -> Variables:
         clock.lap("time/reward_s")
 
         # -- advantages, a number a token
-        where = (context.config.seed, step)
-        advantage_BC = compute_advantages(config, rollout, reward_QG, context.tokenizer, graded.judge, where)
+        advantage_BC = compute_advantages(config, rollout, reward_QG, context.tokenizer, graded.judge, (seed, step))
         ready = Batch(batch, sharding.shard_batch(context.mesh, advantage_BC))
 
         # -- update: mu inner updates in one compiled call
@@ -131,6 +129,12 @@ def _keys(context: Context, stage: str, step: int) -> tuple[jax.Array, jax.Array
     """(key of the rollout, key of the masks) of a step: functions of the seed, the stage and the step only."""
     key = jax.random.fold_in(context.key(stage), step)
     return jax.random.fold_in(key, 0), jax.random.fold_in(key, 1)
+
+
+def _resumed(log: StageLog, state: TrainState, reference: Variables) -> tuple[TrainState, Variables, int]:
+    """(state, reference, first step to do): as given, or as the last checkpoint has them."""
+    items, first_step = log.resume(_items(state, reference))
+    return TrainState(items["trainable"], items["optimizer"]), items.get("reference", reference), first_step
 
 
 def _items(state: TrainState, reference: Variables) -> dict[str, Any]:
