@@ -79,6 +79,7 @@ def run(config: Config) -> dict[str, Any]:
             variables = start_variables(context, directory)
             for line in make_longer(directory, config):
                 print(printable(line), file=sys.stderr)
+            result: dict[str, Any] | None = None
             for stage in config.stages:
                 stop.check(f"before {stage.name}")
                 seen = _as_seen_by(stage, context, directory)
@@ -95,9 +96,10 @@ def run(config: Config) -> dict[str, Any]:
                                 write_report(directory.path)
                         raise
                 _evaluate(stage.name, log.steps, context, variables, directory, metrics)
-                summary.write(context, directory)
+                result = summary.write(context, directory)
                 write_report(directory.path)
-            result = summary.write(context, directory)
+            if result is None:  # no stage trained anything
+                result = summary.write(context, directory)
     print(grade.table(result["stages"], result["baselines"]))
     print(f"\nreport: {directory.path / 'report.html'}   numbers: {directory.summary}")
     return result

@@ -9,13 +9,6 @@ from typing import ClassVar, Literal
 from d1jax.config.setting import Rule, setting
 
 MAX_SAMPLES = 2**10
-COUNTS_HELP = "a masking hides a drawn number of tokens, or each token with a drawn probability"
-WEIGHT_HELP = "by 1 / share that is masked, or the mean over the views that mask a token"
-UPPER_HELP = (
-    "where the advantage is negative, share of an upper bound in the score (SPG's omega; 0 = the lower bound alone)"
-)
-Counts = Literal["exact", "independent"]
-Weight = Literal["inverse", "uniform"]
 
 
 class Estimator:
@@ -43,10 +36,17 @@ class OneStep(Estimator):
     name: ClassVar[str] = "one_step"
 
 
+@dataclass(frozen=True)
 class _Masked(Estimator):
     """Random maskings of shares between `low` and `high`."""
 
     draws_masks: ClassVar[bool] = True
+    samples: int = setting(1, "maskings; pairs of them (coupled)", above=0, at_most=MAX_SAMPLES)
+    counts: Literal["exact", "independent"] = setting(
+        "exact", "a masking hides a drawn number of tokens, or each token with a drawn probability"
+    )
+    low: float = setting(0.0, "smallest share that is masked", at_least=0.0, below=1.0)
+    high: float = setting(1.0, "largest share that is masked", above=0.0, at_most=1.0)
 
     def rules(self) -> Iterator[Rule]:
         yield (
@@ -55,7 +55,21 @@ class _Masked(Estimator):
         )
 
 
+@dataclass(frozen=True)
 class _Weighted(_Masked):
+    """Maskings whose scores are weighted, or averaged where a token is masked; with SPG's upper bound."""
+
+    weight: Literal["inverse", "uniform"] = setting(
+        "inverse", "by 1 / share that is masked, or the mean over the views that mask a token"
+    )
+    upper_share: float = setting(
+        0.0,
+        "where the advantage is negative, share of an upper bound in the score (SPG's omega; 0 = the lower bound alone)",
+        at_least=0.0,
+        at_most=1.0,
+    )
+    upper_exponent: float = setting(1.5, "of that bound (SPG's beta)", at_least=1.0)
+
     @property
     def scores_a_part(self) -> bool:
         return self.weight == "uniform"
@@ -79,14 +93,7 @@ class Elbo(_Weighted):
     """Random maskings of the completion (LLaDA, UniGRPO, VRPO)."""
 
     name: ClassVar[str] = "elbo"
-    samples: int = setting(1, "maskings", above=0, at_most=MAX_SAMPLES)
-    counts: Counts = setting("exact", COUNTS_HELP)
-    weight: Weight = setting("inverse", WEIGHT_HELP)
-    low: float = setting(0.0, "smallest share that is masked", at_least=0.0, below=1.0)
-    high: float = setting(1.0, "largest share that is masked", above=0.0, at_most=1.0)
     full_mask: bool = setting(False, "half of a score with all masked, too (DiffuCoder's decoupled baseline)")
-    upper_share: float = setting(0.0, UPPER_HELP, at_least=0.0, at_most=1.0)
-    upper_exponent: float = setting(1.5, "of that bound (SPG's beta)", at_least=1.0)
 
 
 @dataclass(frozen=True)
@@ -94,11 +101,14 @@ class Coupled(_Masked):
     """Complementary pairs of maskings (DiffuCoder, arXiv 2506.20639; ESPO, arXiv 2512.03759)."""
 
     name: ClassVar[str] = "coupled"
-    samples: int = setting(1, "pairs", above=0, at_most=MAX_SAMPLES)
-    counts: Counts = setting("exact", COUNTS_HELP)
-    low: float = setting(0.0, "smallest share that is masked", at_least=0.0, below=1.0)
-    high: float = setting(1.0, "largest share that is masked", above=0.0, at_most=1.0)
     full_mask: bool = setting(False, "half of a score with all masked, too (DiffuCoder)")
+
+
+@dataclass(frozen=True)
+class Block(_Weighted):
+    """Random maskings inside one block of the rollout (SPG, arXiv 2510.09541)."""
+
+    name: ClassVar[str] = "block"
 
 
 @dataclass(frozen=True)
@@ -108,20 +118,6 @@ class Quadrature(Estimator):
     name: ClassVar[str] = "quadrature"
     draws_masks: ClassVar[bool] = True
     samples: int = setting(1, "nodes", above=0, at_most=MAX_SAMPLES)
-
-
-@dataclass(frozen=True)
-class Block(_Weighted):
-    """Random maskings inside one block of the rollout (SPG, arXiv 2510.09541)."""
-
-    name: ClassVar[str] = "block"
-    samples: int = setting(1, "maskings", above=0, at_most=MAX_SAMPLES)
-    counts: Counts = setting("exact", COUNTS_HELP)
-    weight: Weight = setting("inverse", WEIGHT_HELP)
-    low: float = setting(0.0, "smallest share that is masked", at_least=0.0, below=1.0)
-    high: float = setting(1.0, "largest share that is masked", above=0.0, at_most=1.0)
-    upper_share: float = setting(0.0, UPPER_HELP, at_least=0.0, at_most=1.0)
-    upper_exponent: float = setting(1.5, "of that bound (SPG's beta)", at_least=1.0)
 
 
 @dataclass(frozen=True)

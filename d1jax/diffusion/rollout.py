@@ -5,7 +5,7 @@ B rows, C completion columns.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from jax import Array
@@ -31,26 +31,6 @@ class Rollout(NamedTuple):
     nfe_B: Array  # forward passes that the row took part in
     cached_nfe_B: Array  # those of them over a window only
     entropy_BC: Array  # of the prediction that the token was drawn from, in nats; 0 unless the sampler records it
-
-
-def offline_rollout(tokens_BC: Any, end_ids: tuple[int, ...]) -> Rollout:
-    """A `Rollout` of texts that nobody decoded, as host arrays: no order, no confidence, no passes."""
-    tokens_BC = np.asarray(tokens_BC, np.int32)
-    ended_BC = np.isin(tokens_BC, end_ids)
-    length_B = np.where(ended_BC.any(axis=1), ended_BC.argmax(axis=1) + 1, tokens_BC.shape[1]).astype(np.int32)
-    zeros_BC = np.zeros(tokens_BC.shape, np.float32)
-    zeros_B = np.zeros(len(tokens_BC), np.int32)
-    return Rollout(
-        tokens_BC=tokens_BC,
-        unmask_step_BC=np.full_like(tokens_BC, NEVER_DECODED),
-        confidence_BC=zeros_BC,
-        token_logp_BC=zeros_BC,
-        order_logp_BC=zeros_BC,
-        length_B=length_B,
-        nfe_B=zeros_B,
-        cached_nfe_B=zeros_B,
-        entropy_BC=zeros_BC,
-    )
 
 
 def not_finite(confidence_BC: np.ndarray) -> str | None:

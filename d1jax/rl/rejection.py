@@ -89,6 +89,18 @@ def kept_problems(context: Context, path: Path, columns: int) -> Problems:
     columns: those of a target. The file holds what the model wrote; it is read as token ids, never as control text.
     """
     records = read_records(path)
+    for number, one in enumerate(records, start=1):
+        tokens, place = one.get("tokens"), one.get("row")
+        known = isinstance(place, int) and 0 <= place < len(context.train)
+        vocabulary = context.model.config.vocab_size
+        if (
+            not known
+            or not isinstance(tokens, list)
+            or not all(isinstance(t, int) and 0 <= t < vocabulary for t in tokens)
+        ):
+            raise UserError(
+                f"{path}:{number}: no row that this run has kept; move the file away, and the same command makes it again"
+            )
     train, end = context.train, context.tokenizer.special.end
     longest = max((len(one["tokens"]) for one in records), default=0)
     if longest > columns:

@@ -46,6 +46,7 @@ class Clock:
 class StageLog:
     def __init__(self, run: RunDirectory, metrics: MetricsLog, stop: StopRequest, stage: Stage, config: Config) -> None:
         self.stage = stage.name
+        self._kind = stage.kind  # what its settings are called by
         self._section: TrainingConfig = config.section_of(stage)
         self.steps = self._section.steps
         self._run, self._config, self._metrics, self._stop = run, config, metrics, stop
@@ -82,7 +83,7 @@ class StageLog:
         while (saved := self._checkpoints.latest()) is not None:
             if saved > self.steps:
                 raise UserError(
-                    f"{self._run.checkpoints(self.stage) / str(saved)} is of step {saved}, but {self.stage}.steps = {self.steps}; "
+                    f"{self._run.checkpoints(self.stage) / str(saved)} is of step {saved}, but {self._kind}.steps = {self.steps}; "
                     "move that folder away, or raise the steps in a new run_dir"
                 )
             try:
@@ -134,7 +135,7 @@ class StageLog:
         if problem:
             bad_steps = -(-in_a_row // self._section.updates_per_step)
             good = max((saved for saved in self._checkpoints.steps() if saved <= step - bad_steps), default=0)
-            advice = f"start a new run_dir with a lower {self.stage}.optimizer.learning_rate"
+            advice = f"start a new run_dir with a lower {self._kind}.optimizer.learning_rate"
             raise Diverged(
                 f"{problem}; the last good checkpoint is step {good}; {advice} and init_from this one"
                 if good
@@ -151,8 +152,8 @@ class StageLog:
             f"{self.stage} step {step}: the policy has collapsed; for {steps} steps in a row it showed {', '.join(signs)}. "
             + (f"The last good checkpoint is step {good}" if good else f"No checkpoint of {self.stage} is from before")
             + (f"; steps {moved} are now in {collapsed}" if moved else "")
-            + f". In a new run_dir, with init_from this one, try a lower {self.stage}.optimizer.learning_rate, a KL term, or "
-            f"{self.stage}.collapse = ignore"
+            + f". In a new run_dir, with init_from this one, try a lower {self._kind}.optimizer.learning_rate, a KL term, or "
+            f"{self._kind}.collapse = ignore"
         )
 
     def save_checkpoint(self, step: int, items: dict[str, Any]) -> None:

@@ -1,0 +1,122 @@
+"""Rejection sampling keeps what is right, as rows that an SFT stage learns from."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from d1jax.config import Config, ModelConfig, RejectionConfig, SamplerConfig, TaskConfig, UserError
+from d1jax.config.errors import Stopped
+from d1jax.models.transformer import initialize
+from d1jax.rl import rejection
+from d1jax.tasks.task import DataError
+from d1jax.training.context import build
+from d1jax.training.stopping import StopRequest
+
+KEEP = RejectionConfig(prompts=12, prompts_per_step=4, num_generations=4, accept="even", keep_per_prompt=2)
+
+
+@dataclasses.dataclass(frozen=True)
+class Even:
+    """The task of a run, with a reward that some random texts earn: an even number of zeros."""
+
+    inner: object
+
+    def __getattr__(self, name):
+        return getattr(self.inner, name)
+
+    def rewards(self, row, text):
+        return {"even": float(text.count("0") % 2 == 0), "never": 0.0}
+
+
+@pytest.fixture(scope="module")
+def context():
+    model = ModelConfig(width=16, layers=1, heads=2, kv_heads=2, mlp_width=16, rope_theta=100)
+    sampler = SamplerConfig(completion_length=20, block_length=20, steps=2)
+    task = TaskConfig(train_rows=12, eval_rows=4)
+    built = build(Config(model=model, sampler=sampler, task=task, rejection=KEEP), lambda line: None)
+    return dataclasses.replace(built, task=Even(built.task))
+
+
+@pytest.fixture(scope="module")
+def variables(context):
+    return initialize(context.model, jax.random.key(0), context.mesh)
+
+
+def kept(context, variables, path, stop=None, **changes):
+    section = dataclasses.replace(context.config.rejection, **changes)
+    chosen = dataclasses.replace(context, config=dataclasses.replace(context.config, rejection=section))
+    with jax.set_mesh(context.mesh):
+        rejection.run(chosen, variables, "keep", path, stop or StopRequest())
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_only_right_and_different_completions_are_kept(context, variables, tmp_path):
+    rows = kept(context, variables, tmp_path / "keep.jsonl")
+    assert rows and all(row["completion"].count("0") % 2 == 0 for row in rows)
+    texts = {}
+    for row in rows:
+        texts.setdefault(row["row"], []).append(row["completion"])
+        assert row["prompt"] == context.task.prompt(context.train.rows[row["row"]])
+    assert all(len(found) == len(set(found)) <= 2 for found in texts.values())
+
+
+def test_the_same_seed_and_stage_keep_the_same_rows_and_a_finished_one_is_not_done_again(context, variables, tmp_path):
+    first, second = tmp_path / "a.jsonl", tmp_path / "b.jsonl"
+    assert kept(context, variables, first) == kept(context, variables, second)
+    first.write_text("{}\n")
+    assert kept(context, variables, first) == [{}]
+
+
+def test_no_problem_has_more_than_its_share_where_the_rows_come_round_again(context, variables, tmp_path):
+    rows = kept(context, variables, tmp_path / "keep.jsonl", prompts=24, keep_per_prompt=1)
+    places = [row["row"] for row in rows]
+    assert len(places) == len(set(places))
+
+
+def test_where_nothing_is_right_nothing_is_written(context, variables, tmp_path):
+    with pytest.raises(DataError, match="none of 48 completions earned 'never', so nothing is kept"):
+        kept(context, variables, tmp_path / "keep.jsonl", accept="never")
+    assert not (tmp_path / "keep.jsonl").exists()
+
+
+def test_a_signal_leaves_no_half_of_a_file(context, variables, tmp_path):
+    stop = StopRequest()
+    stop.signum = 15
+    with pytest.raises(Stopped, match="keep, after 0 of 12 problems"):
+        kept(context, variables, tmp_path / "keep.jsonl", stop)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("columns", [20, 24])
+def test_kept_rows_are_what_sft_learns_from(context, variables, tmp_path, columns):
+    path = tmp_path / "keep.jsonl"
+    rows = kept(context, variables, path)
+    problems = rejection.kept_problems(context, path, columns)
+    assert (
+        len(problems) == len(rows) and problems.target_RC.shape == (len(rows), columns) and problems.has_target_R.all()
+    )
+    end = context.tokenizer.special.end
+    for row, target_C, prompt_P in zip(rows, problems.target_RC, problems.prompt_RP, strict=True):
+        assert (
+            target_C[: len(row["tokens"])].tolist() == row["tokens"] and (target_C[len(row["tokens"]) :] == end).all()
+        )
+        np.testing.assert_array_equal(prompt_P, context.train.prompt_RP[row["row"]])
+
+
+@pytest.mark.parametrize("damage", [{"tokens": None}, {"tokens": [10**6]}, {"tokens": ["a"]}, {"row": 99}, {"row": -1}])
+def test_a_damaged_row_is_named(context, variables, tmp_path, damage):
+    path = tmp_path / "keep.jsonl"
+    rows = kept(context, variables, path)
+    path.write_text("".join(json.dumps(row) + "\n" for row in [rows[0], {**rows[0], **damage}]))
+    with pytest.raises(UserError, match=r"keep.jsonl:2: no row that this run has kept"):
+        rejection.kept_problems(context, path, 20)
+
+
+def test_a_completion_that_is_too_long_for_its_columns_is_told(context, variables, tmp_path):
+    path = tmp_path / "keep.jsonl"
+    kept(context, variables, path)
+    with pytest.raises(UserError, match="more than the 4 of sft.completion_length"):
+        rejection.kept_problems(context, path, 4)
