@@ -33,10 +33,10 @@ from methods_plan import row_passes
 from methods_runner import Notebook, commit, in_workers, prepared, scores, train_base
 
 from d1jax.config import Config, Coupled, Elbo, NoKl, OneStep, OptimizerConfig, Trajectory
+from d1jax.data.examples import Problems
 from d1jax.evaluation import summary
 from d1jax.files import atomic_write, write_json
 from d1jax.rl import loop
-from d1jax.training.context import Problems
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "denoising_steps.json"

@@ -10,6 +10,7 @@ import numpy as np
 from tqdm import tqdm
 
 from d1jax.config.errors import Diverged
+from d1jax.data.examples import Problems
 from d1jax.diffusion.decoding import Prompts
 from d1jax.diffusion.noise import KeyedNoise
 from d1jax.diffusion.rollout import Rollout, not_finite
@@ -17,7 +18,7 @@ from d1jax.evaluation import decoding_order
 from d1jax.evaluation.decoding_order import FirstStep
 from d1jax.models import sharding
 from d1jax.models.transformer import Variables
-from d1jax.training.context import Context, Problems
+from d1jax.training.context import Context
 
 
 def decode(context: Context, variables: Variables, problems: Problems, progress: str = "") -> Rollout:

@@ -11,12 +11,13 @@ from typing import Any
 
 import numpy as np
 
+from d1jax.data.examples import Problems
 from d1jax.diffusion.rollout import Rollout
 from d1jax.evaluation import decoding_order
 from d1jax.evaluation.decode import decode, look_ahead, texts_of
 from d1jax.models.transformer import Variables
 from d1jax.tasks.task import DataError
-from d1jax.training.context import Context, Problems
+from d1jax.training.context import Context
 
 Z95 = 1.959963984540054
 NOT_GRADES = ("n", "solved_rate", "solved_rate_ci95", "nfe", "decoding_order", "texts")

@@ -20,10 +20,11 @@ from d1jax.config.no_effect import Command, no_effect, unread, without_unread
 from d1jax.config.setting import value_at
 from d1jax.config.stored import section_from
 from d1jax.config.values import plain
+from d1jax.data.rows import read_rows
 from d1jax.inference.policy import PUBLISHED_SAMPLER, Policy
 from d1jax.models.transformer import Transformer
 from d1jax.tasks.task import Row
-from d1jax.training.context import Context, assemble, read_rows
+from d1jax.training.context import Context, assemble, check_reward_names
 from d1jax.training.setup import Setup, make_task
 
 Pairs = Sequence[tuple[str, str]]  # (prompt, answer)
@@ -149,6 +150,8 @@ def context_of(
             )
         task = make_task(data)
         train_rows, eval_rows, identity = read_rows(task, setup.config, log, training)
+        if training:
+            check_reward_names(task, train_rows[0], setup.config)
         eval_rows = {} if training else dict(list(eval_rows.items())[:1])
         return assemble(setup, task, train_rows, eval_rows, identity, log, training)
     if judged is None and (not training or "rl" in setup.config.kinds):

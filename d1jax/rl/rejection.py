@@ -16,12 +16,13 @@ import jax
 import numpy as np
 
 from d1jax.config import UserError
+from d1jax.data.examples import Problems
 from d1jax.diffusion.rollout import Rollout
 from d1jax.files import write_jsonl
 from d1jax.models.transformer import Variables, in_model_dtype
 from d1jax.rollouts.generate import Generator, Prompts, grade
 from d1jax.tasks.task import DataError
-from d1jax.training.context import Context, Problems
+from d1jax.training.context import Context
 from d1jax.training.stopping import StopRequest
 from d1jax.weights.run import read_records
 

@@ -2,39 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from jax.sharding import Mesh
 
 from d1jax.config import Config, TaskConfig, UserError
-from d1jax.data.tokenizers import Tokenizer, pad_rows
+from d1jax.config.setting import MOST
+from d1jax.data.examples import Examples, Problems, tokenise
+from d1jax.data.rows import check_references, read_rows
 from d1jax.models import sharding
-from d1jax.tasks import read_source
 from d1jax.tasks.task import Row, Task
 from d1jax.training.setup import Setup, make_task, set_up
-
-SHARE = "share:"
-MAX_GENERATED = 5_000_000  # rows: some gigabytes of Python objects
-
-
-@dataclass(frozen=True)
-class Problems:
-    """Rows of a task, and their prompts and targets as token arrays. R rows, P prompt columns, C completion columns."""
-
-    rows: list[Row]
-    prompt_RP: np.ndarray
-    prompt_length_R: np.ndarray
-    target_RC: np.ndarray  # padded with end tokens; a row without a target is all end tokens
-    has_target_R: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.rows)
 
 
 @dataclass(frozen=True)
@@ -58,6 +39,8 @@ def build(
     check_rows_divide(setup.config, setup.mesh, training)
     task = make_task(setup.config.task)
     train_rows, eval_rows, data = read_rows(task, setup.config, log, training)
+    if training:
+        check_reward_names(task, train_rows[0], setup.config)
     return assemble(setup, task, train_rows, eval_rows, data, log, training)
 
 
@@ -69,32 +52,6 @@ def _check_own_task(config: TaskConfig, saved: Path | None) -> None:
             f"config: task.name = {config.name!r} is a file of the run itself, which is not executed; if you trust it, copy it "
             "elsewhere and give --task.name"
         )
-
-
-def read_rows(
-    task: Task, config: Config, log: Callable[[str], None], training: bool
-) -> tuple[list[Row], dict[str, list[Row]], dict[str, dict[str, Any]]]:
-    """(training rows, rows of every evaluation set, which rows each source gave) that the section `task` names.
-
-    Training rows that pose a problem of an evaluation set are left out; without `training` all of them are.
-    """
-    shared = any(source.startswith(SHARE) for source in config.task.eval_sets.values())
-    train_rows = _rows(task, config, config.task.train, "train", config.task.train_rows) if training or shared else []
-    eval_rows = {
-        name: _share(task, train_rows, source, config.task)
-        if source.startswith(SHARE)
-        else _rows(task, config, source, "test", config.task.eval_rows)
-        for name, source in config.task.eval_sets.items()
-    }
-    sources = {f"task.eval_sets.{name}": (source, eval_rows[name]) for name, source in config.task.eval_sets.items()}
-    if training:
-        sources |= {"task.train": (config.task.train, train_rows)}
-    data = {setting: _identity(*found) for setting, found in sources.items()}
-    if not training:
-        return [], eval_rows, data
-    if config.kinds & {"rl", "preference", "rejection"}:
-        _check_reward_names(task, eval_rows[next(iter(eval_rows))][0], config)
-    return _without_overlap(task, config.task, train_rows, eval_rows, log), eval_rows, data
 
 
 def assemble(
@@ -110,26 +67,45 @@ def assemble(
     config, tokenizer = setup.config, setup.tokenizer
     if training and not config.kinds <= {"sft"}:
         wanted = any("solved" in names for _, names in _reward_names(config))
-        _check_references(task, "task.train", train_rows, wanted, log)
+        check_references(task, "task.train", train_rows, wanted, log)
     for name, rows in eval_rows.items():
-        _check_references(task, f"task.eval_sets.{name}", rows, True, log)
-    completion, taught = _completion_columns(config), target_columns(config)
+        check_references(task, f"task.eval_sets.{name}", rows, True, log)
+    columns = target_columns(config)
+    learnt = tokenise(task, tokenizer, train_rows, targets=columns > 0)
     if config.task.too_long == "drop":
-        train_rows = _that_fit(task, tokenizer, train_rows, (completion, taught), config, log)
-    columns = longest_prompt(task, tokenizer, train_rows)
-    _check_positions(config, columns, completion, "training")
-    train = problems_of(task, tokenizer, train_rows, (columns, taught), "the training rows")
-    columns = longest_prompt(task, tokenizer, [row for rows in eval_rows.values() for row in rows])
-    if eval_rows:
-        _check_positions(config, columns, config.sampler.completion_length, "evaluation")
+        learnt = _that_fit(learnt, config, log)
+    _check_positions(config, learnt.longest_prompt, _completion_columns(config), "training")
+    train = learnt.padded((learnt.longest_prompt, columns), tokenizer.special.end, "the training rows")
     # What an evaluation row stores as its target is shown, not scored: it may be longer than what is sampled.
-    eval_sets = {name: problems_of(task, tokenizer, rows, (columns, 0), name) for name, rows in eval_rows.items()}
+    posed = {name: tokenise(task, tokenizer, rows, targets=False) for name, rows in eval_rows.items()}
+    longest = max((examples.longest_prompt for examples in posed.values()), default=0)
+    if posed:
+        _check_positions(config, longest, config.sampler.completion_length, "evaluation")
+    eval_sets = {name: examples.padded((longest, 0), tokenizer.special.end, name) for name, examples in posed.items()}
     return Context(**vars(setup), task=task, train=train, eval_sets=eval_sets, data=data)
 
 
-def _check_reward_names(task: Task, row: Row, config: Config) -> None:
+def _that_fit(examples: Examples, config: Config, log: Callable[[str], None]) -> Examples:
+    """The training rows that the model has positions and the targets have columns for. The others are counted, never cut."""
+    limit = config.model.max_positions or MOST
+    columns = target_columns(config)
+    kept = examples.that_fit(limit - _completion_columns(config), columns)
+    left_out, count = len(examples.rows) - len(kept.rows), len(examples.rows)
+    if left_out:
+        log(f"data: left out {left_out} of {count} training rows that are too long (task.too_long: drop)")
+    if count and left_out == count:
+        cure = "raise sft.completion_length" if columns else "lower sampler.completion_length, or shorten the prompts"
+        raise UserError(f"config: every training row is too long; {cure}")
+    return kept
+
+
+def check_reward_names(task: Task, row: Row, config: Config) -> None:
+    """Raises UserError where a stage names a reward that the task does not have; `row` is any of its rows."""
+    named = _reward_names(config)
+    if not named:
+        return
     offered = task.rewards(row, "")
-    for setting, names in _reward_names(config):
+    for setting, names in named:
         unknown = sorted(set(names) - set(offered))
         if unknown:
             raise UserError(
@@ -149,12 +125,6 @@ def _reward_names(config: Config) -> list[tuple[str, list[str]]]:
     return found
 
 
-def _identity(source: str, rows: list[Row]) -> dict[str, Any]:
-    """What tells these rows from others of the same name; of rows and not of bytes, so that a file may be packed or moved."""
-    text = "\n".join(json.dumps(row, sort_keys=True, default=repr) for row in rows)
-    return {"source": source, "rows": len(rows), "sha256": hashlib.sha256(text.encode()).hexdigest()}
-
-
 def target_columns(config: Config) -> int:
     """Columns of the targets that the SFT stages learn from; 0 where there is none: RL reads no target, however long."""
     default = config.sampler.completion_length
@@ -165,10 +135,6 @@ def _completion_columns(config: Config) -> int:
     """The longest completion that a stage puts behind a training prompt."""
     sampled = 0 if config.kinds <= {"sft"} else config.sampler.completion_length
     return max(sampled, target_columns(config))
-
-
-def longest_prompt(task: Task, tokenizer: Tokenizer, rows: list[Row]) -> int:
-    return max((len(_prompt_ids(task, tokenizer, row)) for row in rows), default=0)
 
 
 def _check_positions(config: Config, prompt_columns: int, completion: int, rows: str) -> None:
@@ -200,129 +166,3 @@ def check_rows_divide(config: Config, mesh: Mesh, training: bool) -> None:
             raise UserError(
                 f"config: {name} (a micro-batch: {size} rows) does not divide over {shards} devices of data x fsdp"
             )
-
-
-def _rows(task: Task, config: Config, source: str, split: str, count: int) -> list[Row]:
-    if source == "generated":
-        if count > MAX_GENERATED:
-            raise UserError(
-                f"config: {count} rows to generate (task.train_rows or task.eval_rows) are more than {MAX_GENERATED}, which is "
-                "what fits into memory; generate fewer, or write them into a file"
-            )
-        try:
-            return task.generate(split, count, config.task.seed)
-        except ValueError as error:
-            raise UserError(f"config: task: {error}") from None
-    rows = read_source(source, task)
-    return rows[:count] if count else rows
-
-
-def _share(task: Task, rows: list[Row], source: str, config: TaskConfig) -> list[Row]:
-    """A part of the training rows, always the same one; the overlap rule then takes them out of training."""
-    try:
-        fraction = float(source.removeprefix(SHARE))
-    except ValueError:
-        fraction = -1.0
-    if not 0 < fraction < 1:
-        raise UserError(f"config: task.eval_sets: {source!r} is not of the form share:0.01, between 0 and 1")
-    order = np.random.default_rng(config.seed).permutation(len(rows))
-    picked = [rows[index] for index in order[: max(round(len(rows) * fraction), 1)]]
-    return picked[: config.eval_rows] if config.eval_rows else picked
-
-
-def _that_fit(
-    task: Task,
-    tokenizer: Tokenizer,
-    rows: list[Row],
-    lengths: tuple[int, int],
-    config: Config,
-    log: Callable[[str], None],
-) -> list[Row]:
-    """The training rows whose prompt leaves room for `lengths` = (columns of a completion, columns of a target), and whose target
-    fits, where targets are learnt from (not 0 columns). The others are counted, never cut.
-    """
-    completion, taught = lengths
-    limit = config.model.max_positions or 2**31 - 1
-
-    def fits(row: Row) -> bool:
-        target = (_target_ids(task, tokenizer, row) or []) if taught else []
-        return len(target) <= taught and len(_prompt_ids(task, tokenizer, row)) + completion <= limit
-
-    kept = [row for row in rows if fits(row)]
-    if len(kept) < len(rows):
-        log(
-            f"data: left out {len(rows) - len(kept)} of {len(rows)} training rows that are too long (task.too_long: drop)"
-        )
-    if rows and not kept:
-        cure = "raise sft.completion_length" if taught else "lower sampler.completion_length, or shorten the prompts"
-        raise UserError(f"config: every training row is too long; {cure}")
-    return kept
-
-
-def _without_overlap(
-    task: Task, config: TaskConfig, train: list[Row], eval_sets: dict[str, list[Row]], log: Callable[[str], None]
-) -> list[Row]:
-    """Training rows that pose no problem of an evaluation set (and, where asked, share no solution with it)."""
-    for name, rows in eval_sets.items():
-        problems = {task.problem_key(row) for row in rows}
-        solutions = {task.solution_key(row) for row in rows} - {None} if name in config.held_out_by_solution else set()
-        kept = [
-            row for row in train if task.problem_key(row) not in problems and task.solution_key(row) not in solutions
-        ]
-        if len(kept) < len(train):
-            why = "problem or solution" if solutions else "problem"
-            log(f"data: dropped {len(train) - len(kept)} of {len(train)} training rows whose {why} occurs in {name}")
-        train = kept
-    if not train:
-        raise UserError(
-            "config: every training row occurs in an evaluation set; use other files or fewer of task.held_out_by_solution"
-        )
-    return train
-
-
-def _check_references(task: Task, setting: str, rows: list[Row], wanted: bool, log: Callable[[str], None]) -> None:
-    """Names the rows that no answer can solve. Raises UserError where that is all of them and the answer is `wanted`."""
-    without = [index for index, row in enumerate(rows) if not task.has_reference(row)]
-    if not without:
-        return
-    first = f"row {without[0]}, {task.problem_key(rows[without[0]])[:60]!r}"
-    if wanted and len(without) == len(rows):
-        raise UserError(
-            f"config: {setting}: none of its {len(rows)} rows has a reference answer that can be read, so every text would count as "
-            f"wrong (the first: {first}); the task's docstring says where an answer may stand"
-        )
-    log(
-        f"data: {len(without)} of {len(rows)} rows of {setting} have no reference answer that can be read; no text solves them "
-        f"(the first: {first})"
-    )
-
-
-def problems_of(task: Task, tokenizer: Tokenizer, rows: list[Row], columns: tuple[int, int], name: str) -> Problems:
-    """The rows as arrays of `columns` = (prompt, target) columns; without target columns targets are left out."""
-    end = tokenizer.special.end
-    prompt_RP, prompt_length_R = pad_rows([_prompt_ids(task, tokenizer, row) for row in rows], columns[0], end)
-    targets = [_target_ids(task, tokenizer, row) if columns[1] else None for row in rows]
-    longest = max((len(ids) for ids in targets if ids), default=0)
-    if longest > columns[1]:
-        raise UserError(
-            f"config: a target of {name} has {longest} tokens, more than the {columns[1]} of sampler.completion_length "
-            "(or sft.completion_length); raise it, or leave such rows out (task.too_long: drop)"
-        )
-    target_RC, _ = pad_rows([ids or [] for ids in targets], columns[1], end)
-    return Problems(rows, prompt_RP, prompt_length_R, target_RC, np.array([ids is not None for ids in targets]))
-
-
-def _prompt_ids(task: Task, tokenizer: Tokenizer, row: Row) -> list[int]:
-    try:
-        return tokenizer.prompt(task.prompt(row))
-    except ValueError as error:
-        raise UserError(f"config: a prompt of task {task.name!r} cannot be written: {error}") from None
-
-
-def _target_ids(task: Task, tokenizer: Tokenizer, row: Row) -> list[int] | None:
-    """The SFT completion; None where the row has none."""
-    target = task.target(row)
-    try:
-        return None if target is None else tokenizer.answer(target)
-    except ValueError as error:
-        raise UserError(f"config: a target of task {task.name!r} cannot be written: {error}") from None

@@ -9,11 +9,11 @@ import pytest
 
 from d1jax.config import MeshConfig, SamplerConfig
 from d1jax.config.errors import Diverged
+from d1jax.data.examples import Problems
 from d1jax.data.tokenizers import SpecialTokens
 from d1jax.diffusion.sampler import Sampler
 from d1jax.evaluation.decode import decode, look_ahead, texts_of
 from d1jax.models.sharding import make_mesh
-from d1jax.training.context import Problems
 
 SPECIAL = SpecialTokens(mask=12, end=10, turn_end=11)
 CONFIG = SamplerConfig(completion_length=6, block_length=3, steps=4)

@@ -1,0 +1,113 @@
+"""Which rows a run works with: read, generated or shared out, and no problem both learnt and evaluated."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from d1jax.config import Config, TaskConfig, UserError
+from d1jax.tasks import read_source
+from d1jax.tasks.task import Row, Task
+
+SHARE = "share:"
+MAX_GENERATED = 5_000_000  # rows: some gigabytes of Python objects
+
+
+def read_rows(
+    task: Task, config: Config, log: Callable[[str], None], training: bool
+) -> tuple[list[Row], dict[str, list[Row]], dict[str, dict[str, Any]]]:
+    """(training rows, rows of every evaluation set, which rows each source gave) that the section `task` names.
+
+    Training rows that pose a problem of an evaluation set are left out; without `training` all of them are.
+    """
+    shared = any(source.startswith(SHARE) for source in config.task.eval_sets.values())
+    train_rows = _rows(task, config, config.task.train, "train", config.task.train_rows) if training or shared else []
+    eval_rows = {
+        name: _share(task, train_rows, source, config.task)
+        if source.startswith(SHARE)
+        else _rows(task, config, source, "test", config.task.eval_rows)
+        for name, source in config.task.eval_sets.items()
+    }
+    sources = {f"task.eval_sets.{name}": (source, eval_rows[name]) for name, source in config.task.eval_sets.items()}
+    if training:
+        sources |= {"task.train": (config.task.train, train_rows)}
+    data = {setting: _identity(*found) for setting, found in sources.items()}
+    if not training:
+        return [], eval_rows, data
+    return _without_overlap(task, config.task, train_rows, eval_rows, log), eval_rows, data
+
+
+def _identity(source: str, rows: list[Row]) -> dict[str, Any]:
+    """What tells these rows from others of the same name; of rows and not of bytes, so that a file may be packed or moved."""
+    text = "\n".join(json.dumps(row, sort_keys=True, default=repr) for row in rows)
+    return {"source": source, "rows": len(rows), "sha256": hashlib.sha256(text.encode()).hexdigest()}
+
+
+def _rows(task: Task, config: Config, source: str, split: str, count: int) -> list[Row]:
+    if source == "generated":
+        if count > MAX_GENERATED:
+            raise UserError(
+                f"config: {count} rows to generate (task.train_rows or task.eval_rows) are more than {MAX_GENERATED}, which is "
+                "what fits into memory; generate fewer, or write them into a file"
+            )
+        try:
+            return task.generate(split, count, config.task.seed)
+        except ValueError as error:
+            raise UserError(f"config: task: {error}") from None
+    rows = read_source(source, task)
+    return rows[:count] if count else rows
+
+
+def _share(task: Task, rows: list[Row], source: str, config: TaskConfig) -> list[Row]:
+    """A part of the training rows, always the same one; the overlap rule then takes them out of training."""
+    try:
+        fraction = float(source.removeprefix(SHARE))
+    except ValueError:
+        fraction = -1.0
+    if not 0 < fraction < 1:
+        raise UserError(f"config: task.eval_sets: {source!r} is not of the form share:0.01, between 0 and 1")
+    order = np.random.default_rng(config.seed).permutation(len(rows))
+    picked = [rows[index] for index in order[: max(round(len(rows) * fraction), 1)]]
+    return picked[: config.eval_rows] if config.eval_rows else picked
+
+
+def _without_overlap(
+    task: Task, config: TaskConfig, train: list[Row], eval_sets: dict[str, list[Row]], log: Callable[[str], None]
+) -> list[Row]:
+    """Training rows that pose no problem of an evaluation set (and, where asked, share no solution with it)."""
+    for name, rows in eval_sets.items():
+        problems = {task.problem_key(row) for row in rows}
+        solutions = {task.solution_key(row) for row in rows} - {None} if name in config.held_out_by_solution else set()
+        kept = [
+            row for row in train if task.problem_key(row) not in problems and task.solution_key(row) not in solutions
+        ]
+        if len(kept) < len(train):
+            why = "problem or solution" if solutions else "problem"
+            log(f"data: dropped {len(train) - len(kept)} of {len(train)} training rows whose {why} occurs in {name}")
+        train = kept
+    if not train:
+        raise UserError(
+            "config: every training row occurs in an evaluation set; use other files or fewer of task.held_out_by_solution"
+        )
+    return train
+
+
+def check_references(task: Task, setting: str, rows: list[Row], wanted: bool, log: Callable[[str], None]) -> None:
+    """Names the rows that no answer can solve. Raises UserError where that is all of them and the answer is `wanted`."""
+    without = [index for index, row in enumerate(rows) if not task.has_reference(row)]
+    if not without:
+        return
+    first = f"row {without[0]}, {task.problem_key(rows[without[0]])[:60]!r}"
+    if wanted and len(without) == len(rows):
+        raise UserError(
+            f"config: {setting}: none of its {len(rows)} rows has a reference answer that can be read, so every text would count as "
+            f"wrong (the first: {first}); the task's docstring says where an answer may stand"
+        )
+    log(
+        f"data: {len(without)} of {len(rows)} rows of {setting} have no reference answer that can be read; no text solves them "
+        f"(the first: {first})"
+    )
