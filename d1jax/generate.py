@@ -257,9 +257,9 @@ def _check_read(arguments: argparse.Namespace, prompts: list[Asked] | None) -> N
 
 def sampler_draws(arguments: argparse.Namespace) -> bool:
     """Whether what the model brings along draws the order of positions, and no flag says otherwise."""
-    base = sampler_of(arguments.model)
-    by_order = base.remasking == "random" and arguments.remasking is None
-    return by_order or (base.remasking_temperature > 0 and arguments.remasking_temperature is None)
+    remasking = sampler_of(arguments.model).remasking
+    by_order = remasking.name == "random" and arguments.remasking is None
+    return by_order or (remasking.temperature > 0 and arguments.remasking_temperature is None)
 
 
 def _read_file(path: Path) -> list[str]:

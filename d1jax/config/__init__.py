@@ -42,11 +42,16 @@ from d1jax.config.sampler import EntropyBound as EntropyBound
 from d1jax.config.sampler import Even as Even
 from d1jax.config.sampler import Factor as Factor
 from d1jax.config.sampler import Klass as Klass
+from d1jax.config.sampler import LeftToRight as LeftToRight
+from d1jax.config.sampler import LowConfidence as LowConfidence
+from d1jax.config.sampler import LowEntropy as LowEntropy
 from d1jax.config.sampler import NoCache as NoCache
 from d1jax.config.sampler import PrefixCache as PrefixCache
+from d1jax.config.sampler import RandomOrder as RandomOrder
 from d1jax.config.sampler import SamplerConfig as SamplerConfig
 from d1jax.config.sampler import Threshold as Threshold
 from d1jax.config.sampler import Time as Time
+from d1jax.config.sampler import TopkMargin as TopkMargin
 from d1jax.config.schema import Config as Config
 from d1jax.config.schema import EvaluationConfig as EvaluationConfig
 from d1jax.config.schema import Stage as Stage

@@ -53,23 +53,22 @@ def without_unread(config: Config, command: Command = "train") -> Config:
 def check_sampler(config: SamplerConfig, temperature: float, names: Mapping[str, str] | None = None) -> None:
     """Raises UserError for a setting of the sampler that has no effect at this temperature. `names`: what to call them, and
     only those are looked at."""
-    names = {field.name: f"sampler.{field.name}" for field in dataclasses.fields(config)} if names is None else names
-    default = SamplerConfig()
     for name, reader in _sampler(config, temperature > 0).items():
-        value = getattr(config, name)
-        if name in names and not reader.reads and value != getattr(default, name):
-            raise UserError(no_effect(f"{names[name]} = {value}", reader.where))
+        called = f"sampler.{name}" if names is None else names.get(name)
+        value = value_at(config, name)
+        if called and not reader.reads and value != _sampler_default(config, name):
+            raise UserError(no_effect(f"{called} = {value}", reader.where))
 
 
 def with_effect(config: SamplerConfig, temperature: float) -> SamplerConfig:
     """`config` with those settings at their defaults that have no effect at this temperature."""
-    default = SamplerConfig()
     while names := [
         name
         for name, reader in _sampler(config, temperature > 0).items()
-        if not reader.reads and getattr(config, name) != getattr(default, name)
+        if not reader.reads and value_at(config, name) != _sampler_default(config, name)
     ]:
-        config = dataclasses.replace(config, **{name: getattr(default, name) for name in names})
+        for name in names:
+            config = _replaced(config, name, _sampler_default(config, name))
     return config
 
 
@@ -89,6 +88,10 @@ def default_at(config: Config, name: str) -> Any:
     return getattr(type(parent)(), key, None) if is_choice(parent) else value_at(Config(), name)
 
 
+def _sampler_default(config: SamplerConfig, name: str) -> Any:
+    return default_at(Config(sampler=config), f"sampler.{name}")
+
+
 def _replaced(section: Any, name: str, value: Any) -> Any:
     key, _, rest = name.partition(".")
     return dataclasses.replace(section, **{key: _replaced(getattr(section, key), rest, value) if rest else value})
@@ -106,11 +109,12 @@ def _drawn(config: Config, command: Command) -> bool:
 def _sampler(sampler: SamplerConfig, drawn: bool) -> dict[str, Reader]:
     filtered = sampler.top_k > 0 or sampler.top_p < 1
     narrowed = Reader(
-        drawn or sampler.confidence_of == "sampling", "a temperature above 0, or confidence_of = sampling"
+        drawn or sampler.remasking.confidence_of == "sampling",
+        "a temperature above 0, or remasking.confidence_of = sampling",
     )
     return {
         "steps": Reader(not sampler.schedule.adaptive, "schedule = even, time or chance"),
-        "confidence_of": Reader(drawn or filtered, "a temperature above 0, top_k or top_p"),
+        "remasking.confidence_of": Reader(drawn or filtered, "a temperature above 0, top_k or top_p"),
         "top_k": narrowed,
         "top_p": narrowed,
     }

@@ -10,7 +10,7 @@ from typing import Any
 
 from d1jax.config.errors import UserError
 from d1jax.config.estimator import AnyEstimator
-from d1jax.config.sampler import Cache, Schedule
+from d1jax.config.sampler import Cache, Remasking, Schedule
 from d1jax.config.values import alternatives, hints_of
 
 MARKS = ("group_size", "inner_updates", "pooling", "ratio")  # keys of a section rl of 0.1
@@ -37,6 +37,12 @@ def of_older_sampler(raw: Mapping[str, Any]) -> dict[str, Any]:
     new = {key: value for key, value in raw.items() if key not in ("record_entropy", "cache_refresh")}
     for key in ("threshold", "kl_threshold", "factor", "entropy_bound"):
         new.pop(key, None)
+    parameters = {
+        "temperature": new.pop("remasking_temperature", 0.0),
+        "confidence_of": new.pop("confidence_of", "model"),
+    }
+    if isinstance(raw.get("remasking"), str):
+        new["remasking"] = _chosen(raw["remasking"], parameters, Remasking)
     if isinstance(raw.get("schedule"), str):
         old = {PARAMETERS.get(key, key): value for key, value in raw.items() if key != "steps"}
         new["schedule"] = _chosen(raw["schedule"], old, Schedule)

@@ -79,6 +79,60 @@ class Klass:
 Schedule = Even | Time | Chance | Threshold | Factor | EntropyBound | Klass
 
 
+# -- remasking: in which order positions are committed -------------------------------------------------------------------
+
+TEMPERATURE_HELP = "Dream's alg_temp: the order is drawn by priority / this (0 = the highest first)"
+CONFIDENCE_HELP = "confidence under the model (LLaDA), or under what is sampled from: tempered and filtered (Dream)"
+
+
+@dataclass(frozen=True)
+class LowConfidence:
+    """The likeliest token first; what is least sure stays masked (LLaDA's name, arXiv 2502.09992; Dream's maskgit_plus)."""
+
+    name: ClassVar[str] = "low_confidence"
+    temperature: float = setting(0.0, TEMPERATURE_HELP, at_least=0)
+    confidence_of: Literal["model", "sampling"] = setting("model", CONFIDENCE_HELP)
+
+
+@dataclass(frozen=True)
+class TopkMargin:
+    """The position first whose likeliest token is furthest ahead of the second (Dream, arXiv 2508.15487)."""
+
+    name: ClassVar[str] = "topk_margin"
+    temperature: float = setting(0.0, TEMPERATURE_HELP, at_least=0)
+    confidence_of: Literal["model", "sampling"] = setting("model", CONFIDENCE_HELP)
+
+
+@dataclass(frozen=True)
+class LowEntropy:
+    """The position of least entropy first (Dream)."""
+
+    name: ClassVar[str] = "entropy"
+    temperature: float = setting(0.0, TEMPERATURE_HELP, at_least=0)
+    confidence_of: Literal["model", "sampling"] = setting("model", CONFIDENCE_HELP)
+
+
+@dataclass(frozen=True)
+class RandomOrder:
+    """Any position, each as likely."""
+
+    name: ClassVar[str] = "random"
+    temperature: ClassVar[float] = 0.0
+    confidence_of: ClassVar[str] = "model"
+
+
+@dataclass(frozen=True)
+class LeftToRight:
+    """The left of a block first."""
+
+    name: ClassVar[str] = "left_to_right"
+    temperature: ClassVar[float] = 0.0
+    confidence_of: Literal["model", "sampling"] = setting("model", CONFIDENCE_HELP)
+
+
+Remasking = LowConfidence | TopkMargin | LowEntropy | RandomOrder | LeftToRight
+
+
 # -- caches: which keys and values are kept within a block (Fast-dLLM; approximate) -------------------------------------------
 
 
@@ -122,20 +176,14 @@ class SamplerConfig(WithChoices):
     completion_length: int = setting(20, "new tokens C", above=0, at_most=MAX_TOKENS)  # a 4x4 grid and its line breaks
     block_length: int = setting(20, "tokens of a block; divides completion_length", above=0)
     steps: int = setting(4, "denoising steps over all blocks; a multiple of the number of blocks", above=0)
-    remasking: Literal["low_confidence", "topk_margin", "entropy", "random", "left_to_right"] = setting(
-        "low_confidence",
+    remasking: Remasking = choice(
+        LowConfidence(),
         "committed first: the likeliest, those furthest ahead of the second, of least entropy, any, the left",
-    )
-    remasking_temperature: float = setting(
-        0.0, "Dream's alg_temp: the order is drawn by priority / this (0 = the highest first)", at_least=0
     )
     schedule: Schedule = choice(
         Even(),
         "tokens of a step: even in a block (LLaDA), by Dream's time, each by its chance (Dream's origin); or all that a rule "
         "allows, at least one, until the block is full (approximate; sampler.steps does not count then)",
-    )
-    confidence_of: Literal["model", "sampling"] = setting(
-        "model", "confidence under the model (LLaDA), or under what is sampled from: tempered and filtered (Dream)"
     )
     top_k: int = setting(0, "sample from the k likeliest tokens (0 = all)", at_least=0)
     top_p: float = setting(1.0, "sample from the likeliest tokens that together reach p (1 = all)", above=0, at_most=1)
@@ -157,12 +205,17 @@ class SamplerConfig(WithChoices):
         """How many steps a completion can take: one a token under an adaptive schedule."""
         return self.completion_length if self.schedule.adaptive else self.steps
 
+    @property
+    def has_drawn_order(self) -> bool:
+        """Whether the order in which positions are committed is random."""
+        return self.remasking.name == "random" or self.remasking.temperature > 0
+
     def rules(self) -> Iterator[Rule]:
         """What has no meaning together; for numbers that are within their bounds."""
         length, block, steps = self.completion_length, self.block_length, self.steps
         blocks = max(length // block, 1)
         fits, counted = length % block == 0, not self.schedule.adaptive
-        schedule, order = self.schedule.name, self.remasking
+        schedule, order = self.schedule.name, self.remasking.name
         yield (
             not fits,
             f"sampler.block_length = {block} does not divide sampler.completion_length = {length}; try {nearest_divisor(length, block)}",
@@ -188,17 +241,13 @@ class SamplerConfig(WithChoices):
             f"sampler.schedule = entropy_bound takes the surest first; set sampler.remasking = entropy (here: {order})",
         )
         yield (
-            self.schedule.adaptive and (order == "random" or self.remasking_temperature > 0),
+            self.schedule.adaptive and self.has_drawn_order,
             f"sampler.schedule = {schedule} takes the surest together; set sampler.remasking to an order that is not "
-            f"drawn (here: {order}) and sampler.remasking_temperature = 0",
+            f"drawn (here: {order}) and sampler.remasking.temperature = 0",
         )
         yield (
             self.cache.name != "none" and self.guidance > 0,
             f"sampler.cache = {self.cache.name} with guidance: its second pass would need a cache of its own; set one to none or 0",
-        )
-        yield (
-            self.remasking_temperature > 0 and order in ("random", "left_to_right"),
-            f"sampler.remasking_temperature > 0 does nothing for remasking {order}; set it to 0",
         )
         yield (
             schedule == "chance" and order != "random",

@@ -46,7 +46,7 @@ def predict(
 ) -> Predictions:
     """`Predictions` of a block: a sample of softmax(logits / temperature) among the top_k and top_p; temperature 0: argmax(logits).
 
-    confidence_of: "model" is softmax(logits)[token], "sampling" the same of the tempered and filtered logits. The mask
+    config.remasking.confidence_of: "model" is softmax(logits)[token], "sampling" the same of the tempered and filtered logits. The mask
     token and ids beyond the tokenizer's are never predicted, but stay in the softmax of the confidence. end_token:
     "forbidden" takes the end token out of the distribution, "all_forbidden" also what closes a turn; "last" takes end tokens
     out of everyone's confidence. record_entropy keeps the entropies, keep_logp all log-probabilities.
@@ -71,7 +71,7 @@ def predict(
         values = _without_forbidden(values / (divisor if from_sampled else 1.0), ids, special, config)
         return jnp.where(is_any_of(ids, special.end_ids), -jnp.inf, values) if config.end_token == "last" else values
 
-    from_sampled = config.confidence_of == "sampling"
+    from_sampled = config.remasking.confidence_of == "sampling"
     source_BSV = sampled_BSV if from_sampled else logits_BSV
     if temperature > 0:
         token_BS = token_sampler(sampled_BSV, sampled_mask, draws_BS).astype(jnp.int32)
@@ -87,7 +87,7 @@ def predict(
     confidence_BS = jnp.exp(scored_mask(_at(source_BSV, token_BS), token_BS) - total_BS)
     # Of all log-probabilities only margin, entropy and klass make use; elsewhere the compiler drops them.
     logp_BSV = scored_BSV - total_BS[:, :, None]
-    score_BS = CONFIDENCE_SCORES.get(config.remasking, _of_the_token)(confidence_BS, logp_BSV)
+    score_BS = CONFIDENCE_SCORES.get(config.remasking.name, _of_the_token)(confidence_BS, logp_BSV)
     if config.end_token == "last":
         score_BS = jnp.where(is_any_of(token_BS, special.end_ids), jnp.finfo(jnp.float32).min, score_BS)
     entropy_BS = -_negative_entropy(confidence_BS, logp_BSV) if record_entropy else None

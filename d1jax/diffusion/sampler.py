@@ -277,8 +277,7 @@ class Sampler:
     ) -> Selection:
         """Which of the predictions this step unmasks: as many as the schedule fixes, or as its rule accepts."""
         masked_BS, forced_BS = block.masked_BS, block.forced_BS
-        is_drawn = unmasking.is_drawn(self.config)
-        uniform_BS = inputs.noise.uniform(block.step_B, block.columns_BS.shape) if is_drawn else None
+        uniform_BS = inputs.noise.uniform(block.step_B, block.columns_BS.shape) if self.config.has_drawn_order else None
         if self.config.schedule.name == "chance":
             probability = jnp.asarray(self.schedule.probability_K, jnp.float32)[state.step]
             return unmasking.bernoulli(uniform_BS, masked_BS, forced_BS, probability)

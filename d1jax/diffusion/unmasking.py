@@ -39,14 +39,14 @@ def in_order(
 ) -> Order:
     """The `Order` that config.remasking names: the surest first, by chance, or from the left; forced positions before all.
 
-    remasking_temperature > 0 (Dream's alg_temp) draws without replacement by softmax(confidence score / temperature), as
+    Its temperature > 0 (Dream's alg_temp) draws without replacement by softmax(confidence score / temperature), as
     Gumbel-top-k. end_token "last" puts end tokens behind all others. Ties go to the lowest index.
     """
     weight_BS = _weight(predictions, masked_BS.shape, config)
     priority_BS = weight_BS
-    if config.remasking == "random":
+    if config.remasking.name == "random":
         priority_BS = uniform_BS
-    elif config.remasking_temperature > 0:
+    elif config.remasking.temperature > 0:
         # Gumbel noise: the order of the sums is a draw without replacement.
         priority_BS = weight_BS - jnp.log(-jnp.log(jnp.clip(uniform_BS, 1e-7, 1 - 1e-7)))
     drawn_BS = masked_BS & ~forced_BS
@@ -60,7 +60,7 @@ def in_order(
     order_BS = jnp.argsort(jnp.where(masked_BS, -priority_BS, jnp.inf), axis=1, stable=True)
     rank_BS = jnp.argsort(order_BS, axis=1)
     logp_BS = jnp.zeros(masked_BS.shape, jnp.float32)
-    if is_drawn(config):  # Plackett and Luce: weight over the weights of all that are left
+    if config.has_drawn_order:  # Plackett and Luce: weight over the weights of all that are left
         sorted_BS = jnp.take_along_axis(jnp.where(drawn_BS, weight_BS, -jnp.inf), order_BS, axis=1)
         left_BS = jax.lax.cumlogsumexp(sorted_BS, axis=1, reverse=True)
         logp_BS = jnp.where(drawn_BS, weight_BS - jnp.take_along_axis(left_BS, rank_BS, axis=1), 0.0)
@@ -69,17 +69,12 @@ def in_order(
 
 def _weight(predictions: Predictions, shape: tuple[int, ...], config: SamplerConfig) -> Array:
     """What config.remasking goes by, [B, S]: the higher, the earlier (or the likelier to be early)."""
-    if config.remasking == "left_to_right":
+    if config.remasking.name == "left_to_right":
         columns_S = jnp.arange(shape[1], dtype=jnp.float32)
         return jnp.broadcast_to(-columns_S[None, :], shape)
-    if config.remasking == "random":
+    if config.remasking.name == "random":
         return jnp.zeros(shape, jnp.float32)
-    return predictions.confidence_score_BS / (config.remasking_temperature or 1.0)
-
-
-def is_drawn(config: SamplerConfig) -> bool:
-    """Whether the order of positions is random."""
-    return config.remasking == "random" or config.remasking_temperature > 0
+    return predictions.confidence_score_BS / (config.remasking.temperature or 1.0)
 
 
 class Selection(NamedTuple):

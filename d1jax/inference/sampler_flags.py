@@ -20,6 +20,8 @@ PARAMETERS = {
     "factor": ("schedule", "factor"),
     "entropy_bound": ("schedule", "bound"),
     "cache_refresh": ("cache", "refresh"),
+    "remasking_temperature": ("remasking", "temperature"),
+    "confidence_of": ("remasking", "confidence_of"),
 }
 RULES = [field for field in dataclasses.fields(SamplerConfig) if field.name not in SIZES]
 
@@ -48,7 +50,9 @@ def add_sampler_flags(parser: argparse.ArgumentParser) -> None:
         cls = next(iter(owners.values()))
         parameter = {one.name: one for one in dataclasses.fields(cls)}[key]
         told = f"--{choice} {' or '.join(owners)}: {parameter.metadata['help']} [{parameter.default}]"
-        rules.add_argument(_flag(name), type=hints_of(cls)[key], help=told)
+        hint = hints_of(cls)[key]
+        kind = {"choices": get_args(hint)} if get_origin(hint) is Literal else {"type": hint}
+        rules.add_argument(_flag(name), **kind, help=told)
 
 
 def sampler_from_flags(arguments: argparse.Namespace, base: SamplerConfig) -> SamplerConfig:
@@ -56,13 +60,14 @@ def sampler_from_flags(arguments: argparse.Namespace, base: SamplerConfig) -> Sa
     sizes = _sizes(arguments, base)
     named = {field.name: value for field in RULES if (value := getattr(arguments, field.name)) is not None}
     given: dict[str, Any] = dict(named)
+    flags = {name: _flag(name) for name in (*named, *(["steps"] if arguments.steps else []))}
     for name, (choice, key) in PARAMETERS.items():
         value = getattr(arguments, name)
         if value is not None:
             made = given.get(choice, {})
             made = {"name": made} if isinstance(made, str) else made
             given[choice] = {**made, key: value}
-    flags = {name: _flag(name) for name in (*named, *(["steps"] if arguments.steps else []))}
+            flags[f"{choice}.{key}"] = _flag(name)
     try:
         raw = plain(base) | sizes
         merge(raw, given, SamplerConfig, "generate")
@@ -101,7 +106,7 @@ def _in_flags(message: str) -> str:
     for name, (choice, key) in PARAMETERS.items():
         message = re.sub(rf"(sampler\.)?{choice}\.{key}\b", _flag(name), message)
     message = re.sub(r"sampler\.(\w+)", lambda found: _flag(found[1]), message)
-    return re.sub(r"\b(schedule|cache) = ", lambda found: f"--{found[1]} ", message)
+    return re.sub(r"(--|\b)(schedule|cache|remasking) = ", lambda found: f"--{found[2]} ", message)
 
 
 def _flag(name: str) -> str:

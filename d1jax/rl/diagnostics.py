@@ -154,7 +154,7 @@ def collapsed(history: Sequence[Mapping[str, float]], group: int, collapse: Coll
 
 def notes(config: RlConfig, sampler: SamplerConfig) -> list[str]:
     """What a user should know about the settings before the first step."""
-    one_at_a_time = sampler.remasking == "left_to_right" and sampler.steps >= sampler.completion_length
+    one_at_a_time = sampler.remasking.name == "left_to_right" and sampler.steps >= sampler.completion_length
     if config.estimator.name == "autoregressive" and not one_at_a_time:
         return [
             "rl.estimator = autoregressive is exact for sampler.remasking = left_to_right with one token a step only"

@@ -235,7 +235,7 @@ def test_an_unknown_key_like_nothing_lists_the_choices(write):
         (
             "sampler.remasking",
             "null",
-            "sampler.remasking = 'null' is not one of low_confidence, topk_margin, entropy, random, left_to_right",
+            "sampler.remasking = None is not one of low_confidence, topk_margin, entropy, random, left_to_right",
         ),
     ],
 )
@@ -256,6 +256,10 @@ def test_a_misspelt_choice_suggests_the_one_that_was_meant(flag, value, message)
         (["--stages", "[sft, {name: a, kind: rl, stepz: 1}]"], ["stages.1", "'stepz'", "did you mean 'steps'"]),
         (["--stages", "[sft, {kind: rl}]"], ["stages.1", "name"]),
         (["--rl.estimator.shrink", "2"], ["rl.estimator.shrink belongs to rl.estimator = trajectory, not to one_step"]),
+        (
+            ["--sampler.remasking", "random", "--sampler.remasking.temperature", "1"],
+            ["belongs to sampler.remasking = low_confidence or topk_margin or entropy, not to random"],
+        ),
         (
             ["--rl.estimator", "{name: coupled, shink: 2}"],
             ["did you mean 'rl.estimator.shrink'", "coupled has samples"],
@@ -384,11 +388,10 @@ IMPOSSIBLE = [
     ({"sampler.schedule": "entropy_bound"}, "set sampler.remasking = entropy (here: low_confidence)"),
     ({"sampler.schedule": "klass", "sampler.remasking": "random"}, "to an order that is not drawn (here: random)"),
     (
-        {"sampler.schedule": "threshold", "sampler.remasking_temperature": "0.5"},
-        "and sampler.remasking_temperature = 0",
+        {"sampler.schedule": "threshold", "sampler.remasking.temperature": "0.5"},
+        "and sampler.remasking.temperature = 0",
     ),
     ({"sampler.cache": "dual", "sampler.guidance": "1"}, "sampler.cache = dual with guidance"),
-    ({"sampler.remasking": "random", "sampler.remasking_temperature": "1"}, "does nothing for remasking random"),
     ({"sampler.schedule": "chance"}, "set sampler.remasking = random (here: low_confidence)"),
     ({"model.param_dtype": "float16"}, "model.param_dtype = float16 is for reading checkpoints"),
     ({"run_dir": ""}, "run_dir is empty"),
@@ -574,7 +577,7 @@ IDLE = [
     ({"sampler.steps": "5", "sampler.schedule": "threshold"}, "schedule = even, time or chance"),
     ({"sampler.top_k": "5", "stages": "[sft]"}, "a temperature above 0"),
     ({"sampler.top_p": "0.5", "stages": "[sft]"}, "a temperature above 0"),
-    ({"sampler.confidence_of": "sampling", "stages": "[sft]"}, "a temperature above 0, top_k or top_p"),
+    ({"sampler.remasking.confidence_of": "sampling", "stages": "[sft]"}, "a temperature above 0, top_k or top_p"),
     ({"lora.alpha": "3"}, "lora.rank above 0"),
     ({"lora.targets": "[q_proj]"}, "lora.rank above 0"),
     ({"task.numbers": "[4]"}, "task.name = countdown"),

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy import stats
 from scipy.special import softmax
 
-from d1jax.config import SamplerConfig
+from d1jax.config import LowConfidence, LowEntropy, SamplerConfig, TopkMargin
 from d1jax.data.tokenizers import SpecialTokens
 from d1jax.diffusion.predictions import highest, inverse_cdf, keep_top, predict
 
@@ -65,7 +65,7 @@ def plain_prediction(logits_V, gumbel_V, temperature, config):
         for token, value in enumerate(sampled_V)
     ]
     token = max(range(len(values)), key=lambda index: (values[index], -index))
-    scored_V = (sampled_V if config.confidence_of == "sampling" else logits_V).copy()
+    scored_V = (sampled_V if config.remasking.confidence_of == "sampling" else logits_V).copy()
     if config.end_token == "last":
         scored_V[ends] = -np.inf
     p_V = softmax(scored_V) if np.isfinite(scored_V).any() else np.zeros(len(scored_V))
@@ -73,7 +73,7 @@ def plain_prediction(logits_V, gumbel_V, temperature, config):
     score = {
         "topk_margin": best[0] - best[1],
         "entropy": sum(p * np.log(p + 1e-10) for p in p_V),
-    }.get(config.remasking, p_V[token])
+    }.get(config.remasking.name, p_V[token])
     if config.end_token == "last" and token in ends:
         score = LOWEST
     allowed_V = np.where(np.arange(len(sampled_V)) == SPECIAL.mask, -np.inf, sampled_V)
@@ -82,10 +82,11 @@ def plain_prediction(logits_V, gumbel_V, temperature, config):
 
 @pytest.mark.parametrize("end_token", ["allowed", "forbidden", "all_forbidden", "last"])
 @pytest.mark.parametrize("temperature", [0.0, 0.6])
-@pytest.mark.parametrize("remasking", ["low_confidence", "topk_margin", "entropy"])
-@pytest.mark.parametrize("changes", [{}, {"confidence_of": "sampling", "top_k": 5, "top_p": 0.9}], ids=str)
+@pytest.mark.parametrize("remasking", [LowConfidence, TopkMargin, LowEntropy])
+@pytest.mark.parametrize("changes", [{}, {"top_k": 5, "top_p": 0.9}], ids=str)
 def test_predictions_and_their_confidence_equal_a_plain_loop(end_token, temperature, remasking, changes):
-    config = SamplerConfig(end_token=end_token, remasking=remasking, **changes)
+    order = remasking(confidence_of="sampling" if changes else "model")
+    config = SamplerConfig(end_token=end_token, remasking=order, **changes)
     rng = np.random.default_rng(0)
     logits_BSV = rng.standard_normal((3, 8, 9)).astype(np.float32) * 2
     logits_BSV[:, ::2, SPECIAL.mask] += 4  # the model likes the mask, an end token, a closing token
@@ -129,7 +130,11 @@ def test_the_mask_token_keeps_its_share_of_the_confidence():
     np.testing.assert_allclose(found.confidence_BS[0, 0], 1 / 16, rtol=1e-5)
 
 
-@pytest.mark.parametrize("changes", [{"top_k": 1}, {"top_p": 0.3}, {"top_k": 1, "confidence_of": "sampling"}], ids=str)
+@pytest.mark.parametrize(
+    "changes",
+    [{"top_k": 1}, {"top_p": 0.3}, {"top_k": 1, "remasking": LowConfidence(confidence_of="sampling")}],
+    ids=str,
+)
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_a_filter_that_leaves_only_the_mask_is_not_applied(temperature, changes):
     logits = np.random.default_rng(0).standard_normal((2, 3, 9)).astype(np.float32)

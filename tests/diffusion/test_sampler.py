@@ -23,12 +23,16 @@ from d1jax.config import (
     Even,
     Factor,
     Klass,
+    LowConfidence,
+    LowEntropy,
     MeshConfig,
     NoCache,
     PrefixCache,
+    RandomOrder,
     SamplerConfig,
     Threshold,
     Time,
+    TopkMargin,
 )
 from d1jax.data.tokenizers import SpecialTokens
 from d1jax.diffusion.canvas import Canvas
@@ -90,7 +94,10 @@ DREAM = (
     *(f"{rule}_single_s16" for rule in ("maskgit_plus", "topk_margin", "entropy")),
     "entropy_topk5_s16", "entropy_topk50_s16", "origin_s16",
 )  # fmt: skip
-RULES = {"maskgit_plus": "low_confidence", "topk_margin": "topk_margin", "entropy": "entropy", "origin": "random"}
+RULES = {
+    "maskgit_plus": LowConfidence(confidence_of="sampling"), "topk_margin": TopkMargin(confidence_of="sampling"),
+    "entropy": LowEntropy(confidence_of="sampling"), "origin": RandomOrder(),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", DREAM)
@@ -103,7 +110,7 @@ def test_tokens_and_steps_equal_dreams_sampler(golden_dream, name):
         prompt_BP[row, :real] = left_BP[row, real_BP[row] > 0]
     config = SamplerConfig(
         completion_length=length, block_length=length, steps=case["steps"], remasking=RULES[case["alg"]],
-        schedule=Chance() if case["alg"] == "origin" else Time(), confidence_of="sampling",
+        schedule=Chance() if case["alg"] == "origin" else Time(),
         top_k=case["top_k"] or 0, top_p=case["top_p"] or 1.0, early_exit=False,
     )  # fmt: skip
     expected_BC = io[f"{name}/unmask_step"][:rows, width:]

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from d1jax.config import Config, NoCache, SamplerConfig
 from d1jax.config.check import check
-from d1jax.config.sampler import Cache, Schedule
+from d1jax.config.sampler import Cache, Remasking, Schedule
 from d1jax.config.values import alternatives
 from d1jax.data.tokenizers import SpecialTokens
 from d1jax.diffusion.decoding import Prompts
@@ -106,8 +106,8 @@ def plain_weight(config, p, token, column):
         "entropy": float(np.sum(p * np.log(p + 1e-10))),
         "random": 0.0,
         "left_to_right": -column,
-    }[config.remasking]
-    return weight / (config.remasking_temperature or 1.0)
+    }[config.remasking.name]
+    return weight / (config.remasking.temperature or 1.0)
 
 
 def decode_row(row_alone, alignment, prompt, config, temperature, gumbel, uniform):
@@ -159,7 +159,7 @@ def decode_row(row_alone, alignment, prompt, config, temperature, gumbel, unifor
             allowed[MASK] = -np.inf
             token = int((allowed + gumbel[step][column] if temperature else allowed).argmax())
             token_logp = float(np.log(softmax(allowed)[token])) if temperature else 0.0
-            scored = sampled.copy() if config.confidence_of == "sampling" else logits
+            scored = sampled.copy() if config.remasking.confidence_of == "sampling" else logits
             if config.end_token == "last":
                 scored[[END, TURN_END]] = -np.inf
             p = softmax(scored) if np.isfinite(scored).any() else np.zeros(len(scored))
@@ -172,9 +172,9 @@ def decode_row(row_alone, alignment, prompt, config, temperature, gumbel, unifor
             if tokens[place] != MASK:
                 continue
             weight = drawn = plain_weight(config, p, token, column)
-            if config.remasking == "random":
+            if config.remasking.name == "random":
                 drawn = uniform[step][column]
-            elif config.remasking_temperature:
+            elif config.remasking.temperature:
                 drawn = weight - np.log(-np.log(uniform[step][column]))
             if config.end_token == "last" and token in (END, TURN_END):
                 drawn = -np.inf
@@ -194,7 +194,7 @@ def decode_row(row_alone, alignment, prompt, config, temperature, gumbel, unifor
                 order_logps[option.place] += np.log(chance if option in taken else 1 - chance)
         else:
             taken = options[:share]
-            if config.remasking == "random" or config.remasking_temperature:
+            if config.remasking.name == "random" or config.remasking.temperature:
                 for rank, option in enumerate(taken):
                     if option.drawn > -np.inf and rank >= forced:
                         left = [other.weight for other in options[rank:] if other.drawn > -np.inf]
@@ -208,7 +208,7 @@ def decode_row(row_alone, alignment, prompt, config, temperature, gumbel, unifor
     return tokens, steps, confidences, token_logps, order_logps, calls, cached_calls
 
 
-SCHEDULES, CACHES = alternatives(Schedule), alternatives(Cache)
+SCHEDULES, CACHES, ORDERS = alternatives(Schedule), alternatives(Cache), alternatives(Remasking)
 ADAPTIVE = {name for name, cls in SCHEDULES.items() if cls.adaptive}
 NUMBERS = {
     "threshold": {"threshold": [0.2, 0.5]},
@@ -227,17 +227,19 @@ def decodings(draw, schedule, cache):
         ("threshold", "factor", "klass"), surest
     )
     remasking = draw(st.sampled_from(orders.get(schedule, [*surest, "random"])))
-    drawn = schedule in ("even", "time") and remasking not in ("random", "left_to_right")
+    order = {}
+    if remasking != "random":
+        order["confidence_of"] = draw(st.sampled_from(["model", "sampling"]))
+    if schedule in ("even", "time") and remasking not in ("random", "left_to_right"):
+        order["temperature"] = draw(st.sampled_from([0.0, 0.4]))
     config = SamplerConfig(
         completion_length=blocks * block,
         block_length=block,
         steps=blocks * draw(st.integers(1, block)),
-        remasking=remasking,
-        remasking_temperature=draw(st.sampled_from([0.0, 0.4])) if drawn else 0.0,
+        remasking=ORDERS[remasking](**order),
         schedule=SCHEDULES[schedule](
             **{name: draw(st.sampled_from(values)) for name, values in NUMBERS.get(schedule, {}).items()}
         ),
-        confidence_of=draw(st.sampled_from(["model", "sampling"])),
         top_k=draw(st.sampled_from([0, 4])) if schedule != "klass" else 0,
         guidance=draw(st.sampled_from([0.0, 0.0, 0.8])) if cache == "none" else 0.0,
         end_token=draw(st.sampled_from(["allowed", "forbidden", "last"])),

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from d1jax.config import SamplerConfig
+from d1jax.config import LowConfidence, SamplerConfig
 from d1jax.config.sampler import Schedule
 from d1jax.config.values import alternatives
 from d1jax.data.tokenizers import SpecialTokens
@@ -56,7 +56,9 @@ def test_forced_positions_come_first_and_end_tokens_last():
 
 
 @pytest.mark.parametrize(
-    "config", [SamplerConfig(remasking="random"), SamplerConfig(remasking_temperature=0.5)], ids=["random", "drawn"]
+    "config",
+    [SamplerConfig(remasking="random"), SamplerConfig(remasking=LowConfidence(temperature=0.5))],
+    ids=["random", "drawn"],
 )
 def test_drawn_orders_have_the_distribution_whose_log_probability_is_returned(config):
     """All orders of three of four positions, 40,000 times: how often each came against exp(sum of its log-probabilities)."""
