@@ -89,7 +89,10 @@ def run(own: dict[str, str], counts: dict[str, int], overrides: Sequence[str]) -
         raise UserError(f"--step {step} needs --stage, and must be a number")
     source = run_source(own["run"], stage)
     directory = source.run
-    config = parse(overrides, source.config, "audit", READS)
+    # As its stage saw it: a stage may sample at a temperature of its own.
+    seen = source.last_stage in source.config.stage_names
+    base = source.config.for_stage(source.last_stage) if seen else source.config
+    config = parse(overrides, base, "audit", READS)
     context = build(config, training=False, saved=directory.source)
     config = context.config
     check_same_model(context, source)

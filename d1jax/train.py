@@ -101,7 +101,8 @@ def run(config: Config) -> dict[str, Any]:
             if result is None:  # no stage trained anything
                 result = summary.write(context, directory)
     print(grade.table(result["stages"], result["baselines"]))
-    print(f"\nreport: {directory.path / 'report.html'}   numbers: {directory.summary}")
+    report = f"report: {directory.path / 'report.html'}   " if config.trained_stages else ""
+    print(f"\n{report}numbers: {directory.summary}")
     return result
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterable, Iterator
 
 from d1jax.config.errors import UserError
-from d1jax.config.no_effect import Command, no_effect, unread
+from d1jax.config.no_effect import Command, no_effect, unread_by_stage
 from d1jax.config.schema import Config, PreferenceConfig, RejectionConfig, RlConfig, Stage
 from d1jax.config.setting import Rule, bounds, rules_of
 
@@ -29,22 +30,29 @@ def check(config: Config, command: Command = "train") -> Config:
 
 def all_rules(config: Config) -> Iterator[Rule]:
     """Every bound and rule of a configuration, and of each of its stages; what divides by numbers comes after their bounds."""
-    changed = [stage for stage in config.stages if stage.changes]
-    resolved = [config, *(config.for_stage(stage.name) for stage in changed)]
-    sizes = [rule for one in resolved for rule in bounds(one)]
+    changed = [(stage, config.for_stage(stage.name)) for stage in config.stages if stage.changes]
+    sizes = list(bounds(config))
+    for stage, one in changed:
+        sizes += _said_of(stage, bounds(getattr(one, stage.kind), f"{stage.kind}."))
     yield from sizes
     if any(broken for broken, _ in sizes):
         return
     yield from rules_of(config)
-    for stage, one in zip(changed, resolved[1:], strict=True):
-        yield from rules_of(getattr(one, stage.kind))
-        yield from one.rules_between_sections()
-        yield from _idle_changes(one, stage)
+    for stage, one in changed:
+        rules = (
+            rules_of(getattr(one, stage.kind), stage.kind),
+            one.rules_between_sections(),
+            _idle_changes(one, stage),
+        )
+        yield from _said_of(stage, itertools.chain(*rules))
+
+
+def _said_of(stage: Stage, rules: Iterable[Rule]) -> Iterator[Rule]:
+    for broken, message in rules:
+        yield broken, f"stage {stage.name!r}: {message}"
 
 
 def _idle_changes(config: Config, stage: Stage) -> Iterator[Rule]:
     """What a stage changes without an effect."""
-    for name, reader in unread(config).items():
-        kind, _, key = name.partition(".")
-        changed = kind == stage.kind and key.partition(".")[0] in stage.changes
-        yield changed, f"stage {stage.name!r}: {no_effect(name, reader)}"
+    for name, reader in unread_by_stage(config, stage.kind).items():
+        yield name.split(".")[1] in stage.changes, no_effect(name, reader)

@@ -51,7 +51,7 @@ class _Masked(Estimator):
     def rules(self) -> Iterator[Rule]:
         yield (
             self.low >= self.high,
-            f"estimator.low = {self.low} and high = {self.high} must satisfy 0 <= low < high <= 1",
+            f"low = {self.low} and high = {self.high} must satisfy 0 <= low < high <= 1",
         )
 
 
@@ -79,11 +79,11 @@ class _Weighted(_Masked):
         full_mask = getattr(self, "full_mask", False)
         yield (
             full_mask and self.weight == "uniform",
-            "estimator.full_mask adds to weights 1 / share; set estimator.weight = inverse",
+            "full_mask adds to weights 1 / share; set weight = inverse",
         )
         yield (
             self.upper_share > 0 and (self.weight == "uniform" or full_mask),
-            "estimator.upper_share > 0: the upper bound needs random maskings with weights 1 / share; set weight to inverse and "
+            "upper_share > 0: the upper bound needs random maskings with weights 1 / share; set weight to inverse and "
             "full_mask to false",
         )
 
@@ -131,7 +131,7 @@ class Trajectory(Estimator):
     def rules(self) -> Iterator[Rule]:
         yield (
             self.shrink > 0 and self.samples != 1,
-            f"estimator.samples = {self.samples} with estimator.shrink = {self.shrink}: the number of segments follows from shrink; "
+            f"samples = {self.samples} with shrink = {self.shrink}: the number of segments follows from shrink; "
             "leave one of them out",
         )
 

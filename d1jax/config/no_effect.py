@@ -29,10 +29,19 @@ class Reader(NamedTuple):
 
 def unread(config: Config, command: Command = "train") -> dict[str, str]:
     """{full name of a setting that differs from its default and has no effect: what would have to be set for one}."""
-    readers = {f"sampler.{name}": reader for name, reader in _sampler(config.sampler, _drawn(config, command)).items()}
-    readers |= _shared(config, command)
-    if command == "train" and "rl" in config.kinds:
-        readers |= _rl(config)
+    readers = _shared(config, command)
+    readers |= {f"sampler.{name}": reader for name, reader in _sampler(config.sampler, _drawn(config, command)).items()}
+    stages = [_rl(config.for_stage(stage.name)) for stage in config.stages if stage.kind == "rl"]
+    if command == "train" and stages:  # what one of several stages reads is no misunderstanding
+        readers |= {
+            name: next((one[name] for one in stages if one[name].reads), found) for name, found in stages[0].items()
+        }
+    return {name: reader.where for name, reader in readers.items() if not reader.reads and _differs(config, name)}
+
+
+def unread_by_stage(config: Config, kind: str) -> dict[str, str]:
+    """`unread` of the section `kind` alone, in the configuration as one stage of that kind sees it."""
+    readers = _rl(config) if kind == "rl" else {}
     return {name: reader.where for name, reader in readers.items() if not reader.reads and _differs(config, name)}
 
 
@@ -141,6 +150,9 @@ def _rl(config: Config) -> dict[str, Reader]:
         "rl.mask_sharing": Reader(masks, "rl.prompt_mask above 0, or an estimator that draws its maskings"),
         "rl.fresh_masks": Reader(
             masks and rl.num_iterations > 1, "rl.num_iterations above 1 and rl.prompt_mask above 0, or drawn maskings"
+        ),
+        "rl.collapse.log_ratio": Reader(
+            watched and rl.policy_loss.name != "policy_gradient", "a rl.policy_loss that compares with the old policy"
         ),
         "rl.collapse.kl": Reader(watched and rl.kl.name != "none", "a rl.kl"),
     }

@@ -19,6 +19,7 @@ RENAMED = {
     "pooling": "loss_aggregation",
 }  # fmt: skip
 PARAMETERS = {"entropy_bound": "bound"}
+_CURE = "train it again, or use the version that wrote it"
 
 
 def of_older_run(raw: dict[str, Any], path: str) -> dict[str, Any]:
@@ -59,9 +60,17 @@ def _rl(raw: Mapping[str, Any], path: str, used: bool) -> dict[str, Any]:
     for key, kept in gone.items():
         if used and raw.get(key, kept[0]) not in kept:
             raise UserError(
-                f"{path}: rl.{key} = {raw[key]} is of an older d1jax; preferences and rejection sampling are stages of their own now. "
-                "Train it again, or use the version that wrote it"
+                f"{path}: rl.{key} = {raw[key]} is of an older d1jax; preferences and rejection sampling are stages of their own now; "
+                f"{_CURE}"
             )
+    if used and raw.get("clip") == "none" and raw.get("ratio", "token") != "none":
+        raise UserError(
+            f"{path}: rl.clip = none beside rl.ratio = {raw.get('ratio', 'token')} is of an older d1jax; {_CURE}"
+        )
+    if used and raw.get("kl_in") == "reward" and raw.get("kl_coefficient", 0) > 0 and raw.get("kl", "k3") != "k1":
+        raise UserError(
+            f"{path}: rl.kl = {raw.get('kl', 'k3')} in the reward is of an older d1jax, which takes k1 now; {_CURE}"
+        )
     if not used:
         return {}
     same = ("steps", "prompts_per_step", "temperature", "prompt_mask", "mask_sharing", "fresh_masks", "reward_weights",

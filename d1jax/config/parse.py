@@ -61,6 +61,7 @@ def parse_with_origins(
             origins |= dict.fromkeys(named, source)
         idle = {name for name in unread(build(Config, raw), command) if name in given_here or name in idle}
     config = check(build(Config, raw), command)
+    _check_overridden(config, [name for name, source in origins.items() if source.startswith(COMMAND_LINE)])
     if idle:
         where = unread(config, command)
         alike: dict[tuple[str, str], list[str]] = {}
@@ -73,6 +74,19 @@ def parse_with_origins(
     # Once more, because a rule may look at a setting that has just fallen back to its default.
     config = check(without_unread(config, command), command)
     return config, {name: origins[name] for name in _changed(config) if name in origins}
+
+
+def _check_overridden(config: Config, given: Sequence[str]) -> None:
+    """Raises UserError for a flag of a section that each of its stages overrides: nothing would read it."""
+    for name in given:
+        kind, _, key = name.partition(".")
+        stages = [stage for stage in config.stages if stage.kind == kind]
+        if stages and all(key.partition(".")[0] in stage.changes for stage in stages):
+            names = " and ".join(repr(stage.name) for stage in stages)
+            raise UserError(
+                f"{COMMAND_LINE}: {name} = {shown(_written(value_at(config, name)))} has no effect: stage {names} sets its own; change "
+                "it there (in stages), or leave this out"
+            )
 
 
 def _written(value: Any) -> Any:

@@ -142,7 +142,7 @@ class KlInLoss:
     def rules(self) -> Iterator[Rule]:
         yield (
             self.estimator == "k3" and self.level == "sequence",
-            "rl.kl.estimator = k3 on sequences: exp of a sum over tokens has no bound; set it to k2, or rl.kl.level = token",
+            "estimator = k3 on sequences: exp of a sum over tokens has no bound; set it to k2, or level = token",
         )
 
 

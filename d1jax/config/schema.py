@@ -15,11 +15,12 @@ from d1jax.config.rl import RlConfig
 from d1jax.config.sampler import SamplerConfig
 from d1jax.config.setting import MOST, Rule, section, setting, with_fields
 from d1jax.config.training import MAX_ROWS, PreferenceConfig, RejectionConfig, SftConfig
-from d1jax.config.values import build, merge, plain
+from d1jax.config.values import alternatives, build, hints_of, merge, plain
 from d1jax.config.yaml_text import shown
 
 SECTIONS = {"sft": SftConfig, "rl": RlConfig, "preference": PreferenceConfig, "rejection": RejectionConfig}
 KINDS = tuple(SECTIONS)
+RESERVED = {"weights", "evaluation", "audit"}  # purposes that have random keys of their own (weights/variables.py)
 TASK_NAMES = ("sudoku", "countdown", "traces")
 TRAINING = (
     "sft",
@@ -118,7 +119,7 @@ class Stage:
                 f"{source}: {where}: name {shown(name)} must be letters, digits and _, beginning with a letter: files are called by it"
             )
         changes = {key: found for key, found in given.items() if key not in ("name", "kind")}
-        merge(plain(SECTIONS[kind]()), changes, SECTIONS[kind], f"{source}: {where}")
+        merge(plain(SECTIONS[kind]()), _with_names(changes, SECTIONS[kind]), SECTIONS[kind], f"{source}: {where}")
         return cls(name, kind, changes)
 
     @property
@@ -127,6 +128,18 @@ class Stage:
         if self.name == self.kind and not self.changes:
             return self.name
         return {"name": self.name, "kind": self.kind, **self.changes}
+
+
+def _with_names(changes: Mapping[str, Any], cls: type) -> dict[str, Any]:
+    """The changes, to be looked at before the section that they change is known: parameters of a choice that the section makes
+    (`kl: {coefficient: 0.1}`) under the name of one that has them."""
+    named = dict(changes)
+    for key, value in changes.items():
+        choices = alternatives(hints_of(cls).get(key))
+        if isinstance(value, Mapping) and "name" not in value:
+            owner = next((name for name, one in choices.items() if value.keys() <= hints_of(one).keys()), None)
+            named[key] = {"name": owner, **value} if owner else value
+    return named
 
 
 @with_fields
@@ -218,9 +231,12 @@ class Config:
         yield not self.run_dir, "run_dir is empty; name a directory"
         yield not self.stages, "stages is empty; write e.g. [sft, rl]"
         yield (
-            len(set(names)) != len(names),
-            f"stages = {list(names)} has a name twice; give each its own, e.g. {{name: sft_2, kind: sft}}",
+            len({name.casefold() for name in names}) != len(names),
+            f"stages = {list(names)} has a name twice (files are called by it, so capitals do not tell two apart); give each its own, "
+            "e.g. {name: sft_2, kind: sft}",
         )
+        for name in RESERVED & set(names):
+            yield True, f"stages: {name!r} is what d1jax calls something else; choose another name for the stage"
         yield (
             first not in ("", "sft") and not self.init_from,
             f"stages begins with {first!r}, from random weights; set init_from to a run, or put 'sft' first",

@@ -66,14 +66,18 @@ def settings(part: Any, prefix: str = "") -> Iterator[tuple[str, Any, dataclasse
             yield prefix + field.name, value, field
 
 
-def rules_of(part: Any) -> Iterator[Rule]:
-    """What the sections and choices of a section forbid; each has a method `rules` where it forbids anything."""
+def rules_of(part: Any, path: str = "") -> Iterator[Rule]:
+    """What the sections and choices of a section forbid; each has a method `rules` where it forbids anything.
+
+    A section names its settings in full. A choice, which may stand in several sections, does not know where: its `path` is put before.
+    """
     if hasattr(part, "rules"):
-        yield from part.rules()
+        where = f"{path}: " if is_choice(part) else ""
+        yield from ((broken, where + message) for broken, message in part.rules())
     for field in dataclasses.fields(part):
         value = getattr(part, field.name)
         if dataclasses.is_dataclass(value):
-            yield from rules_of(value)
+            yield from rules_of(value, f"{path}.{field.name}" if path else field.name)
 
 
 def value_at(part: Any, name: str) -> Any:
@@ -83,9 +87,9 @@ def value_at(part: Any, name: str) -> Any:
     return part
 
 
-def bounds(part: Any) -> Iterator[Rule]:
+def bounds(part: Any, prefix: str = "") -> Iterator[Rule]:
     """The bounds of every number in a section."""
-    for name, value, field in settings(part):
+    for name, value, field in settings(part, prefix):
         if type(value) in (int, float):
             yield from _bounds_of(name, value, field.metadata)
 

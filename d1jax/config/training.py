@@ -12,6 +12,7 @@ from d1jax.config.setting import Rule, choice, section, setting, with_fields
 from d1jax.config.values import WithChoices
 
 MAX_ROWS = 2**20
+UPPER_BOUND = {"upper_share": 0.0, "upper_exponent": 1.5}  # parameters of estimators that only RL can use
 
 
 @with_fields
@@ -123,8 +124,8 @@ class PreferenceConfig(WithChoices, RewardedConfig, TrainingConfig):
             f"preference.grad_accumulation_steps = {parts} does not divide the {self.prompts_per_step} pairs of a step",
         )
         yield (
-            getattr(self.estimator, "upper_share", 0.0) > 0,
-            "preference.estimator.upper_share goes by the sign of an advantage, and a pair has none; leave it out",
+            any(getattr(self.estimator, name, default) != default for name, default in UPPER_BOUND.items()),
+            "preference.estimator: upper_share and upper_exponent go by the sign of an advantage, and a pair has none; leave them out",
         )
 
 

@@ -102,7 +102,7 @@ def _merged_choice(base: Any, value: Any, named: Mapping[str, type], source: str
     if not isinstance(given, Mapping):
         raise UserError(f"{source}: {path} = {shown(value)} is not one of {', '.join(named)}")
     name = given.get("name", before["name"])
-    if name not in named:
+    if not isinstance(name, str) or name not in named:
         near = difflib.get_close_matches(str(name), named, n=1)
         suggestion = f" (did you mean '{near[0]}'?)" if near else ""
         raise UserError(f"{source}: {path} = {shown(name)} is not one of {', '.join(named)}{suggestion}")

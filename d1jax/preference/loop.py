@@ -8,7 +8,7 @@ Differs from both: the pairs are made on the way, by the task's reward, of compl
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -22,7 +22,7 @@ from d1jax.config import PreferenceConfig
 from d1jax.evaluation.grade import headline
 from d1jax.models import sharding
 from d1jax.models.transformer import Variables, in_model_dtype
-from d1jax.preference.loss import Pairs, dpo, pairs_of
+from d1jax.preference.loss import dpo, pairs_of
 from d1jax.rollouts import metrics as rollout_metrics
 from d1jax.rollouts.generate import Failures, Generator, grade
 from d1jax.training.context import Context
@@ -39,6 +39,8 @@ from d1jax.training.optimizer import (
 )
 from d1jax.training.setup import split, trained_table, with_adapter
 from d1jax.training.stage_log import Clock, StageLog
+
+FIRST_STEPS, NO_PAIRS = 3, 0.9  # a share of tied groups from which a stage hardly learns, over so many steps
 
 
 class Rows(NamedTuple):
@@ -105,15 +107,31 @@ def train(context: Context, start: Variables, log: StageLog) -> Variables:
             **rollout_metrics.of_completions(
                 rollout, graded.texts, group, special.end_ids, context.task.columns is not None
             ),
-            **_pair_metrics(pairs),
+            "pairs/tied": float(pairs.tied_Q.mean()),
             "learning_rate": float(schedule(step)),
             **clock.laps,
         }
         if log.evaluates(step + 1):
             values |= headline(context, {**frozen, **state.trainable})
         log.log_metrics(step + 1, values, watch=("loss", "rewards/accuracies", "rewards/margins"))
+        log.notes(no_pairs(log.recent, step + 1, config.steps))
         log.save_checkpoint(step + 1, _items(state, reference))
     return {**frozen, **state.trainable}
+
+
+def no_pairs(history: Sequence[Mapping[str, float]], step: int, steps: int) -> list[str]:
+    """A warning for the log after the first steps where nearly all pairs are tied, so that nothing is learnt; [] otherwise."""
+    first = min(FIRST_STEPS, steps)
+    if step != first or len(history) < first:
+        return []
+    tied = float(np.mean([values["pairs/tied"] for values in history[-first:]]))
+    if tied < NO_PAIRS:
+        return []
+    reward = float(np.mean([values["reward"] for values in history[-first:]]))
+    return [
+        f"in the first {first} steps {tied:.0%} of the groups had equal rewards (mean reward {reward:.3g}), so there is no pair to learn "
+        "from; sample more completions a problem (preference.num_generations), or take problems that are neither too easy nor too hard"
+    ]
 
 
 def make_update(
@@ -161,10 +179,6 @@ def make_update(
         }
 
     return update
-
-
-def _pair_metrics(pairs: Pairs) -> dict[str, float]:
-    return {"pairs/tied": float(pairs.tied_Q.mean())}
 
 
 def _items(state: TrainState, reference: Variables) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from d1jax.config import RlConfig, SamplerConfig, StopOnCollapse
 from d1jax.config.errors import Diverged
 from d1jax.config.rl import Collapse
 from d1jax.models.transformer import Variables
-from d1jax.rl.loss import LEVELS, clip_range, exp
+from d1jax.rl.loss import LEVELS, clip_range, safe_exp
 from d1jax.rl.update import Batch, FirstScores, view_keys
 from d1jax.training.likelihood import Scorer
 
@@ -81,7 +81,7 @@ def _masks_alone(start_2BC: np.ndarray, counted_BC: np.ndarray, config: RlConfig
     )
     spread = float(np.sqrt(np.mean(apart_BC[counted_BC] ** 2)))
     low, high = clip_range(config.policy_loss)
-    ratio_BC = np.asarray(exp(jnp.asarray(apart_BC, jnp.float32)))
+    ratio_BC = np.asarray(safe_exp(jnp.asarray(apart_BC, jnp.float32)))
     clipped = float(np.mean(((ratio_BC < low) | (ratio_BC > high))[counted_BC]))
     if spread == 0:
         return []

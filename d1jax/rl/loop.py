@@ -1,6 +1,6 @@
 """One RL stage, top to bottom: rollout, rewards, advantages, update. The names in the config make it diffu-GRPO or another method.
 
-Q problems, G completions of each, B = Q G rows, C completion columns, U inner updates.
+Q problems, G completions of each, B = Q G rows, C completion columns, P prompt columns; 2: first and last inner update.
 
 Source: d1, arXiv 2504.12216, algorithm 1, for the order of things; configs/methods says what each method is.
 Differs from d1's released code: mu inner updates meet mu different prompt masks for every accumulation setting; the reference
@@ -21,7 +21,7 @@ from d1jax.models import sharding
 from d1jax.models.transformer import Variables, in_model_dtype
 from d1jax.rl import diagnostics, metrics
 from d1jax.rl.advantages import compute_advantages
-from d1jax.rl.loss import make_kl_penalty
+from d1jax.rl.loss import make_kl_in_reward
 from d1jax.rl.reference import at_the_start, moved
 from d1jax.rl.update import Batch, make_update
 from d1jax.rollouts import metrics as rollout_metrics
@@ -50,7 +50,7 @@ def train(context: Context, start: Variables, log: StageLog) -> Variables:
     )
     update = make_update(scorer, optimizer, config, state)
     start_scores = diagnostics.make_start_scores(scorer, config)
-    kl_penalty = make_kl_penalty(scorer)
+    with_kl = make_kl_in_reward(scorer, config.kl)
     reference = at_the_start(config, context.config.model, state.trainable, frozen)
     state, reference, first_step = _resumed(log, state, reference)
     log.notes(diagnostics.notes(config, sampler))
@@ -72,24 +72,20 @@ def train(context: Context, start: Variables, log: StageLog) -> Variables:
         # -- rewards, on the host
         graded = grade(context, config.reward_weights, prompts, rollout, group)
         log.notes(failures.note(step + 1, graded))
-        reward_QG, values = graded.reward_QG, {}
-        if config.kl.name == "reward":
-            kl_B, tokens = kl_penalty(policy, reference, batch, update_key)
-            reward_QG = reward_QG - config.kl.coefficient * np.asarray(kl_B, np.float64).reshape(reward_QG.shape)
-            values["kl"] = float(kl_B.sum() / tokens)
+        reward_QG, values = with_kl(graded.reward_QG, policy, reference, batch, update_key)
         clock.lap("time/reward_s")
 
         # -- advantages, a number a token
         advantage_BC = compute_advantages(config, rollout, reward_QG, context.tokenizer, graded.judge, (seed, step))
-        ready = Batch(batch, sharding.shard_batch(context.mesh, advantage_BC))
+        train_batch = Batch(batch, sharding.shard_batch(context.mesh, advantage_BC))
 
         # -- update: mu inner updates in one compiled call
-        start_2BC = start_scores({**frozen, **state.trainable}, ready, update_key) if step == 0 else None
+        start_scores_2BC = start_scores({**frozen, **state.trainable}, train_batch, update_key) if step == 0 else None
         del policy  # in training its copy in the model's dtype is not needed
-        state, inner, first = update(state, frozen, reference, ready, update_key)
-        inner = jax.device_get(inner)
-        if start_2BC is not None:
-            checked = jax.device_get((first, start_2BC))
+        state, update_metrics, first_scores = update(state, frozen, reference, train_batch, update_key)
+        update_metrics = jax.device_get(update_metrics)
+        if start_scores_2BC is not None:
+            checked = jax.device_get((first_scores, start_scores_2BC))
             log.notes(diagnostics.check_start(*checked, advantage_BC, config, context.config.model.dtype))
         reference = moved(config, reference, {**frozen, **state.trainable}, step)
         clock.lap("time/update_s")
@@ -100,7 +96,7 @@ def train(context: Context, start: Variables, log: StageLog) -> Variables:
             **rollout_metrics.of_completions(
                 rollout, graded.texts, group, special.end_ids, context.task.columns is not None
             ),
-            **metrics.of_update(inner, config),
+            **metrics.of_update(update_metrics, config),
             "learning_rate": float(schedule(step * config.num_iterations)),
             **clock.laps,
         }

@@ -10,14 +10,15 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from d1jax.config import KlInLoss, RlConfig
-from d1jax.config.rl import PolicyLoss
+from d1jax.config.rl import Kl, PolicyLoss
 from d1jax.models.transformer import Variables
 from d1jax.training.likelihood import RolloutBatch, Scorer
 
-LARGEST = 20.0  # of what is exponentiated: a ratio of 5e8 is far outside every clip range
+MAX_LOG_RATIO = 20.0  # nats, of what is exponentiated: a ratio of 5e8 is far outside every clip range
 
 
 class TokenTerms(NamedTuple):
@@ -52,7 +53,7 @@ def token_terms(
     if policy_loss.name == "policy_gradient":
         old_logp_BC = jax.lax.stop_gradient(logp_BC)
     log_ratio_BC = LEVELS[policy_loss.level]((logp_BC - old_logp_BC) * mask_BC, mask_BC)
-    ratio_BC = exp(log_ratio_BC)
+    ratio_BC = safe_exp(log_ratio_BC)
     low, high = clip_range(policy_loss)
     if policy_loss.name == "policy_gradient":
         policy_BC = -advantage_BC * logp_BC
@@ -90,13 +91,13 @@ def kl_of(kl: KlInLoss, logp_BC: Array, reference_logp_BC: Array, mask_BC: Array
     return jnp.broadcast_to(estimate(*sums) / _length(mask_BC), logp_BC.shape)
 
 
-def exp(x: Array) -> Array:
-    """exp(x), and beyond x = LARGEST its tangent there: finite, with a finite gradient of the right sign.
+def safe_exp(x: Array) -> Array:
+    """safe_exp(x), and beyond x = MAX_LOG_RATIO its tangent there: finite, with a finite gradient of the right sign.
 
     exp overflows in fp32 beyond 88, and 0 x inf in a gradient is NaN: one such token would void the update of the whole batch.
     """
-    within = jnp.minimum(x, LARGEST)
-    return jnp.exp(within) * (1 + jnp.maximum(x - LARGEST, 0.0))
+    within = jnp.minimum(x, MAX_LOG_RATIO)
+    return jnp.exp(within) * (1 + jnp.maximum(x - MAX_LOG_RATIO, 0.0))
 
 
 # -- importance-sampling levels: (log ratio per token, mask) -> per token ----------------------------------------------------------
@@ -107,12 +108,12 @@ def of_token(log_ratio_BC: Array, mask_BC: Array) -> Array:
 
 
 def of_sequence_sum(log_ratio_BC: Array, mask_BC: Array) -> Array:
-    """GDPO, arXiv 2510.08554: exp(ELBO - old ELBO)."""
+    """GDPO, arXiv 2510.08554: safe_exp(ELBO - old ELBO)."""
     return jnp.broadcast_to(jnp.sum(log_ratio_BC, axis=1, keepdims=True), log_ratio_BC.shape)
 
 
 def of_sequence_mean(log_ratio_BC: Array, mask_BC: Array) -> Array:
-    """ESPO, arXiv 2512.03759; GSPO, arXiv 2507.18071: exp((ELBO - old ELBO) / L)."""
+    """ESPO, arXiv 2512.03759; GSPO, arXiv 2507.18071: safe_exp((ELBO - old ELBO) / L)."""
     return of_sequence_sum(log_ratio_BC, mask_BC) / _length(mask_BC)
 
 
@@ -142,9 +143,9 @@ def k2(logp: Array, reference_logp: Array) -> Array:
 
 
 def k3(logp: Array, reference_logp: Array) -> Array:
-    """exp(d) - d - 1 with d = reference - policy: unbiased for KL(policy || reference) under the policy, never negative."""
+    """safe_exp(d) - d - 1 with d = reference - policy: unbiased for KL(policy || reference) under the policy, never negative."""
     difference = reference_logp - logp
-    return exp(difference) - difference - 1
+    return safe_exp(difference) - difference - 1
 
 
 KL: dict[str, Callable[[Array, Array], Array]] = {"k1": k1, "k2": k2, "k3": k3}
@@ -195,11 +196,14 @@ AGGREGATIONS: dict[str, Callable[[Array, int], Array]] = {
 }
 
 
-def make_kl_penalty(scorer: Scorer) -> Callable[..., tuple[Array, Array]]:
-    """`penalty(policy, reference, rollout, key) -> ([B] sums over a text of log p - log p_reference, tokens in all)`, compiled.
+def make_kl_in_reward(scorer: Scorer, kl: Kl) -> Callable[..., tuple[np.ndarray, dict[str, float]]]:
+    """`with_kl(reward_QG, policy, reference, rollout, key) -> (rewards, metrics)`: rewards as they are, unless rl.kl = reward.
 
-    PPO subtracts it, times a coefficient, from the reward; no gradient flows through it (DeepSeekMath, arXiv 2402.03300, eq. 2).
+    PPO takes coefficient x the sum over a text of log p - log p_reference off the reward; no gradient flows through it
+    (DeepSeekMath, arXiv 2402.03300, eq. 2). The metric `kl` is its mean over tokens.
     """
+    if kl.name != "reward":
+        return lambda reward_QG, *_: (reward_QG, {})
 
     @jax.jit
     def penalty(policy: Variables, reference: Variables, rollout: RolloutBatch, key: Array) -> tuple[Array, Array]:
@@ -207,4 +211,11 @@ def make_kl_penalty(scorer: Scorer) -> Callable[..., tuple[Array, Array]]:
         kl_BC = k1(*(scorer.logps(variables, rollout, key) for variables in (policy, reference)))
         return jnp.sum(kl_BC * text_BC, axis=1), jnp.sum(text_BC)
 
-    return penalty
+    def with_kl(
+        reward_QG: np.ndarray, policy: Variables, reference: Variables, rollout: RolloutBatch, key: Array
+    ) -> tuple[np.ndarray, dict[str, float]]:
+        kl_B, tokens = penalty(policy, reference, rollout, key)
+        taken_QG = kl.coefficient * np.asarray(kl_B, np.float64).reshape(reward_QG.shape)
+        return reward_QG - taken_QG, {"kl": float(kl_B.sum() / tokens)}
+
+    return with_kl

@@ -8,6 +8,7 @@ Source: RFT in DeepSeekMath's unified view, arXiv 2402.03300, section 5.2; DeepS
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import sys
 from pathlib import Path
 from typing import Any
@@ -18,13 +19,13 @@ import numpy as np
 from d1jax.config import UserError
 from d1jax.data.examples import Problems
 from d1jax.diffusion.rollout import Rollout
-from d1jax.files import write_jsonl
+from d1jax.files import write_json, write_jsonl
 from d1jax.models.transformer import Variables, in_model_dtype
 from d1jax.rollouts.generate import Generator, Prompts, grade
 from d1jax.tasks.task import DataError
 from d1jax.training.context import Context
 from d1jax.training.stopping import StopRequest
-from d1jax.weights.run import read_records
+from d1jax.weights.run import read_record, read_records
 
 
 def run(context: Context, variables: Variables, stage: str, out: Path, stop: StopRequest) -> None:
@@ -32,7 +33,8 @@ def run(context: Context, variables: Variables, stage: str, out: Path, stop: Sto
 
     Of a problem at most keep_per_prompt different right completions stay. Raises DataError where none is right: nothing could be learnt.
     """
-    if out.exists():
+    if out.exists() and _record(out).exists():
+        _check_record(out)
         return
     config = context.config.rejection
     generate = Generator(context, config)
@@ -47,8 +49,10 @@ def run(context: Context, variables: Variables, stage: str, out: Path, stop: Sto
         key = jax.random.fold_in(context.key(stage), step)
         rollout = generate(policy, prompts, key)
         graded = grade(context, {config.accept: 1.0}, prompts, rollout, config.num_generations)
-        right_B = graded.parts_B[config.accept] == 1.0
-        sampled += len(right_B)
+        # The last batch is as large as the others, for one compiled program; what is beyond the wanted problems does not count.
+        wanted_B = np.arange(len(prompts.rows)) < (wanted - first) * config.num_generations
+        right_B = (graded.parts_B[config.accept] == 1.0) & wanted_B
+        sampled += int(wanted_B.sum())
         kept += _distinct(context, prompts, rollout, graded.texts, right_B, seen, config.keep_per_prompt)
     if not kept:
         raise DataError(
@@ -56,6 +60,7 @@ def run(context: Context, variables: Variables, stage: str, out: Path, stop: Sto
             "(rejection.num_generations), or train longer before"
         )
     write_jsonl(out, kept)
+    write_json(_record(out), {"rows": len(kept), "sha256": hashlib.sha256(out.read_bytes()).hexdigest()})
     problems = len({one["row"] for one in kept})
     print(f"{stage}: kept {len(kept)} right completions of {problems} problems, out of {sampled}", file=sys.stderr)
 
@@ -84,15 +89,35 @@ def _distinct(
     return rows
 
 
+def _record(out: Path) -> Path:
+    """What the rows were when they were written; without it the stage has not finished."""
+    return out.with_suffix(".json")
+
+
+def _check_record(out: Path) -> None:
+    """Raises UserError where the kept rows are not those that were written."""
+    then = read_record(_record(out))
+    if hashlib.sha256(out.read_bytes()).hexdigest() != then.get("sha256"):
+        raise UserError(
+            f"{out}: not the {then.get('rows')} rows that this run has kept; put them back, or move the file away, and the same command "
+            "makes them again"
+        )
+
+
 def kept_problems(context: Context, path: Path, columns: int) -> Problems:
     """The rows that a rejection stage has kept, as what an SFT stage learns from. Raises UserError where they do not fit.
 
     columns: those of a target. The file holds what the model wrote; it is read as token ids, never as control text.
     """
     records = read_records(path)
+    if _record(path).exists():  # runs before 0.2 left none
+        _check_record(path)
+    if not records:
+        raise UserError(f"{path}: holds no rows; move the file away, and the same command makes it again")
     for number, one in enumerate(records, start=1):
         tokens, place = one.get("tokens"), one.get("row")
         known = isinstance(place, int) and 0 <= place < len(context.train)
+        known = known and one.get("prompt") == context.task.prompt(context.train.rows[place])
         vocabulary = context.model.config.vocab_size
         if (
             not known

@@ -67,7 +67,7 @@ def reward_rows(
         place = f"task {task.name!r}, row {index}"
         try:
             rewards = task.rewards(row, text)
-        except Exception as error:  # a task is user code; whatever it raises concerns one text
+        except (Exception, SystemExit) as error:  # a task is user code; whatever it raises concerns one text
             rewards, wrong = {}, f"{place}: rewards raised {type(error).__name__}: {error}"
         else:
             if not isinstance(rewards, Mapping):

@@ -95,7 +95,7 @@ def check_data(run: RunDirectory, data: Mapping[str, Mapping[str, Any]]) -> str 
         return "this run was begun before runs recorded their rows; whether these are the same cannot be told"
     changed = changed_rows(run, data)
     if changed:
-        raise UserError("; ".join(changed) + "; put the former rows back, or choose another run_dir")
+        raise UserError("; ".join(changed) + "; put back what was there, or choose another run_dir")
     return None
 
 
@@ -104,7 +104,7 @@ def changed_rows(run: RunDirectory, data: Mapping[str, Mapping[str, Any]]) -> li
     recorded = read_record(run.data) if run.data.exists() else data
     pairs = [(setting, recorded.get(setting, {}), now) for setting, now in data.items()]
     return [
-        f"{setting}: {now['source']} has other rows than when the run in {str(run.path)!r} began: {then.get('rows')} rows with "
+        f"{setting}: {now['source']} is not what it was when the run in {str(run.path)!r} began: {then.get('rows')} rows with "
         f"sha256 {str(then.get('sha256'))[:16]} then, {now['rows']} rows with {now['sha256'][:16]} now"
         for setting, then, now in pairs
         if then.get("sha256") != now["sha256"]

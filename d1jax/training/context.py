@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from d1jax.config import Config, TaskConfig, UserError
 from d1jax.config.setting import MOST
 from d1jax.data.examples import Examples, Problems, tokenise
-from d1jax.data.rows import check_references, read_rows
+from d1jax.data.rows import check_references, identity_of_file, read_rows
 from d1jax.models import sharding
 from d1jax.tasks.task import Row, Task
 from d1jax.training.setup import Setup, make_task, set_up
@@ -39,8 +39,12 @@ def build(
     check_rows_divide(setup.config, setup.mesh, training)
     task = make_task(setup.config.task)
     train_rows, eval_rows, data = read_rows(task, setup.config, log, training)
+    file = setup.config.task.name.rpartition(":")[0]
+    if file.endswith(".py"):
+        data["task.name"] = identity_of_file(Path(file))
     if training:
         check_reward_names(task, train_rows[0], setup.config)
+    task.grade(next(iter(eval_rows.values()))[0], "")  # a task of the user's own that cannot grade is found out now
     return assemble(setup, task, train_rows, eval_rows, data, log, training)
 
 
@@ -125,16 +129,19 @@ def _reward_names(config: Config) -> list[tuple[str, list[str]]]:
     return found
 
 
-def target_columns(config: Config) -> int:
-    """Columns of the targets that the SFT stages learn from; 0 where there is none: RL reads no target, however long."""
-    default = config.sampler.completion_length
-    return max((section.completion_length or default for section in config.of_kind("sft")), default=0)
+def target_columns(config: Config, data: Collection[str] | None = ("",)) -> int:
+    """Columns of the targets of SFT stages that learn from `data` (None: from anything); by default the task's own rows.
+
+    0 where there is no such stage: RL reads no target, however long.
+    """
+    sections = [section for section in config.of_kind("sft") if data is None or section.data in data]
+    return max((section.completion_length or config.sampler.completion_length for section in sections), default=0)
 
 
 def _completion_columns(config: Config) -> int:
     """The longest completion that a stage puts behind a training prompt."""
     sampled = 0 if config.kinds <= {"sft"} else config.sampler.completion_length
-    return max(sampled, target_columns(config))
+    return max(sampled, target_columns(config, None))
 
 
 def _check_positions(config: Config, prompt_columns: int, completion: int, rows: str) -> None:

@@ -38,7 +38,8 @@ def check_longer(run: RunDirectory, old: Config, new: Config) -> None:
     saved = run.saved_steps(new.stage_names)
     for stage, what in _grown(run, old, new).items():
         before = steps_of(old, stage)
-        later = [other for other in new.stage_names[new.stage_names.index(stage) + 1 :] if other in saved]
+        after = new.stage_names[new.stage_names.index(stage) + 1 :]
+        later = [other for other in after if other in saved or run.kept(other).exists()]
         if later:
             raise UserError(
                 f"{what}: stage {later[0]!r} has begun from the weights of {stage} step {before} already; choose another run_dir, "

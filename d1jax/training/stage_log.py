@@ -83,8 +83,8 @@ class StageLog:
         while (saved := self._checkpoints.latest()) is not None:
             if saved > self.steps:
                 raise UserError(
-                    f"{self._run.checkpoints(self.stage) / str(saved)} is of step {saved}, but {self._kind}.steps = {self.steps}; "
-                    "move that folder away, or raise the steps in a new run_dir"
+                    f"{self._run.checkpoints(self.stage) / str(saved)} is of step {saved}, but stage {self.stage!r} has steps = "
+                    f"{self.steps}; move that folder away, or raise the steps in a new run_dir"
                 )
             try:
                 items, first = self._checkpoints.load(saved, items), saved

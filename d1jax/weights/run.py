@@ -1,7 +1,8 @@
-"""The directory of one run: its paths, and what a reader asks of it. A run is one more kind of checkpoint (training/setup.py).
+"""The directory of one run: its paths, and what a reader asks of it. `weights/source.py` opens it like a checkpoint.
 
-config.yaml  data.json  source/  metrics.jsonl  checkpoints/<stage>/<step>/  evaluations/<stage>.json  rejection/<stage>.jsonl
-samples.jsonl  summary.json  report.html  collapsed/<stage>/<step>/  damaged/<stage>/<step>/
+config.yaml  data.json  init_from.json  adapter.json  source/  metrics.jsonl  checkpoints/<stage>/<step>/
+evaluations/<stage>.json  rejection/<stage>.jsonl  rejection/<stage>.json  samples.jsonl
+summary.json  report.html  collapsed/<stage>/<step>/  damaged/<stage>/<step>/
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ class RunDirectory:
 
     @property
     def begun(self) -> bool:
-        """Whether anything that was learnt is saved."""
-        return any(self.path.glob("checkpoints/*/[0-9]*"))
+        """Whether anything that was learnt or sampled is saved."""
+        return any(self.path.glob("checkpoints/*/[0-9]*")) or any(self.path.glob("rejection/*.jsonl"))
 
     @property
     def config(self) -> Path:

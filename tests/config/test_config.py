@@ -255,6 +255,14 @@ def test_a_misspelt_choice_suggests_the_one_that_was_meant(flag, value, message)
         (["--stages", "[sft, {name: a/b, kind: rl}]"], ["stages.1", "'a/b'", "letters, digits"]),
         (["--stages", "[sft, {name: a, kind: rl, stepz: 1}]"], ["stages.1", "'stepz'", "did you mean 'steps'"]),
         (["--stages", "[sft, {kind: rl}]"], ["stages.1", "name"]),
+        (["--stages", "[sft, {name: audit, kind: sft}]"], ["'audit' is what d1jax calls something else"]),
+        (["--stages", "[sft, {name: SFT, kind: sft}]"], ["has a name twice", "capitals"]),
+        (["--stages", "[sft, {name: a, kind: sft, steps: -1}]"], ["stage 'a': sft.steps = -1 must be above 0"]),
+        (
+            ["--stages", "[{name: a, kind: sft, steps: 5}]", "--sft.steps", "9"],
+            ["sft.steps = 9 has no effect: stage 'a' sets its own"],
+        ),
+        (["--rl.estimator", "{name: [elbo]}"], ["is not one of one_step"]),
         (["--rl.estimator.shrink", "2"], ["rl.estimator.shrink belongs to rl.estimator = trajectory, not to one_step"]),
         (
             ["--sampler.remasking", "random", "--sampler.remasking.temperature", "1"],
@@ -468,7 +476,7 @@ IMPOSSIBLE = [
     ({"mesh.fsdp": "-1"}, "mesh: at most one axis may be -1"),
     (
         {"rl.estimator": "elbo", "rl.estimator.full_mask": "true", "rl.estimator.weight": "uniform"},
-        "set estimator.weight = inverse",
+        "set weight = inverse",
     ),
     (
         {"rl.estimator": "elbo", "rl.estimator.full_mask": "true", "rl.estimator.upper_share": "0.5"},
@@ -486,7 +494,7 @@ IMPOSSIBLE = [
         {"rl.estimator": "trajectory", "rl.estimator.shrink": "2", "rl.estimator.samples": "2"},
         "the number of segments follows from shrink",
     ),
-    ({"preference.estimator.upper_share": "0.5"}, "goes by the sign of an advantage, and a pair has none"),
+    ({"preference.estimator.upper_share": "0.5"}, "go by the sign of an advantage, and a pair has none"),
     ({"preference.grad_accumulation_steps": "7"}, "does not divide the 64 pairs of a step"),
     ({"preference.reward_weights": "{}"}, "preference.reward_weights is empty"),
     ({"preference.reward_weights": "{solved: .nan}"}, "must be finite numbers"),
@@ -527,6 +535,8 @@ def test_an_impossible_combination_has_its_message(settings, message):
 
 def kind_of(message):
     """A message without its numbers and values, which tells rules apart."""
+    message = re.sub(r"^stage '.*?': ", "", message)
+    message = re.sub(r"^(rl|preference)\.(estimator|kl): ", "", message)
     message = re.sub(r"\[.*?\]|\{.*?\}", "[]", message)
     return re.sub(r"'[^']*'|(?<== )[^ ;:,]+|-?[0-9][0-9.e+]*|here: \w+|(?<=remasking )\w+", "_", message)
 
@@ -799,3 +809,17 @@ def test_a_key_of_every_kind_can_be_set_from_the_command_line():
     """Each key accepts its own default, written as the help shows it."""
     for key, value in leaves().items():
         assert parse([f"--{key}", str(plain(value))]) == Config(), key
+
+
+def test_what_one_of_several_stages_reads_is_no_misunderstanding(tmp_path):
+    file = tmp_path / "run.yaml"
+    file.write_text("stages: [sft, {name: a, kind: rl, prompt_mask: 0.15}]\nrl: {prompt_mask: 0, mask_sharing: row}\n")
+    config = parse(["--config", str(file)])
+    assert config.rl.mask_sharing == config.section_of(config.stage("a")).mask_sharing == "row"
+
+
+def test_a_stage_may_change_a_parameter_of_the_choice_that_its_section_makes(tmp_path):
+    file = tmp_path / "run.yaml"
+    file.write_text("stages: [sft, {name: a, kind: rl, kl: {coefficient: 0.1}}]\nrl: {kl: loss}\n")
+    config = parse(["--config", str(file)])
+    assert config.section_of(config.stage("a")).kl.coefficient == 0.1

@@ -112,3 +112,13 @@ def test_a_stored_sampler_keeps_the_numbers_that_its_rule_reads():
     }
     now = sampler_from(then, "a file")
     assert (now.schedule, now.cache) == (EntropyBound(0.5), DualCache(3))
+
+
+@pytest.mark.parametrize(
+    "then",
+    [{"clip": "none"}, {"clip": "none", "ratio": "sequence_mean"}, {"kl_coefficient": 0.3, "kl_in": "reward"}],
+    ids=str,
+)
+def test_what_would_be_another_method_today_is_refused(stored, then):
+    with pytest.raises(UserError, match=r"is of an older d1jax.*train it again"):
+        stored(**then)

@@ -10,7 +10,7 @@ from d1jax.config import Cispo, KlInLoss, PolicyGradient, Ppo, RlConfig
 from d1jax.diffusion.canvas import Canvas
 from d1jax.diffusion.likelihood import Views, score
 from d1jax.models.families import FAMILIES
-from d1jax.rl.loss import AGGREGATIONS, KL, LEVELS, exp, k3, token_terms
+from d1jax.rl.loss import AGGREGATIONS, KL, LEVELS, k3, safe_exp, token_terms
 from d1jax.weights.names import to_published
 
 
@@ -207,7 +207,7 @@ def test_no_log_ratio_makes_a_loss_or_a_gradient_that_is_not_finite(policy_loss,
 
 def test_exp_is_continued_by_its_tangent():
     x = jnp.array([-3.0, 0.0, 19.9, 20.0, 20.1, 25.0, 500.0])
-    value, slope = exp(x), jax.vmap(jax.grad(exp))(x)
+    value, slope = safe_exp(x), jax.vmap(jax.grad(safe_exp))(x)
     np.testing.assert_allclose(value[:4], np.exp(x[:4]), rtol=1e-5)
     np.testing.assert_allclose(value[4:], np.exp(20.0) * (1 + np.asarray(x[4:]) - 20), rtol=1e-5)
     np.testing.assert_allclose(slope, np.exp(np.minimum(x, 20.0)), rtol=1e-5)

@@ -66,8 +66,28 @@ def test_only_right_and_different_completions_are_kept(context, variables, tmp_p
 def test_the_same_seed_and_stage_keep_the_same_rows_and_a_finished_one_is_not_done_again(context, variables, tmp_path):
     first, second = tmp_path / "a.jsonl", tmp_path / "b.jsonl"
     assert kept(context, variables, first) == kept(context, variables, second)
-    first.write_text("{}\n")
-    assert kept(context, variables, first) == [{}]
+    stop = StopRequest()
+    stop.signum = 15  # would end a stage that samples
+    assert kept(context, variables, first, stop) == kept(context, variables, second, stop)
+    first.with_suffix(".json").unlink()  # killed between the rows and their record
+    assert kept(context, variables, first) == kept(context, variables, second, stop)
+
+
+def test_rows_that_were_changed_are_refused(context, variables, tmp_path):
+    path = tmp_path / "keep.jsonl"
+    rows = kept(context, variables, path)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows[1:]))
+    for use in (lambda: kept(context, variables, path), lambda: rejection.kept_problems(context, path, 20)):
+        with pytest.raises(
+            UserError, match=rf"keep.jsonl: not the {len(rows)} rows that this run has kept; put them back"
+        ):
+            use()
+
+
+def test_no_more_problems_are_sampled_than_were_asked_for(context, variables, tmp_path, capsys):
+    whole = kept(context, variables, tmp_path / "all.jsonl", prompts=4, prompts_per_step=4)
+    one = kept(context, variables, tmp_path / "one.jsonl", prompts=1, prompts_per_step=4)
+    assert one == [row for row in whole if row["row"] == whole[0]["row"]] and "out of 4\n" in capsys.readouterr().err
 
 
 def test_no_problem_has_more_than_its_share_where_the_rows_come_round_again(context, variables, tmp_path):
@@ -106,11 +126,14 @@ def test_kept_rows_are_what_sft_learns_from(context, variables, tmp_path, column
         np.testing.assert_array_equal(prompt_P, context.train.prompt_RP[row["row"]])
 
 
-@pytest.mark.parametrize("damage", [{"tokens": None}, {"tokens": [10**6]}, {"tokens": ["a"]}, {"row": 99}, {"row": -1}])
+@pytest.mark.parametrize(
+    "damage", [{"tokens": None}, {"tokens": [10**6]}, {"tokens": ["a"]}, {"row": 99}, {"row": -1}, {"prompt": "?"}]
+)
 def test_a_damaged_row_is_named(context, variables, tmp_path, damage):
     path = tmp_path / "keep.jsonl"
     rows = kept(context, variables, path)
     path.write_text("".join(json.dumps(row) + "\n" for row in [rows[0], {**rows[0], **damage}]))
+    path.with_suffix(".json").unlink()
     with pytest.raises(UserError, match=r"keep.jsonl:2: no row that this run has kept"):
         rejection.kept_problems(context, path, 20)
 

@@ -128,7 +128,7 @@ def test_other_rows_than_the_run_began_with_are_refused(tmp_path):
     with pytest.raises(UserError) as refused:
         check_data(run, data("c", rows=3))
     message = str(refused.value)
-    assert "task.train: rows.jsonl has other rows" in message
+    assert "task.train: rows.jsonl is not what it was" in message
     assert f"2 rows with sha256 {'b' * 16} then, 3 rows with {'c' * 16} now" in message
 
 

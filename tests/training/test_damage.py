@@ -60,14 +60,14 @@ def test_other_rows_under_the_same_name_are_refused(folder, capsys):
     assert command(folder) == 0
     write_rows(folder / "rows.jsonl", [*PROBLEMS[:3], ([1, 5, 8], 14)])
     assert command(folder) == 2
-    assert "task.train: rows.jsonl has other rows than when the run in" in said(capsys)
+    assert "task.train: rows.jsonl is not what it was when the run in" in said(capsys)
 
 
 def test_a_longer_run_that_is_refused_leaves_the_run_as_it_was(folder, capsys):
     before = {path: path.read_bytes() for path in (folder / "run").rglob("*") if path.is_file()}
     write_rows(folder / "rows.jsonl", [*PROBLEMS[:3], ([1, 5, 8], 14)])
     assert command(folder, **{"sft.steps": 4}) == 2
-    assert "task.train: rows.jsonl has other rows than when the run in" in said(capsys)
+    assert "task.train: rows.jsonl is not what it was when the run in" in said(capsys)
     assert {path: path.read_bytes() for path in (folder / "run").rglob("*") if path.is_file()} == before
     write_rows(folder / "rows.jsonl", PROBLEMS)
     assert command(folder) == 0  # the former command still finds its finished run

@@ -12,7 +12,8 @@ from d1jax.config.parse import parse
 from d1jax.config.stored import from_yaml
 from d1jax.inference.policy import load_pretrained
 from d1jax.telemetry.metrics import read_metrics
-from d1jax.training.longer import only_longer
+from d1jax.training.longer import check_longer, only_longer
+from d1jax.weights.run import RunDirectory
 
 SETTINGS = {
     "task.train_rows": 32, "task.eval_rows": 8, "model.width": 8, "model.layers": 1, "model.heads": 2, "model.kv_heads": 2,
@@ -94,3 +95,17 @@ def test_fewer_steps_or_another_change_beside_are_refused_as_before(tmp_path):
     for change in ({"sft__steps": 1}, {"sft__steps": 3, "seed": 1}):
         with pytest.raises(UserError, match="holds a run with another configuration"):
             run(tmp_path / "run", stages="[sft]", **change)
+
+
+def test_a_stage_is_not_made_longer_under_rows_that_were_sampled_from_it(tmp_path):
+    """The rejection stage itself is left out here: what counts is that its rows are there."""
+    settings = {"stages": "[sft, {name: keep, kind: rejection}]", "sft.steps": 2, "run_dir": tmp_path}
+    old = parse([f"--{key}={value}" for key, value in settings.items()])
+    new = parse([f"--{key}={value}" for key, value in {**settings, "sft.steps": 4}.items()])
+    directory = RunDirectory(tmp_path)
+    check_longer(directory, old, new)
+    directory.kept("keep").parent.mkdir()
+    directory.kept("keep").write_text("{}\n")
+    assert directory.begun
+    with pytest.raises(UserError, match="stage 'keep' has begun from the weights of sft step 2 already"):
+        check_longer(directory, old, new)

@@ -123,7 +123,10 @@ def test_where_every_checkpoint_is_damaged_the_stage_begins_again(tmp_path, caps
 def test_a_step_beyond_the_last_one_is_refused(tmp_path):
     saved = begun(tmp_path)
     shutil.copytree(saved / "4", saved / "999")
-    with journal_of(tmp_path) as journal, pytest.raises(UserError, match=r"rl/999 is of step 999, but rl.steps = 9"):
+    with (
+        journal_of(tmp_path) as journal,
+        pytest.raises(UserError, match=r"rl/999 is of step 999, but stage 'rl' has steps = 9"),
+    ):
         journal.resume(START)
 
 

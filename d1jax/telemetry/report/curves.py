@@ -11,7 +11,8 @@ from d1jax.telemetry.report.line_chart import Chart, LineDrawing, Series, line_c
 from d1jax.telemetry.report.run_data import RunData, Stage
 from d1jax.telemetry.report.wording import finite, set_name, stage_name
 
-BOTH = ("sft", "rl")
+TRAINED = ("sft", "rl", "preference")
+SAMPLED = ("rl", "preference")
 
 
 @dataclass(frozen=True)
@@ -30,24 +31,27 @@ class Panel:
 
 PANELS = (
     Panel("{stage} loss", ("sft",), r"loss", "loss"),
-    Panel("Solved, during {stage}", BOTH, r"eval/(.+)/solved", "fraction solved", smooth=False),
-    Panel("Reward", ("rl",), r"reward", "mean reward"),
-    Panel("Reward by part", ("rl",), r"rewards/(.+)/mean", "mean reward"),
-    Panel("Reward spread within a group", ("rl",), r"reward_std", "standard deviation"),
-    Panel("Groups without a signal", ("rl",), r"frac_reward_zero_std", "fraction of groups"),
-    Panel("Distinct completions", ("rl",), r"completions/distinct_per_group", "per group"),
-    Panel("Repeated tokens", ("rl",), r"completions/repeated_tokens", "share of tokens"),
+    Panel("Solved, during {stage}", TRAINED, r"eval/(.+)/solved", "fraction solved", smooth=False),
+    Panel("Reward", SAMPLED, r"reward", "mean reward"),
+    Panel("Reward by part", SAMPLED, r"rewards/(.+)/mean", "mean reward"),
+    Panel("Reward spread within a group", SAMPLED, r"reward_std", "standard deviation"),
+    Panel("Groups without a signal", SAMPLED, r"frac_reward_zero_std", "fraction of groups"),
+    Panel("Distinct completions", SAMPLED, r"completions/distinct_per_group", "per group"),
+    Panel("Repeated tokens", SAMPLED, r"completions/repeated_tokens", "share of tokens"),
     Panel("KL to the reference", ("rl",), r"kl", "nats per token"),
     Panel("Entropy", ("rl",), r"entropy", "nats per token"),
     Panel("Clipped tokens", ("rl",), r"clip_ratio/(low|high|region)_mean", "fraction"),
     Panel("Policy ratio", ("rl",), r"ratio/mean", "ratio"),
     Panel("Spread of the log ratio", ("rl",), r"ratio/log_rms", "rms"),
-    Panel("Completion length", ("rl",), r"completions/mean_length", "tokens"),
-    Panel("Left-to-right decoding (k = 1)", ("rl",), r"decoding/(local|global)_ar_1", "share of tokens"),
-    Panel("{stage} loss", ("rl",), r"loss", "loss"),
-    Panel("Gradient norm, {stage}", BOTH, r"grad_norm", "norm"),
+    Panel("Completion length", SAMPLED, r"completions/mean_length", "tokens"),
+    Panel("Left-to-right decoding (k = 1)", SAMPLED, r"decoding/(local|global)_ar_1", "share of tokens"),
+    Panel("Margin of the chosen", ("preference",), r"rewards/margins", "implicit reward"),
+    Panel("Chosen above rejected", ("preference",), r"rewards/accuracies", "share of pairs"),
+    Panel("Pairs without a difference", ("preference",), r"pairs/tied", "share of pairs"),
+    Panel("{stage} loss", SAMPLED, r"loss", "loss"),
+    Panel("Gradient norm, {stage}", TRAINED, r"grad_norm", "norm"),
     Panel("Time per step, {stage}", ("sft",), r"time/(.+)_s", "seconds", smooth=False),
-    Panel("Time per phase, {stage}", ("rl",), r"time/(.+)_s", "seconds", smooth=False),
+    Panel("Time per phase, {stage}", SAMPLED, r"time/(.+)_s", "seconds", smooth=False),
 )
 
 

@@ -17,7 +17,7 @@ from d1jax.telemetry.report.wording import finite
 
 @dataclass(frozen=True)
 class Stage:
-    """A stage of training: its name, and its kind (`sft` or `rl`), which says what its metrics mean."""
+    """A stage of training: its name, and its kind (`sft`, `rl`, ...), which says what its metrics mean."""
 
     name: str
     kind: str
@@ -61,7 +61,7 @@ class RunData:
 
     def _kind(self, name: str) -> str:
         """Of a stage that does not say it: its name, or what its metrics show."""
-        if name in ("sft", "rl"):
+        if name in ("sft", "rl", "preference", "rejection"):
             return name
         return "rl" if any("reward" in row for row in self.metrics if row.get("stage") == name) else "sft"
 
