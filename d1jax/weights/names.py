@@ -7,15 +7,19 @@ never held twice.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jax import Array
 
 from d1jax.config import ModelConfig, UserError
 from d1jax.models.families import FAMILIES, Family
+from d1jax.models.transformer import Transformer
 
 MANY_LAYERS = 1000  # up to here names are made first and compared then, which says more
 
@@ -35,30 +39,29 @@ class Entry(NamedTuple):
 
 def entries(config: ModelConfig, family: Family) -> list[Entry]:
     """Every array of a model with this architecture, the largest first (then the last ones need little room beside the rest)."""
-    names, head_size = family.names, config.width // config.heads
-    width, hidden, kv_width = config.width, config.mlp_width, config.kv_heads * head_size
-    linear = {
-        "q_proj": (width, width), "k_proj": (kv_width, width), "v_proj": (kv_width, width), "attn_out": (width, width),
-        "ff_proj": (hidden, width), "up_proj": (hidden, width), "ff_out": (width, hidden),
-    }  # fmt: skip
-
-    def layer_names(module: str, kind: str) -> tuple[str, ...]:
-        name = f"{names.block}.{names.layer[module]}.{kind}"
-        return tuple(name.format(layer=layer) for layer in range(config.layers))
-
-    made = [
-        Entry(("wte",), (f"{names.embedding}.weight",), (config.vocab_size, width), False),
-        Entry(("ln_f", "scale"), (f"{names.final_norm}.weight",), (width,), False),
-    ]
-    if not config.tied_head:
-        made.append(Entry(("ff_out",), (f"{names.head}.weight",), (config.vocab_size, width), True))
-    for module in ("attn_norm", "ff_norm"):
-        made.append(Entry(("blocks", module, "scale"), layer_names(module, "weight"), (width,), False))
-    for module, shape in linear.items():
-        made.append(Entry(("blocks", module, "kernel"), layer_names(module, "weight"), shape, True))
-        if config.qkv_bias and module in ("q_proj", "k_proj", "v_proj"):
-            made.append(Entry(("blocks", module, "bias"), layer_names(module, "bias"), shape[:1], False))
+    made = [_entry(path, shape, config, family) for path, shape in _parameters(config)]
     return sorted(made, key=lambda entry: -len(entry.names) * math.prod(entry.shape))
+
+
+@functools.cache
+def _parameters(config: ModelConfig) -> tuple[tuple[tuple[str, ...], tuple[int, ...]], ...]:
+    """(path, shape) of every parameter of the model itself, of which none is made."""
+    tokens_BT, length_B = jnp.zeros((1, 1), jnp.int32), jnp.ones((1,), jnp.int32)
+    initialize = functools.partial(Transformer(config).init, positions_BT=tokens_BT, length_B=length_B)
+    tree = nn.unbox(jax.eval_shape(initialize, jax.random.key(0), tokens_BT))["params"]
+    return tuple((tuple(key.key for key in keys), array.shape) for keys, array in jax.tree.leaves_with_path(tree))
+
+
+def _entry(path: tuple[str, ...], shape: tuple[int, ...], config: ModelConfig, family: Family) -> Entry:
+    names = family.names
+    transposed = path[-1] == "kernel" or path == ("ff_out",)
+    if path[0] == "blocks":
+        kind = "bias" if path[-1] == "bias" else "weight"
+        name, shape = f"{names.block}.{names.layer[path[1]]}.{kind}", shape[1:]
+        published = tuple(name.format(layer=layer) for layer in range(config.layers))
+    else:
+        published = ({"wte": names.embedding, "ln_f": names.final_norm, "ff_out": names.head}[path[0]] + ".weight",)
+    return Entry(path, published, shape[::-1] if transposed else shape, transposed)
 
 
 def expected_shapes(config: ModelConfig, family: Family) -> dict[str, tuple[int, ...]]:
