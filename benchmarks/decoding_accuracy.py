@@ -17,7 +17,7 @@ import numpy as np
 from d1jax.config import DualCache, EntropyBound, Factor, Klass, PrefixCache, Threshold
 from d1jax.config.check import check
 from d1jax.diffusion.kv_cache import window_sizes
-from d1jax.evaluation import decode, grade, summary
+from d1jax.evaluation import decode, statistics, summary
 from d1jax.files import write_json
 from d1jax.training.context import build
 from d1jax.weights.run import open_run
@@ -110,8 +110,8 @@ def measured(context, variables, problems, sampler):
 
 def row_of(label, block, base, solved, passes, computed):
     difference = solved.astype(float) - base
-    half = grade.Z95 * difference.std(ddof=1) / len(difference) ** 0.5
-    low, high = grade.wilson_interval(solved.sum(), len(solved))
+    half = statistics.Z95 * difference.std(ddof=1) / len(difference) ** 0.5
+    low, high = statistics.wilson_interval(solved.sum(), len(solved))
     return {
         "option": label, "block": block, "solved": round(float(solved.mean()), 4), "interval": [round(low, 4), round(high, 4)],
         "difference": round(float(difference.mean()), 4), "half_interval": round(float(half), 4),

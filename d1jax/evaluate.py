@@ -1,4 +1,23 @@
-"""python -m d1jax.evaluate --run runs/quickstart: the table of a run again, without training.
+"""python -m d1jax.evaluate --model DIR --tasks gsm8k,math500: benchmarks put to any checkpoint, adapter or run.
+
+--model DIR                   a checkpoint (Hugging Face or d1jax), a run, or RUN/checkpoints/STAGE/STEP
+--adapter DIR                 a PEFT adapter on top of it
+--tasks gsm8k,humaneval       gsm8k math500 humaneval humaneval_plus mbpp mbpp_plus countdown countdown4 sudoku, or my/file.py:Mine
+--protocol d1                 published settings, a file of configs/evaluations; the flags below go before them
+--lengths 128,256,512         new tokens, each a row of the table
+--steps_per_token 0.5,0.25    denoising steps for each new token
+--temperature 0.2,0.6         0 is greedy
+--samples 8                   completions of a row: pass@k, maj@k, avg@k
+--limit 100                   rows; --few_shot 4 worked examples; --seed 0
+--data gsm8k=FILE.jsonl       other rows than those of the hub; --shots gsm8k=FILE.jsonl for worked examples
+--base DIR                    beside it: another model on the same rows, with McNemar's test (none; what the model was made from)
+--out DIR                     samples as they come, summary.json and a page to browse them; the same command continues [evaluations/NAME]
+--batch 32                    rows at a time; --dtype bfloat16, --mesh 1,-1,1, --tokenizer DIR
+--chat false, --style bare, --system TEXT, --template TEXT, --prefill TEXT, --sampler.top_p 0.9   any other setting
+
+python -m d1jax.evaluate --regrade FILE --task gsm8k: stored generations graded again, without a model.
+
+python -m d1jax.evaluate --run runs/quickstart: the table of a run again, on its own evaluation sets, without training.
 
 --run DIR                     every stage of a run that has a checkpoint
 --run DIR --stage rl --step 20
@@ -22,6 +41,7 @@ from d1jax.config import Config, UserError
 from d1jax.config.flags import asks_for_version, split_flags, version_text
 from d1jax.config.parse import parse
 from d1jax.evaluation import grade, summary
+from d1jax.evaluation.benchmark_command import put_benchmarks
 from d1jax.files import write_json
 from d1jax.telemetry.command_line import exit_code, output_file
 from d1jax.telemetry.terminal import printable
@@ -46,6 +66,8 @@ def main(argv: Sequence[str]) -> int:
     if asks_for_version(argv):
         print(version_text())
         return 0
+    if any(argument.partition("=")[0] in ("--model", "--tasks") for argument in argv):
+        return exit_code(lambda: put_benchmarks(argv))
     return exit_code(lambda: _evaluate(argv))
 
 

@@ -41,6 +41,8 @@ def split_flags(argv: Sequence[str], names: Collection[str]) -> tuple[dict[str, 
         if flag.startswith("--") and name in names:
             if not equals and not queue:
                 raise UserError(f"command line: {flag} has no value")
+            if name in own:
+                raise UserError(f"command line: {flag} is given twice; once is meant")
             own[name] = value if equals else queue.pop(0)
         else:
             rest.append(flag)

@@ -36,7 +36,7 @@ def read_rows(
     sources = {f"task.eval_sets.{name}": (source, eval_rows[name]) for name, source in config.task.eval_sets.items()}
     if training:
         sources |= {"task.train": (config.task.train, train_rows)}
-    data = {setting: _identity(*found) for setting, found in sources.items()}
+    data = {setting: identity_of_rows(*found) for setting, found in sources.items()}
     if not training:
         return [], eval_rows, data
     return _without_overlap(task, config.task, train_rows, eval_rows, log), eval_rows, data
@@ -48,7 +48,7 @@ def identity_of_file(path: Path) -> dict[str, Any]:
     return {"source": str(path), "rows": content.count(b"\n"), "sha256": hashlib.sha256(content).hexdigest()}
 
 
-def _identity(source: str, rows: list[Row]) -> dict[str, Any]:
+def identity_of_rows(source: str, rows: list[Row]) -> dict[str, Any]:
     """What tells these rows from others of the same name; of rows and not of bytes, so that a file may be packed or moved."""
     text = "\n".join(json.dumps(row, sort_keys=True, default=repr) for row in rows)
     return {"source": source, "rows": len(rows), "sha256": hashlib.sha256(text.encode()).hexdigest()}

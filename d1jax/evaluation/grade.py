@@ -5,7 +5,6 @@ C completion columns.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,23 +14,12 @@ from d1jax.data.examples import Problems
 from d1jax.diffusion.rollout import Rollout
 from d1jax.evaluation import decoding_order
 from d1jax.evaluation.decode import decode, look_ahead, texts_of
+from d1jax.evaluation.statistics import wilson_interval
 from d1jax.models.transformer import Variables
 from d1jax.tasks.task import DataError
 from d1jax.training.context import Context
 
-Z95 = 1.959963984540054
 NOT_GRADES = ("n", "solved_rate", "solved_rate_ci95", "nfe", "decoding_order", "texts")
-
-
-def wilson_interval(successes: float, n: int) -> tuple[float, float]:
-    """The 95 % Wilson score interval of a rate: inside [0, 1] and honest near its ends (E. B. Wilson, 1927)."""
-    if n == 0:
-        return 0.0, 1.0
-    rate = successes / n
-    z2 = Z95**2
-    middle = (rate + z2 / (2 * n)) / (1 + z2 / n)
-    half = Z95 / (1 + z2 / n) * math.sqrt(rate * (1 - rate) / n + z2 / (4 * n * n))
-    return max(middle - half, 0.0), min(middle + half, 1.0)
 
 
 def score_texts(context: Context, problems: Problems, texts: Sequence[str]) -> dict[str, Any]:

@@ -11,7 +11,10 @@ from d1jax.tasks.jsonl import parse_records
 from d1jax.tasks.task import DataError, Row, Task
 
 HUB = "hub:"
-_FORM = "write hub:NAME or hub:NAME:SPLIT, where NAME is owner/name on the hub or a folder, as in hub:simplescaling/s1K"
+_FORM = (
+    "write hub:NAME or hub:NAME:SPLIT, where NAME is owner/name or owner/name/configuration on the hub, or a folder, as in "
+    "hub:simplescaling/s1K"
+)
 _INSTALL = "pip install 'd1jax[data]'"
 
 
@@ -29,7 +32,7 @@ def read_hub(source: str, task: Task) -> list[Row]:
     local = name != "" and folder.is_dir()
     # A name without an owner could mean one of the library's file readers (json, pandas), which search the working
     # directory; the one for pandas unpickles what it finds.
-    if not source.startswith(HUB) or source.endswith(":") or not (local or name.count("/") == 1):
+    if not source.startswith(HUB) or source.endswith(":") or not (local or name.count("/") in (1, 2)):
         raise DataError(f"{source}: no such folder, and not the id of a data set; {_FORM}")
     records = _records(source, str(folder.resolve()) if local else name, split or "train")
     return parse_records(records, task, source, empty=f"{source}: the split holds no rows; name another split")
@@ -43,14 +46,22 @@ def _records(source: str, name: str, split: str) -> Iterator[tuple[str, dict[str
     if int(datasets.__version__.split(".")[0]) < 4:  # older versions can run a data set's own Python script
         raise DataError(f"{source}: datasets {datasets.__version__} is older than version 4; {_INSTALL}")
     try:
-        for index, record in enumerate(datasets.load_dataset(name, split=split)):
+        for index, record in enumerate(datasets.load_dataset(*_with_configuration(name), split=split)):
             # A table has every column in every row: null is how it says that a record lacks a key.
             yield f"{source} row {index}", {key: value for key, value in record.items() if value is not None}
     except Exception as error:  # files, network, formats: the library documents no common base class
         cause = ": ".join(_first_line(e) for e in (error, error.__cause__) if e is not None)
         raise DataError(
-            f"{source}: cannot be loaded ({cause}); check the name, the split and the connection: {_FORM}"
+            f"{source}: cannot be loaded ({cause}); check the name, the split and the connection: {_FORM}. Without a connection give a "
+            "JSONL file of the rows instead"
         ) from None
+
+
+def _with_configuration(name: str) -> tuple[str, ...]:
+    """(dataset,) or (dataset, configuration) of owner/name/configuration; a local folder is one name."""
+    owner, _, rest = name.partition("/")
+    dataset, _, configuration = rest.partition("/")
+    return (f"{owner}/{dataset}", configuration) if configuration and not Path(name).is_dir() else (name,)
 
 
 def _first_line(error: BaseException) -> str:

@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from d1jax.evaluation.grade import baseline_scores, score_texts, table, wilson_interval
+from d1jax.evaluation.grade import baseline_scores, score_texts, table
+from d1jax.evaluation.statistics import wilson_interval
 from d1jax.tasks.task import DataError
 
 

@@ -1,0 +1,216 @@
+"""A benchmark put to a model: completions graded and written down as they come, so that what was stopped continues.
+
+A row of the file is one sample: {"row", "sample", "prompt", "completion", "grade", "offer", "tokens", "nfe", "local_ar",
+"global_ar"}, and for the first rows what a player needs.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from d1jax.config import UserError
+from d1jax.config.benchmark import BenchmarkConfig
+from d1jax.config.values import plain
+from d1jax.evaluation import statistics
+from d1jax.evaluation.decoding_order import global_ar, local_ar, unmask_order
+from d1jax.evaluation.prompting import Prompter
+from d1jax.files import write_json
+from d1jax.inference.complete import Completions, sample_ids
+from d1jax.inference.policy import Policy
+from d1jax.tasks.judging import grade_all, offers
+from d1jax.tasks.task import Row
+
+PLAYED = 16  # rows whose denoising is kept
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One benchmark under one setting, and the file that holds its samples."""
+
+    name: str  # of the benchmark
+    config: BenchmarkConfig
+    prompter: Prompter
+    rows: Sequence[Row]
+    identity: Mapping[str, Any]  # of the rows: source, number, sha256
+
+    @property
+    def label(self) -> str:
+        config = self.config
+        drawn = f"_t{config.temperature:g}" if config.temperature else ""
+        return f"{self.name}_{config.length}_s{config.decoding.max_steps}{drawn}"
+
+    def settings(self, model: Mapping[str, Any]) -> dict[str, Any]:
+        """What the samples of a file depend on; another one's are not continued. The batch size is no part of it."""
+        return {"benchmark": self.name, "model": dict(model), "data": dict(self.identity), "config": plain(self.config)}
+
+
+def run_cell(policy: Policy, cell: Cell, folder: Path, model: Mapping[str, Any], batch: int) -> list[dict[str, Any]]:
+    """All samples of a cell, in order; those that folder/LABEL.jsonl holds already are not drawn again.
+
+    Row r's sample s draws from (seed, r x samples + s) alone, so it does not depend on the batch. Raises UserError where the file
+    is of other settings.
+    """
+    path, count = folder / f"{cell.label}.jsonl", cell.config.samples
+    done = _continued(path, cell.settings(model))
+    wanted = [number for number in range(len(cell.rows) * count) if (number // count, number % count) not in done]
+    if wanted:
+        ids = {place: cell.prompter.ids(cell.rows[place], policy.tokenizer) for place in {n // count for n in wanted}}
+        with open(path, "a", encoding="utf-8") as file:
+            for found in _batches(policy, cell, ids, wanted, batch):
+                file.writelines(json.dumps(one, ensure_ascii=True) + "\n" for one in found)
+                file.flush()
+                os.fsync(file.fileno())
+                done |= {(one["row"], one["sample"]): one for one in found}
+    return [done[key] for key in sorted(done)]
+
+
+def _continued(path: Path, settings: Mapping[str, Any]) -> dict[tuple[int, int], dict[str, Any]]:
+    """What an earlier start has left, a half-written last line cut off."""
+    beside = path.with_suffix(".settings.json")
+    if not path.exists():
+        write_json(beside, settings)
+        return {}
+    if not beside.exists():
+        raise UserError(
+            f"{path}: holds samples of settings that nothing tells ({beside.name} is not there); move it away"
+        )
+    stored = json.loads(beside.read_text(encoding="utf-8"))
+    if stored != json.loads(json.dumps(settings)):
+        other = sorted(key for key in settings if stored.get(key) != json.loads(json.dumps(settings[key])))
+        raise UserError(
+            f"{path}: holds samples of another evaluation (other {', '.join(other)}); name another --out, or move it"
+        )
+    content = path.read_bytes()
+    whole = content[: content.rfind(b"\n") + 1]
+    if len(whole) < len(content):
+        with open(path, "r+b") as file:
+            file.truncate(len(whole))
+    try:
+        found = [json.loads(line) for line in whole.decode().split("\n") if line]
+        return {(one["row"], one["sample"]): one for one in found}
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: is damaged ({error}); move it away, and the same command makes it again") from None
+
+
+def _batches(
+    policy: Policy, cell: Cell, ids: Mapping[int, list[int]], wanted: Sequence[int], size: int
+) -> Iterator[list[dict[str, Any]]]:
+    config, count = cell.config, cell.config.samples
+    starts = range(0, len(wanted), size)
+    for start in tqdm(starts, desc=cell.label, unit="batch", leave=False, disable=None):
+        numbers = list(wanted[start : start + size])
+        filled = numbers + [numbers[-1]] * (size - len(numbers))  # one program serves all batches
+        began = time.perf_counter()
+        prompts = [ids[number // count] for number in filled]
+        found = sample_ids(policy, prompts, config.decoding, config.seed, config.temperature, filled)
+        # The first batch also compiles; where it is the only one there is nothing else to go by.
+        counts = start > 0 or len(wanted) <= size
+        seconds = round((time.perf_counter() - began) / len(numbers), 4) if counts else None
+        texts = [config.prefill + text for text in found.text[: len(numbers)]]
+        rows = [cell.rows[number // count] for number in numbers]
+        grades = grade_all(cell.prompter.task, rows, texts)
+        offered = offers(cell.prompter.task, rows, texts) or [None] * len(numbers)
+        yield [
+            {
+                "row": number // count,
+                "sample": number % count,
+                "prompt": cell.prompter.asked(rows[place]),
+                "completion": texts[place],
+                "reference": cell.prompter.task.target(rows[place]),
+                "grade": {name: float(value) for name, value in grades[place].items()},
+                "offer": offered[place],
+                "seconds": seconds,
+                **_decoded(policy, found, place, played=number // count < PLAYED and number % count == 0),
+                "ended": _ended(policy, found, place, cell.prompter.task.columns is not None),
+            }
+            for place, number in enumerate(numbers)
+        ]
+
+
+def _decoded(policy: Policy, found: Completions, place: int, played: bool) -> dict[str, Any]:
+    """How a completion came about: tokens of its text, forward passes, autoregressiveness; for some also each token's step."""
+    length, steps_C = int(found.length[place]), found.unmask_step[place]
+    tokens = found.tokens[place].tolist()
+    ended = length > 0 and tokens[length - 1] in policy.tokenizer.special.end_ids
+    order = unmask_order(steps_C)
+    local, overall = float(local_ar(order, (1,))[0]), float(global_ar(order, (1,))[0])
+    decoded = {
+        "tokens": length - ended,
+        "nfe": int(found.nfe[place]),
+        "local_ar": None if np.isnan(local) else round(local, 4),
+        "global_ar": None if np.isnan(overall) else round(overall, 4),
+    }
+    if not played:
+        return decoded
+    kept = tokens[:length]
+    return decoded | {
+        "pieces": policy.tokenizer.pieces(kept),
+        "reveal_step": steps_C[:length].tolist(),
+        "confidence": [round(float(p), 4) for p in found.confidence[place][:length]],
+    }
+
+
+def _ended(policy: Policy, found: Completions, place: int, grid: bool) -> bool:
+    """Whether the text is whole: it has a token that ends it; a grid that fills its columns needs none."""
+    last = found.tokens[place, found.length[place] - 1]
+    return bool(last in policy.tokenizer.special.end_ids or (grid and found.text[place].endswith("\n")))
+
+
+def summarise(cell: Cell, found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The numbers of a cell: accuracy with its interval, the other grades, effective tokens, passes, speed, autoregressiveness.
+
+    Accuracy is over all samples with rows as what is drawn again; with one sample a row its interval is Wilson's.
+    """
+    rows, count = len(cell.rows), cell.config.samples
+    right_RS = np.array([one["grade"]["solved"] == 1.0 for one in found]).reshape(rows, count)
+    means = {
+        name: float(np.mean([one["grade"][name] for one in found])) for name in found[0]["grade"] if name != "solved"
+    }
+    accuracy = float(right_RS.mean())
+    several = {}
+    if count > 1:
+        answers = [[one["offer"] for one in found[place : place + count]] for place in range(0, len(found), count)]
+        named = any(one["offer"] is not None for one in found)
+        several = statistics.of_samples(right_RS, answers if named else None, cell.config.seed)
+        interval = several[f"avg@{count}"]["ci95"]
+    else:
+        interval = list(statistics.wilson_interval(float(right_RS.sum()), rows))
+    return {
+        "benchmark": cell.name,
+        "length": cell.config.length,
+        "steps": cell.config.decoding.max_steps,
+        "temperature": cell.config.temperature,
+        "n": rows,
+        "samples": count,
+        "correct": int(right_RS.sum()),
+        "accuracy": accuracy,
+        "accuracy_ci95": interval,
+        **several,
+        "grades": means,
+        "effective_tokens": float(np.mean([one["tokens"] for one in found])),
+        "cut_off": float(np.mean([not one["ended"] for one in found])),
+        "nfe": float(np.mean([one["nfe"] for one in found])),
+        "tokens_per_second": _speed([one for one in found if one["seconds"] is not None]),
+        "local_ar": _mean(one["local_ar"] for one in found),
+        "global_ar": _mean(one["global_ar"] for one in found),
+    }
+
+
+def _speed(timed: Sequence[Mapping[str, Any]]) -> float | None:
+    """Tokens of texts a second, of the samples whose time is known."""
+    seconds = sum(one["seconds"] for one in timed)
+    return sum(one["tokens"] for one in timed) / seconds if seconds else None
+
+
+def _mean(values: Any) -> float | None:
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if known else None

@@ -1,0 +1,166 @@
+"""Benchmarks x lengths x steps x temperatures for a checkpoint, and beside it the one that it was made from."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from d1jax.config import UserError
+from d1jax.config.benchmark import BenchmarkConfig
+from d1jax.data.rows import identity_of_rows
+from d1jax.evaluation import statistics
+from d1jax.evaluation.benchmark import Cell, run_cell, summarise
+from d1jax.evaluation.prompting import choose_shots
+from d1jax.evaluation.protocol import Protocol, check_settings
+from d1jax.inference.policy import Policy
+from d1jax.tasks import TASKS, make, read_source
+from d1jax.tasks.benchmarks import GENERATED, GENERATED_ROWS, Benchmark, benchmark
+from d1jax.tasks.task import Row, Task
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What one evaluation is asked to do."""
+
+    benchmarks: tuple[str, ...]
+    protocol: Protocol
+    given: Mapping[str, Any]  # settings, laid over those of the protocol
+    lengths: tuple[int, ...] = ()
+    steps_per_token: tuple[float, ...] = ()
+    temperatures: tuple[float, ...] = ()
+    data: Mapping[str, str] = dataclasses.field(default_factory=dict)  # benchmark -> source of its rows
+    shots: Mapping[str, str] = dataclasses.field(default_factory=dict)  # benchmark -> source of worked examples
+
+    def variants(self, name: str) -> list[BenchmarkConfig]:
+        """The settings of a benchmark, one for every length, number of steps and temperature. Raises UserError."""
+        base = self.protocol.settings(name, self.given)
+        lengths = self.lengths or (() if "length" in self.given else self.protocol.lengths) or (base.length,)
+        made = []
+        for length in lengths:
+            block = base.block if base.block and length % base.block == 0 else min(base.block, length)
+            for per_token in self.steps_per_token or (base.steps_per_token,):
+                for temperature in self.temperatures or (base.temperature,):
+                    changes = {"steps_per_token": per_token, "temperature": temperature}
+                    one = dataclasses.replace(base, length=length, block=block, **changes)
+                    made.append(check_settings(one, f"{name} at length {length}"))
+        return made
+
+
+def plan(asked: Asked) -> list[Cell]:
+    """The cells of an evaluation, their rows read. Raises UserError and DataError before any model is loaded."""
+    unknown = sorted((asked.data.keys() | asked.shots.keys()) - set(asked.benchmarks))
+    if unknown:
+        raise UserError(
+            f"--data or --shots names {unknown[0]!r}, which is not among --tasks {', '.join(asked.benchmarks)}"
+        )
+    cells = []
+    for name in asked.benchmarks:
+        try:
+            known = benchmark(name, TASKS)
+        except ValueError as error:
+            raise UserError(str(error)) from None
+        variants = asked.variants(name)
+        task = _task(known, variants[0])
+        source = asked.data.get(name, known.source)
+        if not source:
+            raise UserError(f"--tasks {name}: where are its rows? give --data {name}=FILE.jsonl, or hub:NAME")
+        rows = _rows(task, source, "test", variants[0].limit)
+        shots = _shots(task, asked.shots.get(name, known.shots), variants[0], name)
+        identity = identity_of_rows(source, rows)
+        for config in variants:
+            cells.append(Cell(name, config, choose_shots(task, config, shots, rows), rows, identity))
+    labels = [cell.label for cell in cells]
+    if len(set(labels)) != len(labels):
+        raise UserError(f"two of the settings are one: {', '.join(sorted({x for x in labels if labels.count(x) > 1}))}")
+    return cells
+
+
+def _task(known: Benchmark, config: BenchmarkConfig) -> Task:
+    try:
+        return make(known.task, style=config.style, split_seed=0, **known.options)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+
+
+def _rows(task: Task, source: str, split: str, limit: int) -> list[Row]:
+    if source == GENERATED:
+        return task.generate(split, limit or GENERATED_ROWS, 0)
+    rows = [row for row in read_source(source, task) if task.has_reference(row)]
+    if not rows:
+        raise UserError(f"{source}: no row has a reference answer, so nothing could be right")
+    return rows[:limit] if limit else rows
+
+
+def _shots(task: Task, source: str, config: BenchmarkConfig, name: str) -> list[Row]:
+    if not config.few_shot:
+        return []
+    if not source:
+        raise UserError(
+            f"--few_shot {config.few_shot}: no training rows of {name} are known; give --shots {name}=SOURCE"
+        )
+    return task.generate("train", 200, 0) if source == GENERATED else read_source(source, task)
+
+
+def run(
+    policy: Policy, cells: Sequence[Cell], folder: Path, model: Mapping[str, Any], batch: int
+) -> list[tuple[Cell, list[dict[str, Any]]]]:
+    """The samples of every cell, written under `folder` as they come; `model` tells these weights from others."""
+    folder.mkdir(parents=True, exist_ok=True)
+    found = []
+    for cell in cells:
+        print(f"evaluating {cell.label}: {len(cell.rows)} rows x {cell.config.samples}", file=sys.stderr, flush=True)
+        found.append((cell, run_cell(policy, cell, folder, model, batch)))
+    return found
+
+
+def compared(
+    first: Sequence[tuple[Cell, list[dict[str, Any]]]], second: Sequence[tuple[Cell, list[dict[str, Any]]]]
+) -> list[dict[str, Any]]:
+    """McNemar's test of two checkpoints, cell by cell, on the first sample of every row: {"cell", "only_first", "only_second", "p"}."""
+
+    def right(found: list[dict[str, Any]]) -> list[bool]:
+        return [one["grade"]["solved"] == 1.0 for one in found if one["sample"] == 0]
+
+    return [
+        {"cell": cell.label, **statistics.mcnemar(right(one), right(other))}
+        for (cell, one), (_, other) in zip(first, second, strict=True)
+    ]
+
+
+def summaries(found: Sequence[tuple[Cell, list[dict[str, Any]]]]) -> list[dict[str, Any]]:
+    return [summarise(cell, samples) for cell, samples in found]
+
+
+def table(by_model: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
+    """The numbers as text: one line a cell and model, models of a cell below each other."""
+    lines = [
+        f"{'benchmark':<16}{'length':>7}{'steps':>7}{'temp':>6}  {'model':<20}{'n':>6}  {'accuracy':>8}  {'95 % interval':>16}"
+        f"  {'format':>7}  {'tokens':>7}  {'passes':>7}  {'tok/s':>7}  {'AR@1':>6}"
+    ]
+    names = list(by_model)
+    for place in range(len(by_model[names[0]])):
+        for name in names:
+            one = by_model[name][place]
+            low, high = one["accuracy_ci95"]
+            form = next(
+                (one["grades"][key] for key in ("format", "code_format", "answered") if key in one["grades"]), None
+            )
+            lines.append(
+                f"{one['benchmark']:<16}{one['length']:>7}{one['steps']:>7}{one['temperature']:>6g}  {name:<20.20}{one['n']:>6}"
+                f"  {one['accuracy']:>8.1%}  {f'{low:.1%} .. {high:.1%}':>16}  {'-' if form is None else f'{form:.1%}':>7}"
+                f"  {one['effective_tokens']:>7.1f}  {one['nfe']:>7.1f}  {_number(one['tokens_per_second'], '.1f'):>7}"
+                f"  {_number(one['global_ar'], '.2f'):>6}"
+            )
+            several = {key: value for key, value in one.items() if key.startswith(("pass@", "maj@", "avg@"))}
+            if several:
+                told = [f"{k} {v['value']:.1%} [{v['ci95'][0]:.1%}, {v['ci95'][1]:.1%}]" for k, v in several.items()]
+                lines.append(" " * 38 + "  ".join(told))
+    return "\n".join(lines)
+
+
+def _number(value: float | None, how: str) -> str:
+    return "-" if value is None else format(value, how)

@@ -1,0 +1,89 @@
+"""The page of an evaluation: its numbers, and every generation to search, filter and compare. One file that opens from disk."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from d1jax.files import atomic_write
+from d1jax.telemetry.report.rendering import render
+from d1jax.telemetry.report.viewer import trajectories
+
+MOST_ROWS = 2000  # of a cell and model; the JSONL beside the page has all
+MOST_CHARACTERS = 8000  # of a text
+PLAYED = 24  # trajectories of the player, over all cells
+
+Samples = Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]]  # model -> cell -> samples
+
+
+def browse_page(result: Mapping[str, Any], samples: Samples) -> str:
+    """A whole HTML document of an evaluation's summary and samples. Texts reach the page escaped, or through `textContent`."""
+    models = list(samples)
+    cells = list(samples[models[0]]) if models else []
+    left_out = sum(max(len(found) - MOST_ROWS, 0) for by_cell in samples.values() for found in by_cell.values())
+    return render(
+        "browse.html.jinja",
+        title=f"{', '.join(models)}: {len(cells)} evaluations",
+        result=result,
+        models=models,
+        columns=_columns(result),
+        data={"models": models, "cells": [_cell(cell, models, samples) for cell in cells]},
+        trajectories=_played(samples),
+        left_out=left_out,
+    )
+
+
+def write_browse_page(path: Path, result: Mapping[str, Any], samples: Samples) -> None:
+    """Writes `browse_page(result, samples)` to `path`: beside, then renamed."""
+    atomic_write(path, browse_page(result, samples))
+
+
+def _columns(result: Mapping[str, Any]) -> list[str]:
+    """Which of pass@k, maj@k, avg@k and the grades of tasks any line has."""
+    several: dict[str, None] = {}
+    for lines in result["results"].values():
+        for line in lines:
+            several |= dict.fromkeys(key for key in line if key.startswith(("pass@", "maj@", "avg@")))
+    return list(several)
+
+
+def _cell(cell: str, models: Sequence[str], samples: Samples) -> dict[str, Any]:
+    """The rows of a cell, the answers of all models beside each other."""
+    rows: dict[tuple[int, int], dict[str, Any]] = {}
+    for place, model in enumerate(models):
+        for one in list(samples[model][cell])[:MOST_ROWS]:
+            key = (one["row"], one["sample"])
+            shown = rows.setdefault(
+                key,
+                {
+                    "row": one["row"],
+                    "sample": one["sample"],
+                    "prompt": _cut(one["prompt"]),
+                    "reference": _cut(one.get("reference") or ""),
+                    "answers": [None] * len(models),
+                },
+            )
+            shown["answers"][place] = {
+                "text": _cut(one["completion"]),
+                "offer": _cut(one.get("offer") or ""),
+                "right": one["grade"].get("solved") == 1.0,
+                "tokens": one["tokens"],
+            }
+    return {"name": cell, "rows": [rows[key] for key in sorted(rows)]}
+
+
+def _cut(text: str) -> str:
+    text = str(text)
+    return text if len(text) <= MOST_CHARACTERS else f"{text[:MOST_CHARACTERS]} … ({len(text):,} characters)"
+
+
+def _played(samples: Samples) -> list[dict[str, Any]]:
+    found = [
+        {**one, "stage": model, "set": cell, "index": one["row"]}
+        for model, by_cell in samples.items()
+        for cell, rows in by_cell.items()
+        for one in list(rows)[:MOST_ROWS]
+        if "pieces" in one
+    ]
+    return trajectories(found[:: max(len(found) // PLAYED, 1)][:PLAYED])
