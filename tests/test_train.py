@@ -326,7 +326,7 @@ VARIANTS = {
         "rl.reference": "{name: moving, every: 2, mix: 0.6}", "rl.estimator": "{name: autoregressive, subset: 0.25}",
     },
     "penalty in the reward": {
-        "stages": "[{name: ppo, kind: rl, steps: 4}]", "rl.kl": "reward", "rl.estimator": "{name: trajectory, shrink: 1}",
+        "stages": "[{name: ppo, kind: rl}]", "rl.kl": "reward", "rl.estimator": "{name: trajectory, shrink: 1}",
         "rl.prompt_mask": 0, "rl.num_iterations": 1,
     },
 }  # fmt: skip
