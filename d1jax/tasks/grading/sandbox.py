@@ -46,7 +46,7 @@ class Program:
     tests: tuple[str, ...]
     setup: str = ""
     seconds: float = 5.0
-    megabytes: int = 2048
+    megabytes: int = 4096
     file_megabytes: int = 16
     processes: int = 32
 
@@ -204,7 +204,9 @@ class Sandbox:
                 kept.pop().close()
                 kept.append(None)
                 return _all_tests(program, f"the sandbox was lost: {error}")
-            except BaseException:  # KeyboardInterrupt in the middle of an answer: the next one must not be read as this one's
+            except (
+                BaseException
+            ):  # KeyboardInterrupt in the middle of an answer: the next one must not be read as this one's
                 kept.pop().close()
                 kept.append(None)
                 raise
