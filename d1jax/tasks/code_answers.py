@@ -14,6 +14,9 @@ from d1jax.tasks.answers import last_answer
 _FENCE = "```"
 _PYTHON = ("python", "py", "python3")
 _OPEN_TAG = "<answer>"
+_OPENS_ANSWER = re.compile(r"^[ \t]*(?:</reasoning>[ \t]*)?<answer>", re.MULTILINE)
+# An opening fence: alone in its line, or at the end of one that names the language.
+_OPENS = re.compile(r"\s*```([^`]*)|[^`]*```[ \t]*(python|py|python3)\s*", re.IGNORECASE)
 _END_OF_TEXT = ("<|endoftext|>", "<|eot_id|>", "<|im_end|>", "<|end_of_text|>", "</s>")
 _LONGEST_PARSED = 1 << 20  # characters; longer programs have no syntax that anybody would wait for
 # The modules that d1's reward forbids, also where they are named without an import.
@@ -34,13 +37,17 @@ class Block(NamedTuple):
 
 
 def blocks(text: str) -> list[Block]:
-    """The fenced blocks of a text, in order. A fence begins a line; it also closes where it ends a line of code."""
+    """The fenced blocks of a text, in order.
+
+    A fence stands in a line of its own; it also opens where ```python ends a line, and closes where it ends a line of code.
+    """
     found, label, start, inside = [], "", -1, []
     for number, line in enumerate(text.split("\n")):
         bare = line.strip()
         if start < 0:
-            if bare.startswith(_FENCE) and _FENCE not in bare[3:]:
-                label, start, inside = bare[3:].strip().casefold(), number, []
+            opening = _OPENS.fullmatch(line)
+            if opening:
+                label, start, inside = (opening[1] or opening[2] or "").strip().casefold(), number, []
         elif bare == _FENCE or (bare.endswith(_FENCE) and _closes(bare)):
             if bare != _FENCE:
                 inside.append(line.rstrip()[: -len(_FENCE)])
@@ -79,8 +86,8 @@ def offered_code(text: str, style: str) -> str | None:
         # last_answer strips, and the indentation of a first line is part of a program.
         start = text.rfind(_OPEN_TAG, 0, text.rfind("</answer>")) + len(_OPEN_TAG)
         text = text[start : text.index("</answer>", start)]
-    elif _OPEN_TAG in text and _FENCE in text.rpartition(_OPEN_TAG)[2]:
-        text = text.rpartition(_OPEN_TAG)[2]
+    elif (unclosed := _last_line_that_opens(text)) is not None:
+        text = unclosed
     found = blocks(text)
     python = [block for block in found if block.label in _PYTHON]
     plain = [block for block in found if not block.label]
@@ -91,6 +98,13 @@ def offered_code(text: str, style: str) -> str | None:
     for block in (*python[-1:], *plain[-1:]):
         return block.code
     return text.strip("\n") if style == "bare" and not found and text.strip() else None
+
+
+def _last_line_that_opens(text: str) -> str | None:
+    """What follows the last answer tag that begins a line, if there is a fence in it: other tags may be part of a program."""
+    openings = list(_OPENS_ANSWER.finditer(text))
+    rest = text[openings[-1].end() :] if openings else ""
+    return rest if _FENCE in rest else None
 
 
 def parses(code: str) -> bool:
@@ -122,8 +136,8 @@ def code_format(text: str) -> float:
         return 0.0
     block = found[0]
     lines = text.split("\n")
-    opening, before = lines[block.first].strip(), "\n".join(lines[: block.first])
-    if opening.removeprefix(_FENCE).strip() != "python" or _FENCE in before or not block.closed:
+    opening, before = lines[block.first].rpartition(_FENCE)[2], "\n".join(lines[: block.first])
+    if opening.strip() != "python" or _FENCE in before or not block.closed:
         return 0.0
     if block.last != len(lines) - 1 or not block.code.strip():
         return 0.0
@@ -178,7 +192,10 @@ def completed(stub: str, entry_point: str, code: str) -> str:
     tree = tree_of(code)
     if tree is not None and defines(tree, entry_point):
         return f"{_before(stub, entry_point)}\n{code}"
-    for body in (code, textwrap.indent(textwrap.dedent(code), "    ")):
+    first = code.lstrip("\n")
+    # A body whose first line has lost its indentation, in a text without space around it, is one, too.
+    bodies = (code,) if first[:1].isspace() else (textwrap.indent(code, "    "), f"    {first}")
+    for body in bodies:
         program = f"{stub.rstrip()}\n{body}"
         if parses(program):
             return program
