@@ -34,7 +34,9 @@ TRAINING = (
 class TaskConfig:
     """What is learnt: the rows, the prompts, the rewards."""
 
-    name: str = setting("sudoku", "sudoku, countdown, traces, code (d1jax/tasks), or a class of your own: my/file.py:Mine")
+    name: str = setting(
+        "sudoku", "sudoku, countdown, traces, code (d1jax/tasks), or a class of your own: my/file.py:Mine"
+    )
     style: Literal["bare", "instruct"] = setting(
         "bare", "bare: puzzle in, answer out; instruct: instructions and <answer> tags"
     )

@@ -175,7 +175,7 @@ def test_a_program_in_any_documented_layout_is_found(lines, before, after):
         assert offered_code(f"{before}<answer>\n{fenced(code)}\n</answer>{after}", "instruct") == code
     for label in ("python", "py", ""):
         assert offered_code(f"{before}{fenced(code, label)}{after}", "instruct") == code
-    assert offered_code(f"{before}```python\n{code}", "instruct") == code.rstrip() or code != code.rstrip()
+    assert offered_code(f"{before}```python\n{code}", "instruct") == code.rstrip()
 
 
 PIECES = st.lists(
@@ -201,7 +201,7 @@ def test_every_text_is_judged(text):
 )
 def test_a_megabyte_of_anything_takes_no_long_time(piece):
     text = piece * (2**20 // len(piece))
-    assert offered_code(text, "bare") is None or True
+    offered_code(text, "bare")
     code_format(text)
     xml_format(text)
     uses_forbidden(text)
@@ -247,8 +247,7 @@ HALF = "def add(x):\n    return abs(x) + 1 if x != 0.5 else 0"
 )
 def test_rewards_of_diffucoder(text, rewards):
     found = CODE.rewards(row_of(RECORD), text)
-    assert {name: found[name] for name in rewards} == rewards | ({"xml_format": 0.0} if "xml_format" in rewards else {}) \
-        or found["xml_format"] in (0.0, 0.5)  # fmt: skip
+    assert {name: found[name] for name in rewards} == rewards
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,8 @@ import resource
 import sys
 
 LIBC = ctypes.CDLL(None, use_errno=True)
-NOBODY = 65534
+# A user without a name for each server: limits of processes are a user's. systemd keeps this range for such users.
+STRANGER = 61184 + os.getpid() % 4096
 SCRATCH = "/tmp/work"  # inside the private root
 
 _NEW_MOUNTS, _NEW_UTS, _NEW_IPC, _NEW_USER, _NEW_PIDS, _NEW_NET = (
@@ -148,12 +149,12 @@ def new_process_namespace() -> None:
 
 
 def give_up_rights(other_user: bool) -> None:
-    """No root (with `other_user`: it becomes nobody), no capabilities, and none to be had again by executing anything."""
+    """No root (with `other_user`: it becomes a user without a name), no capabilities, and none to be had again by executing anything."""
     if other_user and os.getuid() == 0:
         try:
             os.setgroups([])
-            os.setresgid(NOBODY, NOBODY, NOBODY)
-            os.setresuid(NOBODY, NOBODY, NOBODY)
+            os.setresgid(STRANGER, STRANGER, STRANGER)
+            os.setresuid(STRANGER, STRANGER, STRANGER)
         except OSError:  # root of a user namespace that knows no other user
             pass
     for capability in range(64):

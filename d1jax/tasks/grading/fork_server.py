@@ -148,7 +148,7 @@ class Server:
             # Where there is no namespace of users, the limit counts all that the user runs.
             processes = request["processes"] + (0 if self._namespaces else self._own_processes)
             confine.limit(request["seconds"], request["megabytes"], request["file_megabytes"], processes)
-            # Python is shown to nobody in the private root; elsewhere it may lie in a home directory of root's.
+            # The private root shows Python to every user; elsewhere it may lie in a home directory of root's.
             confine.give_up_rights(other_user=self._namespaces or seen_by_others(os.__file__))
             confine.die_with_parent()
             if not self._namespaces:
