@@ -292,7 +292,8 @@ def _python_folders() -> tuple[str, list[str]]:
 
 def _bubblewrap(readable: Sequence[str]) -> list[str]:
     """The command before Python's own: no network, nothing to be seen but Python and the system's libraries, read-only."""
-    command = ["bwrap", "--unshare-all", "--die-with-parent", "--new-session", "--proc", "/proc", "--dev", "/dev"]
+    # Not --die-with-parent: the parent would be the thread that started it. The server ends when its input does.
+    command = ["bwrap", "--unshare-all", "--new-session", "--proc", "/proc", "--dev", "/dev"]
     command += ["--tmpfs", "/tmp"]
     for path in ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/nix/store", "/etc/ld.so.cache", *readable):
         command += ["--ro-bind-try", path, path]

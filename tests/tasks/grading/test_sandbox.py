@@ -265,6 +265,12 @@ def test_any_text_as_a_program_has_a_result(sources):
     assert all(outcome.tests[0].status in {"failed", "error", "timeout"} for outcome in outcomes)
 
 
+def test_servers_outlive_the_threads_that_started_them(confinement):
+    programs = [Program("x = 1", ("assert x == 1",))] * 8
+    for _ in range(4):
+        assert all(outcome.pass_rate == 1 for outcome in run_all(programs, workers=2, confinement=confinement))
+
+
 HOSTILE_ROUNDS = 310  # of the quick ones, a quarter of that of the slow ones: 10,145 programs
 
 
