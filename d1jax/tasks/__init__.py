@@ -6,6 +6,7 @@ The table maps the name used in a config to the dataclass whose fields that conf
 import difflib
 from typing import Any
 
+from d1jax.tasks.code import Code
 from d1jax.tasks.countdown import Countdown
 from d1jax.tasks.hub import HUB, read_hub
 from d1jax.tasks.jsonl import read_rows
@@ -14,7 +15,7 @@ from d1jax.tasks.sudoku import Sudoku
 from d1jax.tasks.task import Row, Task
 from d1jax.tasks.traces import Traces
 
-TASKS: dict[str, Any] = {"sudoku": Sudoku, "countdown": Countdown, "traces": Traces}
+TASKS: dict[str, Any] = {"sudoku": Sudoku, "countdown": Countdown, "traces": Traces, "code": Code}
 
 
 def make(name: str, **options: Any) -> Task:
