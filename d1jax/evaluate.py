@@ -29,6 +29,7 @@ python -m d1jax.evaluate --run runs/quickstart: the table of a run again, on its
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 from collections.abc import Sequence
@@ -42,6 +43,7 @@ from d1jax.config.flags import asks_for_version, split_flags, version_text
 from d1jax.config.parse import parse
 from d1jax.evaluation import grade, summary
 from d1jax.evaluation.benchmark_command import put_benchmarks
+from d1jax.evaluation.regrade import regrade
 from d1jax.files import write_json
 from d1jax.telemetry.command_line import exit_code, output_file
 from d1jax.telemetry.terminal import printable
@@ -66,9 +68,21 @@ def main(argv: Sequence[str]) -> int:
     if asks_for_version(argv):
         print(version_text())
         return 0
+    if any(argument.partition("=")[0] == "--regrade" for argument in argv):
+        return exit_code(lambda: _regrade(argv))
     if any(argument.partition("=")[0] in ("--model", "--tasks") for argument in argv):
         return exit_code(lambda: put_benchmarks(argv))
     return exit_code(lambda: _evaluate(argv))
+
+
+def _regrade(argv: Sequence[str]) -> int:
+    """Prints one JSON line a length."""
+    own, rest = split_flags(argv, ("regrade", "task"))
+    if rest or not own.get("regrade") or not own.get("task"):
+        raise UserError(f"write --regrade FILE --task NAME{f', without {rest[0]}' if rest else ''}")
+    for result in regrade(own["regrade"], own["task"]):
+        print(json.dumps(result))
+    return 0
 
 
 def _evaluate(argv: Sequence[str]) -> int:

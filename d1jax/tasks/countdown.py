@@ -4,6 +4,7 @@ Rows come from a generator (the procedure behind the public training file) or fr
 them, with exact fractions.
 """
 
+import dataclasses
 import hashlib
 import re
 from dataclasses import dataclass
@@ -144,6 +145,22 @@ class Countdown:
                 "correct it or leave it out"
             )
         return {"numbers": numbers, "target": target, "solution": arithmetic.show(tree)}
+
+    def from_stored(self, record: dict[str, Any], where: str) -> Row:
+        """The row of a stored generation: ground_truth [[numbers], target] (d1), or {numbers, target}. Raises DataError."""
+        truth = record.get("ground_truth", record.get("answer"))
+        if isinstance(truth, list) and len(truth) == 2:
+            record = {"numbers": truth[0], "target": truth[1]}
+        elif not {"target"} <= record.keys():
+            raise DataError(
+                f"{where}: ground_truth = {truth!r:.60}: write [[44, 19, 35], 98], or the keys numbers and target"
+            )
+        counts = record.get("numbers", record.get("nums"))
+        any_count = dataclasses.replace(self, numbers=(len(counts),)) if isinstance(counts, list) and counts else self
+        row = any_count.parse(record, where)
+        if row is None:
+            raise DataError(f"{where}: numbers = {counts!r:.60}: a list of numbers was expected")
+        return row
 
     def prompt(self, row: Row) -> str:
         numbers, target = row["numbers"], row["target"]

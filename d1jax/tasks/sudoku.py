@@ -6,6 +6,7 @@ a blank in a puzzle.
 """
 
 import functools
+import re
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -189,6 +190,15 @@ class Sudoku:
                 f"(one is {fits[0]}); correct it or leave it out"
             )
         return {"puzzle": puzzle, "solution": solution}
+
+    def from_stored(self, record: dict[str, Any], where: str) -> Row:
+        """The row of a stored generation: the first 16 digits of its question or prompt, and the solution. Raises DataError."""
+        asked = str(record.get("question", record.get("prompt", record.get("puzzle", ""))))
+        found = re.search(r"(?<![0-9])[0-4]{16}(?![0-9])", asked)
+        if found is None:
+            raise DataError(f"{where}: question = {asked!r:.60}: holds no puzzle; write its 16 digits, 0 for a blank")
+        solution = record.get("ground_truth", record.get("answer"))
+        return self.parse({"puzzle": found.group(), "solution": solution}, where)
 
     @property
     def columns(self) -> int | None:
