@@ -21,6 +21,7 @@ from d1jax.tasks.answers import (
     last_boxed,
 )
 from d1jax.tasks.arithmetic import Tree, reaches, solve
+from d1jax.tasks.grading.offers import offer
 from d1jax.tasks.task import DataError, Row
 
 _CHUNK = 256  # problems drawn together; part of what (split, count, seed) means, so a change gives other rows
@@ -177,6 +178,8 @@ class Countdown:
         answer = answer_text(text, self.style)
         boxed = last_boxed(text if answer is None else answer)
         answer = answer if boxed is None else boxed
+        if boxed is None and (cut := offer(text)) is not None and cut.place == "open box":
+            answer = cut.text.rstrip("> ")  # a box that the length limit has cut off, or that a model has closed by another sign
         tree = None if answer is None else arithmetic.parse(answer)
         value = None if tree is None else arithmetic.evaluate(tree)
         if value is None:

@@ -119,7 +119,9 @@ def test_versions_that_could_run_scripts_are_refused(library, monkeypatch):
     assert "datasets 3.6.0 is older than version 4; pip install 'd1jax[data]'" in complaint("hub:nobody/nothing")
 
 
-@pytest.mark.parametrize("source", ["hub:", "hub::train", "hub:json", "hub:pandas:train", "hub:a/b:", "hub:no/such/x"])
+@pytest.mark.parametrize(
+    "source", ["hub:", "hub::train", "hub:json", "hub:pandas:train", "hub:a/b:", "hub:no/such/x/y"]
+)
 def test_names_that_can_be_no_data_set(source):
     assert "no such folder, and not the id of a data set; write hub:NAME or hub:NAME:SPLIT" in complaint(source)
 
