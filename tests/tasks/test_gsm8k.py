@@ -94,8 +94,6 @@ def test_the_five_rewards_of_d1_are_its_own():
     assert TASK.rewards(ROW, "<answer>18.0</answer>")["d1_correct"] == 0.0 and bare["solved"] == 0.0
     ends_with_the_tag = "<reasoning>\n" + "x" * 700 + "\n</reasoning>\n<answer>\n18\n</answer>"
     assert TASK.rewards(ROW, ends_with_the_tag)["d1_xml_count"] < 0, "it loses 0.001 for each of its characters"
-        0.375 + 0.125 - len(long) * 0.001 + 0.001 - 0.125, abs=0.2
-    )
 
 
 @pytest.mark.parametrize(
