@@ -29,6 +29,8 @@ PROMPT = 256
 RECIPES = [
     ("d1_sft_8b", "llada_8b", LLADA),
     ("d1_countdown_8b", "llada_8b", LLADA),
+    ("d1_gsm8k_8b", "llada_8b", LLADA),
+    ("diffucoder_coupled_7b", "diffucoder_7b", DREAM),
     ("d1_sudoku_8b", "dream_7b", DREAM),
     ("d1_sudoku_8b", "diffucoder_7b", DREAM),
 ]
