@@ -1,0 +1,143 @@
+r"""Whether two mathematical answers are worth the same: `\frac{1}{2}` and `0.5`, `x+1` and `1+x`.
+
+Cheap exact checks come first and decide most rows. The rest goes to math-verify in worker processes (pool.py).
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from collections.abc import Iterable
+
+from d1jax.tasks.grading.numbers import read_plain_number
+from d1jax.tasks.grading.offers import MAX_PASSAGE
+from d1jax.tasks.grading.pool import Pool, shared_pool
+from d1jax.tasks.task import DataError
+
+MAX_LENGTH = 300
+"""Characters of an answer that math-verify is asked about; a longer one is equal only where its normal form is."""
+
+# (?<!\\): what follows a line break of a matrix, \\, is no command.
+_LAYOUT = re.compile(r"(?<!\\)\\(?:[!,;:$()\[\]]|(?:left|right|displaystyle|limits|[bB]igg?[lr]?)(?![A-Za-z])\.?)|\$")
+_GROUPED = re.compile(r",\s*\\!\s*|\{,\}")
+_DEGREES = re.compile(r"\^\s*(?:\\circ(?![A-Za-z])|\{\s*\\circ\s*\})|°|\\degree(?![A-Za-z])")
+_SPACE = re.compile(r"(?<!\\)\\ |\\q?quad(?![A-Za-z])|[~\u00a0\u2009\u202f]")
+_TEXT = re.compile(r"\\(?:text(?:bf|it|rm|normal)?|math(?:rm|bf|it)|mbox|operatorname)\s*\{([^{}]*)\}")
+_UNIT = re.compile(
+    r"(?<=[0-9}])\s*\\(?:text|mathrm|mbox)\s*\{(?!\s*(?:and|or|if)\b)[^{}]*\}(?:\s*\^\s*\{?\s*[23]\s*\}?)?\s*\.?\s*\Z"
+)
+_FRACTION_NAME = re.compile(r"\\[dtc]frac(?![A-Za-z])")
+_BARE_TOP = re.compile(r"\\frac\s*([0-9A-Za-z])")
+_BARE_BOTTOM = re.compile(r"(\\frac\{[^{}]*\})\s*([0-9A-Za-z])")
+_BARE_ROOT = re.compile(r"\\sqrt\s*([0-9A-Za-z])")
+_BRACED_SIGN = re.compile(r"([_^])\{([0-9A-Za-z])\}")
+_THOUSANDS = re.compile(r"(?<![\w.,])([1-9][0-9]{0,2}(?:,[0-9]{3})+)(?![\w,])")
+_AND = re.compile(r",?\s+(?:and|or)\s+")
+_ONE_NAME = re.compile(r"\A[A-Za-z]\s*(?:=|\\in(?![A-Za-z]))\s*")
+_SPELLINGS = str.maketrans({"−": "-", "–": "-", "×": "*", "·": "*", "π": "\\pi ", "∞": "\\infty ", "√": "\\sqrt "})
+_COMPARED = re.compile(r"\\(?:le|ge|lt|gt)q?(?![A-Za-z])|[<>≤≥=]")
+_BOUND = r"(-?[0-9./]+|-?\\frac\{[0-9]+\}\{[0-9]+\}|-?\\infty)"
+_SIGN = r"(<|>|\\leq?(?![A-Za-z])|\\geq?(?![A-Za-z])|\\[lg]t(?![A-Za-z])|≤|≥)"
+_BETWEEN = re.compile(rf"{_BOUND}{_SIGN} ?[A-Za-z] ?{_SIGN} ?{_BOUND}")
+_BEYOND = re.compile(rf"[A-Za-z] ?{_SIGN} ?{_BOUND}")
+_BASED = re.compile(r"([0-9A-F]+)_\{?([0-9]+)\}?")
+_CHOICE = re.compile(r"\(?([A-Z])\)?")
+_WORDS = re.compile(r"[A-Za-z]{2,}(?:[ -][A-Za-z]+)*")
+
+
+def equivalent(gold: str, offer: str) -> bool | None:
+    """One pair of `equivalent_many`."""
+    return equivalent_many([(gold, offer)])[0]
+
+
+def equivalent_many(pairs: Iterable[tuple[str, str]], pool: Pool | None = None) -> list[bool | None]:
+    """Whether each (reference, offered answer) is worth the same; None where that was not found out: math-verify took longer
+    than its time limit, or its process died. All pairs share the workers, so many at once are faster than one by one.
+
+    Equal are: two equal normal forms that are not blank; two numbers of the same value, with units, commas or percent signs or
+    without; and what math-verify says is equal.
+    Raises DataError where math-verify is needed and not installed.
+    """
+    pairs = list(pairs)
+    decided = [decide(gold, offer) for gold, offer in pairs]
+    asked = [index for index, known in enumerate(decided) if known is None]
+    if asked:
+        check_installed()
+        forms = [(normal_form(pairs[index][0]), normal_form(pairs[index][1])) for index in asked]
+        for index, answer in zip(asked, (pool or shared_pool()).ask(forms), strict=True):
+            decided[index] = answer
+    return decided
+
+
+def decide(gold: str, offer: str) -> bool | None:
+    """What is known about a pair without math-verify; None where nothing is."""
+    if max(len(gold), len(offer)) > MAX_PASSAGE:
+        return gold == offer
+    left, right = normal_form(gold), normal_form(offer)
+    if not left or not right:
+        return False
+    if left == right:
+        return True
+    if left.casefold() == right.casefold() and _WORDS.fullmatch(left):
+        return True
+    if _TEXT.search(gold) and (choice := _CHOICE.fullmatch(left)):
+        chosen = _CHOICE.match(right)
+        return chosen is not None and chosen[1] == choice[1] and not right[chosen.end() :][:1].isalpha()
+    if _WORDS.fullmatch(left) and (_TEXT.search(gold) or len(left) > 3):
+        return False  # as a formula, east is e a s t, and equal to seat
+    if based := _BASED.fullmatch(left):
+        return right == based[1]  # the question names the base; another base is another number
+    numbers = read_plain_number(left), read_plain_number(right)
+    if None not in numbers:
+        return numbers[0] == numbers[1]
+    return False if max(len(left), len(right)) > MAX_LENGTH else None
+
+
+def normal_form(answer: str) -> str:
+    r"""One spelling for answers that differ in layout only: spaces, `\left`, `\,`, `$ $`, `\dfrac`, degrees, braces left out
+    (`\frac12`, `\sqrt3`, `x^{2}`), `\text{ }`, a unit in `\text{ }` behind a number, commas for thousands, `and` and `or` for a
+    comma, a name before `=` (`x = 5`), a period at the end.
+    """
+    text = _UNIT.sub("", _SPACE.sub(" ", _GROUPED.sub(",", answer.translate(_SPELLINGS))))
+    text = _DEGREES.sub("", _LAYOUT.sub("", text))
+    text = _BARE_TOP.sub(r"\\frac{\1}", _FRACTION_NAME.sub(r"\\frac", text))
+    text = _BARE_ROOT.sub(r"\\sqrt{\1}", _BARE_BOTTOM.sub(r"\1{\2}", text))
+    text = _TEXT.sub(lambda match: f" {match[1]} ", text)
+    if not re.search(r"[(\[]|\\\{", text):  # (1,200) is a point
+        text = _THOUSANDS.sub(lambda match: match[1].replace(",", ""), text)
+    text = _AND.sub(", ", " ".join(text.split()))
+    text = re.sub(r"(?<![A-Za-z]) | (?![A-Za-z])", "", text).removesuffix(".")
+    text = _as_interval(_BRACED_SIGN.sub(r"\1\2", text))
+    return text if len(_COMPARED.findall(text)) > 1 else _ONE_NAME.sub("", text)
+
+
+def _as_interval(text: str) -> str:
+    """`1<x\\le2` as `(1,2]`: math-verify is not asked, which would also accept an inequality that is not solved yet."""
+    if both := _BETWEEN.fullmatch(text):
+        low, first, second, high = both.groups()
+        if _points_left(first) != _points_left(second):
+            return text
+        if _points_left(first) is False:
+            low, first, second, high = high, second, first, low
+    elif one := _BEYOND.fullmatch(text):
+        sign, bound = one.groups()
+        low, first, second, high = (
+            ("-\\infty", "<", sign, bound) if _points_left(sign) else (bound, sign, "<", "\\infty")
+        )
+    else:
+        return text
+    return f"{'[' if _includes(first) else '('}{low},{high}{']' if _includes(second) else ')'}"
+
+
+def _points_left(sign: str) -> bool:
+    return sign.startswith(("<", "\\l", "≤"))
+
+
+def _includes(sign: str) -> bool:
+    return sign.startswith(("\\le", "\\ge", "≤", "≥"))
+
+
+def check_installed() -> None:
+    """Raises DataError where math-verify is not installed."""
+    if importlib.util.find_spec("math_verify") is None:
+        raise DataError("comparing mathematical answers needs math-verify; pip install 'd1jax[maths]'")
