@@ -9,6 +9,7 @@ from fractions import Fraction
 from typing import Any, ClassVar, NoReturn
 
 from d1jax.tasks.answers import answer_text, as_answer, check_style, last_boxed
+from d1jax.tasks.grading.offers import two_blocks
 from d1jax.tasks.task import DataError, Row
 
 _SHORT = 40  # characters up to which a line of its own counts as an answer; longer ones are explanations
@@ -24,7 +25,6 @@ _FRACTION_NAME = re.compile(r"\\[dt]frac(?![A-Za-z])")
 _BARE_NUMERATOR = re.compile(r"\\frac\s*([0-9A-Za-z])")
 _BARE_DENOMINATOR = re.compile(r"(\\frac\{[^{}]*\})\s*([0-9A-Za-z])")
 _BARE_ROOT = re.compile(r"\\sqrt\s*([0-9A-Za-z])")
-_TAGS = ("<reasoning>", "</reasoning>", "<answer>", "</answer>")
 
 INSTRUCTIONS = """\
 Work out the question below. Think it through between <reasoning> and </reasoning>. Then give the final answer \
@@ -103,7 +103,7 @@ class Traces:
 
     def rewards(self, row: Row, text: str) -> dict[str, float]:
         """`solved` as in `grade`; `format`: the text is one reasoning block and then one answer block, nothing else."""
-        return {"solved": self.grade(row, text)["solved"], "format": float(_two_blocks(text))}
+        return {"solved": self.grade(row, text)["solved"], "format": float(two_blocks(text))}
 
     def grade(self, row: Row, text: str) -> dict[str, float]:
         """`solved`: the answer offered equals the row's, as numbers where both are numbers, else as texts; 0.0 where
@@ -190,14 +190,3 @@ def _canonical(answer: str) -> Fraction | str:
         return text
     number = _FRAC.sub(r"\1\2/\3", text)
     return Fraction(number.replace(",", "")) if _NUMBER.fullmatch(number) else text
-
-
-def _two_blocks(text: str) -> bool:
-    text = text.strip()
-    reasoning, _, answer = text.partition("</reasoning>")
-    return (
-        all(text.count(tag) == 1 for tag in _TAGS)
-        and reasoning.startswith("<reasoning>")
-        and answer.lstrip().startswith("<answer>")
-        and answer.endswith("</answer>")
-    )

@@ -74,6 +74,18 @@ def without_end_tokens(text: str) -> str:
     return text.rstrip()
 
 
+def two_blocks(text: str) -> bool:
+    """Whether the text is one reasoning block and then one answer block, with nothing else but space."""
+    text = text.strip()
+    reasoning, _, answer = text.partition("</reasoning>")
+    return (
+        all(text.count(tag) == 1 for tag in ("<reasoning>", "</reasoning>", "<answer>", "</answer>"))
+        and reasoning.startswith("<reasoning>")
+        and answer.lstrip().startswith("<answer>")
+        and answer.endswith("</answer>")
+    )
+
+
 def last_box(text: str) -> str | None:
     r"""What the last `\boxed{...}` or `\fbox{...}` with balanced braces holds; None where there is none or all are blank."""
     return _boxed(text)[0]
