@@ -42,7 +42,8 @@ from d1jax.config.flags import asks_for_version, split_flags, version_text
 from d1jax.config.parse import parse
 from d1jax.evaluation import grade, summary
 from d1jax.evaluation.benchmark_command import put_benchmarks
-from d1jax.files import write_json
+from d1jax.evaluation.regrade import regrade
+from d1jax.files import to_json, write_json
 from d1jax.telemetry.command_line import exit_code, output_file
 from d1jax.telemetry.terminal import printable
 from d1jax.training.callable_module import make_callable
@@ -66,9 +67,24 @@ def main(argv: Sequence[str]) -> int:
     if asks_for_version(argv):
         print(version_text())
         return 0
+    if any(argument.partition("=")[0] == "--regrade" for argument in argv):
+        return exit_code(lambda: _regrade(argv))
     if any(argument.partition("=")[0] in ("--model", "--tasks") for argument in argv):
         return exit_code(lambda: put_benchmarks(argv))
     return exit_code(lambda: _evaluate(argv))
+
+
+def _regrade(argv: Sequence[str]) -> int:
+    own, rest = split_flags(argv, ("regrade", "task"))
+    if rest:
+        raise UserError(f"--regrade does not read {rest[0]}; write --regrade FILE --task NAME")
+    if "task" not in own:
+        raise UserError(
+            "--regrade needs the task that grades: --task gsm8k, math, countdown, sudoku, or my/file.py:Mine"
+        )
+    for result in regrade(own["regrade"], own["task"]):
+        print(to_json(result))
+    return 0
 
 
 def _evaluate(argv: Sequence[str]) -> int:

@@ -20,11 +20,14 @@ from d1jax.tasks.answers import (
     last_boxed,
 )
 from d1jax.tasks.arithmetic import Tree, reaches, solve
+from d1jax.tasks.grading.stored import completion_of
 from d1jax.tasks.task import DataError, Row
 
 _CHUNK = 256  # problems drawn together; part of what (split, count, seed) means, so a change gives other rows
 _WIDTH = 1024  # candidates tried at once for the problems of a chunk that are still open
 _STEP = re.compile(r"\s*([0-9]{1,12})\s*([-+*/])\s*([0-9]{1,12})\s*=\s*([0-9]{1,12})\s*")
+_STORED = re.compile(r"Numbers:\s*\[?([0-9,\s]{1,80}?)\]?\s*Target:\s*([0-9]{1,12})", re.IGNORECASE)
+_STORED_BARE = re.compile(r"\A\s*([0-9]+(?:,[0-9]+)+)=([0-9]+):?\s*\Z")
 
 INSTRUCTIONS = """\
 Numbers: {numbers}
@@ -144,6 +147,21 @@ class Countdown:
                 "correct it or leave it out"
             )
         return {"numbers": numbers, "target": target, "solution": arithmetic.show(tree)}
+
+    def from_stored(self, record: dict[str, Any], where: str) -> Row | None:
+        """The row of a stored generation: the reference is [[numbers], target] (d1), or the question or prompt says `Numbers: ...`
+        and `Target: ...` or is a bare one (`44,19,35=98:`). None for a number of numbers that is left out. Raises DataError.
+        """
+        question, told, _ = completion_of(record, where)
+        if isinstance(told, list) and len(told) == 2 and isinstance(told[0], list):
+            return self.parse({"numbers": told[0], "target": told[1]}, where)
+        found = _STORED.search(question) or _STORED_BARE.search(question)
+        if found is None:
+            raise DataError(
+                f"{where}: neither the reference {told!r:.60} is [[numbers], target], nor does the question say Numbers: and Target:"
+            )
+        numbers = ",".join(re.findall(r"[0-9]+", found[1]))
+        return self.parse({"numbers": numbers, "target": found[2]}, where)
 
     def prompt(self, row: Row) -> str:
         numbers, target = row["numbers"], row["target"]

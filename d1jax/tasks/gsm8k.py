@@ -65,13 +65,13 @@ class Gsm8k:
         worked = _MARKS.sub("", solution).strip() if marked else ""
         return {"question": question, "solution": worked or None, "number": number}
 
-    def from_stored(self, record: dict[str, Any], where: str) -> tuple[Row, str]:
-        """(row, text) of a stored generation: {question, ground_truth, generations} or {prompt, answer, completion}. A number that
+    def from_stored(self, record: dict[str, Any], where: str) -> Row:
+        """The row of a stored generation: {question, ground_truth, generations} or {prompt, answer, completion}. A number that
         is null, as d1 stores negative ones, leaves the row without a reference. Raises DataError.
         """
-        question, told, text = completion_of(record, where)
+        question, told, _ = completion_of(record, where)
         number = None if told is None else _reference(told, f"{where}: the stored answer")
-        return {"question": question, "solution": None, "number": number}, text
+        return {"question": question, "solution": None, "number": number}
 
     def prompt(self, row: Row) -> str:
         return row["question"] if self.style == "bare" else INSTRUCTIONS.format(question=row["question"])

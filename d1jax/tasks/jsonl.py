@@ -41,7 +41,8 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
         ) from None
 
 
-def _records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+def records_of(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(`file:line`, record) of each line that is not blank. Raises DataError."""
     for number, line in _lines(path):
         if not line.strip():
             continue
@@ -81,4 +82,4 @@ def read_rows(path: str | Path, task: Task) -> list[Row]:
     """
     path = Path(path)
     empty = f"{path}:1: the file holds no rows; write one JSON object per line"
-    return parse_records(_records(path), task, str(path), empty)
+    return parse_records(records_of(path), task, str(path), empty)

@@ -67,16 +67,16 @@ class Maths:
             return None
         return {"problem": problem, "solution": solution, "answer": None if told is None else told.strip()}
 
-    def from_stored(self, record: dict[str, Any], where: str) -> tuple[Row, str]:
-        """(row, text) of a stored generation: {question, ground_truth, generations} or {prompt, answer, completion}. Raises DataError."""
-        problem, told, text = completion_of(record, where)
+    def from_stored(self, record: dict[str, Any], where: str) -> Row:
+        """The row of a stored generation: {question, ground_truth, generations} or {prompt, answer, completion}. Raises DataError."""
+        problem, told, _ = completion_of(record, where)
         if isinstance(told, int | float) and not isinstance(told, bool):
             told = str(told)
         if not isinstance(told, str | None):
             raise DataError(
                 f"{where}: the stored answer = {told!r:.60}: a text was expected; write it as a JSON string"
             )
-        return {"problem": problem, "solution": None, "answer": (told or "").strip() or None}, text
+        return {"problem": problem, "solution": None, "answer": (told or "").strip() or None}
 
     def prompt(self, row: Row) -> str:
         return row["problem"] if self.style == "bare" else INSTRUCTIONS.format(problem=row["problem"])
