@@ -38,20 +38,27 @@ def regrade(path: str | Path, task_name: str) -> list[dict[str, Any]]:
 
     Raises DataError: the file is missing or broken, or a row lacks a field; UserError: no such task.
     """
-    task = _task(task_name)
+    task = task_of(task_name)
     groups: dict[int | None, list[tuple[Row, str]]] = {}
-    for where, record in _stored(Path(path)):
-        row = task.from_stored(record, where)
-        _, _, text = completion_of(record, where)
-        if row is not None:
-            groups.setdefault(_length(record, where), []).append((row, text))
+    for length, row, text in stored_rows(Path(path), task):
+        groups.setdefault(length, []).append((row, text))
     if not groups:
         raise DataError(f"{path}:1: the file holds no rows; write one JSON object per line")
     lengths = sorted(groups, key=lambda length: (length is None, length or 0))
     return [{"task": task_name, "gen_length": length, **_graded(task, groups[length])} for length in lengths]
 
 
-def _task(name: str) -> Any:
+def stored_rows(path: Path, task: Any) -> Iterator[tuple[int | None, Row, str]]:
+    """(gen_length, row, text with its end-of-text tokens) of the rows that the task does not leave out. Raises DataError."""
+    for where, record in _stored(path):
+        row = task.from_stored(record, where)
+        _, _, text = completion_of(record, where)
+        if row is not None:
+            yield _length(record, where), row, text
+
+
+def task_of(name: str) -> Any:
+    """The task that grades stored rows. Raises UserError where there is none of that name, or it cannot read them."""
     try:
         task = make(name, style="instruct", split_seed=0, **OPTIONS.get(name, {}))
     except DataError:

@@ -40,8 +40,9 @@ def offer(text: str) -> Offer | None:
     """
     tagged, open_tag = _tagged(text)
     if tagged is not None:
-        boxed, _ = _boxed(tagged)
-        found = Offer(boxed, PLACES[0]) if boxed is not None else Offer(tagged.strip(), PLACES[1])
+        boxed, open_box = _boxed(tagged)
+        inside = boxed if boxed is not None else open_box
+        found = Offer(inside, PLACES[0]) if inside is not None else Offer(tagged.strip(), PLACES[1])
     else:
         found = _untagged(text, open_tag)
     return found if found and len(found.text) <= MAX_PASSAGE else None
