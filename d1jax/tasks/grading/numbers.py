@@ -32,7 +32,7 @@ _DIGITS = r"(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)"
 _NUMBER = re.compile(
     rf"(?<![\w.])(?:(?P<sign>[-+]) ?)?(?:(?P<whole>{_DIGITS})[ \-](?P<over>[0-9]+)/(?P<under>[0-9]+)"
     rf"|(?P<top>{_DIGITS}) ?/ ?(?P<bottom>{_DIGITS})(?![./0-9])"
-    rf"|(?P<plain>{_DIGITS}(?:\.[0-9]+)?|\.[0-9]+)(?:[eE](?P<exponent>[-+]?[0-9]{{1,4}}))?)"
+    rf"|(?P<plain>{_DIGITS}(?:\.[0-9]+)?|\.[0-9]+)(?:[eE](?P<exponent>[-+]?[0-9]{{1,4}}))?)(?![0-9]*_)"
 )
 _LISTS = re.compile(r"\s*(?:[-+*/:;,&^]|\s|\band\b|\bor\b|\bto\b)*\s*")  # two numbers, or a sum that is not worked out
 _UNIT_ONLY = re.compile(

@@ -130,7 +130,7 @@ def _cut(text: str) -> str:
     """What stands before the line or the formula ends, or a tag begins: nothing further belongs to an answer that was cut off.
     Models also close a box with `>`.
     """
-    return re.split(r"\n|\$|\\\)|\\\]|</?(?:answer|reasoning)", text.strip(), maxsplit=1)[0].rstrip(" >")
+    return re.split(r"\n|(?<!\\)\$|\\\)|\\\]|</?(?:answer|reasoning)", text.strip(" \n$"), maxsplit=1)[0].rstrip(" >")
 
 
 def _is_placeholder(text: str) -> bool:
