@@ -75,15 +75,15 @@ def read(name: str, paths: Sequence[Path]) -> list[tuple[int, int | None, dict[s
 
 
 def main(data: Path, d1: Path | None, out: Path, say: Callable[[str], None] = print) -> None:
-    files = {
-        name: [data / "d1_eval_baselines" / f"{name}_llada8b_instruct.jsonl.gz"] for name in ("gsm8k", "sudoku")
-    }
+    files = {name: [data / "d1_eval_baselines" / f"{name}_llada8b_instruct.jsonl.gz"] for name in ("gsm8k", "sudoku")}
     if d1 is not None:
         files |= {"math": sorted(d1.glob("math500_*.json")), "countdown": sorted(d1.glob("countdown_*.json"))}
     tables = {name: table_of(name, read(name, paths)) for name, paths in files.items()}
     for name, table in tables.items():
         for length, counts in table["counts"].items():
-            say(f"{name} {length}: {sum(counts.values())} texts, (ours, math-verify, d1) {dict(sorted(counts.items()))}")
+            say(
+                f"{name} {length}: {sum(counts.values())} texts, (ours, math-verify, d1) {dict(sorted(counts.items()))}"
+            )
     write_json(out, tables)
 
 

@@ -61,7 +61,12 @@ def test_no_text_raises(gold, offer):
 @given(st.fractions(min_value=-(10**6), max_value=10**6, max_denominator=999))
 def test_a_fraction_in_any_documented_spelling_is_equal_and_another_is_not(value):
     top, bottom = value.numerator, value.denominator
-    for offer in (f"\\frac{{{top}}}{{{bottom}}}", f"{top}/{bottom}", f"x=\\dfrac{{{2 * top}}}{{{2 * bottom}}}", f"${top}/{bottom}$ \\text{{ cm}}"):
+    for offer in (
+        f"\\frac{{{top}}}{{{bottom}}}",
+        f"{top}/{bottom}",
+        f"x=\\dfrac{{{2 * top}}}{{{2 * bottom}}}",
+        f"${top}/{bottom}$ \\text{{ cm}}",
+    ):
         assert decide(f"\\frac{{{top}}}{{{bottom}}}", offer) is True, offer
         assert decide(f"\\frac{{{top + 1}}}{{{bottom}}}", offer) is False, offer
 
@@ -69,8 +74,12 @@ def test_a_fraction_in_any_documented_spelling_is_equal_and_another_is_not(value
 def worker(tmp_path, body, seconds=0.5):
     """A pool whose program answers by `body`, which has `asked`."""
     program = tmp_path / "worker.py"
-    loop = "for line in sys.stdin:\n    asked = json.loads(line)['offer']\n" + textwrap.indent(textwrap.dedent(body), "    ")
-    program.write_text(f"import json, os, sys, time\nprint('true', flush=True)\n{loop}\n    print('true', flush=True)\n")
+    loop = "for line in sys.stdin:\n    asked = json.loads(line)['offer']\n" + textwrap.indent(
+        textwrap.dedent(body), "    "
+    )
+    program.write_text(
+        f"import json, os, sys, time\nprint('true', flush=True)\n{loop}\n    print('true', flush=True)\n"
+    )
     return Pool(workers=2, seconds=seconds, program=program)
 
 
@@ -137,7 +146,9 @@ def test_workers_have_no_jax_and_end_with_their_parent():
         print(*pids)
     """
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    told = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, env=env, check=True)
+    told = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, env=env, check=True
+    )
     assert told.stdout.split() and not any(Path(f"/proc/{pid}").exists() for pid in told.stdout.split())
 
 

@@ -77,7 +77,9 @@ def test_where_an_answer_stands(text, passage, place):
     assert offer(text) == (passage, PLACES[place])
 
 
-@pytest.mark.parametrize("text", ["", "18", "He has 18 eggs.</answer>", "The answer is 18." + " no" * 200, "<answer></answer>"])
+@pytest.mark.parametrize(
+    "text", ["", "18", "He has 18 eggs.</answer>", "The answer is 18." + " no" * 200, "<answer></answer>"]
+)
 def test_what_offers_no_answer(text):
     assert offer(text) is None and final_number(text) is None
 
@@ -100,7 +102,14 @@ def spellings(value):
     ]  # fmt: skip
 
 
-WRAPPERS = ["<answer>{}</answer>", "<answer>\n\\boxed{{{}}}\n</answer>", "so \\boxed{{{}}}.", "so \\boxed{{{}", "<answer>{}", "a\n#### {}"]
+WRAPPERS = [
+    "<answer>{}</answer>",
+    "<answer>\n\\boxed{{{}}}\n</answer>",
+    "so \\boxed{{{}}}.",
+    "so \\boxed{{{}",
+    "<answer>{}",
+    "a\n#### {}",
+]
 
 
 @given(NUMBERS, st.data())
@@ -127,7 +136,27 @@ def test_no_text_raises(text):
 
 @given(
     st.lists(
-        st.sampled_from(["<answer>", "</answer>", "\\boxed{", "{", "}", "####", "answer is", "1", ",", "-", "\\frac", "$", " ", "\n", "e", "/", "="]),
+        st.sampled_from(
+            [
+                "<answer>",
+                "</answer>",
+                "\\boxed{",
+                "{",
+                "}",
+                "####",
+                "answer is",
+                "1",
+                ",",
+                "-",
+                "\\frac",
+                "$",
+                " ",
+                "\n",
+                "e",
+                "/",
+                "=",
+            ]
+        ),
         max_size=30,
     ).map("".join)
 )
