@@ -99,7 +99,7 @@ def test_any_valid_completion_of_a_puzzle_counts_as_solved(tmp_path):
 @pytest.mark.parametrize(
     ("rows", "task", "told"),
     [
-        ([{"question": "q", "generations": "a"}], "gsm8k", "FILE:1: no 'ground_truth' among the keys ('question', 'generations'); a row is"),
+        ([{"question": "q", "generations": "a"}], "gsm8k", "FILE:1: no 'ground_truth' among the keys ('question', 'generations'); a"),
         ([EGGS, {"prompt": "q", "answer": "3"}], "gsm8k", "FILE:2: no 'completion' among the keys"),
         ([{**EGGS, "generations": ["a", "b"]}], "gsm8k", "FILE:1: generations = ['a', 'b']: a text was expected; write one row for each"),
         ([{**EGGS, "ground_truth": "many"}], "gsm8k", "FILE:1: the stored answer = 'many' states no number"),

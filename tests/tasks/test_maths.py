@@ -110,7 +110,8 @@ def test_formats(text, shape):
     ("answer", "text", "points"),
     [
         ("\\frac{1}{2}", "\\boxed{0.5}", 2.0), ("\\frac{1}{2}", "\\boxed{1/2}", 2.0), ("\\frac{1}{4}", "\\boxed{0.25}", 0.0),
-        ("5", "\\boxed{x=5}", 2.0), ("5", "5", 2.0), ("5", "<answer>5</answer>", 0.0), ("5", "so \\boxed{5", 0.0), ("x+y", "\\boxed{y+x}", 0.0),
+        ("5", "\\boxed{x=5}", 2.0), ("5", "5", 2.0), ("5", "<answer>5</answer>", 0.0), ("5", "so \\boxed{5", 0.0),
+        ("x+y", "\\boxed{y+x}", 0.0),
         ("10", "\\boxed{10\\%}", 2.0), ("\\sqrt{3}", "\\boxed{\\sqrt3}", 2.0), ("5", "\\boxed 5$", 2.0), ("5", "\\boxed{\\frac}", 0.0),
     ],
 )  # fmt: skip

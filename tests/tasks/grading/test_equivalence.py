@@ -27,7 +27,7 @@ EXACT = [  # decided without math-verify
     ("\\begin{pmatrix}1\\\\2\\end{pmatrix}", "\\begin{pmatrix} 1 \\\\ 2 \\end{pmatrix}"), ("(10,200)", "(10, 200)"), ("\\pi", "π"),
 ]  # fmt: skip
 ASKED = [  # of math-verify
-    ("x+y", "y+x"), ("3\\sqrt{2}", "\\sqrt{18}"), ("1,-2", "-2,1"), ("\\frac{2}{3}\\pi", "\\frac{2\\pi}{3}"), ("6r^2-4r-24", "2(3r^2-2r-12)"),
+    ("x+y", "y+x"), ("3\\sqrt{2}", "\\sqrt{18}"), ("1,-2", "-2,1"), ("\\frac{2}{3}\\pi", "\\frac{2\\pi}{3}"), ("6r^2-4r", "2(3r^2-2r)"),
     ("10080", "7!\\times2!"), ("\\begin{pmatrix} 1/5 \\\\ -3 \\end{pmatrix}", "\\begin{pmatrix} \\frac15 \\\\ -3 \\end{pmatrix}"),
 ]  # fmt: skip
 WRONG = [

@@ -1,4 +1,4 @@
-"""Where an answer stands, and which number it is: every documented spelling is read, what states no number is not, hostile texts are fast."""
+"""Where an answer stands, and which number it is: documented spellings are read, others are not, hostile texts are fast."""
 
 import time
 from fractions import Fraction
