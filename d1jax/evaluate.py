@@ -29,7 +29,6 @@ python -m d1jax.evaluate --run runs/quickstart: the table of a run again, on its
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from collections.abc import Sequence

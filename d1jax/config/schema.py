@@ -21,7 +21,7 @@ from d1jax.config.yaml_text import shown
 SECTIONS = {"sft": SftConfig, "rl": RlConfig, "preference": PreferenceConfig, "rejection": RejectionConfig}
 KINDS = tuple(SECTIONS)
 RESERVED = {"weights", "evaluation", "audit"}  # purposes that have random keys of their own (weights/variables.py)
-TASK_NAMES = ("sudoku", "countdown", "gsm8k", "math", "traces", "code")
+TASK_NAMES = ("sudoku", "countdown", "gsm8k", "math", "code", "traces", "jsonl", "mixture")
 TRAINING = (
     "sft",
     "rl",

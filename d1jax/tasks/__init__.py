@@ -13,6 +13,7 @@ from d1jax.tasks.gsm8k import Gsm8k
 from d1jax.tasks.hub import HUB, read_hub
 from d1jax.tasks.jsonl import read_rows
 from d1jax.tasks.maths import Maths
+from d1jax.tasks.mixture import Mixture
 from d1jax.tasks.own import make_own
 from d1jax.tasks.rows import Rows
 from d1jax.tasks.sudoku import Sudoku
@@ -20,8 +21,15 @@ from d1jax.tasks.task import Row, Task
 from d1jax.tasks.traces import Traces
 
 TASKS: dict[str, Any] = {
-    "sudoku": Sudoku, "countdown": Countdown, "gsm8k": Gsm8k, "math": Maths, "traces": Traces, "code": Code,
-}  # fmt: skip
+    "sudoku": Sudoku,
+    "countdown": Countdown,
+    "gsm8k": Gsm8k,
+    "math": Maths,
+    "code": Code,
+    "traces": Traces,
+    "jsonl": Rows,
+    "mixture": Mixture,
+}
 
 
 def make(name: str, **options: Any) -> Task:

@@ -4,7 +4,6 @@ Rows come from a generator (the procedure behind the public training file) or fr
 them, with exact fractions.
 """
 
-import dataclasses
 import hashlib
 import re
 from dataclasses import dataclass

@@ -7,8 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, NoReturn
 
 from d1jax.tasks.answers import check_style
-from d1jax.tasks.blocks import two_blocks
-from d1jax.tasks.grading.offers import offer
+from d1jax.tasks.grading.offers import offer, two_blocks
 from d1jax.tasks.reward_functions import NAMED, call, resolve
 from d1jax.tasks.task import DataError, Row
 

@@ -416,7 +416,10 @@ IMPOSSIBLE = [
     ({"stages": "[sft, sft]"}, "stages = ['sft', 'sft'] has a name twice"),
     ({"stages": "[rl]"}, "stages begins with 'rl', from random weights; set init_from"),
     ({"task.eval_sets": "{}"}, "task.eval_sets is empty"),
-    ({"task.name": "soduku"}, "task.name = 'soduku' is not one of sudoku, countdown, gsm8k, math, traces, code (did you mean 'sudoku'?)"),
+    (
+        {"task.name": "soduku"},
+        "task.name = 'soduku' is not one of sudoku, countdown, gsm8k, math, traces, code (did you mean 'sudoku'?)",
+    ),
     ({"task.name": "mine.py"}, "and not of the form my/file.py:Mine"),
     ({"task.train_rows": "0"}, "task.train_rows = 0 with generated rows; say how many"),
     ({"task.eval_rows": "0"}, "task.eval_rows = 0 with a generated evaluation set; say how many"),
