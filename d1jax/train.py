@@ -17,6 +17,7 @@ from d1jax.config import Config, Stage
 from d1jax.config.flags import asks_for_version, version_text
 from d1jax.config.help import describe_origins, help_text
 from d1jax.config.parse import parse_with_origins
+from d1jax.config.values import plain
 from d1jax.evaluation import grade, summary
 from d1jax.files import write_json, write_jsonl
 from d1jax.models.transformer import Variables
@@ -28,6 +29,7 @@ from d1jax.telemetry.command_line import USER_MISTAKE, exit_code
 from d1jax.telemetry.metrics import MetricsLog
 from d1jax.telemetry.report.build import write_report
 from d1jax.telemetry.terminal import printable
+from d1jax.telemetry.trackers import Trackers, check_trackers
 from d1jax.training.claim import check_data, claim
 from d1jax.training.context import Context, build
 from d1jax.training.longer import make_longer
@@ -66,10 +68,12 @@ def _train(argv: Sequence[str]) -> int:
 def run(config: Config) -> dict[str, Any]:
     """All stages of a configuration, each followed by its evaluation; returns the summary."""
     with StopRequest() as stop:
+        check_trackers(config.track)
         context = build(config)
         config = context.config  # with the architecture of what it starts from
         directory, lock = claim(config)
-        with lock, MetricsLog(directory.path) as metrics, jax.set_mesh(context.mesh):
+        trackers = Trackers(config.track, directory.path, plain(config))
+        with lock, MetricsLog(directory.path, trackers) as metrics, jax.set_mesh(context.mesh):
             line = check_data(directory, context.data)
             if line:
                 print(f"data: {line}", file=sys.stderr)

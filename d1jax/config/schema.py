@@ -175,6 +175,9 @@ class Config:
         "stop after so many skipped (NaN or infinite) updates in a row, or RL steps without a text that could be rewarded",
         above=0,
     )
+    track: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = setting(
+        (), "where metrics go beside metrics.jsonl: [tensorboard], [wandb], [trackio] or several (off unless asked for)"
+    )
     task: TaskConfig = section(TaskConfig)
     model: ModelConfig = section(ModelConfig)
     lora: LoraConfig = section(LoraConfig)

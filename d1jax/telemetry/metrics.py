@@ -1,9 +1,8 @@
-"""Metrics of a run: one JSON object a line in `metrics.jsonl`, mirrored to TensorBoard where it is installed.
+"""Metrics of a run: one JSON object a line in `metrics.jsonl`, mirrored to trackers where that is asked for.
 
-The JSONL file is the record: the report, the tests and resuming read it. TensorBoard is a view that nothing depends on.
+The JSONL file is the record: the report, the tests and resuming read it. Trackers are views that nothing depends on.
 """
 
-import importlib
 import json
 import math
 import numbers
@@ -14,6 +13,7 @@ from typing import Any, Self
 
 from d1jax.config import UserError
 from d1jax.files import atomic_write, to_json
+from d1jax.telemetry.trackers import Trackers
 
 FILE_NAME = "metrics.jsonl"
 _RESERVED = ("stage", "step")
@@ -28,13 +28,13 @@ class MetricsLog:
     when the log is opened again, because appending to it would spoil the next line too.
     """
 
-    def __init__(self, run_dir: str | os.PathLike, tensorboard: bool = True):
+    def __init__(self, run_dir: str | os.PathLike, trackers: Trackers | None = None):
         self.path = Path(run_dir) / FILE_NAME
         self.path.parent.mkdir(parents=True, exist_ok=True)
         if _ends_torn(self.path):
             atomic_write(self.path, "".join(map(_line, read_metrics(self.path))))
         self._file = self._open()
-        self._board = _summary_writer(self.path.parent / "tensorboard") if tensorboard else None
+        self._trackers = trackers
 
     def __enter__(self) -> Self:
         return self
@@ -49,9 +49,8 @@ class MetricsLog:
             self._file.write(_line({"stage": stage, "step": int(step), **scalars}))
         except OSError as error:  # which does not say what was written to
             raise OSError(error.errno, error.strerror, str(self.path)) from None
-        if self._board is not None:
-            for key, value in scalars.items():
-                self._board.add_scalar(f"{stage}/{key}", value, int(step))
+        if self._trackers is not None:
+            self._trackers.log(stage, int(step), scalars)
 
     def to_disk(self) -> None:
         """Before a checkpoint is saved: else a power cut could leave the checkpoint without the rows that led to it."""
@@ -74,7 +73,7 @@ class MetricsLog:
     def rewind(self, kept: Mapping[str, int]) -> None:
         """Forget what a resumed run will write again: stages not in `kept`, and steps after `kept[stage]`.
 
-        TensorBoard event files are left alone: they only append, and a resumed run draws over the repeated steps.
+        Trackers are left alone: they only append, and a resumed run draws over the repeated steps.
         """
         self._file.close()
         lines = read_metrics(self.path)
@@ -84,9 +83,9 @@ class MetricsLog:
 
     def close(self) -> None:
         self._file.close()
-        if self._board is not None:
-            self._board.close()
-            self._board = None
+        if self._trackers is not None:
+            self._trackers.close()
+            self._trackers = None
 
     def _open(self):
         # buffering=1: every line reaches the file when it ends
@@ -163,13 +162,3 @@ def _ends_torn(path: Path) -> bool:
     with open(path, "rb") as file:
         file.seek(-1, os.SEEK_END)
         return file.read(1) != b"\n"
-
-
-def _summary_writer(directory: Path):
-    """A TensorBoard writer from the first library that imports, or None: TensorBoard is optional."""
-    for module in ("tensorboardX", "torch.utils.tensorboard"):
-        try:
-            return importlib.import_module(module).SummaryWriter(str(directory))
-        except ImportError:
-            continue
-    return None

@@ -49,7 +49,9 @@ def _take_over(run: RunDirectory, config: Config) -> None:
     if run.config.exists() and run.begun:
         # Where the directory lies is no part of what it holds: a moved run may be continued.
         old = from_yaml(run.config)
-        changed = differences(dataclasses.replace(old, run_dir=""), dataclasses.replace(config, run_dir=""))
+        # So is where its metrics are mirrored to.
+        aside = {"run_dir": "", "track": ()}
+        changed = differences(dataclasses.replace(old, **aside), dataclasses.replace(config, **aside))
         if changed and only_longer(old, config):
             check_longer(run, old, config)
         elif changed:

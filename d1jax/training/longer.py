@@ -103,5 +103,5 @@ def _without_steps(config: Config) -> tuple[Any, ...]:
         section = config.section_of(stage)
         sections.append(dataclasses.replace(section, steps=1) if stage.kind in TRAINING else section)
     used = {kind: getattr(Config(), kind) for kind in config.kinds}
-    rest = dataclasses.replace(config, run_dir="", stages=("sft",), **used)
+    rest = dataclasses.replace(config, run_dir="", track=(), stages=("sft",), **used)
     return tuple(sections), rest

@@ -2,18 +2,16 @@
 
 import json
 import math
-import sys
 
 import numpy as np
 import pytest
 
-from d1jax.telemetry import metrics as module
 from d1jax.telemetry.metrics import MetricsLog, format_metrics, read_metrics
 
 
 @pytest.fixture
 def log(tmp_path):
-    with MetricsLog(tmp_path, tensorboard=False) as log:
+    with MetricsLog(tmp_path) as log:
         yield log
 
 
@@ -75,7 +73,7 @@ def test_reading_a_torn_multibyte_character_and_no_file(tmp_path):
 def test_opening_again_appends_and_drops_the_torn_line(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"stage": "sft", "step": 1}\n{"stage": "sft", "step": 2, "lo')
-    with MetricsLog(tmp_path, tensorboard=False) as log:
+    with MetricsLog(tmp_path) as log:
         log.write("sft", 2, {"loss": 1.0})
     assert steps(path) == [("sft", 1), ("sft", 2)]
 
@@ -83,7 +81,7 @@ def test_opening_again_appends_and_drops_the_torn_line(tmp_path):
 def test_opening_again_keeps_a_last_line_that_only_lacks_its_newline(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"stage": "sft", "step": 1}')
-    with MetricsLog(tmp_path, tensorboard=False) as log:
+    with MetricsLog(tmp_path) as log:
         log.write("sft", 2, {})
     assert steps(path) == [("sft", 1), ("sft", 2)]
 
@@ -105,36 +103,6 @@ def test_rewind_to_nothing(log):
     log.write("sft", 1, {})
     log.rewind({})
     assert log.path.read_text() == ""
-
-
-def test_tensorboard_gets_every_scalar_under_its_stage(tmp_path, monkeypatch):
-    seen = []
-
-    class Writer:
-        def __init__(self, directory):
-            seen.append(directory)
-
-        def add_scalar(self, *call):
-            seen.append(call)
-
-        def close(self):
-            seen.append("closed")
-
-    fake = type(sys)("tensorboardX")
-    fake.SummaryWriter = Writer
-    monkeypatch.setitem(sys.modules, "tensorboardX", fake)
-    with MetricsLog(tmp_path) as log:
-        log.write("sft", 2, {"loss": 0.5})
-    assert seen == [str(tmp_path / "tensorboard"), ("sft/loss", 0.5, 2), "closed"]
-
-
-def test_a_run_without_tensorboard_still_logs(tmp_path, monkeypatch):
-    for name in ("tensorboardX", "torch.utils.tensorboard"):
-        monkeypatch.setitem(sys.modules, name, None)  # None makes the import fail
-    assert module._summary_writer(tmp_path) is None
-    with MetricsLog(tmp_path) as log:
-        log.write("sft", 1, {"loss": 1.0})
-    assert steps(log.path) == [("sft", 1)]
 
 
 def test_format_metrics_is_short():

@@ -25,7 +25,7 @@ def values(step):
 def journal_of(path, steps=9, **settings):
     rl = dataclasses.replace(settings.pop("rl", Config().rl), steps=steps)
     config = dataclasses.replace(Config(), checkpoint_every=1, rl=rl, **settings)
-    return StageLog(RunDirectory(path), MetricsLog(path, tensorboard=False), StopRequest(), Stage("rl", "rl"), config)
+    return StageLog(RunDirectory(path), MetricsLog(path), StopRequest(), Stage("rl", "rl"), config)
 
 
 def test_a_collapsed_policy_is_set_aside_and_the_run_goes_on_from_before_it(tmp_path):

@@ -97,7 +97,7 @@ def run_dir(tmp_path):
     run.mkdir()
     (run / "config.yaml").write_text("seed: 0\nname: <b>&\n")
     (run / "summary.json").write_text(json.dumps(summary()))
-    with MetricsLog(run, tensorboard=False) as log:
+    with MetricsLog(run) as log:
         for step in range(1, 31):
             log.write("sft", step, {"loss": 3 / step, "time/step_s": 0.5})
         for step in range(1, 41):
@@ -215,7 +215,7 @@ def test_untrusted_text_never_becomes_markup(run_dir, columns):
     cells = [NASTY] * 4
     one = sample(NASTY, NASTY, prompt=NASTY, reference=NASTY, set=NASTY, index=NASTY, pieces=cells, columns=columns)
     (run_dir / "samples.jsonl").write_text(json.dumps(one) + "\n")
-    with MetricsLog(run_dir, tensorboard=False) as log:
+    with MetricsLog(run_dir) as log:
         log.write("rl", 41, {f"eval/{NASTY}/solved": 0.5})
     html = write_report(run_dir).read_text()
     page = Page(html)
