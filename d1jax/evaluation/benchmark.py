@@ -44,9 +44,10 @@ class Cell:
 
     @property
     def label(self) -> str:
-        config = self.config
+        """What the files of this cell are called; of a task of the user's own, my/file.py:Mine, the class alone."""
+        config, name = self.config, self.name.rpartition(":")[2]
         drawn = f"_t{config.temperature:g}" if config.temperature else ""
-        return f"{self.name}_{config.length}_s{config.decoding.max_steps}{drawn}"
+        return f"{name}_{config.length}_s{config.decoding.max_steps}{drawn}"
 
     def settings(self, model: Mapping[str, Any]) -> dict[str, Any]:
         """What the samples of a file depend on; another one's are not continued. The batch size is no part of it."""
@@ -83,7 +84,11 @@ def _continued(path: Path, settings: Mapping[str, Any]) -> dict[tuple[int, int],
         raise UserError(
             f"{path}: holds samples of settings that nothing tells ({beside.name} is not there); move it away"
         )
-    stored = json.loads(beside.read_text(encoding="utf-8"))
+    try:
+        stored = json.loads(beside.read_text(encoding="utf-8"))
+        stored.get
+    except (ValueError, AttributeError) as error:
+        raise UserError(f"{beside}: is damaged ({error}); move it and {path.name} away") from None
     if stored != json.loads(json.dumps(settings)):
         other = sorted(key for key in settings if stored.get(key) != json.loads(json.dumps(settings[key])))
         raise UserError(

@@ -80,11 +80,15 @@ def _asked(own: Mapping[str, str], rest: Sequence[str]) -> suite.Asked:
     lists = {
         name: tuple(_number(name, part, kind) for part in _parts(own.get(name, ""))) for name, kind in LISTS.items()
     }
-    protocol = load_protocol(own["protocol"]) if "protocol" in own else Protocol()
+    benchmarks, given = tuple(_parts(own["tasks"])), _settings(rest)
+    if not benchmarks:
+        raise UserError(f"--tasks {shown(own['tasks'])} names none; e.g. --tasks gsm8k,sudoku")
+    if "length" in given and "lengths" in own:
+        raise UserError("command line: --length beside --lengths: give one of them")
     return suite.Asked(
-        benchmarks=tuple(_parts(own["tasks"])),
-        protocol=protocol,
-        given=_settings(rest),
+        benchmarks=benchmarks,
+        protocol=load_protocol(own["protocol"]) if "protocol" in own else Protocol(),
+        given=given,
         lengths=lists["lengths"],
         steps_per_token=lists["steps_per_token"],
         temperatures=lists["temperature"],
@@ -133,6 +137,8 @@ def _settings(rest: Sequence[str]) -> dict[str, Any]:
                 raise UserError(
                     f"command line: --{key} beside --{name}: give both as --{name} '{{name: ..., {last}: ...}}'"
                 )
+        if last in node:
+            raise UserError(f"command line: --{key} is given twice; once is meant")
         node[last] = parsed
     return given
 

@@ -41,7 +41,7 @@ class Protocol:
 def check_settings(config: BenchmarkConfig, where: str) -> BenchmarkConfig:
     """`config` as it is. Raises UserError for a number out of its bounds, or what has no meaning together."""
     wrong = [message for broken, message in bounds(config) if broken]
-    wrong = wrong or [message for broken, message in rules_of(config) if broken and not message.startswith("sampler.")]
+    wrong = wrong or [message for broken, message in config.rules() if broken]
     wrong = wrong or [message for broken, message in rules_of(config.decoding, "sampler") if broken]
     if wrong:
         raise UserError("\n".join(f"{where}: {message}" for message in wrong))
