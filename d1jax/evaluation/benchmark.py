@@ -85,12 +85,12 @@ def _continued(path: Path, settings: Mapping[str, Any]) -> dict[tuple[int, int],
             f"{path}: holds samples of settings that nothing tells ({beside.name} is not there); move it away"
         )
     try:
-        stored = json.loads(beside.read_text(encoding="utf-8"))
-        stored.get
-    except (ValueError, AttributeError) as error:
+        stored = dict(json.loads(beside.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
         raise UserError(f"{beside}: is damaged ({error}); move it and {path.name} away") from None
-    if stored != json.loads(json.dumps(settings)):
-        other = sorted(key for key in settings if stored.get(key) != json.loads(json.dumps(settings[key])))
+    wanted = json.loads(json.dumps(settings))
+    if stored != wanted:
+        other = sorted(key for key in stored.keys() | wanted.keys() if stored.get(key) != wanted.get(key))
         raise UserError(
             f"{path}: holds samples of another evaluation (other {', '.join(other)}); name another --out, or move it"
         )

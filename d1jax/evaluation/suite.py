@@ -42,11 +42,10 @@ class Asked:
         lengths = self.lengths or (() if "length" in self.given else self.protocol.lengths) or (base.length,)
         made = []
         for length in lengths:
-            block = min(base.block, length)
             for per_token in self.steps_per_token or (base.steps_per_token,):
                 for temperature in self.temperatures or (base.temperature,):
                     changes = {"steps_per_token": per_token, "temperature": temperature}
-                    one = dataclasses.replace(base, length=length, block=block, **changes)
+                    one = dataclasses.replace(base.at(length), **changes)
                     made.append(check_settings(one, f"{name} at length {length}"))
         return made
 

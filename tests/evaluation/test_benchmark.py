@@ -149,13 +149,13 @@ def test_a_base_is_compared_on_the_same_rows(sudoku_checkpoints, tmp_path, capsy
     assert "holds samples of another evaluation (other model)" in capsys.readouterr().err
 
 
-OWN = '''
+OWN = """
 from d1jax.tasks.sudoku import Sudoku
 
 
 class Mine(Sudoku):
     name = "mine"
-'''
+"""
 
 
 def test_a_task_of_the_users_own_writes_under_out(sudoku_policy, tmp_path):

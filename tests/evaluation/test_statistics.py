@@ -57,7 +57,15 @@ def test_wilson_of_nothing_is_everything():
         ([None, None], [False, False], 0.0),
         ([], [], 0.0),
     ],
-    ids=["most right", "most wrong", "two leaders", "three leaders", "no vote without an answer", "no votes", "nothing"],
+    ids=[
+        "most right",
+        "most wrong",
+        "two leaders",
+        "three leaders",
+        "no vote without an answer",
+        "no votes",
+        "nothing",
+    ],
 )
 def test_a_majority_is_shared_among_its_leaders(answers, right, expected):
     assert statistics.majority_is_right(answers, right) == pytest.approx(expected)
