@@ -85,8 +85,10 @@ def _continued(path: Path, settings: Mapping[str, Any]) -> dict[tuple[int, int],
             f"{path}: holds samples of settings that nothing tells ({beside.name} is not there); move it away"
         )
     try:
-        stored = dict(json.loads(beside.read_text(encoding="utf-8")))
-    except (ValueError, TypeError) as error:
+        stored = json.loads(beside.read_text(encoding="utf-8"))
+        if not isinstance(stored, dict):
+            raise ValueError("no JSON object")
+    except ValueError as error:
         raise UserError(f"{beside}: is damaged ({error}); move it and {path.name} away") from None
     wanted = json.loads(json.dumps(settings))
     if stored != wanted:

@@ -112,7 +112,12 @@ def test_what_is_cut_is_told(monkeypatch):
     models = {"m": {"c": [sample(row, "x" * 11, prompt="p" * 10) for row in range(7)], "d": [sample(0)]}}
     page = browse.browse_page(result(models), models)
     rows = data_of(page)["cells"][0]["rows"]
-    assert [row["row"] for row in rows] == [0, 1, 2, 3] and "3 more samples are in the JSONL files beside this page" in page
+    assert [row["row"] for row in rows] == [
+        0,
+        1,
+        2,
+        3,
+    ] and "3 more samples are in the JSONL files beside this page" in page
     assert rows[0]["answers"][0]["text"] == "x" * 10 + " … (11 characters)" and rows[0]["prompt"] == "p" * 10
 
 
