@@ -179,9 +179,7 @@ class Countdown:
         boxed = last_boxed(text if answer is None else answer)
         answer = answer if boxed is None else boxed
         if boxed is None and (cut := offer(text)) is not None and cut.place == "open box":
-            answer = cut.text.rstrip(
-                "> "
-            )  # a box that the length limit has cut off, or that a model has closed by another sign
+            answer = cut.text.rstrip("> ")  # a box that the length limit has cut off, or that a model has closed by another sign
         tree = None if answer is None else arithmetic.parse(answer)
         value = None if tree is None else arithmetic.evaluate(tree)
         if value is None:

@@ -49,8 +49,7 @@ def test_hostile_text_is_nowhere_on_the_page_as_markup(text):
     models = {f"model {text}": {f"cell {text}": [
         sample(0, text, prompt=text, reference=text, offer=text, pieces=[text, text], reveal_step=[0, 1], confidence=[0.5, 0.5])
     ]}}  # fmt: skip
-    told = result(models, protocol={"name": text, "source": text}, compared=[{"cell": text, "only_first": 1, "only_second": 0, "p": 1}])  # fmt: skip
-    told = {**told, "compared": []}  # one model is compared with none
+    told = result(models, protocol={"name": text, "source": text})
     page = browse.browse_page(told, models)
     page.encode("utf-8")
     clean = browse.browse_page(result({"m": {}}, protocol={"name": "x", "source": "y"}), {"m": {"c": [
