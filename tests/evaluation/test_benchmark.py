@@ -51,7 +51,7 @@ def test_a_killed_evaluation_continues_to_the_same_file(sudoku_policy, finished,
     name = f"{cell().label}.jsonl"
     content = (folder / name).read_bytes()
     ends = [place + 1 for place, byte in enumerate(content) if byte == ord("\n")]
-    cut = {"half a line": ends[3] - 40, "whole lines": ends[2], "nothing": 0, "all": len(content)}[left]
+    cut = {"half a line": ends[4] - 40, "whole lines": ends[2], "nothing": 0, "all": len(content)}[left]
     (tmp_path / name).write_bytes(content[:cut])
     (tmp_path / f"{cell().label}.settings.json").write_bytes((folder / f"{cell().label}.settings.json").read_bytes())
     if left == "all":
@@ -133,7 +133,7 @@ def test_a_summary_counts_rows_and_samples(finished):
 # -- the command ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_base_is_compared_on_the_same_rows(sudoku_checkpoints, tmp_path, capsys):
+def test_a_base_is_compared_on_the_same_rows(sudoku_checkpoints, tmp_path, capsys, monkeypatch):
     first, second = sudoku_checkpoints
     flags = [*FLAGS, "--base", str(second), "--out", str(tmp_path / "out"), "--batch", "3", "--model"]
     assert evaluate.main([*flags, str(first)]) == 0
@@ -145,6 +145,7 @@ def test_a_base_is_compared_on_the_same_rows(sudoku_checkpoints, tmp_path, capsy
     assert list(result["results"]) == ["first", "base second"] and result["compared"][0]["cell"] == "sudoku_20_s4"
     assert result["rows"]["sudoku"]["rows"] == 3 and len(result["rows"]["sudoku"]["sha256"]) == 64
     assert (tmp_path / "out" / "base" / "sudoku_20_s4.jsonl").exists() and (tmp_path / "out" / "report.html").exists()
+    monkeypatch.setattr(benchmark_command, "load_pretrained", lambda *_, **__: pytest.fail("a model was loaded"))
     assert evaluate.main([*FLAGS, "--model", str(second), "--out", str(tmp_path / "out")]) == 2
     assert "holds samples of another evaluation (other model)" in capsys.readouterr().err
 
@@ -201,6 +202,9 @@ MISTAKES = {
     "unknown template field": (["--template", "{puzle}?"], "template: {puzle} is no field", "choices: prompt, puzzle"),
     "no such model": (["--model", "nowhere"], "nowhere", ""),
     "no such base": (["--base", "nowhere"], "--base 'nowhere': no such directory", "none"),
+    "the model as its base": (["--base", "BASE/../first"], "is the model itself", "leave it out"),
+    "no such adapter": (["--adapter", "nowhere"], "--adapter 'nowhere': no such directory", "PEFT"),
+    "out is a file": (["--out", "SHOTS"], "is a file", "name a directory"),
     "mesh": (["--mesh", "2,2"], "--mesh '2,2' is not of the form data,fsdp,tensor", "1,-1,1"),
     "nothing to ask": (["--tasks", ","], "--tasks", "gsm8k"),
 }  # fmt: skip
@@ -211,7 +215,7 @@ def test_mistakes_cost_one_line_and_no_model(sudoku_checkpoints, tmp_path, monke
     flags, told, cure = MISTAKES[name]
     shots = tmp_path.parent / f"{tmp_path.name}_shots.jsonl"
     shots.write_text('{"puzzle": "1234341221430320"}\n{"puzzle": "1234341221430020", "solution": "1234341221434321"}\n')
-    flags = [flag.replace("SHOTS", str(shots)) for flag in flags]
+    flags = [flag.replace("SHOTS", str(shots)).replace("BASE", str(sudoku_checkpoints[0])) for flag in flags]
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(benchmark_command, "load_pretrained", lambda *_, **__: pytest.fail("a model was loaded"))
     default = {"--tasks": "sudoku", "--model": str(sudoku_checkpoints[0])}
