@@ -29,7 +29,6 @@ python -m d1jax.evaluate --run runs/quickstart: the table of a run again, on its
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from collections.abc import Sequence
@@ -44,7 +43,7 @@ from d1jax.config.parse import parse
 from d1jax.evaluation import grade, summary
 from d1jax.evaluation.benchmark_command import put_benchmarks
 from d1jax.evaluation.regrade import regrade
-from d1jax.files import write_json
+from d1jax.files import to_json, write_json
 from d1jax.telemetry.command_line import exit_code, output_file
 from d1jax.telemetry.terminal import printable
 from d1jax.training.callable_module import make_callable
@@ -76,12 +75,15 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _regrade(argv: Sequence[str]) -> int:
-    """Prints one JSON line a length."""
     own, rest = split_flags(argv, ("regrade", "task"))
-    if rest or not own.get("regrade") or not own.get("task"):
-        raise UserError(f"write --regrade FILE --task NAME{f', without {rest[0]}' if rest else ''}")
+    if rest:
+        raise UserError(f"--regrade does not read {rest[0]}; write --regrade FILE --task NAME")
+    if "task" not in own:
+        raise UserError(
+            "--regrade needs the task that grades: --task gsm8k, math, countdown, sudoku, or my/file.py:Mine"
+        )
     for result in regrade(own["regrade"], own["task"]):
-        print(json.dumps(result))
+        print(to_json(result))
     return 0
 
 

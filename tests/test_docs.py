@@ -24,7 +24,7 @@ FILE = re.compile(r"(?<![\w/.{}<>*-])((?:[\w.*-]+/)*[\w*-]+\.(?:py|md|yaml))(?![
 # Of a run directory, of the user, or of another project.
 OTHERS = {
     "config.yaml", "yours.py", "tests/tasks/test_yours.py", "d1jax/tasks/yours.py", "file.yaml", "train.yaml",
-    "src/countdown.py", "my/file.py",
+    "src/countdown.py", "my/file.py", "my_rewards.py",
 }  # fmt: skip
 EVERY = {
     path.name

@@ -1,5 +1,6 @@
 """The 8B recipes, traced and lowered at their real size on eight virtual devices: shapes and placements only, no weights."""
 
+import dataclasses
 import math
 from pathlib import Path
 
@@ -29,6 +30,8 @@ PROMPT = 256
 RECIPES = [
     ("d1_sft_8b", "llada_8b", LLADA),
     ("d1_countdown_8b", "llada_8b", LLADA),
+    ("d1_gsm8k_8b", "llada_8b", LLADA),
+    ("diffucoder_coupled_7b", "diffucoder_7b", DREAM),
     ("d1_sudoku_8b", "dream_7b", DREAM),
     ("d1_sudoku_8b", "diffucoder_7b", DREAM),
 ]
@@ -40,8 +43,11 @@ def recipe(request):
     files = ["--config", str(CONFIGS / "runs" / f"{run}.yaml"), "--model", str(CONFIGS / "models" / f"{model}.yaml")]
     config = parse([*files, "--init_from", "a/checkpoint"])
     mesh = make_mesh(config.mesh)
-    model = Transformer(config.model, config.lora)
-    variables = abstract_variables(model, mesh, ("params", "lora"))
+    adapted = config.lora.rank > 0
+    # What is trained is held in float32.
+    stored = config.model if adapted else dataclasses.replace(config.model, param_dtype="float32")
+    model = Transformer(stored, config.lora)
+    variables = abstract_variables(model, mesh, ("params", "lora") if adapted else ("params",))
     with jax.set_mesh(mesh):
         yield config, model, variables, special, mesh
 
@@ -97,12 +103,15 @@ def test_rollout_and_update_lower(recipe):
         tokens = abstract(mesh, jnp.int32, rows, length)
         rollout = RolloutBatch(Canvas(tokens, *prompts), ids, tokens)
         batch = rl.Batch(rollout, abstract(mesh, jnp.float32, rows, length))
-        lowered = update.lower(state, frozen, frozen, batch, key)
+        lowered = update.lower(state, frozen, variables, batch, key)
     assert lowered.as_text()
 
 
 def test_only_adapters_of_blocks_are_trained(recipe):
     config, _, variables, *_ = recipe
     trainable, _ = split(variables)
+    if config.lora.rank == 0:
+        assert set(trainable) == {"params"}
+        return
     assert set(trainable) == {"lora"} and set(trainable["lora"]["blocks"]) == set(config.lora.targets)
     assert config.lora.rank == 128

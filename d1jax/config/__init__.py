@@ -20,6 +20,7 @@ from d1jax.config.model import ModelConfig as ModelConfig
 from d1jax.config.rl import Center as Center
 from d1jax.config.rl import Cispo as Cispo
 from d1jax.config.rl import CommitSteps as CommitSteps
+from d1jax.config.rl import Decoupled as Decoupled
 from d1jax.config.rl import FixedReference as FixedReference
 from d1jax.config.rl import IgnoreCollapse as IgnoreCollapse
 from d1jax.config.rl import KlInLoss as KlInLoss

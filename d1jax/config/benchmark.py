@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from d1jax.config.sampler import MAX_TOKENS, SamplerConfig
 from d1jax.config.setting import Rule, section, setting, with_fields
@@ -33,6 +33,7 @@ class BenchmarkConfig:
         "", "what is asked, with {prompt} where the task's own prompt goes, or {question} and other fields of a row"
     )
     prefill: str = setting("", "what the answer begins with, e.g. <reasoning> and a line break (d1)")
+    options: dict[str, Any] = setting(dict, "fields of the task itself, e.g. {judge: number} of jsonl")
     sampler: SamplerConfig = section(SamplerConfig)
 
     @property

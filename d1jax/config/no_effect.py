@@ -134,7 +134,6 @@ def _shared(config: Config, command: Command) -> dict[str, Reader]:
     drawn_rows = any(source == "generated" or source.startswith("share:") for source in sources)
     adapted = Reader(config.lora.rank > 0, "lora.rank above 0")
     return {
-        "task.numbers": Reader(config.task.name == "countdown", "task.name = countdown"),
         "task.seed": Reader(drawn_rows, "a source that is generated, or share:"),
         "lora.alpha": adapted,
         "lora.targets": adapted,

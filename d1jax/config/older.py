@@ -24,6 +24,7 @@ _CURE = "train it again, or use the version that wrote it"
 
 def of_older_run(raw: dict[str, Any], path: str) -> dict[str, Any]:
     """A stored configuration under today's names; one of today is returned as it is. Raises UserError for a method that is gone."""
+    raw = _with_task_options(raw)
     if not any(key in raw.get("rl", {}) for key in MARKS):
         return raw
     new = dict(raw)
@@ -31,6 +32,17 @@ def of_older_run(raw: dict[str, Any], path: str) -> dict[str, Any]:
     new["sft"] = _renamed(raw.get("sft", {}))
     new["rl"] = _rl(raw["rl"], path, "rl" in raw.get("stages", ()))
     return new
+
+
+def _with_task_options(raw: dict[str, Any]) -> dict[str, Any]:
+    """`task.numbers`, which was a setting of every task, as an option of countdown."""
+    task = raw.get("task")
+    if not isinstance(task, Mapping) or "numbers" not in task:
+        return raw
+    kept = {key: value for key, value in task.items() if key != "numbers"}
+    if task.get("name") == "countdown" and list(task["numbers"]) != [3]:
+        kept["options"] = {"numbers": task["numbers"]}
+    return {**raw, "task": kept}
 
 
 def of_older_sampler(raw: Mapping[str, Any]) -> dict[str, Any]:

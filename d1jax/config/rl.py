@@ -87,7 +87,14 @@ class Reward:
     name: ClassVar[str] = "reward"
 
 
-Advantage = Center | Zscore | Rloo | Softmax | Reward
+@dataclass(frozen=True)
+class Decoupled:
+    """Each reward normalised inside its group, then weighted, summed, and normalised over the batch (GDPO, arXiv 2601.05242)."""
+
+    name: ClassVar[str] = "decoupled"
+
+
+Advantage = Center | Zscore | Rloo | Softmax | Reward | Decoupled
 
 
 # -- supervision -------------------------------------------------------------------------------------------------------
@@ -278,6 +285,11 @@ class RlConfig(WithChoices, RewardedConfig, TrainingConfig):
         yield (
             by_steps and self.kl.name == "reward",
             f"rl.kl = reward with {steps}: the penalty is of a completion, not of a step; set it to loss",
+        )
+        yield (
+            self.advantage.name == "decoupled" and self.kl.name == "reward",
+            "rl.kl = reward with rl.advantage = decoupled, which normalises the rewards of reward_weights and knows no other; "
+            "set rl.kl = loss",
         )
         yield (
             by_steps and control == "shuffled_rewards",

@@ -21,7 +21,7 @@ from d1jax.config.yaml_text import shown
 SECTIONS = {"sft": SftConfig, "rl": RlConfig, "preference": PreferenceConfig, "rejection": RejectionConfig}
 KINDS = tuple(SECTIONS)
 RESERVED = {"weights", "evaluation", "audit"}  # purposes that have random keys of their own (weights/variables.py)
-TASK_NAMES = ("sudoku", "countdown", "traces", "code", "gsm8k", "math")
+TASK_NAMES = ("sudoku", "countdown", "gsm8k", "math", "code", "traces", "jsonl", "mixture")
 TRAINING = (
     "sft",
     "rl",
@@ -35,7 +35,7 @@ class TaskConfig:
     """What is learnt: the rows, the prompts, the rewards."""
 
     name: str = setting(
-        "sudoku", "sudoku, countdown, traces, code (d1jax/tasks), or a class of your own: my/file.py:Mine"
+        "sudoku", "sudoku, countdown, gsm8k, math, traces, code (d1jax/tasks), or a class of your own: my/file.py:Mine"
     )
     style: Literal["bare", "instruct"] = setting(
         "bare", "bare: puzzle in, answer out; instruct: instructions and <answer> tags"
@@ -54,7 +54,9 @@ class TaskConfig:
         "fail", "a training row whose prompt or target has too many tokens: an error, or left out and counted"
     )
     seed: int = setting(0, "seeds the generator and the train/test split", at_least=0, at_most=2**32 - 1)
-    numbers: tuple[int, ...] = setting((3,), "countdown: how many numbers a problem may have")
+    options: dict[str, Any] = setting(
+        dict, "fields of the task itself, e.g. {numbers: [3, 4]} of countdown or {judge: number} of jsonl (d1jax/tasks)"
+    )
 
     def rules(self) -> Iterator[Rule]:
         near = difflib.get_close_matches(self.name, TASK_NAMES, n=1)

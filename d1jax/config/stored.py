@@ -56,7 +56,7 @@ def differences(old: Config, new: Config) -> list[str]:
     ]
 
 
-MAPPINGS = ("task.eval_sets", "rl.reward_weights", "preference.reward_weights")  # values, not sections
+MAPPINGS = ("task.options", "task.eval_sets", "rl.reward_weights", "preference.reward_weights")  # values, not sections
 
 
 def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:

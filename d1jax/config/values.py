@@ -143,6 +143,8 @@ def typed(value: Any, hint: Any, name: str, source: str) -> Any:
             return value
         near = difflib.get_close_matches(str(value), choices, n=1)
         raise wrong(f"is not one of {', '.join(choices)}" + (f" (did you mean '{near[0]}'?)" if near else ""))
+    if hint is Any:
+        return plain(value)
     if value is None:
         raise UserError(f"{source}: {name} has no value; write one, or leave the key out for its default")
     if hasattr(hint, "from_plain"):

@@ -16,6 +16,7 @@ from d1jax.evaluation import decoding_order
 from d1jax.evaluation.decode import decode, look_ahead, texts_of
 from d1jax.evaluation.statistics import wilson_interval
 from d1jax.models.transformer import Variables
+from d1jax.tasks.judging import grade_all
 from d1jax.tasks.task import DataError
 from d1jax.training.context import Context
 
@@ -24,7 +25,7 @@ NOT_GRADES = ("n", "solved_rate", "solved_rate_ci95", "nfe", "decoding_order", "
 
 def score_texts(context: Context, problems: Problems, texts: Sequence[str]) -> dict[str, Any]:
     """{"n", "solved_rate", "solved_rate_ci95", and the mean of every other grade of the task}."""
-    grades = [context.task.grade(row, text) for row, text in zip(problems.rows, texts, strict=True)]
+    grades = grade_all(context.task, problems.rows, texts)
     n = len(grades)
     names = grades[0].keys()
     wrong = next((index for index, grade in enumerate(grades) if grade.keys() != names), None)
@@ -33,9 +34,15 @@ def score_texts(context: Context, problems: Problems, texts: Sequence[str]) -> d
         raise DataError(
             f"task {context.task.name!r}: grades are {told}; every row has the same names, none of them {', '.join(NOT_GRADES)}"
         )
-    means = {name: float(np.mean([grade[name] for grade in grades])) for name in grades[0]}
+    means = {name: _mean([grade[name] for grade in grades]) for name in grades[0]}
     solved = means.pop("solved")
     return {"n": n, "solved_rate": solved, "solved_rate_ci95": list(wilson_interval(solved * n, n)), **means}
+
+
+def _mean(values: Sequence[float]) -> float:
+    """Over those that are numbers: a grade of one of several tasks is NaN for the rows of the others. 0 where none is."""
+    known = [value for value in values if value == value]
+    return float(np.mean(known)) if known else 0.0
 
 
 def baseline_scores(context: Context, problems: Problems) -> dict[str, dict[str, Any]]:

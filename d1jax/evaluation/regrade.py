@@ -1,97 +1,146 @@
-"""Stored generations graded again, without a model: what d1's evaluation writes, or plain rows of prompt, answer and completion."""
+"""Stored generations graded again, without a model: `python -m d1jax.evaluate --regrade FILE --task NAME`."""
 
 from __future__ import annotations
 
 import gzip
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from d1jax.config import UserError
+from d1jax.files import distinct
 from d1jax.tasks import TASKS, make
 from d1jax.tasks.grading import d1_rules
 from d1jax.tasks.grading.offers import without_end_tokens
+from d1jax.tasks.grading.stored import completion_of
 from d1jax.tasks.jsonl import records_of
 from d1jax.tasks.judging import grade_all
-from d1jax.tasks.task import DataError
+from d1jax.tasks.task import DataError, Row, Task
 
-TEXT_KEYS = ("generations", "completion", "generation")
+OPTIONS: dict[str, dict[str, Any]] = {"countdown": {"numbers": (2, 3, 4, 5, 6)}}
+"""What a task is made with beside style instruct: stored rows may have any number of numbers."""
 
 
-def regrade(path: str, task_name: str) -> list[dict[str, Any]]:
-    """One result a generated length: {"task", "gen_length", "n", "correct", "accuracy"}, and the task's other grades as means.
+def regrade(path: str | Path, task_name: str) -> list[dict[str, Any]]:
+    """One result for each `gen_length` of the rows of a file, in ascending order; rows without one are under null.
 
-    Rows are {"question", "ground_truth", "generations", "gen_length"?} (d1's), or {"prompt", "answer", "completion"}; a file is JSON
-    Lines (.jsonl, .jsonl.gz) or one JSON object with them under "generations". What tokenizers write at the end of a text is taken off.
-    Of Sudoku `correct` counts grids, any valid completion being right; "cells_correct" and "cell_accuracy" are d1's figure: blank
-    cells that agree with the stored solution, by its rule of reading them. Raises UserError and DataError with file, line and cure.
+    The file has a row in a line (.jsonl, .jsonl.gz, .gz): {"question", "ground_truth", "generations", "gen_length"} or
+    {"prompt", "answer", "completion"}; or it is one JSON object {"generations": [rows], "gen_length"}, as d1 writes it. End-of-text
+    tokens are taken out before grading.
+
+    A result has "task", "gen_length", "n", "correct" and "accuracy" = correct / n, in rows. Of Sudoku they are blank cells, read
+    and compared with the stored solution by d1's rule, so that they are the published accuracy; beside them stand
+    "cell_accuracy" (the same number), "own_cell_accuracy" (d1jax's reading, and the nearest valid completion), "puzzles",
+    "solved" (puzzles, with any valid completion) and "puzzle_accuracy".
+    "without_reference" counts rows whose reference is null: they are in n, and never correct. "undecided" counts answers that
+    math-verify did not decide in its time limit: they count as wrong. Both are there only where they are not 0.
+
+    Raises DataError: the file is missing or broken, or a row lacks a field; UserError: no such task.
     """
-    names = [name for name, cls in TASKS.items() if hasattr(cls, "from_stored")]
-    if task_name not in names:
-        raise UserError(f"--task {task_name!r} cannot grade stored generations; choices: {', '.join(names)}")
-    task = make(task_name, style="instruct", split_seed=0)
-    by_length: dict[Any, list[tuple[Any, str, dict[str, Any]]]] = {}
-    for where, record in _records(Path(path)):
-        key = next((name for name in TEXT_KEYS if isinstance(record.get(name), str)), None)
-        if key is None:
-            raise DataError(
-                f'{where}: has no text as "generations" or "completion", only {", ".join(record)[:80] or "nothing"}; a row is '
-                '{"question": ..., "ground_truth": ..., "generations": "..."} or {"prompt": ..., "answer": ..., "completion": "..."}'
-            )
-        length = record.get("gen_length")
-        if not isinstance(length, int | None) or isinstance(length, bool):
-            raise DataError(f"{where}: gen_length = {length!r:.40} must be a whole number, or be left out")
+    task = task_of(task_name)
+    groups: dict[int | None, list[tuple[Row, str]]] = {}
+    for length, row, text in stored_rows(Path(path), task):
+        groups.setdefault(length, []).append((row, text))
+    if not groups:
+        raise DataError(f"{path}:1: the file holds no rows; write one JSON object per line")
+    lengths = sorted(groups, key=lambda length: (length is None, length or 0))
+    return [{"task": task_name, "gen_length": length, **_graded(task, groups[length])} for length in lengths]
+
+
+def stored_rows(path: Path, task: Any) -> Iterator[tuple[int | None, Row, str]]:
+    """(gen_length, row, text with its end-of-text tokens) of the rows that the task does not leave out. Raises DataError."""
+    for where, record in _stored(path):
         row = task.from_stored(record, where)
-        by_length.setdefault(length, []).append((row, record[key], record))
-    if not by_length:
-        raise DataError(f"{path}: holds no rows; write one JSON object a line")
-    lengths = sorted(by_length, key=lambda length: (length is None, length))
-    return [_result(task, task_name, length, by_length[length]) for length in lengths]
+        _, _, text = completion_of(record, where)
+        if row is not None:
+            yield _length(record, where), row, text
 
 
-def _result(task: Any, name: str, length: Any, found: list[tuple[Any, str, dict[str, Any]]]) -> dict[str, Any]:
-    rows = [row for row, _, _ in found]
-    grades = grade_all(task, rows, [without_end_tokens(text) for _, text, _ in found])
-    correct = sum(grade["solved"] == 1.0 for grade in grades)
-    result = {"task": name, "gen_length": length, "n": len(rows), "correct": correct, "accuracy": correct / len(rows)}
-    for key in grades[0]:
-        if key != "solved":
-            result[key] = sum(grade[key] for grade in grades) / len(grades)
-    return result | (_sudoku_cells(found) if name == "sudoku" else {})
-
-
-def _sudoku_cells(found: list[tuple[Any, str, dict[str, Any]]]) -> dict[str, Any]:
-    """d1's figure: over all rows, the blank cells that agree with the stored solution."""
-    right = blank = 0
-    for row, text, _ in found:
-        if row["solution"] is None:
-            return {}
-        cells = d1_rules.sudoku_cells(text)
-        places = [place for place, cell in enumerate(row["puzzle"]) if cell == "0"]
-        blank += len(places)
-        right += sum(cells[place] == row["solution"][place] for place in places)
-    return {"cells_correct": right, "cells": blank, "cell_accuracy": right / max(blank, 1)}
-
-
-def _records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(where, record) of JSON Lines, or of one JSON object with a list under "generations"."""
-    if path.name.removesuffix(".gz").endswith(".json"):
-        whole = _whole(path)
-        if whole is not None:
-            for index, record in enumerate(whole, start=1):
-                if not isinstance(record, dict):
-                    raise DataError(f"{path}: generation {index} is no object; write objects as d1's evaluation does")
-                yield f"{path}: generation {index}", record
-            return
-    yield from records_of(path)
-
-
-def _whole(path: Path) -> list[Any] | None:
+def task_of(name: str) -> Any:
+    """The task that grades stored rows. Raises UserError where there is none of that name, or it cannot read them."""
     try:
-        with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8") as file:
-            found = json.load(file)
-    except (OSError, ValueError, RecursionError):
-        return None  # not one object: read, or complained about, line by line
-    rows = found.get("generations") if isinstance(found, dict) else found
-    return rows if isinstance(rows, list) else None
+        task = make(name, style="instruct", split_seed=0, **OPTIONS.get(name, {}))
+    except DataError:
+        raise
+    except ValueError as error:
+        raise UserError(str(error).replace("task.name =", "--task", 1)) from None
+    if not hasattr(task, "from_stored"):
+        able = ", ".join(known for known, kind in TASKS.items() if hasattr(kind, "from_stored"))
+        raise UserError(
+            f"--task {name!r} cannot read stored generations; those of {able} can, and a task of your own with "
+            "from_stored(record, where) -> row"
+        )
+    return task
+
+
+def _stored(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(where it stands, record) of a file of lines, or of one JSON object."""
+    whole = _whole(path) if path.name.endswith((".json", ".json.gz")) else None
+    if whole is None:
+        yield from records_of(path)
+        return
+    rows, shared = (whole, {}) if isinstance(whole, list) else (whole["generations"], whole)
+    for index, record in enumerate(rows):
+        where = f"{path}: row {index}"
+        if not isinstance(record, dict):
+            raise DataError(f"{where}: a JSON object was expected, not a {type(record).__name__}")
+        yield where, {**({"gen_length": shared["gen_length"]} if "gen_length" in shared else {}), **record}
+
+
+def _whole(path: Path) -> Any:
+    """The JSON value of a file; None where it is not one value with a list of rows, and has to be read by lines."""
+    try:
+        with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8-sig") as file:
+            value = json.loads(file.read(), object_pairs_hook=distinct)
+    except (OSError, EOFError, ValueError, RecursionError):
+        return None  # records_of tells what is wrong, with the line
+    rows = value.get("generations") if isinstance(value, dict) else value
+    return value if isinstance(rows, list) else None
+
+
+def _length(record: dict[str, Any], where: str) -> int | None:
+    length = record.get("gen_length")
+    if length is not None and (isinstance(length, bool) or not isinstance(length, int) or length < 0):
+        raise DataError(
+            f"{where}: gen_length = {length!r:.60}: a number of tokens was expected; correct it or leave it out"
+        )
+    return length
+
+
+def _graded(task: Task, stored: Sequence[tuple[Row, str]]) -> dict[str, Any]:
+    rows = [row for row, _ in stored]
+    grades = grade_all(task, rows, [without_end_tokens(text) for _, text in stored])
+    solved = int(sum(grade["solved"] for grade in grades))
+    counts = {
+        "without_reference": sum(not task.has_reference(row) for row in rows),
+        "undecided": int(sum(grade.get("undecided", 0.0) for grade in grades)),
+    }
+    more = {name: count for name, count in counts.items() if count}
+    if task.name != "sudoku":
+        return {"n": len(rows), "correct": solved, "accuracy": solved / len(rows), **more}
+    cells, correct = _published_cells(stored)
+    return {
+        "n": cells,
+        "correct": correct,
+        "accuracy": correct / cells,
+        "cell_accuracy": correct / cells,
+        "own_cell_accuracy": sum(
+            grade["cell_accuracy"] * row["puzzle"].count("0") for row, grade in zip(rows, grades, strict=True)
+        ) / cells,
+        "puzzles": len(rows),
+        "solved": solved,
+        "puzzle_accuracy": solved / len(rows),
+        **more,
+    }  # fmt: skip
+
+
+def _published_cells(stored: Sequence[tuple[Row, str]]) -> tuple[int, int]:
+    """(blank cells, those that agree with the stored solution) by d1's rule, which reads the end-of-text tokens too."""
+    cells = correct = 0
+    for row, text in stored:
+        read, solution = d1_rules.sudoku_cells(text), row.get("solution") or " " * 16
+        blanks = [cell for cell, given in enumerate(row["puzzle"]) if given == "0"]
+        cells += len(blanks)
+        correct += sum(read[cell] == solution[cell] for cell in blanks)
+    return cells, correct

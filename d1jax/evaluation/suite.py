@@ -83,7 +83,7 @@ def plan(asked: Asked) -> list[Cell]:
 
 def _task(known: Benchmark, config: BenchmarkConfig) -> Task:
     try:
-        return make(known.task, style=config.style, split_seed=0, **known.options)
+        return make(known.task, style=config.style, split_seed=0, **{**known.options, **config.options})
     except ValueError as error:
         raise UserError(str(error)) from None
 

@@ -151,7 +151,7 @@ def context_of(
         task = make_task(data)
         train_rows, eval_rows, identity = read_rows(task, setup.config, log, training)
         if training:
-            check_reward_names(task, train_rows[0], setup.config)
+            check_reward_names(task, train_rows, setup.config)
         eval_rows = {} if training else dict(list(eval_rows.items())[:1])
         return assemble(setup, task, train_rows, eval_rows, identity, log, training)
     if judged is None and (not training or "rl" in setup.config.kinds):

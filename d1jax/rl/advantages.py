@@ -6,7 +6,7 @@ Q problems, G completions of each, B = Q G rows, C completion columns, K most st
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
@@ -15,7 +15,7 @@ from d1jax.config.rl import Advantage
 from d1jax.data.tokenizers import Tokenizer
 from d1jax.diffusion.rollout import Rollout
 from d1jax.rl import supervision
-from d1jax.rollouts.rewards import equal_groups, tolerance
+from d1jax.rollouts.rewards import TIE, equal_groups, tolerance
 
 
 def center(rewards_QG: np.ndarray) -> np.ndarray:
@@ -50,6 +50,28 @@ def reward(rewards_QG: np.ndarray) -> np.ndarray:
     return rewards_QG
 
 
+def decoupled(parts_NQG: np.ndarray, weights_N: np.ndarray, eps: float = 1e-4) -> np.ndarray:
+    """[Q, G]: sum over rewards n of w_n (r_n - mean_group) / (std_group + eps), then minus its mean and / (std + eps) of the batch.
+
+    So a reward that varies little inside of groups (a format that nearly all keep) weighs as much as one that varies much, which the
+    z-score of their sum would lose. NaN: a reward does not apply, and adds nothing. std with G - 1.
+
+    Source: GDPO, arXiv 2601.05242.
+    """
+    known_NQG = ~np.isnan(parts_NQG)
+    count_NQ1 = np.maximum(known_NQG.sum(axis=2, keepdims=True), 1)
+    mean_NQ1 = np.where(known_NQG, parts_NQG, 0.0).sum(axis=2, keepdims=True) / count_NQ1
+    away_NQG = np.where(known_NQG, parts_NQG - mean_NQ1, 0.0)
+    std_NQ1 = np.sqrt((away_NQG**2).sum(axis=2, keepdims=True) / np.maximum(count_NQ1 - 1, 1))
+    largest = np.abs(np.where(known_NQG, parts_NQG, 0.0)).max(axis=(1, 2), keepdims=True)
+    equal_NQ1 = np.abs(away_NQG).max(axis=2, keepdims=True) <= TIE * largest
+    normal_NQG = np.where(equal_NQ1, 0.0, away_NQG / (std_NQ1 + eps))
+    summed_QG = np.tensordot(weights_N, normal_NQG, axes=1)
+    if not summed_QG.any():
+        return summed_QG
+    return (summed_QG - summed_QG.mean()) / (summed_QG.std(ddof=1) + eps)
+
+
 ADVANTAGES = {"center": center, "zscore": zscore, "rloo": rloo, "softmax": softmax, "reward": reward}
 
 
@@ -70,20 +92,29 @@ def compute_advantages(
     config: RlConfig,
     rollout: Rollout,
     reward_QG: np.ndarray,
+    parts_B: Mapping[str, np.ndarray],
     tokenizer: Tokenizer,
     judge: Callable[[list[str]], np.ndarray],
     seed: tuple[int, int],
 ) -> np.ndarray:
     """[B, C] fp32: the advantage of every token of a rollout batch.
 
+    `parts_B` are the single rewards, which the decoupled advantage normalises.
     `judge` gives the reward of one text a row, for process supervision. Negative controls: "shuffled_rewards" gives rewards to the wrong
     completions (by `seed`), "zero_advantages" gives none.
     """
     rows, columns = rollout.tokens_BC.shape
     if config.negative_control == "zero_advantages":
         return np.zeros((rows, columns), np.float32)
+    weights = config.reward_weights
+    parts_NQG = np.stack([parts_B[name].reshape(reward_QG.shape) for name in weights])
     if config.negative_control == "shuffled_rewards":
-        reward_QG = np.random.default_rng(seed).permutation(reward_QG.reshape(-1)).reshape(reward_QG.shape)
+        order_B = np.random.default_rng(seed).permutation(reward_QG.size)
+        reward_QG = reward_QG.reshape(-1)[order_B].reshape(reward_QG.shape)
+        parts_NQG = parts_NQG.reshape(len(weights), -1)[:, order_B].reshape(parts_NQG.shape)
+    if config.advantage.name == "decoupled":
+        advantage_B = decoupled(parts_NQG, np.array(list(weights.values()))).astype(np.float32).reshape(-1)
+        return np.repeat(advantage_B[:, None], columns, axis=1)
     if config.supervision.name == "outcome":
         advantage_B = group_advantages(config.advantage, reward_QG).reshape(-1)
         return np.repeat(advantage_B[:, None], columns, axis=1)

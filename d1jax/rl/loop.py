@@ -76,7 +76,9 @@ def train(context: Context, start: Variables, log: StageLog) -> Variables:
         clock.lap("time/reward_s")
 
         # -- advantages, a number a token
-        advantage_BC = compute_advantages(config, rollout, reward_QG, context.tokenizer, graded.judge, (seed, step))
+        advantage_BC = compute_advantages(
+            config, rollout, reward_QG, graded.parts_B, context.tokenizer, graded.judge, (seed, step)
+        )
         train_batch = Batch(batch, sharding.shard_batch(context.mesh, advantage_BC))
 
         # -- update: mu inner updates in one compiled call

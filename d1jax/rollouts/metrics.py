@@ -25,7 +25,9 @@ def of_rewards(graded: Graded) -> dict[str, float]:
         "frac_reward_zero_std": equal_groups(reward_QG).mean(),
     }
     for name, rewards_B in graded.parts_B.items():
-        values |= {f"rewards/{name}/mean": rewards_B.mean(), f"rewards/{name}/std": rewards_B.std()}
+        applies_B = rewards_B[~np.isnan(rewards_B)]  # of several tasks, the rows of those that have it
+        if len(applies_B):
+            values |= {f"rewards/{name}/mean": applies_B.mean(), f"rewards/{name}/std": applies_B.std()}
     return {name: float(value) for name, value in values.items()}
 
 

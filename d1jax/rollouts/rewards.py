@@ -7,10 +7,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from numbers import Real
+from typing import Any
 
 import numpy as np
 
+from d1jax.tasks.reward_functions import call as call_reward
+from d1jax.tasks.reward_functions import resolve
 from d1jax.tasks.task import DataError, Row, Task
 
 ROUNDING = 1e-12  # of a sum of rewards, relative to the sum of its terms' sizes
@@ -56,33 +60,67 @@ def tolerance(rewards: np.ndarray) -> float:
 def reward_rows(
     task: Task, rows: Sequence[Row], texts: Sequence[str], names: Collection[str], ids: Sequence[int] | None = None
 ) -> tuple[dict[str, np.ndarray], list[str]]:
-    """({name: [B] rewards} of the task, a line for every row that could not be rewarded).
+    """({name: [B] rewards}, a line for every row that could not be rewarded); NaN where a reward does not apply to a row.
 
-    A row whose reward raises, or is not a finite number, gets 0 for everything and is named, by its place in the training rows (`ids`): one
-    odd text out of thousands must not end a run, and must not go unnoticed either. Raises DataError where a named reward is missing,
-    which no text causes.
+    All of the task's own rewards, and those of `names` that it does not have (`tasks/reward_functions.py`). A row whose reward raises,
+    or is not a finite number, gets 0 for everything of the task and is named, by its place in the training rows (`ids`): one odd text out
+    of thousands must not end a run, and must not go unnoticed either. Raises DataError where a named reward is missing, which no text
+    causes.
     """
-    judged, failures = [], []
-    for index, row, text in zip(ids or range(len(rows)), rows, texts, strict=True):
-        place = f"task {task.name!r}, row {index}"
+    places = list(ids or range(len(rows)))
+    judged, failures = _of_task(task, rows, texts, places)
+    offered = {name for rewards in judged for name in rewards}
+    functions = {name: found for name in names if name not in offered and (found := resolve(name)) is not None}
+    missing = sorted(set(names) - offered - set(functions))
+    if missing and any(judged):
+        raise DataError(f"task {task.name!r}, row {places[0]}: no reward named {missing}; it gives {sorted(offered)}")
+    parts_B = {
+        name: np.array([_number(rewards.get(name, 0.0)) for rewards in judged])
+        for name in sorted(offered | set(missing))
+    }
+    prompts = [task.prompt(row) for row in rows] if functions else []
+    for name, function in functions.items():
         try:
-            rewards = task.rewards(row, text)
-        except (Exception, SystemExit) as error:  # a task is user code; whatever it raises concerns one text
-            rewards, wrong = {}, f"{place}: rewards raised {type(error).__name__}: {error}"
-        else:
-            if not isinstance(rewards, Mapping):
-                raise DataError(f"{place}: rewards returned a {type(rewards).__name__}; return {{name: number}}")
-            missing = sorted(set(names) - set(rewards))
-            if missing:
-                raise DataError(f"{place}: no reward named {missing}; it gives {sorted(rewards)}")
-            wrong = next((f"{place}: reward {name!r} is {value!r}, not a finite number"
-                          for name, value in rewards.items() if not _is_finite(value)), None)  # fmt: skip
-        if wrong is not None:
-            rewards = {}
-            failures.append(wrong)
-        judged.append(rewards)
-    every = sorted({name for rewards in judged for name in rewards} | set(names))
-    return {name: np.array([float(rewards.get(name, 0.0)) for rewards in judged]) for name in every}, failures
+            values = call_reward(name, function, prompts, texts, rows)
+        except DataError:
+            raise
+        except Exception as error:  # a user's own function: its batch counts as 0
+            failures += [f"reward {name!r}, {len(texts)} texts: {type(error).__name__}: {error}"] * len(texts)
+            values = [0.0] * len(texts)
+        parts_B[name] = np.array([_number(value) for value in values])
+    return parts_B, failures
+
+
+def _of_task(
+    task: Task, rows: Sequence[Row], texts: Sequence[str], places: Sequence[int]
+) -> tuple[list[dict[str, float | None]], list[str]]:
+    """The task's own rewards of every text, together where it can; {} and a line for a text that cannot be rewarded."""
+    judged: list[Any] = []
+    if hasattr(task, "rewards_many"):
+        with suppress(Exception, SystemExit):  # then one after the other, to find the text that it is
+            judged = list(task.rewards_many(rows, texts))
+    failures = []
+    for index, (row, text) in enumerate(zip(rows, texts, strict=True)):
+        place = f"task {task.name!r}, row {places[index]}"
+        if len(judged) <= index:
+            try:
+                judged.append(task.rewards(row, text))
+            except (Exception, SystemExit) as error:  # a task is user code; whatever it raises concerns one text
+                judged.append({})
+                failures.append(f"{place}: rewards raised {type(error).__name__}: {error}")
+                continue
+        rewards = judged[index]
+        if not isinstance(rewards, Mapping):
+            raise DataError(f"{place}: rewards returned a {type(rewards).__name__}; return {{name: number}}")
+        wrong = [name for name, value in rewards.items() if value is not None and not _is_finite(value)]
+        if wrong:
+            failures.append(f"{place}: reward {wrong[0]!r} is {rewards[wrong[0]]!r}, not a finite number")
+            judged[index] = {}
+    return judged, failures
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else float(value)
 
 
 def _is_finite(value: object) -> bool:
@@ -90,7 +128,10 @@ def _is_finite(value: object) -> bool:
 
 
 def total_rewards(parts_B: Mapping[str, np.ndarray], weights: Mapping[str, float]) -> np.ndarray:
-    """sum over names of weight x reward, [B] float64; exactly 0 where the parts cancel up to rounding (0.1 + 0.2 - 0.3)."""
-    terms_NB = np.stack([weight * parts_B[name] for name, weight in weights.items()])
+    """sum over names of weight x reward, [B] float64; exactly 0 where the parts cancel up to rounding (0.1 + 0.2 - 0.3).
+
+    A reward that does not apply to a row (NaN) adds nothing there.
+    """
+    terms_NB = np.stack([np.nan_to_num(weight * parts_B[name], nan=0.0) for name, weight in weights.items()])
     total_B = terms_NB.sum(axis=0)
     return np.where(np.abs(total_B) <= ROUNDING * np.abs(terms_NB).sum(axis=0), 0.0, total_B)

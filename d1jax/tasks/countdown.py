@@ -4,7 +4,6 @@ Rows come from a generator (the procedure behind the public training file) or fr
 them, with exact fractions.
 """
 
-import dataclasses
 import hashlib
 import re
 from dataclasses import dataclass
@@ -22,11 +21,14 @@ from d1jax.tasks.answers import (
 )
 from d1jax.tasks.arithmetic import Tree, reaches, solve
 from d1jax.tasks.grading.offers import offer
+from d1jax.tasks.grading.stored import completion_of
 from d1jax.tasks.task import DataError, Row
 
 _CHUNK = 256  # problems drawn together; part of what (split, count, seed) means, so a change gives other rows
 _WIDTH = 1024  # candidates tried at once for the problems of a chunk that are still open
 _STEP = re.compile(r"\s*([0-9]{1,12})\s*([-+*/])\s*([0-9]{1,12})\s*=\s*([0-9]{1,12})\s*")
+_STORED = re.compile(r"Numbers:\s*\[?([0-9,\s]{1,80}?)\]?\s*Target:\s*([0-9]{1,12})", re.IGNORECASE)
+_STORED_BARE = re.compile(r"\A\s*([0-9]+(?:,[0-9]+)+)=([0-9]+):?\s*\Z")
 
 INSTRUCTIONS = """\
 Numbers: {numbers}
@@ -147,21 +149,20 @@ class Countdown:
             )
         return {"numbers": numbers, "target": target, "solution": arithmetic.show(tree)}
 
-    def from_stored(self, record: dict[str, Any], where: str) -> Row:
-        """The row of a stored generation: ground_truth [[numbers], target] (d1), or {numbers, target}. Raises DataError."""
-        truth = record.get("ground_truth", record.get("answer"))
-        if isinstance(truth, list) and len(truth) == 2:
-            record = {"numbers": truth[0], "target": truth[1]}
-        elif not {"target"} <= record.keys():
+    def from_stored(self, record: dict[str, Any], where: str) -> Row | None:
+        """The row of a stored generation: the reference is [[numbers], target] (d1), or the question or prompt says `Numbers: ...`
+        and `Target: ...` or is a bare one (`44,19,35=98:`). None for a number of numbers that is left out. Raises DataError.
+        """
+        question, told, _ = completion_of(record, where)
+        if isinstance(told, list) and len(told) == 2 and isinstance(told[0], list):
+            return self.parse({"numbers": told[0], "target": told[1]}, where)
+        found = _STORED.search(question) or _STORED_BARE.search(question)
+        if found is None:
             raise DataError(
-                f"{where}: ground_truth = {truth!r:.60}: write [[44, 19, 35], 98], or the keys numbers and target"
+                f"{where}: neither the reference {told!r:.60} is [[numbers], target], nor does the question say Numbers: and Target:"
             )
-        counts = record.get("numbers", record.get("nums"))
-        any_count = dataclasses.replace(self, numbers=(len(counts),)) if isinstance(counts, list) and counts else self
-        row = any_count.parse(record, where)
-        if row is None:
-            raise DataError(f"{where}: numbers = {counts!r:.60}: a list of numbers was expected")
-        return row
+        numbers = ",".join(re.findall(r"[0-9]+", found[1]))
+        return self.parse({"numbers": numbers, "target": found[2]}, where)
 
     def prompt(self, row: Row) -> str:
         numbers, target = row["numbers"], row["target"]
@@ -178,8 +179,8 @@ class Countdown:
         answer = answer_text(text, self.style)
         boxed = last_boxed(text if answer is None else answer)
         answer = answer if boxed is None else boxed
-        if boxed is None and (cut := offer(text)) is not None and cut.place == "open box":
-            answer = cut.text.rstrip("> ")  # a box that the length limit has cut off, or that a model has closed by another sign
+        if answer is None and (found := offer(text)) and found.place == "open box":  # that the length limit leaves open
+            answer = found.text
         tree = None if answer is None else arithmetic.parse(answer)
         value = None if tree is None else arithmetic.evaluate(tree)
         if value is None:

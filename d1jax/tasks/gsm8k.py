@@ -1,37 +1,40 @@
-"""GSM8K: grade-school word problems whose answer is a number."""
+"""GSM8K: school problems in words whose answer is one number, in the layout of the published files.
 
-from __future__ import annotations
+Judging is exact and linear in the text; docs/graders.md says which passage of a text is its answer.
+"""
 
+import math
 import re
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, ClassVar, NoReturn
 
 from d1jax.tasks.answers import as_answer, check_style
-from d1jax.tasks.blocks import two_blocks
 from d1jax.tasks.grading import d1_rules
-from d1jax.tasks.grading.numbers import final_number, read_number
-from d1jax.tasks.grading.offers import offer
+from d1jax.tasks.grading.numbers import final_number, read_number, show_number
+from d1jax.tasks.grading.offers import two_blocks
+from d1jax.tasks.grading.stored import completion_of, given_text
 from d1jax.tasks.task import DataError, Row
 
+_MARKS = re.compile(r"<<[^<>\n]*>>")  # of the calculator: 48/2 = <<48/2=24>>24
+
 INSTRUCTIONS = """\
-Solve the word problem below. Work step by step between <reasoning> and </reasoning>. Then write the final number, and nothing \
-else, between <answer> and </answer>. Put each tag on a line of its own.
+Solve the problem below. Work it out step by step between <reasoning> and </reasoning>. Then write the final number, and \
+nothing else, between <answer> and </answer>.
 
 {question}"""
-_CALCULATOR = re.compile(r"<<[^<>\n]*>>")  # GSM8K's marks for a calculator, as in 3*4=<<3*4=12>>12
 
 
 @dataclass(frozen=True)
 class Gsm8k:
-    """Word problems, answered by a number.
+    """GSM8K, and other questions whose answer is a number.
 
-    Fields: `style` "bare" (the question alone) or "instruct" (with tags for reasoning and answer); `split_seed` is there as in
-    every task, and unused: nothing is generated.
+    Fields: `style` "bare" (the question alone) or "instruct" (what to write in which tags, then the question); texts are judged
+    alike in both. `split_seed` is there as in every task, and unused: nothing is generated.
     """
 
     name: ClassVar[str] = "gsm8k"
-    alphabet: ClassVar[str] = "".join(map(chr, range(32, 127))) + "\n"
+    alphabet: ClassVar[str] = "".join(map(chr, range(32, 127))) + "\n"  # see Traces
     columns: ClassVar[None] = None
 
     style: str = "instruct"
@@ -42,108 +45,106 @@ class Gsm8k:
 
     def generate(self, split: str, count: int, seed: int) -> NoReturn:
         """Always raises ValueError."""
-        raise ValueError("gsm8k: rows cannot be generated; name a file or a hub dataset, e.g. hub:openai/gsm8k/main")
+        raise ValueError(
+            "gsm8k: rows cannot be generated; name a file or a hub dataset, e.g. task.train: hub:openai/gsm8k/main:train"
+        )
 
     def parse(self, record: dict[str, Any], where: str) -> Row:
-        """Reads {question, answer}, the answer being a worked solution that ends with "#### number", or the number alone.
+        """Reads {question, answer?} as a row of `question`, `solution` and `number` (as it is written), of which the last two may
+        be None.
 
-        Raises DataError for a row without a question, or whose answer states no number.
+        `answer` is a worked solution that ends with `#### 18`, or the number alone, as text or as a JSON number. Raises
+        DataError where it states no number.
         """
-        question = record.get("question")
-        if not isinstance(question, str) or not question.strip():
-            raise DataError(
-                f'{where}: question = {question!r:.60}: write {{"question": "...", "answer": "... #### 18"}}'
-            )
+        question = given_text(record, "question", where, 'a row is {"question": "...", "answer": "... #### 18"}')
         answer = record.get("answer")
-        if isinstance(answer, int | float) and not isinstance(answer, bool):
-            answer = repr(answer)
-        if not isinstance(answer, str):
-            raise DataError(
-                f"{where}: answer = {answer!r:.60}: write the solution as a text that ends with #### 18, or the number"
-            )
-        worked, marked, final = answer.rpartition("####")
-        if read_number(final) is None:
-            raise DataError(
-                f"{where}: answer ends with {final.strip()[-60:]!r}, which is no number; end it with #### 18"
-            )
-        solution = _CALCULATOR.sub("", worked).strip() if marked else None
-        return {"question": question.strip(), "solution": solution, "answer": final.strip()}
+        if answer is None:
+            return {"question": question, "solution": None, "number": None}
+        number = _reference(answer, f"{where}: answer")
+        solution, marked, _ = answer.rpartition("####") if isinstance(answer, str) else ("", "", "")
+        worked = _MARKS.sub("", solution).strip() if marked else ""
+        return {"question": question, "solution": worked or None, "number": number}
 
     def from_stored(self, record: dict[str, Any], where: str) -> Row:
-        """The row of a stored generation: {question, ground_truth} (d1) or {prompt, answer}. Raises DataError.
-
-        A ground_truth that is null, as d1 writes it for negative numbers, has no reference: no text is right.
+        """The row of a stored generation: {question, ground_truth, generations} or {prompt, answer, completion}. A number that
+        is null, as d1 stores negative ones, leaves the row without a reference. Raises DataError.
         """
-        question = record.get("question", record.get("prompt"))
-        if record.get("ground_truth", 0) is None and isinstance(question, str):
-            return {"question": question.strip(), "solution": None, "answer": ""}
-        answer = record.get("ground_truth", record.get("answer"))
-        return self.parse({"question": question, "answer": answer}, where)
+        question, told, _ = completion_of(record, where)
+        number = None if told is None else _reference(told, f"{where}: the stored answer")
+        return {"question": question, "solution": None, "number": number}
 
     def prompt(self, row: Row) -> str:
         return row["question"] if self.style == "bare" else INSTRUCTIONS.format(question=row["question"])
 
     def target(self, row: Row) -> str | None:
-        """The worked solution in its tags, then the number in answer tags (bare: the solution and "#### number"); None where the
-        row has no solution.
+        """instruct: the worked solution in reasoning tags, then the number in answer tags. bare: the solution, then `#### 18`.
+        None where the row lacks one of them.
         """
-        if row["solution"] is None:
+        if row["solution"] is None or row["number"] is None:
             return None
+        number = show_number(read_number(row["number"]))
         if self.style == "bare":
-            return f"{row['solution']}\n#### {row['answer']}"
-        return f"<reasoning>\n{row['solution']}\n</reasoning>\n{as_answer(row['answer'], 'instruct')}"
+            return f"{row['solution']}\n#### {number}"
+        return f"<reasoning>\n{row['solution']}\n</reasoning>\n{as_answer(number, self.style)}"
+
+    def offer(self, row: Row, text: str) -> str | None:
+        """The number that the text states, in one spelling, for majority votes; None where it states none."""
+        value = final_number(text)
+        return None if value is None else show_number(value)
 
     def rewards(self, row: Row, text: str) -> dict[str, float]:
-        """`solved` and `format` (one reasoning block, then one answer block), and d1's five, faults included, under names that
-        begin with d1: they add up to d1's reward of GSM8K.
+        """`solved` as in `grade`. `format`: one reasoning block and then one answer block, nothing else.
 
-        `d1_correct` 2.0 where the answer equals the row's letter by letter (18.0 is not 18); `d1_integer` 0.5 where it is all
-        digits; `d1_strict_format`, `d1_soft_format` 0.5 each; `d1_xml_count` up to 0.5, and below 0 for what follows the tags.
-
-        Source: d1, arXiv 2504.12216, its released reward functions (`grading/d1_rules.py`).
+        The rewards whose names begin with d1_ are those of d1's released code, in its points; with weights of 1 their sum is
+        its reward. `d1_correct`: 2 where what stands in the last answer tags is the row's number letter by letter.
+        `d1_integer`: 0.5 where it is all digits. `d1_xml_count`: see `d1_rules.xml_count`; may be negative.
+        `d1_soft_format`, `d1_strict_format`: 0.5 each.
+        Differs from the paper: no text earns both formats, since the strict one asks for line breaks inside the tags and the
+        soft one forbids them, so the most is 3.5 and not 4; a usual solution of several lines earns neither. A number with a
+        comma or a sign is no integer; `18.0`, `$18`, and `1080` where the row writes 1,080, are not correct.
         """
         answer = d1_rules.reward_answer(text)
         return {
             "solved": self.grade(row, text)["solved"],
             "format": float(two_blocks(text)),
-            "d1_correct": 2.0 * (answer == row["answer"]),
+            "d1_correct": 2.0 * (answer == row["number"]),
             "d1_integer": 0.5 * answer.isdigit(),
-            "d1_strict_format": d1_rules.strict_format(text),
-            "d1_soft_format": d1_rules.soft_format(text),
             "d1_xml_count": d1_rules.xml_count(text),
+            "d1_soft_format": d1_rules.soft_format(text),
+            "d1_strict_format": d1_rules.strict_format(text),
         }
 
     def grade(self, row: Row, text: str) -> dict[str, float]:
-        """`solved`: the number offered is the row's, exactly; `answered`: a number is offered; `format` as in `rewards`.
-
-        docs/graders.md says where an answer may stand and which spellings are one number.
-        """
+        """`solved`: the number that the text states is the row's, exactly; 0.0 where the row has none. `answered`: it states one."""
         value = final_number(text)
-        solved = value is not None and value == _value(row["answer"])
-        return {"solved": float(solved), "answered": float(value is not None), "format": float(two_blocks(text))}
-
-    def offer(self, row: Row, text: str) -> str | None:
-        """The number offered, in one spelling; None where there is none."""
-        value = final_number(text)
-        if value is None:
-            return offer(text).text[:100] if offer(text) else None
-        return str(value)
+        solved = value is not None and row["number"] is not None and value == read_number(row["number"])
+        return {"solved": float(solved), "answered": float(value is not None)}
 
     def has_reference(self, row: Row) -> bool:
-        return row["answer"] != ""
+        return row["number"] is not None
 
     def problem_key(self, row: Row) -> str:
         """The question, whatever its spacing and capitals."""
         return " ".join(row["question"].split()).casefold()
 
-    def solution_key(self, row: Row) -> None:
+    def solution_key(self, row: Row) -> str | None:
         return None
 
     def baselines(self, row: Row) -> dict[str, str]:
-        """`last_number`: the last number of the question, or 1."""
-        numbers = re.findall(r"\d+", row["question"])
-        return {"last_number": as_answer(numbers[-1] if numbers else "1", "instruct")}
+        """`empty`: nothing. `last_number`: the last number of the question."""
+        found = re.findall(r"[0-9][0-9,]*(?:\.[0-9]+)?", row["question"])
+        return {"empty": "", "last_number": as_answer(found[-1].rstrip(",") if found else "", "instruct")}
 
 
-def _value(answer: str) -> Fraction | None:
-    return read_number(answer)
+def _reference(told: object, what: str) -> str:
+    """The number of a reference answer as it is written. Raises DataError where it states none."""
+    written = ""
+    if isinstance(told, str):
+        written = told.rpartition("####")[2].strip()
+    elif isinstance(told, int | float) and not isinstance(told, bool) and math.isfinite(told):
+        written = show_number(Fraction(told) if isinstance(told, int) else Fraction(repr(told)))
+    if read_number(written) is None:
+        raise DataError(
+            f"{what} = {told!r:.60} states no number; write e.g. 18, or a worked solution that ends with #### 18"
+        )
+    return written

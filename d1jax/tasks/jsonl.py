@@ -42,7 +42,7 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def records_of(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(FILE:LINE, object) of every line that is not blank. Raises DataError for one that is no JSON object."""
+    """(`file:line`, record) of each line that is not blank. Raises DataError."""
     for number, line in _lines(path):
         if not line.strip():
             continue

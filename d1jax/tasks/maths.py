@@ -1,159 +1,158 @@
-"""MATH: competition problems whose answer is a formula, compared by what it is worth."""
+r"""MATH: competition problems whose answer is a formula in a box, in the layout of the published files (MATH, MATH-500).
 
-from __future__ import annotations
+Whether two formulas are worth the same is asked of math-verify, in processes that may hang or die (grading/equivalence.py);
+judging many texts in one call is what they are for. docs/graders.md says which passage of a text is its answer.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NoReturn
 
-from d1jax.tasks.answers import check_style
-from d1jax.tasks.blocks import two_blocks
+from d1jax.tasks.answers import as_answer, check_style
 from d1jax.tasks.grading import d1_rules
-from d1jax.tasks.grading.equivalence import equivalent_many, normal_form
-from d1jax.tasks.grading.offers import last_box, offer
+from d1jax.tasks.grading.equivalence import check_installed, equivalent_many, normal_form
+from d1jax.tasks.grading.offers import last_box, offer, two_blocks
+from d1jax.tasks.grading.stored import completion_of, given_text
 from d1jax.tasks.task import DataError, Row
 
 INSTRUCTIONS = """\
-Solve the problem below. Work step by step between <reasoning> and </reasoning>. Then write the final answer, as \\boxed{{...}} and \
-nothing else, between <answer> and </answer>. Put each tag on a line of its own.
+Solve the problem below. Work it out step by step between <reasoning> and </reasoning>. Then write the final answer in a \
+\\boxed{{}} between <answer> and </answer>.
 
 {problem}"""
 
 
 @dataclass(frozen=True)
 class Maths:
-    """Competition problems with an answer in LaTeX.
+    """MATH, and other problems whose answer is a formula or a short text.
 
-    Fields: `style` "bare" (the problem alone) or "instruct" (with tags and a box for the answer); `split_seed` is there as in
-    every task, and unused: nothing is generated.
+    Fields: `style` "bare" (the problem alone) or "instruct" (what to write in which tags, then the problem); texts are judged
+    alike in both. `split_seed` is there as in every task, and unused: nothing is generated.
     """
 
     name: ClassVar[str] = "math"
-    alphabet: ClassVar[str] = "".join(map(chr, range(32, 127))) + "\n"
+    alphabet: ClassVar[str] = "".join(map(chr, range(32, 127))) + "\n"  # see Traces
     columns: ClassVar[None] = None
 
     style: str = "instruct"
     split_seed: int = 0
 
     def __post_init__(self) -> None:
+        """Raises DataError where math-verify is not installed: now, and not after hours."""
         check_style(self.name, self.style)
+        check_installed()
 
     def generate(self, split: str, count: int, seed: int) -> NoReturn:
         """Always raises ValueError."""
         raise ValueError(
-            "math: rows cannot be generated; name a file or a hub dataset, e.g. hub:HuggingFaceH4/MATH-500:test"
+            "math: rows cannot be generated; name a file or a hub dataset, e.g. task.train: hub:DigitalLearningGmbH/MATH-lighteval"
         )
 
-    def parse(self, record: dict[str, Any], where: str) -> Row:
-        """Reads {problem or question, answer?, solution?}; the answer is that of the row, or else the last box of its solution.
+    def parse(self, record: dict[str, Any], where: str) -> Row | None:
+        r"""Reads {problem, solution?, answer?} as a row of the three, of which the last two may be None. Without `answer`, the last
+        box of the solution is it.
 
-        A row whose answer is blank (two of MATH's training rows have an empty box) has no reference. Raises DataError for a row
-        without a problem, or with neither answer nor solution.
+        Left out is a row whose `answer` is blank or whose solution has only empty boxes (lines 5342 and 5344 of MATH's training file):
+        no text can be compared with that.
         """
-        problem = record.get("problem", record.get("question"))
-        if not isinstance(problem, str) or not problem.strip():
-            raise DataError(
-                f'{where}: problem = {problem!r:.60}: write {{"problem": "...", "solution": "... \\\\boxed{{5}}"}}'
-            )
+        problem = given_text(record, "problem", where, 'a row is {"problem": "...", "solution": "... \\\\boxed{18}"}')
         solution, answer = record.get("solution"), record.get("answer")
         if isinstance(answer, int | float) and not isinstance(answer, bool):
-            answer = repr(answer)
-        if (
-            not isinstance(answer, str | None)
-            or not isinstance(solution, str | None)
-            or (answer, solution) == (None, None)
-        ):
-            raise DataError(f"{where}: needs a text as answer, or a solution with a \\boxed{{...}}")
-        if not (answer or "").strip():
-            answer = last_box(solution or "") or ""
-        return {"problem": problem.strip(), "solution": solution, "answer": answer.strip()}
+            answer = str(answer)
+        for key, value in (("solution", solution), ("answer", answer)):
+            if not isinstance(value, str | None):
+                raise DataError(f"{where}: {key} = {value!r:.60}: a text was expected; write it as a JSON string")
+        told = answer if answer is not None else last_box(solution or "")
+        if (told is not None and not told.strip()) or (told is None and "\\boxed" in (solution or "")):
+            return None
+        return {"problem": problem, "solution": solution, "answer": None if told is None else told.strip()}
 
     def from_stored(self, record: dict[str, Any], where: str) -> Row:
-        """The row of a stored generation: {question, ground_truth} (d1) or {prompt, answer}. Raises DataError."""
-        answer = record.get("ground_truth", record.get("answer"))
-        return self.parse({"problem": record.get("question", record.get("prompt")), "answer": answer}, where)
+        """The row of a stored generation: {question, ground_truth, generations} or {prompt, answer, completion}. Raises DataError."""
+        problem, told, _ = completion_of(record, where)
+        if isinstance(told, int | float) and not isinstance(told, bool):
+            told = str(told)
+        if not isinstance(told, str | None):
+            raise DataError(
+                f"{where}: the stored answer = {told!r:.60}: a text was expected; write it as a JSON string"
+            )
+        return {"problem": problem, "solution": None, "answer": (told or "").strip() or None}
 
     def prompt(self, row: Row) -> str:
         return row["problem"] if self.style == "bare" else INSTRUCTIONS.format(problem=row["problem"])
 
     def target(self, row: Row) -> str | None:
-        """The solution in its tags, then the box in answer tags (bare: the solution); None where the row lacks one."""
-        if row["solution"] is None or not row["answer"]:
+        """instruct: the worked solution in reasoning tags, then the box in answer tags. bare: the solution, whose box is the answer;
+        it gets one where it has none. None where the row lacks a solution or an answer.
+        """
+        if not row["solution"] or row["answer"] is None:
             return None
+        boxed = f"\\boxed{{{row['answer']}}}"
         if self.style == "bare":
-            return row["solution"]
-        boxed = "\\boxed{" + row["answer"] + "}"
-        return f"<reasoning>\n{row['solution'].strip()}\n</reasoning>\n<answer>\n{boxed}\n</answer>"
+            return row["solution"] if last_box(row["solution"]) else f"{row['solution']}\n{boxed}"
+        return f"<reasoning>\n{row['solution']}\n</reasoning>\n{as_answer(boxed, self.style)}"
+
+    def offer(self, row: Row, text: str) -> str | None:
+        """The answer that the text states, in one spelling, for majority votes; None where it states none."""
+        return normal_form(_offered(text)) or None
 
     def rewards(self, row: Row, text: str) -> dict[str, float]:
-        """`rewards_many` of one text."""
+        """One row of `rewards_many`."""
         return self.rewards_many([row], [text])[0]
 
     def rewards_many(self, rows: Sequence[Row], texts: Sequence[str]) -> list[dict[str, float]]:
-        """`solved`; `format` (one reasoning block, then one answer block); `boxed` (a closed box that holds something); and d1's two.
+        r"""`solved` as in `grade`. `format`: one reasoning block and then one answer block, nothing else. `boxed`: the last answer
+        tags hold a closed box.
 
-        `d1_math_correct`: 2.0 where d1's normaliser makes the last box equal to the answer. `d1_boxed_format`: 1.00 with answer
-        tags and a box in them, 0.75 with tags, 0.50 with a box alone, 0.25 without either.
-
-        Source: d1, arXiv 2504.12216, its table of MATH's rewards.
-        Differs from the released code: there the box is never found (its backslash is not escaped), so that 0.75 or 0.25 come out.
+        `d1_math_correct`: 2 where d1's normaliser makes the last box and the reference one text; without any box the whole text
+        is compared. `d1_boxed_format`: 1.00 for a box in the answer tags, 0.75 for the tags alone, 0.50 for a box alone, 0.25 for
+        neither.
+        Differs from the released code: that table is the paper's; a fault in the code (`\b` is read as a backspace) never sees a box
+        and gives 0.75 or 0.25 only, and half a point more or less is not what either says.
         """
         return [
             {
                 "solved": grade["solved"],
-                "format": grade["format"],
-                "boxed": float(last_box(text) is not None),
-                "d1_math_correct": 2.0 * d1_rules.math_correct(text, row["answer"]),
-                "d1_boxed_format": _boxed_format(text),
+                "format": float(two_blocks(text)),
+                "boxed": float(d1_rules.boxed_format(text) == 1.0),
+                "d1_math_correct": 2.0 * (row["answer"] is not None and d1_rules.math_reward(text, row["answer"])),
+                "d1_boxed_format": d1_rules.boxed_format(text),
             }
             for row, text, grade in zip(rows, texts, self.grade_many(rows, texts), strict=True)
         ]
 
     def grade(self, row: Row, text: str) -> dict[str, float]:
-        """`grade_many` of one text."""
+        """One row of `grade_many`."""
         return self.grade_many([row], [text])[0]
 
     def grade_many(self, rows: Sequence[Row], texts: Sequence[str]) -> list[dict[str, float]]:
-        """`solved`: what is offered is worth the row's answer; `answered`: something is offered; `format` as in `rewards_many`;
-        `undecided`: math-verify took too long or its process died, and the text counts as wrong.
-
-        All texts share the pool of processes, so many at once are faster. docs/graders.md says what is equal.
+        """`solved`: the answer that the text states is worth the row's; 0.0 where the row has none. `answered`: it states one.
+        `undecided`: math-verify did not say in its time limit, and the answer counts as wrong.
         """
-        offered = [offer(text) for text in texts]
-        asked = [place for place, found in enumerate(offered) if found is not None and rows[place]["answer"]]
-        equal = dict(zip(asked, equivalent_many((rows[i]["answer"], offered[i].text) for i in asked), strict=True))
+        offered = [_offered(text) for text in texts]
+        told = equivalent_many(
+            [(row["answer"] or "", offer if row["answer"] else "") for row, offer in zip(rows, offered, strict=True)]
+        )
         return [
-            {
-                "solved": float(bool(equal.get(place))),
-                "answered": float(found is not None),
-                "format": float(two_blocks(texts[place])),
-                "undecided": float(equal.get(place, False) is None),
-            }
-            for place, found in enumerate(offered)
+            {"solved": float(equal is True), "answered": float(offer != ""), "undecided": float(equal is None)}
+            for equal, offer in zip(told, offered, strict=True)
         ]
 
-    def offer(self, row: Row, text: str) -> str | None:
-        """The answer offered, in one spelling of its layout; None where there is none."""
-        found = offer(text)
-        return normal_form(found.text) if found else None
-
     def has_reference(self, row: Row) -> bool:
-        return bool(row["answer"])
+        return row["answer"] is not None
 
     def problem_key(self, row: Row) -> str:
-        """The problem, whatever its spacing."""
+        """The problem, whatever its spacing. Capitals matter: $n$ and $N$ may be two things."""
         return " ".join(row["problem"].split())
 
-    def solution_key(self, row: Row) -> None:
+    def solution_key(self, row: Row) -> str | None:
         return None
 
     def baselines(self, row: Row) -> dict[str, str]:
-        """`two`: 2, the most frequent answer of MATH's training rows."""
-        return {"two": "<answer>\n\\boxed{2}\n</answer>"}
+        """`empty`: nothing. `two`: 2, the answer that MATH gives most often."""
+        return {"empty": "", "two": as_answer("\\boxed{2}", "instruct")}
 
 
-def _boxed_format(text: str) -> float:
-    inside = text.rpartition("<answer>")[2].partition("</answer>") if "<answer>" in text else ("", "", "")
-    if inside[1]:
-        return 1.0 if "\\boxed" in inside[0] else 0.75
-    return 0.5 if "\\boxed" in text else 0.25
+def _offered(text: str) -> str:
+    found = offer(text)
+    return "" if found is None else found.text

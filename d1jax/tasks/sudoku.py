@@ -13,11 +13,13 @@ from typing import Any, ClassVar
 import numpy as np
 
 from d1jax.tasks.answers import answer_text, as_answer, check_request, check_style
+from d1jax.tasks.grading.stored import completion_of
 from d1jax.tasks.task import UNDECIDED, DataError, Row
 
 TRAIN_GRIDS = 200  # of 288, as in SPG; the other 88 are for test
 _CHUNK = 512  # puzzles drawn together; part of what (split, count, seed) means, so a change gives other rows
 _KEYS = (("Puzzle", "Solution"), ("puzzle", "solution"), ("input", "output"))
+_STORED_PUZZLE = re.compile(r"(?<![0-9])[0-4]{16}(?![0-9])")
 
 UNITS: tuple[tuple[int, ...], ...] = (
     *(tuple(range(4 * row, 4 * row + 4)) for row in range(4)),
@@ -192,13 +194,10 @@ class Sudoku:
         return {"puzzle": puzzle, "solution": solution}
 
     def from_stored(self, record: dict[str, Any], where: str) -> Row:
-        """The row of a stored generation: the first 16 digits of its question or prompt, and the solution. Raises DataError."""
-        asked = str(record.get("question", record.get("prompt", record.get("puzzle", ""))))
-        found = re.search(r"(?<![0-9])[0-4]{16}(?![0-9])", asked)
-        if found is None:
-            raise DataError(f"{where}: question = {asked!r:.60}: holds no puzzle; write its 16 digits, 0 for a blank")
-        solution = record.get("ground_truth", record.get("answer"))
-        return self.parse({"puzzle": found.group(), "solution": solution}, where)
+        """The row of a stored generation: the puzzle is 16 digits in its question or prompt. Raises DataError."""
+        question, solution, _ = completion_of(record, where)
+        found = _STORED_PUZZLE.findall(question) or ["".join(question.split())]
+        return self.parse({"puzzle": found[-1], "solution": solution}, where)
 
     @property
     def columns(self) -> int | None:

@@ -9,7 +9,7 @@ from fractions import Fraction
 from typing import Any, ClassVar, NoReturn
 
 from d1jax.tasks.answers import answer_text, as_answer, check_style, last_boxed
-from d1jax.tasks.blocks import two_blocks
+from d1jax.tasks.grading.offers import two_blocks
 from d1jax.tasks.task import DataError, Row
 
 _SHORT = 40  # characters up to which a line of its own counts as an answer; longer ones are explanations
@@ -25,7 +25,6 @@ _FRACTION_NAME = re.compile(r"\\[dt]frac(?![A-Za-z])")
 _BARE_NUMERATOR = re.compile(r"\\frac\s*([0-9A-Za-z])")
 _BARE_DENOMINATOR = re.compile(r"(\\frac\{[^{}]*\})\s*([0-9A-Za-z])")
 _BARE_ROOT = re.compile(r"\\sqrt\s*([0-9A-Za-z])")
-_TAGS = ("<reasoning>", "</reasoning>", "<answer>", "</answer>")
 
 INSTRUCTIONS = """\
 Work out the question below. Think it through between <reasoning> and </reasoning>. Then give the final answer \

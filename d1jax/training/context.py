@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,11 @@ from d1jax.config.setting import MOST
 from d1jax.data.examples import Examples, Problems, tokenise
 from d1jax.data.rows import check_references, identity_of_file, read_rows
 from d1jax.models import sharding
+from d1jax.tasks.reward_functions import NAMED, resolve
 from d1jax.tasks.task import Row, Task
 from d1jax.training.setup import Setup, make_task, set_up
+
+ROWS_LOOKED_AT = 32  # for the names of rewards: a mixture of tasks has others in other rows
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,7 @@ def build(
     if file.endswith(".py"):
         data["task.name"] = identity_of_file(Path(file))
     if training:
-        check_reward_names(task, train_rows[0], setup.config)
+        check_reward_names(task, train_rows, setup.config)
     task.grade(next(iter(eval_rows.values()))[0], "")  # a task of the user's own that cannot grade is found out now
     return assemble(setup, task, train_rows, eval_rows, data, log, training)
 
@@ -103,17 +106,21 @@ def _that_fit(examples: Examples, config: Config, log: Callable[[str], None]) ->
     return kept
 
 
-def check_reward_names(task: Task, row: Row, config: Config) -> None:
-    """Raises UserError where a stage names a reward that the task does not have; `row` is any of its rows."""
+def check_reward_names(task: Task, rows: Sequence[Row], config: Config) -> None:
+    """Raises UserError where a stage names a reward that no row has; of several tasks each has its own."""
     named = _reward_names(config)
     if not named:
         return
-    offered = task.rewards(row, "")
+    offered = sorted({name for row in rows[:ROWS_LOOKED_AT] for name in task.rewards(row, "")})
     for setting, names in named:
-        unknown = sorted(set(names) - set(offered))
+        try:
+            unknown = sorted(name for name in set(names) - set(offered) if resolve(name) is None)
+        except ValueError as error:
+            raise UserError(f"config: {setting}: {error}") from None
         if unknown:
             raise UserError(
-                f"config: {setting} names {unknown}, which {task.name} does not have; choices: {', '.join(offered)}"
+                f"config: {setting} names {unknown}, which {task.name} does not have; choices: {', '.join(offered)}; of any task: "
+                f"{', '.join(NAMED)}, regex:PATTERN, length_penalty:N, my_rewards.py:function, module:function"
             )
 
 

@@ -68,9 +68,8 @@ def set_up(config: Config, saved: Path | None = None, mesh: Mesh | None = None) 
 
 def make_task(config: TaskConfig) -> Task:
     """The task that the section names. Raises UserError where it cannot be made."""
-    options = {"numbers": config.numbers} if config.name == "countdown" else {}
     try:
-        return make(config.name, style=config.style, split_seed=config.seed, **options)
+        return make(config.name, **{"style": config.style, "split_seed": config.seed, **config.options})
     except ValueError as error:
         raise UserError(f"config: task: {error}") from None
 

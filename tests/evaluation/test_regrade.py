@@ -1,86 +1,141 @@
-"""Protects: stored generations are graded without a model, to the published figures, and mistakes name file, line and cure."""
+"""Stored generations graded again: the published figures, both layouts, and a user's mistakes in one line with file, line and cure."""
 
+import gzip
 import json
 from pathlib import Path
 
 import pytest
 
 from d1jax import evaluate
-from d1jax.config import UserError
 from d1jax.evaluation.regrade import regrade
-from d1jax.tasks.task import DataError
 
-DATA = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "d1_eval_baselines"
-HERE = pytest.mark.skipif(not DATA.exists(), reason="the data is not here")
+DATA = Path(__file__).resolve().parents[2].parent / "shared" / "data"
+needs_data = pytest.mark.skipif(not DATA.exists(), reason="shared/data is absent")
 
-
-def write(path, rows):
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return str(path)
-
-
-@HERE
-def test_gsm8k_is_at_least_as_good_as_the_published_parser():
-    found = {
-        one["gen_length"]: one["correct"] for one in regrade(str(DATA / "gsm8k_llada8b_instruct.jsonl.gz"), "gsm8k")
-    }
-    assert found == {128: 791, 256: 876, 512: 888}
+EGGS = {"question": "Eggs?", "ground_truth": 18.0, "generations": "<answer>\\boxed{18}</answer><|eot_id|><|endoftext|>"}
+SUDOKU = {
+    "question": "Solve the following Sudoku puzzle: 4320004330100004\n",
+    "ground_truth": "4321124334122134",
+    "generations": "a\n<answer>\n4321124334122134\n</answer><|eot_id|>",
+    "gen_length": 128,
+}
 
 
-@HERE
-def test_sudoku_equals_the_published_cells():
-    found = regrade(str(DATA / "sudoku_llada8b_instruct.jsonl.gz"), "sudoku")
-    assert [one["cells_correct"] for one in found] == [240, 137, 112] and {one["cells"] for one in found} == {2048}
-    assert [one["correct"] for one in found] == [1, 0, 0]
+def lines(path, rows):
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    path.write_bytes(gzip.compress(text.encode()) if path.suffix == ".gz" else text.encode())
+    return path
 
 
-def test_both_forms_of_rows_and_of_files_are_read(tmp_path, capsys):
-    theirs = [{"question": "q", "ground_truth": 18.0, "generations": "<answer>18</answer><|eot_id|>", "gen_length": 128},
-              {"question": "q", "ground_truth": None, "generations": "<answer>18</answer>", "gen_length": 128}]  # fmt: skip
-    plain = [
-        {"prompt": "q", "answer": "18", "completion": "\\boxed{18}"},
-        {"prompt": "q", "answer": "#### 7", "completion": "8"},
+@needs_data
+def test_gsm8k_of_d1():
+    results = regrade(DATA / "d1_eval_baselines" / "gsm8k_llada8b_instruct.jsonl.gz", "gsm8k")
+    assert [(one["gen_length"], one["n"], one["correct"]) for one in results] == [
+        (128, 1130, 791),
+        (256, 1130, 876),
+        (512, 1130, 888),
     ]
-    (tmp_path / "d1.json").write_text(json.dumps({"metrics": {}, "generations": theirs}))
-    assert regrade(str(tmp_path / "d1.json"), "gsm8k")[0]["correct"] == 1
-    assert evaluate.main(["--regrade", write(tmp_path / "rows.jsonl", plain), "--task", "gsm8k"]) == 0
-    line = json.loads(capsys.readouterr().out)
-    assert {key: line[key] for key in ("task", "gen_length", "n", "correct", "accuracy")} == {
-        "task": "gsm8k", "gen_length": None, "n": 2, "correct": 1, "accuracy": 0.5,
-    }  # fmt: skip
+    assert all(one["without_reference"] == 2 and one["accuracy"] == one["correct"] / 1130 for one in results)
 
 
-def test_countdown_and_math_rows_are_read(tmp_path):
-    rows = [
-        {
-            "question": "Numbers: [1, 2, 3]",
-            "ground_truth": [[1, 2, 3], 7],
-            "generations": "\\boxed{1 + 2 * 3}",
-            "gen_length": 9,
-        }
+@needs_data
+def test_sudoku_of_d1_has_the_published_cells_and_beside_them_ours():
+    results = regrade(DATA / "d1_eval_baselines" / "sudoku_llada8b_instruct.jsonl.gz", "sudoku")
+    assert [(one["n"], one["correct"], one["puzzles"], one["solved"]) for one in results] == [
+        (2048, 240, 256, 1), (2048, 137, 256, 0), (2048, 112, 256, 0),
+    ]  # fmt: skip
+    assert [round(one["cell_accuracy"], 3) for one in results] == [0.117, 0.067, 0.055]
+
+
+def test_both_layouts_and_a_length_a_line(tmp_path, capsys):
+    plain = {"prompt": "Eggs?", "answer": "... #### 1,800", "completion": "so \\boxed{1800}"}
+    path = lines(
+        tmp_path / "rows.jsonl.gz",
+        [{**EGGS, "gen_length": 256}, {**EGGS, "ground_truth": 19, "gen_length": 128}, plain],
+    )
+    assert evaluate.main(["--regrade", str(path), "--task", "gsm8k"]) == 0
+    told = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert told == [
+        {"task": "gsm8k", "gen_length": length, "n": 1, "correct": correct, "accuracy": float(correct)}
+        for length, correct in ((128, 0), (256, 1), (None, 1))
     ]
-    assert regrade(write(tmp_path / "a.jsonl", rows), "countdown")[0]["correct"] == 1
-    rows = [{"question": "p", "ground_truth": "\\frac12", "generations": "\\boxed{0.5}", "gen_length": 9}]
-    assert regrade(write(tmp_path / "b.jsonl", rows), "math")[0]["correct"] == 1
+
+
+def test_the_file_of_d1_itself(tmp_path):
+    path = tmp_path / "gsm8k_generations.json"
+    path.write_text(
+        json.dumps({"generations": [EGGS, {**EGGS, "ground_truth": None}], "metrics": {}, "gen_length": 64}, indent=1)
+    )
+    (told,) = regrade(path, "gsm8k")
+    assert told == {"task": "gsm8k", "gen_length": 64, "n": 2, "correct": 1, "accuracy": 0.5, "without_reference": 1}
+
+
+def test_math_and_countdown(tmp_path):
+    maths = [
+        {"question": "?", "ground_truth": "\\frac{1}{2}", "generations": "\\boxed{0.5}<|endoftext|>"},
+        {"question": "?", "ground_truth": "x+1", "generations": "<answer>1+x</answer>"},
+        {"prompt": "?", "answer": "3", "completion": "4"},
+    ]
+    (told,) = regrade(lines(tmp_path / "m.jsonl", maths), "math")
+    assert (told["n"], told["correct"]) == (3, 2)
+    text = "<answer>\\boxed{44 + 19 + 35}</answer><|eot_id|>"
+    countdown = [
+        {"question": "Numbers: [44, 19, 35]\nTarget: 98", "ground_truth": [[44, 19, 35], 98], "generations": text},
+        {"question": "Numbers: [44, 19, 35]\nTarget: 98", "ground_truth": None, "generations": text},
+        {"prompt": "Numbers: 44, 19, 35\nTarget: 98\n\nFind", "answer": 98, "completion": text},
+        {"prompt": "44,19,35=98:", "answer": None, "completion": "<answer>44+19</answer>"},
+    ]
+    (told,) = regrade(lines(tmp_path / "c.jsonl", countdown), "countdown")
+    assert (told["n"], told["correct"]) == (4, 3)
+
+
+def test_any_valid_completion_of_a_puzzle_counts_as_solved(tmp_path):
+    puzzle, other = "0000000034122143", "1234432134122143"
+    record = {"prompt": f"Puzzle: {puzzle}", "answer": "4321123434122143", "completion": f"<answer>{other}</answer>"}
+    (told,) = regrade(lines(tmp_path / "s.jsonl", [record]), "sudoku")
+    assert told["solved"] == 1 and told["own_cell_accuracy"] == 1.0 and told["cell_accuracy"] < 1.0
 
 
 @pytest.mark.parametrize(
-    ("rows", "message"),
+    ("rows", "task", "told"),
     [
-        ([{"question": "q", "ground_truth": 1}], r"rows.jsonl:1: has no text as \"generations\""),
-        ([{"generations": "x", "ground_truth": 1}], r"rows.jsonl:1: question = None"),
-        ([{"question": "q", "ground_truth": "many", "generations": "x"}], r"rows.jsonl:1: answer ends with 'many'"),
-        ([{"question": "q", "ground_truth": 1, "generations": "x", "gen_length": "long"}], "gen_length = 'long'"),
-        ([], "holds no rows"),
+        ([{"question": "q", "generations": "a"}], "gsm8k", "FILE:1: no 'ground_truth' among the keys ('question', 'generations'); a"),
+        ([EGGS, {"prompt": "q", "answer": "3"}], "gsm8k", "FILE:2: no 'completion' among the keys"),
+        ([{**EGGS, "generations": ["a", "b"]}], "gsm8k", "FILE:1: generations = ['a', 'b']: a text was expected; write one row for each"),
+        ([{**EGGS, "ground_truth": "many"}], "gsm8k", "FILE:1: the stored answer = 'many' states no number"),
+        ([{**EGGS, "gen_length": "long"}], "gsm8k", "FILE:1: gen_length = 'long'"),
+        ([{**SUDOKU, "question": "Solve it"}], "sudoku", "FILE:1: puzzle = 'Solveit' is not a 4x4 grid"),
+        ([{**EGGS, "ground_truth": [1]}], "countdown", "FILE:1: neither the reference [1] is [[numbers], target]"),
+        ([], "gsm8k", "FILE:1: the file holds no rows"),
+        ([EGGS], "gsm9k", "--task 'gsm9k' is not one of sudoku"),
+        ([EGGS], "traces", "--task 'traces' cannot read stored generations; those of sudoku, countdown, gsm8k, math"),
+    ],
+)  # fmt: skip
+def test_mistakes_are_told_in_one_line(tmp_path, capsys, rows, task, told):
+    path = lines(tmp_path / "rows.jsonl", rows)
+    assert evaluate.main([f"--regrade={path}", f"--task={task}"]) == 2
+    said = capsys.readouterr()
+    assert said.err.startswith("error: ") and said.err.count("\n") == 1 and not said.out
+    assert told.replace("FILE", str(path)) in said.err
+
+
+@pytest.mark.parametrize(
+    ("argv", "told"),
+    [
+        (["--regrade", "nowhere.jsonl", "--task", "gsm8k"], "nowhere.jsonl: no such file"),
+        (["--regrade", "nowhere.json", "--task", "gsm8k"], "nowhere.json: no such file"),
+        (["--regrade", "x.jsonl"], "--regrade needs the task that grades"),
+        (["--regrade", "x.jsonl", "--task", "gsm8k", "--limit", "3"], "--regrade does not read --limit"),
+        (["--regrade"], "--regrade has no value"),
     ],
 )
-def test_a_row_that_cannot_be_graded_is_named(tmp_path, rows, message):
-    with pytest.raises(DataError, match=message):
-        regrade(write(tmp_path / "rows.jsonl", rows), "gsm8k")
+def test_mistakes_in_the_command_are_told(capsys, argv, told):
+    assert evaluate.main(argv) == 2
+    assert told in capsys.readouterr().err
 
 
-def test_an_unknown_task_and_a_missing_file_end_with_two(tmp_path, capsys):
-    with pytest.raises(UserError, match="--task 'gsm' cannot grade stored generations; choices: sudoku, countdown"):
-        regrade("x", "gsm")
-    assert evaluate.main(["--regrade", str(tmp_path / "no.jsonl"), "--task", "gsm8k"]) == 2
-    assert evaluate.main(["--regrade", "x"]) == 2 and "write --regrade FILE --task NAME" in capsys.readouterr().err
+def test_a_broken_file_is_told_with_its_line(tmp_path, capsys):
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps(EGGS) + "\n{broken\n")
+    assert evaluate.main(["--regrade", str(path), "--task", "gsm8k"]) == 2
+    assert f"{path}:2: not valid JSON" in capsys.readouterr().err

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from d1jax.config import Softmax
 from d1jax.config.rl import Advantage
 from d1jax.config.values import alternatives
-from d1jax.rl.advantages import ADVANTAGES, group_advantages, process_advantages
+from d1jax.rl.advantages import ADVANTAGES, decoupled, group_advantages, process_advantages
 from d1jax.rollouts.rewards import TIE, equal_groups, total_rewards
 
 groups = st.integers(2, 6).flatmap(
@@ -108,3 +108,40 @@ def test_process_advantages_equal_a_plain_loop(kind):
             for c in range(5):
                 later = [(gains[q, g, j] - mean) / scale for j in range(step[q, g, c], steps[q, g])]
                 assert found[q, g, c] == pytest.approx(0.0 if q == 2 else sum(later), abs=1e-5)
+
+
+def plain_decoupled(parts, weights):
+    """arXiv 2601.05242 in plain Python: {name: [[reward of a completion, None where it does not apply] of a group]}."""
+    groups, size = len(next(iter(parts.values()))), len(next(iter(parts.values()))[0])
+    summed = [[0.0] * size for _ in range(groups)]
+    for name, rewards in parts.items():
+        for q, group in enumerate(rewards):
+            known = [r for r in group if r is not None]
+            if len(known) < 2 or max(known) == min(known):
+                continue
+            mean = sum(known) / len(known)
+            std = (sum((r - mean) ** 2 for r in known) / (len(known) - 1)) ** 0.5
+            for g, r in enumerate(group):
+                summed[q][g] += 0.0 if r is None else weights[name] * (r - mean) / (std + 1e-4)
+    flat = [value for group in summed for value in group]
+    mean = sum(flat) / len(flat)
+    std = (sum((value - mean) ** 2 for value in flat) / (len(flat) - 1)) ** 0.5
+    return [[(value - mean) / (std + 1e-4) if any(flat) else 0.0 for value in group] for group in summed]
+
+
+@given(st.data(), st.integers(1, 3), st.integers(2, 5))
+def test_decoupled_equals_the_papers_equations(data, groups, size):
+    value = st.one_of(st.none(), st.sampled_from([0.0, 0.5, 1.0, 2.0]))
+    row = st.lists(st.lists(value, min_size=size, max_size=size), min_size=groups, max_size=groups)
+    parts = {"solved": data.draw(row), "format": data.draw(row)}
+    weights = {"solved": 1.0, "format": 0.25}
+    found = decoupled(np.array([parts[name] for name in weights], float), np.array(list(weights.values())))
+    np.testing.assert_allclose(found, plain_decoupled(parts, weights), rtol=1e-6, atol=1e-6)
+
+
+def test_a_reward_that_varies_little_keeps_its_weight():
+    solved, form = np.array([[0.0, 0, 1, 1]]), np.array([[0.9, 1.0, 0.9, 1.0]])
+    found = decoupled(np.stack([solved, form]), np.array([1.0, 1.0]))
+    assert abs(found[0, 0] + found[0, 3]) < 1e-9 and abs(found[0, 1] - found[0, 2]) < 0.01, (
+        "both rewards weigh the same"
+    )

@@ -33,9 +33,10 @@ def test_failures_are_zero_and_named():
         "task 'moody', row 2: reward 'good' is nan, not a finite number",
         "task 'moody', row 3: reward 'good' is inf, not a finite number",
         "task 'moody', row 4: reward 'good' is [1.0, 0.0], not a finite number",
-        "task 'moody', row 5: reward 'good' is None, not a finite number",
     ]
-    assert parts["good"].tolist() == [1.0, 0, 0, 0, 0, 0] and parts["other"].tolist() == [0.5, 0, 0, 0, 0, 0]
+    assert parts["good"][:5].tolist() == [1.0, 0, 0, 0, 0] and parts["other"].tolist() == [0.5, 0, 0, 0, 0, 0.5]
+    assert np.isnan(parts["good"][5]), "None: the reward does not apply to this row"
+    assert total_rewards(parts, {"good": 1.0, "other": 1.0})[5] == 0.5
 
 
 def test_a_reward_that_the_task_does_not_have_is_an_error():

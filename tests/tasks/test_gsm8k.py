@@ -1,117 +1,194 @@
-"""Protects: a right answer in any documented form is right, a wrong one is wrong, and no text breaks the grader."""
+"""GSM8K: what is read, what the model is shown, which texts are right, and d1's rewards point for point."""
 
-import json
-from fractions import Fraction
+import time
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from d1jax.tasks import TASKS, make, read_source
 from d1jax.tasks.gsm8k import Gsm8k
-from d1jax.tasks.jsonl import read_rows
 from d1jax.tasks.task import DataError
 
 DATA = Path(__file__).resolve().parents[2].parent / "shared" / "data"
-TASK = Gsm8k()
-ROW = {"question": "How many?", "solution": "2 * 9 = 18", "answer": "18"}
+needs_data = pytest.mark.skipif(not DATA.exists(), reason="shared/data is absent")
+
+INSTRUCT, BARE = Gsm8k(), Gsm8k(style="bare")
+RECORD = {"question": "How many {clips}?", "answer": "She sold 48/2 = <<48/2=24>>24.\nIn all <<48+24=72>>72.\n#### 72"}
+ROW = INSTRUCT.parse(RECORD, "here")
+GOOD = "<reasoning>\na\n</reasoning>\n<answer>\n72\n</answer>\n"
 
 
-def row(answer):
-    return TASK.parse({"question": "How many?", "answer": f"Because.\n#### {answer}"}, "rows:1")
+def row(number):
+    return {"question": "?", "solution": None, "number": number}
 
 
-def spellings(value):
-    """Documented spellings of a whole number."""
-    grouped, plain, sign = f"{abs(value):,}", str(abs(value)), "-" if value < 0 else ""
-    return [
-        f"{sign}{plain}", f"{sign}{grouped}", f"{sign}{plain}.0", f"{sign}{plain}.00", f"{sign}{grouped} apples", f"{sign}${grouped}",
-        f"x = {sign}{plain}", f"{sign}{plain}%", f"{sign}\\frac{{{2 * abs(value)}}}{{2}}", f"{sign.replace('-', '−')}{plain}",
-        f"{sign}{grouped.replace(',', '{,}')}", f"{sign}{plain}.",
-    ]  # fmt: skip
+def solved(number, text):
+    return INSTRUCT.grade(row(number), text)["solved"] == 1.0
 
 
-PLACES = (
-    "<reasoning>\nfirst 7, then 8\n</reasoning>\n<answer>\n{}\n</answer>",
-    "<answer>\\boxed{{{}}}</answer>",
-    "I get 7. So \\boxed{{{}}} it is",
-    "so we have \\boxed{{{}",
-    "<answer>{}",
-    "3 * 6 = 7\n#### {}",
-    "Well, 7 and 8. The answer is {}",
-    "\\boxed{{7}} no, wait. \\boxed{{{}}}",
-    "<answer>7</answer> no: <answer>{}</answer>",
+def test_a_row_is_read_and_shown():
+    assert ROW == {"question": "How many {clips}?", "solution": "She sold 48/2 = 24.\nIn all 72.", "number": "72"}
+    assert BARE.prompt(ROW) == "How many {clips}?"
+    prompt = INSTRUCT.prompt(ROW)
+    assert prompt.endswith("\n\nHow many {clips}?") and "</reasoning>" in prompt and "</answer>" in prompt
+    assert INSTRUCT.target(ROW) == "<reasoning>\nShe sold 48/2 = 24.\nIn all 72.\n</reasoning>\n<answer>\n72\n</answer>"
+    assert BARE.target(ROW) == "She sold 48/2 = 24.\nIn all 72.\n#### 72"
+    assert TASKS["gsm8k"] is Gsm8k and make("gsm8k", style="bare", split_seed=3).style == "bare"
+
+
+@pytest.mark.parametrize(
+    ("answer", "number", "solution"),
+    [
+        ("72", "72", None),
+        (72, "72", None),
+        (0.5, "0.5", None),
+        ("a\n#### 1,080\n", "1,080", "a"),
+        ("#### -7", "-7", None),
+        (None, None, None),
+    ],
 )
+def test_plain_answers_are_read(answer, number, solution):
+    assert INSTRUCT.parse({"question": "q", "answer": answer}, "x") == {
+        "question": "q",
+        "solution": solution,
+        "number": number,
+    }
 
 
-@given(st.integers(-(10**9), 10**9), st.data())
-def test_a_right_answer_in_any_documented_form_is_right(value, data):
-    spelling = data.draw(st.sampled_from(spellings(value)))
-    text = data.draw(st.sampled_from(PLACES)).format(spelling)
-    assert TASK.grade(row(f"{value:,}"), text)["solved"] == 1.0, text
-    assert TASK.grade(row(f"{value + 1}"), text)["solved"] == 0.0
-    assert Fraction(TASK.offer(ROW, text)) == value
+@pytest.mark.parametrize(
+    ("record", "told"),
+    [
+        ({"answer": "3"}, "f:7: question = None: a text was expected among the keys answer"),
+        ({"question": " ", "answer": "3"}, "f:7: question = ' '"),
+        ({"question": "q", "answer": "no number"}, "f:7: answer = 'no number' states no number; write e.g. 18"),
+        ({"question": "q", "answer": "a #### "}, "states no number"),
+        ({"question": "q", "answer": True}, "f:7: answer = True states no number"),
+        ({"question": "q", "answer": float("nan")}, "states no number"),
+        ({"question": "q", "answer": ["3"]}, "states no number"),
+        ({"question": "q", "answer": 10**80}, "states no number"),
+    ],
+)
+def test_mistakes_are_told(record, told):
+    with pytest.raises(DataError, match=f"{told}"):
+        INSTRUCT.parse(record, "f:7")
+
+
+def test_other_mistakes_are_told():
+    with pytest.raises(ValueError, match="style = 'loud'"):
+        Gsm8k(style="loud")
+    with pytest.raises(ValueError, match="hub:openai/gsm8k"):
+        INSTRUCT.generate("train", 1, 0)
+
+
+@given(st.integers(-(10**7), 10**7), st.integers(-(10**7), 10**7), st.booleans())
+def test_a_right_answer_is_accepted_and_a_wrong_one_is_not(number, other, grouped):
+    written = f"{number:,}" if grouped else str(number)
+    for text in (
+        GOOD.replace("72", written),
+        f"so \\boxed{{{written}}}",
+        f"<answer>${written}.00</answer>",
+        f"a\n#### {written}",
+    ):
+        assert solved(str(number), text) and solved(f"{number:,}", text)
+        assert solved(str(other), text) == (other == number)
 
 
 @pytest.mark.parametrize(
     "text",
-    ["", "18 or 20", "<answer>17 and 18</answer>", "\\boxed{18} or \\boxed{19}", "<answer>...</answer>", "<answer>3 + 15</answer>",
-     "18", "\\boxed{}", "<answer>\\sqrt{18}</answer>", "#### ", "9**9**9**9", "<answer>" + "9" * 5000 + "</answer>"],
-)  # fmt: skip
-def test_a_text_without_one_answer_solves_nothing(text):
-    assert TASK.grade(ROW, text)["solved"] == 0.0
-
-
-@given(st.text(max_size=200))
-def test_no_text_breaks_it(text):
-    grade, rewards = TASK.grade(ROW, text), TASK.rewards(ROW, text)
-    assert set(grade) == {"solved", "answered", "format"} and all(abs(value) < 1e6 for value in rewards.values())
-
-
-@pytest.mark.parametrize(
-    "text", ["\\boxed{" * 100_000, "<answer>" * 100_000, "{" * 10**6, "\ud800<answer>18</answer>", "1," * 10**6]
-)
-def test_megabytes_and_broken_unicode_take_no_time(text):
-    TASK.rewards(ROW, text)
-
-
-def test_the_worked_solution_has_no_calculator_marks_and_is_graded_right():
-    made = TASK.parse({"question": "q", "answer": "3*6=<<3*6=18>>18 eggs\n#### 18"}, "rows:1")
-    target = TASK.target(made)
-    assert target == "<reasoning>\n3*6=18 eggs\n</reasoning>\n<answer>\n18\n</answer>"
-    assert TASK.rewards(made, target)["format"] == TASK.rewards(made, target)["solved"] == 1.0
-
-
-def test_the_five_rewards_of_d1_are_its_own():
-    one_line = "<reasoning>\nso\n</reasoning>\n<answer>\n18\n</answer>\n"
-    found = TASK.rewards(ROW, one_line)
-    assert {name: found[f"d1_{name}"] for name in ("correct", "integer", "strict_format", "soft_format")} == {
-        "correct": 2.0, "integer": 0.5, "strict_format": 0.5, "soft_format": 0.0,
-    }  # fmt: skip
-    assert found["d1_xml_count"] == pytest.approx(0.5)
-    bare = TASK.rewards(ROW, "18")
-    assert bare["d1_correct"] + bare["d1_integer"] == 2.5, "no tags are needed there"
-    assert TASK.rewards(ROW, "<answer>18.0</answer>")["d1_correct"] == 0.0 and bare["solved"] == 0.0
-    ends_with_the_tag = "<reasoning>\n" + "x" * 700 + "\n</reasoning>\n<answer>\n18\n</answer>"
-    assert TASK.rewards(ROW, ends_with_the_tag)["d1_xml_count"] < 0, "it loses 0.001 for each of its characters"
-
-
-@pytest.mark.parametrize(
-    ("record", "message"),
     [
-        ({"answer": "#### 1"}, r"rows:1: question = None"),
-        ({"question": "q"}, r"rows:1: answer = None"),
-        ({"question": "q", "answer": "#### many"}, r"ends with 'many', which is no number; end it with #### 18"),
+        "",
+        "72",
+        "so it is 72",
+        "<answer>seventy</answer>",
+        "<answer>72 or 73</answer>",
+        "<answer>72</answer><answer>73</answer>",
     ],
 )
-def test_a_row_that_cannot_be_is_named(record, message):
-    with pytest.raises(DataError, match=message):
-        TASK.parse(record, "rows:1")
+def test_what_is_not_right(text):
+    assert not solved("72", text)
+    assert not solved(None, GOOD)
 
 
-@pytest.mark.skipif(not DATA.exists(), reason="the data is not here")
-def test_the_real_rows_load_and_their_solutions_are_right():
-    rows = read_rows(DATA / "gsm8k" / "test.jsonl.gz", TASK)
-    assert len(rows) == 1319 and all(TASK.grade(one, TASK.target(one))["solved"] == 1.0 for one in rows)
-    assert len({TASK.problem_key(one) for one in rows}) == len(rows)
-    json.dumps(rows[0])
+def test_a_row_without_an_answer_has_no_reference():
+    assert not INSTRUCT.has_reference(row(None)) and INSTRUCT.has_reference(ROW)
+    assert INSTRUCT.target(row("3")) is None and INSTRUCT.solution_key(ROW) is None
+    assert INSTRUCT.problem_key({"question": "How  many\nCats?"}) == INSTRUCT.problem_key(
+        {"question": "how many cats?"}
+    )
+    assert INSTRUCT.offer(ROW, GOOD.replace("72", "72.0")) == "72" and INSTRUCT.offer(ROW, "") is None
+
+
+def test_baselines_are_graded():
+    asked = {"question": "He has 1,200 eggs and sells 72. How many?", "solution": None, "number": "72"}
+    answers = INSTRUCT.baselines(asked)
+    assert [INSTRUCT.grade(asked, text)["solved"] for text in answers.values()] == [0.0, 1.0]
+    assert INSTRUCT.baselines({"question": "none?"}).keys() == answers.keys()
+
+
+def d1(text, number="72"):
+    rewards = INSTRUCT.rewards(row(number), text)
+    return [
+        round(rewards[f"d1_{name}"], 9) for name in ("correct", "integer", "xml_count", "soft_format", "strict_format")
+    ]
+
+
+LONG = "<reasoning>\n" + "a" * 672 + "\n</reasoning>\n<answer>\n72\n</answer>"
+
+
+@pytest.mark.parametrize(
+    ("text", "points"),
+    [
+        (GOOD, [2.0, 0.5, 0.5, 0.0, 0.5]),
+        (GOOD + "\n", [2.0, 0.5, 0.498, 0.0, 0.5]),
+        (GOOD + "more", [2.0, 0.5, 0.492, 0.0, 0.0]),
+        (GOOD.rstrip("\n"), [2.0, 0.5, round(0.5 - 0.001 * len(GOOD.rstrip("\n")) + 0.001, 9), 0.0, 0.0]),
+        (LONG, [2.0, 0.5, round(0.5 - 0.001 * len(LONG) + 0.001, 9), 0.0, 0.0]),
+        ("<reasoning>a</reasoning> <answer>72</answer> x", [2.0, 0.5, 0.0, 0.5, 0.0]),
+        ("<reasoning>a</reasoning>b</reasoning>\n\n<answer>72</answer>", [2.0, 0.5, 0.0, 0.5, 0.0]),
+        ("<reasoning>a\nb</reasoning><answer>72</answer>", [2.0, 0.5, 0.0, 0.0, 0.0]),
+        ("72", [2.0, 0.5, 0.0, 0.0, 0.0]),
+        ("<answer>18.0</answer>", [0.0, 0.0, 0.0, 0.0, 0.0]),
+        ("<answer>7<answer>72</answer>", [2.0, 0.5, 0.0, 0.0, 0.0]),
+        ("", [0.0, 0.0, 0.0, 0.0, 0.0]),
+    ],
+)  # fmt: skip
+def test_rewards_of_d1_are_those_of_its_released_code(text, points):
+    assert d1(text) == points
+
+
+def test_d1_compares_letters_and_d1jax_numbers():
+    assert d1("<answer>1080</answer>", "1,080")[0] == 0.0 and d1("<answer>1,080</answer>", "1,080")[:2] == [2.0, 0.0]
+    assert solved("1,080", "<answer>1080</answer>")
+
+
+def test_format_and_names():
+    assert INSTRUCT.rewards(ROW, GOOD)["format"] == 1.0 and INSTRUCT.rewards(ROW, GOOD + "x")["format"] == 0.0
+    assert INSTRUCT.rewards(ROW, GOOD).keys() == INSTRUCT.rewards(ROW, "").keys()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<reasoning></reasoning><answer>" * 100_000,
+        "\n</answer>" * 300_000,
+        "</answer>" * 300_000,
+        "9" * 10**6,
+        "\ud800" * 9,
+    ],
+)
+def test_hostile_texts_are_fast(text):
+    began = time.perf_counter()
+    assert INSTRUCT.rewards(ROW, text)["solved"] == 0.0
+    assert time.perf_counter() - began < 3
+
+
+@needs_data
+@pytest.mark.parametrize(("name", "count"), [("train", 7473), ("test", 1319)])
+def test_every_published_solution_is_right(name, count):
+    for task in (INSTRUCT, BARE):
+        rows = read_source(str(DATA / "gsm8k" / f"{name}.jsonl.gz"), task)
+        assert len(rows) == count
+        assert all(task.grade(row, task.target(row))["solved"] for row in rows)
+        assert not any("<<" in task.target(row) for row in rows)

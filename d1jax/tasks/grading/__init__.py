@@ -1,1 +1,1 @@
-"""Judging answers that need more than reading them: programs are run, in a sandbox, against their tests."""
+"""Judging answers: where a text states one, when two are worth the same, and programs run in a sandbox against their tests."""

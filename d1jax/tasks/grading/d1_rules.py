@@ -8,6 +8,8 @@ import re
 from collections.abc import Sequence
 
 from d1jax.tasks import arithmetic
+from d1jax.tasks.answers import last_answer
+from d1jax.tasks.grading.offers import last_box
 
 _LENGTH = 20_000  # characters of a text that are looked at: some of these rules are not linear
 _BOX = re.compile(r"\\boxed\{(.*?)\}")
@@ -19,6 +21,7 @@ _SUDOKU = (
     re.compile(r"(\d{16})\s*</answer>"),
     re.compile(r"\b(\d{16})\b"),
 )
+_BETWEEN = re.compile(r"</reasoning>\s*<answer>")
 _CLAIM = re.compile(r"([0-9+\-*/() ]+)=[0-9. ]+")
 
 
@@ -97,27 +100,49 @@ def xml_count(text: str) -> float:
     """
     count = 0.125 * (text.count("<reasoning>\n") == 1) + 0.125 * (text.count("\n</reasoning>\n") == 1)
     if text.count("\n<answer>\n") == 1:
-        count += 0.125 - len(text.rpartition("\n</answer>\n")[2]) * 0.001
+        count += 0.125 - len(text.split("\n</answer>\n")[-1]) * 0.001
     if text.count("\n</answer>") == 1:
-        count += 0.125 - (len(text.rpartition("\n</answer>")[2]) - 1) * 0.001
+        count += 0.125 - (len(text.split("\n</answer>")[-1]) - 1) * 0.001
     return count
 
 
 def soft_format(text: str) -> float:
     """0.5 where the text begins with reasoning tags and then answer tags and none of them holds a line break."""
-    reasoning, closed, rest = text.partition("</reasoning>")
-    if not (closed and reasoning.startswith("<reasoning>") and "\n" not in reasoning):
+    text = text[:_LENGTH]
+    first_line = text.partition("\n")[0]
+    if not text.startswith("<reasoning>"):
         return 0.0
-    rest = rest.lstrip()
-    answer, closed, _ = rest.partition("</answer>")
-    return 0.5 * bool(closed and answer.startswith("<answer>") and "\n" not in answer)
+    for between in _BETWEEN.finditer(text, len("<reasoning>")):
+        if between.start() > len(first_line):
+            return 0.0
+        line_end = text.find("\n", between.end())
+        if text.find("</answer>", between.end(), len(text) if line_end < 0 else line_end) >= 0:
+            return 0.5
+    return 0.0
 
 
 def strict_format(text: str) -> float:
-    """0.5 where the text is seven lines: tag, one line, tag, tag, one line, tag, and an empty one."""
-    lines = text.split("\n", 7)
-    tags = ("<reasoning>", "</reasoning>", "<answer>", "</answer>", "")
-    return 0.5 * (len(lines) == 7 and tuple(lines[i] for i in (0, 2, 3, 5, 6)) == tags)
+    """0.5 where the text is six lines: tag, one line, tag, tag, one line, tag; and one or two line breaks behind them."""
+    lines = text.split("\n", 8)
+    tags = ["<reasoning>", "</reasoning>", "<answer>", "</answer>", ""]
+    return 0.5 * ([*lines[0:1], *lines[2:4], *lines[5:]] in (tags, [*tags, ""]))
+
+
+def boxed_format(text: str) -> float:
+    """1.00 for a closed box in the last answer tags, 0.75 for the tags alone, 0.50 for a box alone, 0.25 for neither: the table of
+    the paper.
+    """
+    tagged = last_answer(text)
+    if tagged is not None:
+        return 1.0 if last_box(tagged) is not None else 0.75
+    return 0.5 if last_box(text) is not None else 0.25
+
+
+def math_reward(text: str, answer: str) -> bool:
+    """As `math_correct`, but a box that is not closed gives way to the whole text."""
+    text = text[:_LENGTH]
+    offered = _last_box(text)
+    return _equal(text if offered is None else offered, answer)
 
 
 # -- LaTeX ---------------------------------------------------------------------------------------------------------------

@@ -38,8 +38,8 @@ _SPELLINGS = str.maketrans({"−": "-", "–": "-", "×": "*", "·": "*", "π": 
 _COMPARED = re.compile(r"\\(?:le|ge|lt|gt)q?(?![A-Za-z])|[<>≤≥=]")
 _BOUND = r"(-?[0-9./]+|-?\\frac\{[0-9]+\}\{[0-9]+\}|-?\\infty)"
 _SIGN = r"(<|>|\\leq?(?![A-Za-z])|\\geq?(?![A-Za-z])|\\[lg]t(?![A-Za-z])|≤|≥)"
-_BETWEEN = re.compile(rf"{_BOUND}{_SIGN}[A-Za-z]{_SIGN}{_BOUND}")
-_BEYOND = re.compile(rf"[A-Za-z]{_SIGN}{_BOUND}")
+_BETWEEN = re.compile(rf"{_BOUND}{_SIGN} ?[A-Za-z] ?{_SIGN} ?{_BOUND}")
+_BEYOND = re.compile(rf"[A-Za-z] ?{_SIGN} ?{_BOUND}")
 _BASED = re.compile(r"([0-9A-F]+)_\{?([0-9]+)\}?")
 _CHOICE = re.compile(r"\(?([A-Z])\)?")
 _WORDS = re.compile(r"[A-Za-z]{2,}(?:[ -][A-Za-z]+)*")

@@ -10,7 +10,7 @@ from fractions import Fraction
 from d1jax.tasks.grading.offers import MAX_PASSAGE, offer
 
 MAX_DIGITS = 64
-MAX_EXPONENT = 100
+MAX_EXPONENT = 30
 
 # Minus signs, fullwidth digits and what is written for a space, one character each.
 _CHARACTERS = {ord(sign): "-" for sign in "−‐‑‒–—－﹣"} | {ord("０") + digit: str(digit) for digit in range(10)}
@@ -32,7 +32,7 @@ _DIGITS = r"(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)"
 _NUMBER = re.compile(
     rf"(?<![\w.])(?:(?P<sign>[-+]) ?)?(?:(?P<whole>{_DIGITS})[ \-](?P<over>[0-9]+)/(?P<under>[0-9]+)"
     rf"|(?P<top>{_DIGITS}) ?/ ?(?P<bottom>{_DIGITS})(?![./0-9])"
-    rf"|(?P<plain>{_DIGITS}(?:\.[0-9]+)?|\.[0-9]+)(?:[eE](?P<exponent>[-+]?[0-9]{{1,4}}))?)"
+    rf"|(?P<plain>{_DIGITS}(?:\.[0-9]+)?|\.[0-9]+)(?:[eE](?P<exponent>[-+]?[0-9]{{1,4}}))?)(?![0-9]*_)"
 )
 _LISTS = re.compile(r"\s*(?:[-+*/:;,&^]|\s|\band\b|\bor\b|\bto\b)*\s*")  # two numbers, or a sum that is not worked out
 _UNIT_ONLY = re.compile(
@@ -91,6 +91,17 @@ def read_plain_number(passage: str) -> Fraction | None:
     found = _NUMBER.search(_COMMAND.sub(" ", text))
     whole = found and not text[: found.start()].strip() and _UNIT.fullmatch(_COMMAND.sub(" ", text), found.end())
     return _value(found) if whole else None
+
+
+def show_number(value: Fraction) -> str:
+    """`18`, `0.5` or `1/3`: read_number reads it back where it has no more than MAX_DIGITS characters."""
+    rest, places = value.denominator, 0
+    while rest % 10 == 0 or rest % 2 == 0 or rest % 5 == 0:
+        rest, places = rest // (10 if rest % 10 == 0 else 2 if rest % 2 == 0 else 5), places + 1
+    if rest != 1 or not places:
+        return str(value)
+    digits = str(abs(value.numerator) * 10**places // value.denominator).rjust(places + 1, "0")
+    return f"{'-' if value < 0 else ''}{digits[:-places]}.{digits[-places:]}"
 
 
 def _plain(passage: str) -> str | None:

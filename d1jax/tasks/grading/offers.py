@@ -40,8 +40,9 @@ def offer(text: str) -> Offer | None:
     """
     tagged, open_tag = _tagged(text)
     if tagged is not None:
-        boxed, _ = _boxed(tagged)
-        found = Offer(boxed, PLACES[0]) if boxed is not None else Offer(tagged.strip(), PLACES[1])
+        boxed, open_box = _boxed(tagged)
+        inside = boxed if boxed is not None else open_box
+        found = Offer(inside, PLACES[0]) if inside is not None else Offer(tagged.strip(), PLACES[1])
     else:
         found = _untagged(text, open_tag)
     return found if found and len(found.text) <= MAX_PASSAGE else None
@@ -72,6 +73,18 @@ def without_end_tokens(text: str) -> str:
     for token in END_TOKENS:
         text = text.replace(token, "")
     return text.rstrip()
+
+
+def two_blocks(text: str) -> bool:
+    """Whether the text is one reasoning block and then one answer block, with nothing else but space."""
+    text = text.strip()
+    reasoning, _, answer = text.partition("</reasoning>")
+    return (
+        all(text.count(tag) == 1 for tag in ("<reasoning>", "</reasoning>", "<answer>", "</answer>"))
+        and reasoning.startswith("<reasoning>")
+        and answer.lstrip().startswith("<answer>")
+        and answer.endswith("</answer>")
+    )
 
 
 def last_box(text: str) -> str | None:
@@ -114,8 +127,10 @@ def _boxed(text: str) -> tuple[str | None, str | None]:
 
 
 def _cut(text: str) -> str:
-    """What stands before the line or the formula ends, or a tag begins: nothing further belongs to an answer that was cut off."""
-    return re.split(r"\n|\$|\\\)|\\\]|</?(?:answer|reasoning)", text.strip(), maxsplit=1)[0].strip()
+    """What stands before the line or the formula ends, or a tag begins: nothing further belongs to an answer that was cut off.
+    Models also close a box with `>`.
+    """
+    return re.split(r"\n|(?<!\\)\$|\\\)|\\\]|</?(?:answer|reasoning)", text.strip(" \n$"), maxsplit=1)[0].rstrip(" >")
 
 
 def _is_placeholder(text: str) -> bool:

@@ -1,0 +1,147 @@
+"""Several tasks in one run: each row belongs to one of them, which writes its prompt and judges its text."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from math import nan
+from typing import Any, ClassVar
+
+import numpy as np
+
+from d1jax.tasks.task import DataError, Row, Task
+
+OWN = ("name", "weight", "train", "test")
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """Tasks with sampling weights, as in d1's unified model.
+
+    Fields: `tasks`, {label: {name: gsm8k, weight: 1, train: SOURCE, test: SOURCE, and fields of that task}}; a source is a file, hub:NAME
+    or "generated". `style`, for tasks that name none; `split_seed`. Rows are drawn until the shortest task runs out of rows for its weight,
+    so that the shares are those of the weights.
+    """
+
+    name: ClassVar[str] = "mixture"
+    alphabet: ClassVar[str] = "".join(map(chr, range(32, 127))) + "\n\t"
+    columns: ClassVar[None] = None
+
+    style: str = "instruct"
+    split_seed: int = 0
+    tasks: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        from d1jax.tasks import make  # the table that this task is in
+
+        if not isinstance(self.tasks, Mapping) or not self.tasks:
+            raise ValueError(
+                "mixture: tasks is empty; write {gsm8k: {name: gsm8k, train: hub:openai/gsm8k/main, weight: 1}, ...}"
+            )
+        made, weights = {}, {}
+        for label, given in self.tasks.items():
+            if not isinstance(given, Mapping) or not {"train", "test"} & set(given):
+                raise ValueError(
+                    f"mixture: tasks.{label} = {given!r:.60}: write {{name: TASK, train: SOURCE, test: SOURCE, weight: 1}}"
+                )
+            weight = given.get("weight", 1)
+            if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < float("inf"):
+                raise ValueError(f"mixture: tasks.{label}.weight = {weight!r} must be a number above 0")
+            options = {key: value for key, value in given.items() if key not in OWN}
+            name = given.get("name", label)
+            made[label] = make(name, **{"style": self.style, "split_seed": self.split_seed, **options})
+            weights[label] = float(weight)
+        object.__setattr__(self, "_made", made)
+        object.__setattr__(self, "_weights", weights)
+
+    def task_of(self, row: Row) -> Task:
+        return self._made[row["task"]]
+
+    def generate(self, split: str, count: int, seed: int) -> list[Row]:
+        """`count` rows of all tasks by their weights, in an order of the seed. Raises ValueError, and DataError of a source."""
+        from d1jax.tasks import read_source
+
+        labels = [label for label, given in self.tasks.items() if split in given]
+        if not labels:
+            raise ValueError(f"mixture: no task has {split}: SOURCE")
+        total = sum(self._weights[label] for label in labels)
+        rows: list[Row] = []
+        for label in labels:
+            wanted = max(round(count * self._weights[label] / total), 1)
+            task, source = self._made[label], self.tasks[label][split]
+            found = task.generate(split, wanted, seed) if source == "generated" else read_source(source, task)
+            found = [row for row in found if task.has_reference(row)]
+            if not found:
+                raise DataError(f"{source}: has no row that {label} can use")
+            order = np.random.default_rng([seed, len(rows)]).permutation(len(found))
+            # A task with fewer rows than its share comes round again, so that the weights hold.
+            chosen = np.resize(order, wanted) if split == "train" else order[:wanted]
+            rows += [{"task": label, "row": found[place]} for place in chosen]
+        mixed = np.random.default_rng(seed).permutation(len(rows))
+        return [rows[place] for place in mixed][:count]
+
+    def parse(self, record: dict[str, Any], where: str) -> Row:
+        """Reads {"task": label, "row": {...}} or a record of a task with its label under "task". Raises DataError."""
+        label = record.get("task")
+        if label not in self._made:
+            raise DataError(f"{where}: task = {label!r:.40} is not one of {', '.join(self._made)}")
+        inside = (
+            record["row"] if isinstance(record.get("row"), dict) else {k: v for k, v in record.items() if k != "task"}
+        )
+        return {"task": label, "row": self._made[label].parse(inside, where)}
+
+    def prompt(self, row: Row) -> Any:
+        return self.task_of(row).prompt(row["row"])
+
+    def target(self, row: Row) -> str | None:
+        return self.task_of(row).target(row["row"])
+
+    def rewards(self, row: Row, text: str) -> dict[str, float | None]:
+        return self.rewards_many([row], [text])[0]
+
+    def rewards_many(self, rows: Sequence[Row], texts: Sequence[str]) -> list[dict[str, float | None]]:
+        """The rewards of each row's task under their own names, and again as task/name; None where a row's task lacks one."""
+        return self._by_task(rows, texts, "rewards")
+
+    def grade(self, row: Row, text: str) -> dict[str, float]:
+        """`grade_many` of one text."""
+        return self.grade_many([row], [text])[0]
+
+    def grade_many(self, rows: Sequence[Row], texts: Sequence[str]) -> list[dict[str, float]]:
+        """`solved`, by the row's task, and the same again as task/solved: NaN for the rows of other tasks."""
+        judged = self._by_task(rows, texts, "grade")
+        return [
+            {"solved": one["solved"]}
+            | {f"{label}/solved": one["solved"] if row["task"] == label else nan for label in self._made}
+            for row, one in zip(rows, judged, strict=True)
+        ]
+
+    def _by_task(self, rows: Sequence[Row], texts: Sequence[str], what: str) -> list[dict[str, Any]]:
+        judged: list[dict[str, Any]] = [{} for _ in rows]
+        for label, task in self._made.items():
+            places = [place for place, row in enumerate(rows) if row["task"] == label]
+            inside = [rows[place]["row"] for place in places]
+            many = getattr(task, f"{what}_many", None)
+            some = [texts[place] for place in places]
+            one = getattr(task, what)
+            found = (
+                many(inside, some)
+                if many and places
+                else [one(row, text) for row, text in zip(inside, some, strict=True)]
+            )
+            for place, values in zip(places, found, strict=True):
+                judged[place] = {**values, **{f"{label}/{name}": value for name, value in values.items()}}
+        every = {name for values in judged for name in values}
+        return [{name: values.get(name) for name in sorted(every)} for values in judged]
+
+    def has_reference(self, row: Row) -> bool:
+        return self.task_of(row).has_reference(row["row"])
+
+    def problem_key(self, row: Row) -> str:
+        return f"{row['task']}: {self.task_of(row).problem_key(row['row'])}"
+
+    def solution_key(self, row: Row) -> str | None:
+        return self.task_of(row).solution_key(row["row"])
+
+    def baselines(self, row: Row) -> dict[str, str]:
+        return {"empty": ""}

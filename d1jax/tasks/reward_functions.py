@@ -1,0 +1,228 @@
+"""Rewards that belong to no task: by name, by pattern, or a function that somebody already has, with TRL's signature.
+
+A name in `reward_weights` is first one of the task's own; else one of these:
+
+    exact  number  boxed  math            the answer offered against the row's `answer`
+    regex:PATTERN                         1 where the pattern is found in the text
+    language  repetition_penalty          share of words in Latin letters; minus the share of repeated 3-grams
+    length_penalty:N                      0 up to N words, falling to -1 at 2 N
+    my_rewards.py:function, package.module:function     def f(completions, **columns) -> list[float | None]
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import importlib.util
+import inspect
+import io
+import math
+import re
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from d1jax.tasks.grading.equivalence import equivalent_many
+from d1jax.tasks.grading.numbers import final_number, read_number
+from d1jax.tasks.grading.offers import last_box, offer
+from d1jax.tasks.task import DataError, Row
+
+BatchReward = Callable[..., Sequence[float | None]]
+SECONDS = 300.0  # that a function of the user's own may take for a batch
+PATTERN_SECONDS = 1.0  # for a text; one that takes longer is not found
+LONGEST = 200_000  # characters of a text that patterns look at
+
+
+# -- by name -------------------------------------------------------------------------------------------------------------
+
+
+def exact(completions: Sequence[str], answer: Sequence[str], **_: Any) -> list[float]:
+    """1 where the passage offered is the answer letter by letter, but for the space around it."""
+    return [float(_offered(text) == str(gold).strip()) for text, gold in zip(completions, answer, strict=True)]
+
+
+def number(completions: Sequence[str], answer: Sequence[str], **_: Any) -> list[float | None]:
+    """1 where the number offered is the answer's; None for a row whose answer is no number."""
+    golds = [read_number(str(gold).rpartition("####")[2]) for gold in answer]
+    values = [final_number(text) for text in completions]
+    return [None if gold is None else float(value == gold) for value, gold in zip(values, golds, strict=True)]
+
+
+def boxed(completions: Sequence[str], **_: Any) -> list[float]:
+    r"""1 where the text has a closed \boxed{} that holds something."""
+    return [float(last_box(text) is not None) for text in completions]
+
+
+def maths(completions: Sequence[str], answer: Sequence[str], **_: Any) -> list[float]:
+    """1 where the formula offered is worth the answer (`grading/equivalence.py`)."""
+    offered = [offer(text) for text in completions]
+    asked = [place for place, found in enumerate(offered) if found is not None]
+    equal = equivalent_many((str(answer[place]), offered[place].text) for place in asked)
+    right = dict(zip(asked, equal, strict=True))
+    return [float(bool(right.get(place))) for place in range(len(completions))]
+
+
+def language(completions: Sequence[str], **_: Any) -> list[float]:
+    """Share of the words that are written in Latin letters only; 1 for a text without words (DeepSeek-R1's language consistency)."""
+    values = []
+    for text in completions:
+        words = [word for word in re.findall(r"\w+", text[:LONGEST]) if any(map(str.isalpha, word))]
+        latin = sum(all(ord(letter) < 0x250 for letter in word) for word in words)
+        values.append(latin / len(words) if words else 1.0)
+    return values
+
+
+def repetition_penalty(completions: Sequence[str], **_: Any) -> list[float]:
+    """Minus the share of 3-grams of words that occur before in the text: 0 to -1; 0 for fewer than three words."""
+    values = []
+    for text in completions:
+        words = text[:LONGEST].casefold().split()
+        grams = list(zip(words, words[1:], words[2:], strict=False))
+        values.append(len(set(grams)) / len(grams) - 1.0 if grams else 0.0)
+    return values
+
+
+NAMED: dict[str, BatchReward] = {
+    "exact": exact,
+    "number": number,
+    "boxed": boxed,
+    "math": maths,
+    "language": language,
+    "repetition_penalty": repetition_penalty,
+}
+
+
+def _offered(text: str) -> str:
+    found = offer(text)
+    return (found.text if found else text).strip()
+
+
+def _pattern(name: str) -> BatchReward:
+    import regex  # Python's own has no time limit, and holds the interpreter while it searches
+
+    try:
+        pattern = regex.compile(name.partition(":")[2])
+    except (regex.error, RecursionError) as error:
+        raise ValueError(f"reward {name!r}: the pattern cannot be read ({error}); write regex:PATTERN") from None
+
+    def found(text: str) -> float:
+        try:
+            return float(bool(pattern.search(text[:LONGEST], timeout=PATTERN_SECONDS)))
+        except TimeoutError:
+            return 0.0
+
+    return lambda completions, **_: [found(text) for text in completions]
+
+
+def _length_penalty(name: str) -> BatchReward:
+    limit = name.partition(":")[2]
+    if not (limit.isascii() and limit.isdecimal() and int(limit) > 0):
+        raise ValueError(
+            f"reward {name!r}: write length_penalty:N with a number of words above 0, e.g. length_penalty:400"
+        )
+    words = int(limit)
+    return lambda completions, **_: [-min(max(len(t.split()) / words - 1.0, 0.0), 1.0) for t in completions]
+
+
+# -- functions of the user's own --------------------------------------------------------------------------------------------
+
+
+def resolve(name: str) -> BatchReward | None:
+    """The reward of a name that no task has; None where there is none of that form. Raises ValueError for one that cannot be made."""
+    if name in NAMED:
+        return NAMED[name]
+    if name.startswith("regex:"):
+        return _pattern(name)
+    if name.startswith("length_penalty:"):
+        return _length_penalty(name)
+    module, colon, function = name.rpartition(":")
+    if not colon or not function.isidentifier():
+        return None
+    try:
+        found = getattr(_module(module, name), function, None)
+    except (Exception, SystemExit) as error:  # a user's own code
+        raise ValueError(f"reward {name!r}: {module} raised {type(error).__name__}: {error}") from error
+    if not callable(found):
+        raise ValueError(f"reward {name!r}: {module} has no function {function!r}")
+    return _bounded(name, found)
+
+
+def _module(module: str, name: str) -> Any:
+    if not module.endswith(".py"):
+        return importlib.import_module(module)
+    path = Path(module)
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {module!r}")
+    spec = importlib.util.spec_from_file_location(f"d1jax_own_reward_{path.stem}", path)
+    made = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(made)
+    return made
+
+
+def _bounded(name: str, function: BatchReward) -> BatchReward:
+    """The function in a thread of its own with a time limit: one that sleeps is left behind, what it prints is dropped."""
+
+    def call(**given: Any) -> Sequence[float | None]:
+        told: dict[str, Any] = {}
+
+        def work() -> None:
+            try:
+                with contextlib.redirect_stdout(io.StringIO()):
+                    told["values"] = function(**_taken(function, given))
+            except (Exception, SystemExit) as error:
+                told["error"] = error
+
+        thread = threading.Thread(target=work, name=f"reward {name}", daemon=True)
+        thread.start()
+        thread.join(SECONDS)
+        if thread.is_alive():
+            raise TimeoutError(f"took more than {SECONDS:g} seconds for {len(given['completions'])} texts")
+        if "error" in told:
+            raise told["error"]
+        return told["values"]
+
+    return call
+
+
+def _taken(function: BatchReward, given: Mapping[str, Any]) -> dict[str, Any]:
+    """What of the keyword arguments the function takes: all where it has **columns."""
+    parameters = inspect.signature(function).parameters.values()
+    if any(one.kind is inspect.Parameter.VAR_KEYWORD for one in parameters):
+        return dict(given)
+    return {one.name: given[one.name] for one in parameters if one.name in given}
+
+
+# -- a batch -------------------------------------------------------------------------------------------------------------
+
+
+def call(
+    name: str, function: BatchReward, prompts: Sequence[str], completions: Sequence[str], rows: Sequence[Row]
+) -> list[float | None]:
+    """One number a text, None where the reward does not apply to its row.
+
+    The function gets prompts, completions and every field that all rows have, as lists. Raises ValueError for another number of values,
+    or one that is no finite number; what the function itself raises passes.
+    """
+    shared = set.intersection(*(set(row) for row in rows)) - {"prompts", "completions"} if rows else set()
+    columns = {key: [row[key] for row in rows] for key in sorted(shared)}
+    if name in NAMED and "answer" in inspect.signature(function).parameters and "answer" not in columns:
+        raise DataError(f"reward {name!r} compares with the field `answer`, and not all rows have it; map one to it")
+    values = function(prompts=list(prompts), completions=list(completions), **columns)
+    try:
+        made = list(values)
+    except TypeError:
+        raise ValueError(f"returned a {type(values).__name__}; return a list with a number for each text") from None
+    if len(made) != len(completions):
+        raise ValueError(f"returned {len(made)} values for {len(completions)} texts")
+    for value in made:
+        if value is not None and not _is_finite(value):
+            raise ValueError(f"returned {value!r:.60}, which is no finite number (None: does not apply)")
+    return [None if value is None else float(value) for value in made]
+
+
+def _is_finite(value: Any) -> bool:
+    try:
+        return not isinstance(value, str) and math.isfinite(value)
+    except TypeError:
+        return False

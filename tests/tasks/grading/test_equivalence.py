@@ -1,0 +1,159 @@
+"""Which mathematical answers are worth the same, with and without math-verify; and that no answer costs more than its own row."""
+
+import os
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from d1jax.tasks.grading import equivalence
+from d1jax.tasks.grading.equivalence import decide, equivalent, equivalent_many, normal_form
+from d1jax.tasks.grading.pool import Pool
+from d1jax.tasks.task import DataError
+
+ROOT = Path(__file__).resolve().parents[3]
+
+EXACT = [  # decided without math-verify
+    ("\\frac{1}{2}", "0.5"), ("\\dfrac12", "\\frac{1}{2}"), ("1,234", "1234"), ("10,\\!080", "10080"), ("11,\\! 111,\\! 100", "11111100"),
+    ("\\$36", "36.00"), ("90^\\circ", "90"), ("10\\%", "10"), ("x=5", "5"), ("5", "x = 5."), ("\\text{(C)}", "C"), ("\\text{(C)}", "(C) 5"),
+    ("\\text{east}", "East"), ("864 \\mbox{ inches}^2", "864"), ("5.4 \\text{ cents}", "5.4"), ("4210_{5}", "4210_5"), ("52_8", "52"),
+    ("70 \\sqrt{2}", "70\\sqrt2\\text{ m}"), ("x \\in [-2,7]", "-2\\le x\\leq 7"), ("(2,\\infty)", "x>2"), ("(3,4]", "3<x\\le4"),
+    ("[-2,7]", "7\\ge x\\ge-2"), ("2,3", "2 or 3"), ("\\left( 3, \\frac{\\pi}{2} \\right)", "(3,\\frac{\\pi}2)"), ("x^{2}", "x^2"),
+    ("\\begin{pmatrix}1\\\\2\\end{pmatrix}", "\\begin{pmatrix} 1 \\\\ 2 \\end{pmatrix}"), ("(10,200)", "(10, 200)"), ("\\pi", "π"),
+]  # fmt: skip
+ASKED = [  # of math-verify
+    ("x+y", "y+x"), ("3\\sqrt{2}", "\\sqrt{18}"), ("1,-2", "-2,1"), ("\\frac{2}{3}\\pi", "\\frac{2\\pi}{3}"), ("6r^2-4r", "2(3r^2-2r)"),
+    ("10080", "7!\\times2!"), ("\\begin{pmatrix} 1/5 \\\\ -3 \\end{pmatrix}", "\\begin{pmatrix} \\frac15 \\\\ -3 \\end{pmatrix}"),
+]  # fmt: skip
+WRONG = [
+    ("2", "3"), ("5", "5,7"), ("(1,2)", "(2,1)"), ("\\text{east}", "seat"), ("\\text{(C)}", "(B)"), ("52_8", "42"), ("52_8", "52_9"),
+    ("1/3", "0.333"), ("(1,2)", "x^2-3x+2<0"), ("(1,2)", "[1,2]"), ("x", "2x"), ("2", ""), ("", ""), ("2", "\\boxed{}"), ("2", "two"),
+    ("\\sqrt{2}", "1.41"), ("(1,\\infty)", "x\\ge1"), ("3", "3x"), ("\\text{even}", "odd"), ("10,200", "200,10"),
+]  # fmt: skip
+HOSTILE = [
+    "9**9**9**9", "9^{9^{9^{9}}}", "{" * 290, "\\frac{" * 48, "\\sqrt{" * 48, "(" * 299, "\\ud800", "\ud800", "\x00", "1" * 299,
+    "\\int_0^\\infty e^{-x^2} x^{100!} dx", "x" * 10_000_000, "\\text{" * 49, "import os", "__import__('os').system('true')",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("gold", "offer"), EXACT)
+def test_layout_is_decided_without_math_verify(gold, offer):
+    assert decide(gold, offer) is True
+
+
+def test_the_rest_is_asked_of_math_verify_in_one_batch():
+    assert all(decide(gold, offer) is None for gold, offer in ASKED)
+    assert equivalent_many([*EXACT, *ASKED, *WRONG]) == [True] * (len(EXACT) + len(ASKED)) + [False] * len(WRONG)
+
+
+@given(st.text(max_size=40), st.text(max_size=40))
+def test_no_text_raises(gold, offer):
+    assert normal_form(gold) == normal_form(gold)
+    assert decide(gold, offer) in (True, False, None)
+    assert decide(gold, gold) is (True if normal_form(gold) else False)
+
+
+@given(st.fractions(min_value=-(10**6), max_value=10**6, max_denominator=999))
+def test_a_fraction_in_any_documented_spelling_is_equal_and_another_is_not(value):
+    top, bottom = value.numerator, value.denominator
+    for offer in (
+        f"\\frac{{{top}}}{{{bottom}}}",
+        f"{top}/{bottom}",
+        f"x=\\dfrac{{{2 * top}}}{{{2 * bottom}}}",
+        f"${top}/{bottom}$ \\text{{ cm}}",
+    ):
+        assert decide(f"\\frac{{{top}}}{{{bottom}}}", offer) is True, offer
+        assert decide(f"\\frac{{{top + 1}}}{{{bottom}}}", offer) is False, offer
+
+
+def worker(tmp_path, body, seconds=0.5):
+    """A pool whose program answers by `body`, which has `asked`."""
+    program = tmp_path / "worker.py"
+    loop = "for line in sys.stdin:\n    asked = json.loads(line)['offer']\n" + textwrap.indent(
+        textwrap.dedent(body), "    "
+    )
+    program.write_text(
+        f"import json, os, sys, time\nprint('true', flush=True)\n{loop}\n    print('true', flush=True)\n"
+    )
+    return Pool(workers=2, seconds=seconds, program=program)
+
+
+def test_a_worker_that_hangs_or_dies_costs_its_row_only(tmp_path):
+    pool = worker(
+        tmp_path,
+        """
+        if asked == 'hang': time.sleep(60)
+        if asked == 'die': os._exit(1)
+        if asked == 'noise': print('no JSON', flush=True)
+        """,
+    )
+    try:
+        began = time.monotonic()
+        asked = ["a", "hang", "b", "die", "c", "noise", "d", "e"]
+        assert pool.ask([("", one) for one in asked]) == [True, None, True, None, True, None, True, True]
+        assert time.monotonic() - began < 10 and pool.replaced == 3
+        assert pool.ask([("", "again")]) == [True], "the pool goes on"
+    finally:
+        pool.close()
+
+
+def test_processes_that_do_not_start_are_told(tmp_path):
+    program = tmp_path / "broken.py"
+    program.write_text("raise SystemExit(1)")
+    with pytest.raises(DataError, match="ended before they were ready; see why with: .*broken.py"):
+        Pool(workers=1, program=program).ask([("1", "2")])
+
+
+def test_no_process_is_left_where_asking_is_interrupted(tmp_path):
+    pool = worker(tmp_path, "time.sleep(60)", seconds=30)
+    started = []
+    pool._start, start = lambda: started.append(start()) or started[-1], pool._start
+
+    def interrupted():
+        raise KeyboardInterrupt
+
+    pool._reports = interrupted
+    with pytest.raises(KeyboardInterrupt):
+        pool.ask([("", "x")])
+    assert started and all(one.process.poll() is not None for one in started)
+
+
+def test_hostile_answers_end_and_leave_no_process():
+    pool = Pool(workers=2, seconds=1.0)
+    try:
+        told = equivalent_many([("x+1", text) for text in HOSTILE], pool)
+        assert True not in told
+        pids = [one.process.pid for one in pool._workers]
+    finally:
+        pool.close()
+    assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
+
+
+def test_workers_have_no_jax_and_end_with_their_parent():
+    code = """
+        import os, sys
+        from d1jax.tasks.grading.equivalence import equivalent
+        from d1jax.tasks.grading.pool import shared_pool
+        assert equivalent("x+y", "y+x")
+        pids = [one.process.pid for one in shared_pool()._workers]
+        assert not any("jax" in open(f"/proc/{pid}/maps").read() for pid in pids)
+        assert "jax" not in sys.modules
+        print(*pids)
+    """
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    told = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, env=env, check=True
+    )
+    assert told.stdout.split() and not any(Path(f"/proc/{pid}").exists() for pid in told.stdout.split())
+
+
+def test_a_missing_library_is_told_with_its_cure(monkeypatch):
+    monkeypatch.setattr(equivalence.importlib.util, "find_spec", lambda name: None)
+    assert equivalent("1", "1.0") is True, "not needed for this"
+    with pytest.raises(DataError, match=r"pip install 'd1jax\[maths\]'"):
+        equivalent("x+y", "y+x")

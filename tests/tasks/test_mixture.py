@@ -1,0 +1,72 @@
+"""Protects: several tasks in one run keep their weights, their prompts and their own rewards."""
+
+import json
+import math
+from collections import Counter
+
+import pytest
+
+from d1jax.config import Config, SamplerConfig, TaskConfig
+from d1jax.rollouts.rewards import reward_rows
+from d1jax.tasks import make
+from d1jax.training.context import build
+
+SUDOKU = {"train": "generated", "test": "generated", "weight": 3}
+
+
+def mixture(tmp_path):
+    rows = [{"prompt": f"{n}+1?", "answer": str(n + 1)} for n in range(20)]
+    path = tmp_path / "sums.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return {
+        "sudoku": SUDOKU,
+        "sums": {"name": "jsonl", "train": str(path), "test": str(path), "judge": "exact", "style": "bare"},
+    }
+
+
+def test_rows_are_drawn_by_the_weights(tmp_path):
+    task = make("mixture", tasks=mixture(tmp_path))
+    assert Counter(row["task"] for row in task.generate("train", 40, 0)) == {"sudoku": 30, "sums": 10}
+    assert task.generate("train", 40, 0) == task.generate("train", 40, 0) != task.generate("train", 40, 1)
+
+
+def test_each_row_has_the_rewards_of_its_task(tmp_path):
+    task = make("mixture", tasks=mixture(tmp_path))
+    rows = task.generate("train", 40, 0)
+    texts = [task.target(row) or "4" for row in rows]
+    parts, failures = reward_rows(task, rows, texts, {"solved": 1.0})
+    assert not failures and set(parts) >= {"solved", "sudoku/solved", "sums/solved", "sudoku/cells"}
+    for place, row in enumerate(rows):
+        assert math.isnan(parts["sums/solved"][place]) == (row["task"] == "sudoku")
+        assert parts["solved"][place] == parts[f"{row['task']}/solved"][place]
+    grades = task.grade_many(rows, texts)
+    assert all(
+        math.isnan(one["sums/solved"]) == (row["task"] == "sudoku") for one, row in zip(grades, rows, strict=True)
+    )
+
+
+def test_a_run_of_several_tasks_is_built(tmp_path):
+    config = Config(
+        tokenizer="bytes",
+        sampler=SamplerConfig(completion_length=40, block_length=40),
+        task=TaskConfig(
+            name="mixture", style="instruct", train_rows=16, eval_rows=8, options={"tasks": mixture(tmp_path)}
+        ),
+    )
+    context = build(config, lambda line: None)
+    assert {row["task"] for row in context.train.rows} == {"sudoku", "sums"} and len(context.eval_sets["held_out"]) > 0
+
+
+@pytest.mark.parametrize(
+    ("tasks", "message"),
+    [
+        ({}, "mixture: tasks is empty"),
+        ({"a": {"name": "sudoku"}}, "tasks.a = .*: write {name: TASK"),
+        ({"a": {**SUDOKU, "name": "sudoko"}}, "did you mean 'sudoku'"),
+        ({"sudoku": {**SUDOKU, "weight": 0}}, "tasks.sudoku.weight = 0 must be a number above 0"),
+        ({"sudoku": {**SUDOKU, "blankss": 3}}, "has no option 'blankss'"),
+    ],
+)
+def test_a_mixture_that_cannot_be_is_told(tasks, message):
+    with pytest.raises(ValueError, match=message):
+        make("mixture", tasks=tasks)
