@@ -11,11 +11,12 @@ from d1jax.evaluation.prompting import Prompter, choose_shots
 from d1jax.tasks.gsm8k import Gsm8k
 
 TASK = Gsm8k(style="bare")
-ROW = {"question": "1 + 1?", "solution": "It is 2.", "answer": "2"}
+ROW = TASK.parse({"question": "1 + 1?", "answer": "It is 2.\n#### 2"}, "here")
 
 
 def row(number, solution="It is so."):
-    return {"question": f"{number} + 0?", "solution": solution, "answer": str(number)}
+    answer = f"{solution}\n#### {number}" if solution else str(number)
+    return TASK.parse({"question": f"{number} + 0?", "answer": answer}, "here")
 
 
 @dataclass
@@ -80,7 +81,7 @@ def test_fields_of_a_template_are_filled_in_once():
     assert prompter(template=template).asked(ROW) == "Q: 1 + 1? (1 + 1?) \\boxed{} {"
     hostile = {**ROW, "question": "{answer} {prompt} {nothing} \\1"}
     assert prompter(template="{question}!").asked(hostile) == "{answer} {prompt} {nothing} \\1!"
-    with pytest.raises(UserError, match="{nothing} is no field of this task's rows; choices: answer, prompt, question"):
+    with pytest.raises(UserError, match="{nothing} is no field of this task's rows; choices: .*prompt, question"):
         prompter(template="{nothing}").asked(ROW)
 
 
