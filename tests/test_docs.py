@@ -24,7 +24,7 @@ FILE = re.compile(r"(?<![\w/.{}<>*-])((?:[\w.*-]+/)*[\w*-]+\.(?:py|md|yaml))(?![
 # Of a run directory, of the user, or of another project.
 OTHERS = {
     "config.yaml", "yours.py", "tests/tasks/test_yours.py", "d1jax/tasks/yours.py", "file.yaml", "train.yaml",
-    "src/countdown.py", "my/file.py", "my_rewards.py",
+    "src/countdown.py", "my/file.py", "my_rewards.py", "make_rows.py", "sums.yaml",
 }  # fmt: skip
 EVERY = {
     path.name
@@ -74,7 +74,7 @@ def test_every_setting_that_is_named_is_one():
         if path.relative_to(ROOT).as_posix() == HISTORY:
             continue
         for name in setting.findall(text_of(path)):
-            mapping = name.rpartition(".")[0].endswith(("reward_weights", "eval_sets"))
+            mapping = name.rpartition(".")[0].endswith(("reward_weights", "eval_sets", "task.options"))
             if name not in names and not mapping and not name.endswith((".py", ".md")):
                 unknown.append(f"{path.relative_to(ROOT)}: {name}")
     assert unknown == []

@@ -418,7 +418,7 @@ IMPOSSIBLE = [
     ({"task.eval_sets": "{}"}, "task.eval_sets is empty"),
     (
         {"task.name": "soduku"},
-        "task.name = 'soduku' is not one of sudoku, countdown, gsm8k, math, traces, code (did you mean 'sudoku'?)",
+        "jsonl, mixture (did you mean 'sudoku'?)",
     ),
     ({"task.name": "mine.py"}, "and not of the form my/file.py:Mine"),
     ({"task.train_rows": "0"}, "task.train_rows = 0 with generated rows; say how many"),
