@@ -46,6 +46,10 @@ class BenchmarkConfig:
     def block_length(self) -> int:
         return self.block or self.length
 
+    def at(self, length: int) -> BenchmarkConfig:
+        """The same with another length; a block that is longer becomes the whole completion."""
+        return dataclasses.replace(self, length=length, block=min(self.block, length))
+
     @property
     def decoding(self) -> SamplerConfig:
         """The sampler with its sizes."""

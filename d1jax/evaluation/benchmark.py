@@ -44,9 +44,10 @@ class Cell:
 
     @property
     def label(self) -> str:
-        config = self.config
+        """What the files of this cell are called; of a task of the user's own, my/file.py:Mine, the class alone."""
+        config, name = self.config, self.name.rpartition(":")[2]
         drawn = f"_t{config.temperature:g}" if config.temperature else ""
-        return f"{self.name}_{config.length}_s{config.decoding.max_steps}{drawn}"
+        return f"{name}_{config.length}_s{config.decoding.max_steps}{drawn}"
 
     def settings(self, model: Mapping[str, Any]) -> dict[str, Any]:
         """What the samples of a file depend on; another one's are not continued. The batch size is no part of it."""
@@ -60,6 +61,7 @@ def run_cell(policy: Policy, cell: Cell, folder: Path, model: Mapping[str, Any],
     is of other settings.
     """
     path, count = folder / f"{cell.label}.jsonl", cell.config.samples
+    refuse_others(cell, folder, model)
     done = _continued(path, cell.settings(model))
     wanted = [number for number in range(len(cell.rows) * count) if (number // count, number % count) not in done]
     if wanted:
@@ -73,22 +75,35 @@ def run_cell(policy: Policy, cell: Cell, folder: Path, model: Mapping[str, Any],
     return [done[key] for key in sorted(done)]
 
 
-def _continued(path: Path, settings: Mapping[str, Any]) -> dict[tuple[int, int], dict[str, Any]]:
-    """What an earlier start has left, a half-written last line cut off."""
+def refuse_others(cell: Cell, folder: Path, model: Mapping[str, Any]) -> None:
+    """Raises UserError where the file of a cell holds samples of other settings, rows or weights."""
+    path = folder / f"{cell.label}.jsonl"
     beside = path.with_suffix(".settings.json")
     if not path.exists():
-        write_json(beside, settings)
-        return {}
+        return
     if not beside.exists():
         raise UserError(
             f"{path}: holds samples of settings that nothing tells ({beside.name} is not there); move it away"
         )
-    stored = json.loads(beside.read_text(encoding="utf-8"))
-    if stored != json.loads(json.dumps(settings)):
-        other = sorted(key for key in settings if stored.get(key) != json.loads(json.dumps(settings[key])))
+    try:
+        stored = json.loads(beside.read_text(encoding="utf-8"))
+        if not isinstance(stored, dict):
+            raise ValueError("no JSON object")
+    except ValueError as error:
+        raise UserError(f"{beside}: is damaged ({error}); move it and {path.name} away") from None
+    wanted = json.loads(json.dumps(cell.settings(model)))
+    if stored != wanted:
+        other = sorted(key for key in stored.keys() | wanted.keys() if stored.get(key) != wanted.get(key))
         raise UserError(
             f"{path}: holds samples of another evaluation (other {', '.join(other)}); name another --out, or move it"
         )
+
+
+def _continued(path: Path, settings: Mapping[str, Any]) -> dict[tuple[int, int], dict[str, Any]]:
+    """What an earlier start has left, a half-written last line cut off."""
+    if not path.exists():
+        write_json(path.with_suffix(".settings.json"), settings)
+        return {}
     content = path.read_bytes()
     whole = content[: content.rfind(b"\n") + 1]
     if len(whole) < len(content):

@@ -14,6 +14,7 @@ from d1jax.config.flags import split_flags
 from d1jax.config.values import keys_of
 from d1jax.config.yaml_text import parse_yaml, shown
 from d1jax.evaluation import suite
+from d1jax.evaluation.benchmark import refuse_others
 from d1jax.evaluation.protocol import Protocol, load_protocol
 from d1jax.evaluation.summary import environment
 from d1jax.files import write_json
@@ -43,11 +44,15 @@ def put_benchmarks(argv: Sequence[str]) -> int:
     cells = suite.plan(asked)
     models = _models(own)
     folder = Path(own.get("out") or Path("evaluations") / Path(own["model"]).resolve().name)
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"--out {str(folder)!r} is a file; name a directory")
+    places = {name: folder if one.is_asked else folder / "base" for name, one in models.items()}
+    for name, one in models.items():
+        for cell in cells:
+            refuse_others(cell, places[name], _identity(one))
     found = {}
     for name, one in models.items():
-        policy = _load(own, one)
-        where = folder if one.is_asked else folder / "base"
-        found[name] = suite.run(policy, cells, where, _identity(one), batch)
+        found[name] = suite.run(_load(own, one), cells, places[name], _identity(one), batch)
     by_model = {name: suite.summaries(samples) for name, samples in found.items()}
     result = {
         "models": {name: _identity(one) for name, one in models.items()},
@@ -80,11 +85,15 @@ def _asked(own: Mapping[str, str], rest: Sequence[str]) -> suite.Asked:
     lists = {
         name: tuple(_number(name, part, kind) for part in _parts(own.get(name, ""))) for name, kind in LISTS.items()
     }
-    protocol = load_protocol(own["protocol"]) if "protocol" in own else Protocol()
+    benchmarks, given = tuple(_parts(own["tasks"])), _settings(rest)
+    if not benchmarks:
+        raise UserError(f"--tasks {shown(own['tasks'])} names none; e.g. --tasks gsm8k,sudoku")
+    if "length" in given and "lengths" in own:
+        raise UserError("command line: --length beside --lengths: give one of them")
     return suite.Asked(
-        benchmarks=tuple(_parts(own["tasks"])),
-        protocol=protocol,
-        given=_settings(rest),
+        benchmarks=benchmarks,
+        protocol=load_protocol(own["protocol"]) if "protocol" in own else Protocol(),
+        given=given,
         lengths=lists["lengths"],
         steps_per_token=lists["steps_per_token"],
         temperatures=lists["temperature"],
@@ -133,6 +142,8 @@ def _settings(rest: Sequence[str]) -> dict[str, Any]:
                 raise UserError(
                     f"command line: --{key} beside --{name}: give both as --{name} '{{name: ..., {last}: ...}}'"
                 )
+        if last in node:
+            raise UserError(f"command line: --{key} is given twice; once is meant")
         node[last] = parsed
     return given
 
@@ -152,6 +163,8 @@ class Model:
 def _models(own: Mapping[str, str]) -> dict[str, Model]:
     """{name in the table: model}: the one that is asked for, then what it is compared with. Raises UserError where one is not there."""
     asked = Model(own["model"], own.get("adapter"), is_asked=True)
+    if asked.adapter and not Path(asked.adapter).is_dir():
+        raise UserError(f"--adapter {asked.adapter!r}: no such directory; name one that holds a PEFT adapter")
     made = {_name(asked): asked}
     source = open_source(asked.path)
     base = own.get("base")
@@ -170,7 +183,7 @@ def _models(own: Mapping[str, str]) -> dict[str, Model]:
             raise UserError(f"--base {base!r}: no such directory; name a checkpoint or a run, or {NO_BASE}")
         open_source(base)
         other = Model(base, None, is_asked=False)
-        if other.path == asked.path and asked.adapter is None:
+        if Path(base).resolve() == Path(asked.path).resolve() and asked.adapter is None:
             raise UserError(f"--base {base!r} is the model itself; name another, or leave it out")
         made[f"base {_name(other)}"] = other
     return made

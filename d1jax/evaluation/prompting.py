@@ -67,7 +67,8 @@ class Prompter:
 
 
 def choose_shots(task: Task, config: BenchmarkConfig, rows: Sequence[Row], test: Sequence[Row]) -> Prompter:
-    """The `Prompter` with config.few_shot worked examples: rows with a target, chosen by the seed, none of them a test problem.
+    """The `Prompter` with config.few_shot worked examples: rows with a target, chosen by the seed, none of them a test problem or posed
+    twice.
 
     Raises UserError where there are not so many.
     """
@@ -79,9 +80,10 @@ def choose_shots(task: Task, config: BenchmarkConfig, rows: Sequence[Row], test:
     shots: list[tuple[str, str]] = []
     for place in order:
         row = rows[place]
-        target = task.target(row)
-        if target is not None and task.problem_key(row) not in posed:
+        target, problem = task.target(row), task.problem_key(row)
+        if target is not None and problem not in posed:
             shots.append((plain.asked(row), target))
+            posed.add(problem)
         if len(shots) == config.few_shot:
             return Prompter(task, config, tuple(shots))
     raise UserError(

@@ -58,15 +58,16 @@ def bootstrap_interval(values_R: np.ndarray, seed: int = 0) -> tuple[float, floa
 def majority_is_right(answers: Sequence[str | None], right: Sequence[bool]) -> float:
     """1 where the answer that most samples offer is right; among several with as many votes, the share of them that is.
 
-    A sample without an answer has no vote; 0 where none has one.
+    A sample without an answer has no vote; 0 where none has one. An answer that was judged in two ways (a comparison may run out
+    of time) counts by the share of its samples that are right.
     """
     votes = Counter(answer for answer in answers if answer is not None)
     if not votes:
         return 0.0
     most = max(votes.values())
     leaders = [answer for answer, count in votes.items() if count == most]
-    judged = dict(zip(answers, right, strict=True))
-    return sum(judged[answer] for answer in leaders) / len(leaders)
+    won = Counter(answer for answer, is_right in zip(answers, right, strict=True) if is_right)
+    return sum(won[answer] for answer in leaders) / most / len(leaders)
 
 
 def of_samples(

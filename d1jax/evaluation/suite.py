@@ -19,7 +19,8 @@ from d1jax.evaluation.protocol import Protocol, check_settings
 from d1jax.inference.policy import Policy
 from d1jax.tasks import TASKS, make, read_source
 from d1jax.tasks.benchmarks import GENERATED, GENERATED_ROWS, Benchmark, benchmark
-from d1jax.tasks.task import Row, Task
+from d1jax.tasks.hub import HUB
+from d1jax.tasks.task import DataError, Row, Task
 
 
 @dataclass(frozen=True)
@@ -41,11 +42,10 @@ class Asked:
         lengths = self.lengths or (() if "length" in self.given else self.protocol.lengths) or (base.length,)
         made = []
         for length in lengths:
-            block = base.block if base.block and length % base.block == 0 else min(base.block, length)
             for per_token in self.steps_per_token or (base.steps_per_token,):
                 for temperature in self.temperatures or (base.temperature,):
                     changes = {"steps_per_token": per_token, "temperature": temperature}
-                    one = dataclasses.replace(base, length=length, block=block, **changes)
+                    one = dataclasses.replace(base.at(length), **changes)
                     made.append(check_settings(one, f"{name} at length {length}"))
         return made
 
@@ -68,11 +68,13 @@ def plan(asked: Asked) -> list[Cell]:
         source = asked.data.get(name, known.source)
         if not source:
             raise UserError(f"--tasks {name}: where are its rows? give --data {name}=FILE.jsonl, or hub:NAME")
-        rows = _rows(task, source, "test", variants[0].limit)
+        rows = _rows(task, source, "test", variants[0].limit, f"--data {name}=FILE.jsonl")
         shots = _shots(task, asked.shots.get(name, known.shots), variants[0], name)
         identity = identity_of_rows(source, rows)
-        for config in variants:
-            cells.append(Cell(name, config, choose_shots(task, config, shots, rows), rows, identity))
+        prompter = choose_shots(task, variants[0], shots, rows)
+        for row in rows:
+            prompter.asked(row)  # a field that the template names and a row lacks is told now
+        cells += [Cell(name, one, dataclasses.replace(prompter, config=one), rows, identity) for one in variants]
     labels = [cell.label for cell in cells]
     if len(set(labels)) != len(labels):
         raise UserError(f"two of the settings are one: {', '.join(sorted({x for x in labels if labels.count(x) > 1}))}")
@@ -86,13 +88,21 @@ def _task(known: Benchmark, config: BenchmarkConfig) -> Task:
         raise UserError(str(error)) from None
 
 
-def _rows(task: Task, source: str, split: str, limit: int) -> list[Row]:
+def _rows(task: Task, source: str, split: str, limit: int, instead: str) -> list[Row]:
     if source == GENERATED:
         return task.generate(split, limit or GENERATED_ROWS, 0)
-    rows = [row for row in read_source(source, task) if task.has_reference(row)]
+    rows = [row for row in _read(source, task, instead) if task.has_reference(row)]
     if not rows:
         raise UserError(f"{source}: no row has a reference answer, so nothing could be right")
     return rows[:limit] if limit else rows
+
+
+def _read(source: str, task: Task, instead: str) -> list[Row]:
+    """The rows of a source; `instead` is the flag that names another one, told where the hub cannot be reached."""
+    try:
+        return read_source(source, task)
+    except DataError as error:
+        raise (DataError(f"{error}: give {instead}") if source.startswith(HUB) else error) from None
 
 
 def _shots(task: Task, source: str, config: BenchmarkConfig, name: str) -> list[Row]:
@@ -102,7 +112,9 @@ def _shots(task: Task, source: str, config: BenchmarkConfig, name: str) -> list[
         raise UserError(
             f"--few_shot {config.few_shot}: no training rows of {name} are known; give --shots {name}=SOURCE"
         )
-    return task.generate("train", 200, 0) if source == GENERATED else read_source(source, task)
+    if source == GENERATED:
+        return task.generate("train", max(2 * config.few_shot, 200), 0)
+    return _read(source, task, f"--shots {name}=FILE.jsonl")
 
 
 def run(

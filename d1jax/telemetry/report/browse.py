@@ -60,21 +60,21 @@ def _cell(cell: str, models: Sequence[str], samples: Samples) -> dict[str, Any]:
                     "row": one["row"],
                     "sample": one["sample"],
                     "prompt": _cut(one["prompt"]),
-                    "reference": _cut(one.get("reference") or ""),
+                    "reference": _cut(one.get("reference")),
                     "answers": [None] * len(models),
                 },
             )
             shown["answers"][place] = {
                 "text": _cut(one["completion"]),
-                "offer": _cut(one.get("offer") or ""),
+                "offer": _cut(one.get("offer")),
                 "right": one["grade"].get("solved") == 1.0,
                 "tokens": one["tokens"],
             }
     return {"name": cell, "rows": [rows[key] for key in sorted(rows)]}
 
 
-def _cut(text: str) -> str:
-    text = str(text)
+def _cut(text: Any) -> str:
+    text = "" if text is None else str(text)
     return text if len(text) <= MOST_CHARACTERS else f"{text[:MOST_CHARACTERS]} … ({len(text):,} characters)"
 
 
