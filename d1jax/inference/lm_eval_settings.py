@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import difflib
+import functools
 import logging
 import re
 from collections.abc import Mapping
@@ -75,7 +76,10 @@ def settings_of(given: Mapping[str, Any]) -> HarnessSettings:
 
     Raises UserError, in the words of --model_args, before any weights are read.
     """
-    given = {key: value for key, value in given.items() if value is not None or key in OF_SAMPLER}
+    # The harness names a device, "cuda:0" unless told otherwise; here JAX chooses. It gives a batch size as text.
+    given = {key: value for key, value in given.items() if key != "device" and (value is not None or key in OF_SAMPLER)}
+    if str(given.get("batch_size", "")).isdecimal():
+        given["batch_size"] = int(given["batch_size"])
     _refuse(given)
     values = {key: typed(given[key], kind, key, PLACE) for key, kind in KINDS.items() if key in given}
     if "pretrained" not in values:
@@ -103,10 +107,6 @@ def settings_of(given: Mapping[str, Any]) -> HarnessSettings:
 
 
 def _refuse(given: Mapping[str, Any]) -> None:
-    if given.get("device"):
-        raise UserError(
-            f"--device {given['device']}: JAX chooses the devices; leave it out, or set JAX_PLATFORMS (cpu, cuda, tpu)"
-        )
     if str(given.get("batch_size", "")).startswith("auto"):
         raise UserError(f"--batch_size {given['batch_size']}: d1jax tries no sizes; write a number, --batch_size 32")
     if given.get("max_batch_size"):
@@ -149,6 +149,7 @@ def _sampler(given: Mapping[str, Any], values: Mapping[str, Any]) -> tuple[Sampl
 
 def _in_arguments(message: str) -> str:
     """A message in the words of flags in those of --model_args: --kl-threshold 2 is kl_threshold = 2 there."""
+    message = re.sub(r"--([a-z][a-z-]*) (?=[\d'])", r"--\1 = ", message)
     message = re.sub(r"--([a-z][a-z-]*)", lambda found: found[1].replace("-", "_"), message)
     return message.removeprefix("generate: ")
 
@@ -173,12 +174,16 @@ def generating(settings: HarnessSettings, wanted: Mapping[str, Any]) -> Generati
         given = {"top_k": max(top_k, 0)} if "top_k" in wanted else {}
         given |= {"top_p": top_p} if "top_p" in wanted else {}
         sampler = dataclasses.replace(sampler, **given)
-    idle = sorted(set(wanted) - OF_HARNESS)
-    if idle:
-        LOG.warning("d1jax: generation arguments without a meaning for a denoiser, left out: %s", ", ".join(idle))
+    if idle := sorted(set(wanted) - OF_HARNESS):
+        _name_once(", ".join(idle))
     sampler = with_effect(sampler, temperature)
     check(Config(sampler=sampler))
     return Generating(sampler, temperature, tokens, tuple(text for text in wanted["until"] if text))
+
+
+@functools.cache
+def _name_once(idle: str) -> None:
+    LOG.warning("d1jax: generation arguments without a meaning for a denoiser, left out: %s", idle)
 
 
 def _of_length(settings: HarnessSettings, tokens: int) -> SamplerConfig:
