@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -52,7 +53,7 @@ metric_list: [{{metric: acc, aggregation: mean, higher_is_better: true}}]
 
 
 def checkpoint(folder: Path, tiny, **changes) -> Path:
-    model, variables = tiny(vocab_size=258, **changes)
+    model, variables = tiny(**{"vocab_size": 258, **changes})
     companions = lambda beside: write_new_companions(model.config, ByteTokenizer(), beside, published=True)  # noqa: E731
     family = family_for(model.config)
     save_weights(in_memory(variables, model.config, family), model.config, family, folder, companions)
@@ -117,6 +118,12 @@ def test_the_command_prints_the_harness_s_table(directory, tasks, capsys):
     arguments = ["--model", "d1jax", "--model_args", f"pretrained={directory},samples=3", "--tasks", "small_choose"]
     assert command.main([*arguments, "--include_path", str(tasks), "--batch_size", "4"]) == 0
     assert "small_choose" in capsys.readouterr().out
+
+
+def test_without_the_harness_its_extra_is_named(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "lm_eval.__main__", None)
+    assert command.main(["ls", "tasks"]) == 2
+    assert "install the harness with `pip install 'd1jax[lm-eval]'`" in capsys.readouterr().err
 
 
 def test_the_registry_keeps_the_harness_s_own_models():
@@ -240,7 +247,7 @@ def test_drawn_texts_differ_between_repeats_and_not_between_batches(lm, director
         ({"samples": 0}, "samples = 0 must be at least 1"),
         ({"length": 16, "block": 5}, "block = 5 does not divide length = 16; try 4"),
         ({"schedule": "threshhold"}, r"schedule = 'threshhold' is not one of .*did you mean 'threshold'"),
-        ({"threshold": 0.9}, "threshold belongs to schedule = threshold"),
+        ({"threshold": 0.9}, "threshold belongs to schedule threshold or klass, not to even; choose that"),
         ({"steps": 64}, "steps = 64 would be of one length.*write steps_per_token"),
         ({"steps_per_token": 2.0}, "steps_per_token = 2.0 must be above 0 and at most 1"),
         ({"schedule": "threshold", "steps_per_token": 0.5}, "steps_per_token = 0.5: without effect here"),
@@ -263,6 +270,51 @@ def test_what_is_no_checkpoint_and_no_template_is_said(lm, tmp_path, capsys):
     assert "llada" in lm.tokenizer_name and "/" not in lm.tokenizer_name
     assert command.main(["--model", "d1jax", "--model_args", "pretrained=nowhere", "--tasks", "arc_easy"]) == 2
     assert capsys.readouterr().err.strip().splitlines()[-1].startswith("error: ")
+
+
+TEMPLATE = (
+    "{% for turn in messages %}{% if loop.first %}<s>{% endif %}<|start_header_id|>{{ turn.role }}<|end_header_id|>\n\n"
+    "{{ turn.content }}{% if not (loop.last and not add_generation_prompt) %}<|eot_id|>{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}"
+)
+
+
+@pytest.fixture
+def chat_lm(tmp_path, tiny) -> D1jaxLM:
+    """A checkpoint with a chat template, its tokenizer apart from it."""
+    tokenizers = pytest.importorskip("tokenizers")
+    symbols = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
+    made = tokenizers.Tokenizer(tokenizers.models.BPE(vocab={name: i for i, name in enumerate(symbols)}, merges=[]))
+    made.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = tokenizers.decoders.ByteLevel()
+    made.add_special_tokens(
+        ["<|endoftext|>", "<|mask|>", "<s>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
+    )
+    apart = tmp_path / "tokenizer"
+    apart.mkdir()
+    made.save(str(apart / "tokenizer.json"))
+    settings = {
+        "bos_token": "<s>",
+        "eos_token": "<|endoftext|>",
+        "pad_token": "<|endoftext|>",
+        "chat_template": TEMPLATE,
+    }
+    settings |= {"tokenizer_class": "PreTrainedTokenizerFast", "mask_token": "<|mask|>"}
+    (apart / "tokenizer_config.json").write_text(json.dumps(settings))
+    directory = checkpoint(tmp_path / "chat", tiny, vocab_size=262)
+    return D1jaxLM(pretrained=str(directory), tokenizer=str(apart), samples=3, length=8, block=8)
+
+
+def test_a_chat_reaches_the_model_as_its_template_writes_it(chat_lm):
+    turns = [{"role": "system", "content": "be brief"}, {"role": "user", "content": "hello"}]
+    text = chat_lm.apply_chat_template(turns)
+    assert text.endswith("<|start_header_id|>assistant<|end_header_id|>\n\n") and text.count("<s>") == 1
+    assert chat_lm.tok_encode(text) == chat_lm.policy.tokenizer.prompt(turns)
+    begun = chat_lm.apply_chat_template([*turns, {"role": "assistant", "content": "A: "}], add_generation_prompt=False)
+    assert begun.endswith("A:") or begun.endswith("A: ")
+    assert chat_lm.chat_template(True) == TEMPLATE
+    (written,) = chat_lm.generate_until(requests("generate_until", [(text, {})]), disable_tqdm=True)
+    assert written == sample(chat_lm.policy, [turns], chat_lm.settings.sampler).text[0]
 
 
 def test_a_context_that_is_too_long_loses_its_beginning(lm, directory):
