@@ -64,6 +64,7 @@ SLOW = {
     "diffusion/test_masked_columns.py", "diffusion/test_predictions.py", "diffusion/test_sampler.py",
     "diffusion/test_sampler_oracle.py", "diffusion/test_scoring_memory.py", "diffusion/test_unmasking.py",
     "evaluation/test_benchmark.py", "evaluation/test_estimators.py", "inference/test_infill.py", "inference/test_policy.py",
+    "evaluation/test_estimators.py", "inference/test_infill.py", "inference/test_lm_eval.py", "inference/test_policy.py",
     "models/test_transformer.py", "notebook/test_stages.py", "rl/test_loss.py", "rl/test_method_equations.py",
     "rl/test_methods.py", "rl/test_update.py", "sft/test_loss.py", "sft/test_update.py", "test_audit.py",
     "test_generate.py", "test_metrics_page.py", "test_readme.py", "test_recipes.py", "test_train.py",

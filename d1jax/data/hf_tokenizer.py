@@ -82,6 +82,14 @@ class PretrainedTokenizer:
         # With a first token where the files say so.
         return self._ids(prompt, add_special_tokens=True, split_special_tokens=True)
 
+    def encode_rendered(self, text: str, first: bool = True) -> list[int]:
+        """The ids of a text in which control tokens are meant, as in a rendered chat.
+
+        first: with a first token where the files say so and the text does not begin with it.
+        """
+        begun = self.wrapped.bos_token and text.startswith(self.wrapped.bos_token)
+        return self._ids(text, add_special_tokens=first and not begun)
+
     def _chat_ids(self, chat: Chat) -> list[int]:
         said = "".join(value for turn in chat for value in turn.values() if isinstance(value, str))
         spelt = sorted((control for control in self.controls if control in said), key=len, reverse=True)
