@@ -123,10 +123,30 @@ def run(
     """The samples of every cell, written under `folder` as they come; `model` tells these weights from others."""
     folder.mkdir(parents=True, exist_ok=True)
     found = []
+    for cell in {cell.name: cell for cell in cells}.values():
+        _self_test(cell)
     for cell in cells:
         print(f"evaluating {cell.label}: {len(cell.rows)} rows x {cell.config.samples}", file=sys.stderr, flush=True)
         found.append((cell, run_cell(policy, cell, folder, model, batch)))
     return found
+
+
+def _self_test(cell: Cell) -> None:
+    """Says which rows' own solutions do not pass here, so that no answer can; raises UserError where that is most of them."""
+    test = getattr(cell.prompter.task, "self_test", None)
+    broken = test(cell.rows) if test else []
+    if not broken:
+        return
+    names = ", ".join(cell.prompter.task.problem_key(row)[:40] for row in broken[:5])
+    if len(broken) * 2 > len(cell.rows):
+        raise UserError(
+            f"{cell.name}: the published solutions of {len(broken)} of {len(cell.rows)} rows do not pass their tests on this machine ({names}); "
+            "see docs/graders.md for what the sandbox needs"
+        )
+    print(
+        f"note: {cell.name}: the published solutions of {len(broken)} rows do not pass their tests here: {names}",
+        file=sys.stderr,
+    )
 
 
 def compared(

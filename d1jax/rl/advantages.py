@@ -72,7 +72,19 @@ def decoupled(parts_NQG: np.ndarray, weights_N: np.ndarray, eps: float = 1e-4) -
     return (summed_QG - summed_QG.mean()) / (summed_QG.std(ddof=1) + eps)
 
 
-ADVANTAGES = {"center": center, "zscore": zscore, "rloo": rloo, "softmax": softmax, "reward": reward}
+def decoupled_alone(rewards_QG: np.ndarray) -> np.ndarray:
+    """`decoupled` of one reward: its z-score, normalised over the batch."""
+    return decoupled(rewards_QG[None], np.ones(1))
+
+
+ADVANTAGES = {
+    "decoupled": decoupled_alone,
+    "center": center,
+    "zscore": zscore,
+    "rloo": rloo,
+    "softmax": softmax,
+    "reward": reward,
+}
 
 
 def group_advantages(advantage: Advantage, rewards_QG: np.ndarray) -> np.ndarray:

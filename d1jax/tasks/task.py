@@ -21,6 +21,10 @@ class DataError(ValueError):
 class Task(Protocol):
     """Everything d1jax asks of a task. Implementations are frozen dataclasses whose fields are the task's
     configuration.
+
+    A task may also have `rewards_many(rows, texts)` and `grade_many(rows, texts)`, lists of what `rewards` and `grade` give, where judging
+    many texts together is faster; `offer(row, text)`, the answer in one spelling, for majority votes; `from_stored(record, where)`, the row
+    of a stored generation; and `self_test(rows)`, the rows whose own solutions do not pass.
     """
 
     name: ClassVar[str]
@@ -53,8 +57,8 @@ class Task(Protocol):
         ...
 
     def rewards(self, row: Row, text: str) -> dict[str, float]:
-        """Named rewards in [0, 1], to be weighted by the configuration. The keys are the same for all rows and
-        texts.
+        """Named rewards, to be weighted by the configuration: in [0, 1], but for those that carry a paper's own points. None: does not
+        apply to this row.
         """
         ...
 

@@ -255,6 +255,7 @@ EQUATIONS = {
     "cispo": cispo,
     "ppo_kl": lambda case: over_rows(token_losses(case, trajectory(shrink=1), 0.2)),
     "grpo": lambda case: over_rows(token_losses(case, first_view, 0.2, 0.04)),
+    "decoupled": lambda case: over_rows(token_losses(case, first_view, 0.2, 0.04)),
     "grpo_process": lambda case: over_rows(token_losses(case, first_view, 0.2, 0.04)),
     "grpo_lines": lambda case: over_rows(token_losses(case, first_view, 0.2, 0.04)),
 }
