@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from d1jax.telemetry.report.viewer import trajectories
 
 MOST_ROWS = 2000  # of a cell and model; the JSONL beside the page has all
 MOST_CHARACTERS = 8000  # of a text
+HEAD = 160  # characters of a question in the list
 PLAYED = 24  # trajectories of the player, over all cells
 
 Samples = Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]]  # model -> cell -> samples
@@ -70,7 +72,18 @@ def _cell(cell: str, models: Sequence[str], samples: Samples) -> dict[str, Any]:
                 "right": one["grade"].get("solved") == 1.0,
                 "tokens": one["tokens"],
             }
-    return {"name": cell, "rows": [rows[key] for key in sorted(rows)]}
+    ordered = [rows[key] for key in sorted(rows)]
+    shared = _shared_beginning([row["prompt"] for row in ordered])
+    for row in ordered:
+        row["head"] = " ".join(row["prompt"][shared:].split())[:HEAD] or row["prompt"][:HEAD]
+    return {"name": cell, "rows": ordered}
+
+
+def _shared_beginning(prompts: Sequence[str]) -> int:
+    """How many characters of whole lines all prompts begin with: instructions, which tell no row from another."""
+    if len(set(prompts)) < 2:
+        return 0
+    return os.path.commonprefix(list(prompts)).rfind("\n") + 1
 
 
 def _cut(text: Any) -> str:

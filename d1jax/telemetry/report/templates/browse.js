@@ -68,7 +68,7 @@
     const details = element($('rows'), 'details');
     const summary = element(details, 'summary');
     element(summary, 'span', 'browse-number', row.sample ? `${row.row}.${row.sample}` : String(row.row));
-    element(summary, 'span', 'browse-head', row.prompt.replace(/\s+/g, ' ').trim());
+    element(summary, 'span', 'browse-head', row.head);
     row.answers.forEach((one, i) => {
       if (!one) return;
       const label = models.length > 1 ? `${String.fromCharCode(65 + i)} ${one.right ? 'right' : 'wrong'}` : one.right ? 'right' : 'wrong';
