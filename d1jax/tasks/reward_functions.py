@@ -11,11 +11,9 @@ A name in `reward_weights` is first one of the task's own; else one of these:
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import importlib.util
 import inspect
-import io
 import math
 import re
 import threading
@@ -161,15 +159,15 @@ def _module(module: str, name: str) -> Any:
 
 
 def _bounded(name: str, function: BatchReward) -> BatchReward:
-    """The function in a thread of its own with a time limit: one that sleeps is left behind, what it prints is dropped."""
+    """The function in a thread of its own with a time limit: one that sleeps is left behind. (What it prints is printed: standard output
+    belongs to the process, and a thread that is left behind would keep it.)"""
 
     def call(**given: Any) -> Sequence[float | None]:
         told: dict[str, Any] = {}
 
         def work() -> None:
             try:
-                with contextlib.redirect_stdout(io.StringIO()):
-                    told["values"] = function(**_taken(function, given))
+                told["values"] = function(**_taken(function, given))
             except (Exception, SystemExit) as error:
                 told["error"] = error
 

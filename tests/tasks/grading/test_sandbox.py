@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from d1jax.tasks.grading import sandbox
+from d1jax.tasks.grading.pool import shared_pool
 from d1jax.tasks.grading.sandbox import CONFINEMENTS, Outcome, Program, Server, ServerLost, close_all, run_all
 
 FORK = "import os\nif os.fork():\n    os._exit(0)\nos.setsid()\n"
@@ -115,6 +116,12 @@ def descendants() -> set[int]:
     for _ in range(10):
         found |= {child for child, parent in parents.items() if parent in found}
     return found - {os.getpid()}
+
+
+@pytest.fixture(autouse=True)
+def without_other_processes():
+    """Tests of formulas in this process have left their workers, which are meant to stay."""
+    shared_pool().close()
 
 
 def scratch_folders() -> list[Path]:
