@@ -28,7 +28,8 @@ def sample(row, text="an answer", number=0, right=0.0, **more):
 def result(models, **more):
     line = {
         "benchmark": "gsm8k", "length": 64, "steps": 32, "temperature": 0.0, "n": 1, "samples": 1, "accuracy": 0.5,
-        "accuracy_ci95": [0.25, 0.75], "grades": {"format": 0.5}, "effective_tokens": 3.0, "cut_off": 0.1, "nfe": 32.0, "tokens_per_second": None,
+        "grades": {"format": 0.5},
+        "accuracy_ci95": [0.25, 0.75], "effective_tokens": 3.0, "cut_off": 0.1, "nfe": 32.0, "tokens_per_second": None,
         "global_ar": None, "pass@2": {"value": 0.625, "ci95": [0, 1]},
     }  # fmt: skip
     return {
