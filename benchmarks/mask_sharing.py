@@ -65,7 +65,7 @@ def main() -> None:
             noise = KeyedNoise(jax.random.key(index), jnp.arange(ROWS))
             rollout = context.sampler(config.rl.temperature).sample(variables, Prompts(*prompts), noise)
             texts = decode.texts_of(context, rollout)
-            parts, _ = reward_rows(context.task, [problems.rows[i] for i in picked], texts, config.rl.reward_weights)
+            parts, _, _ = reward_rows(context.task, [problems.rows[i] for i in picked], texts, config.rl.reward_weights)
             rewards = total_rewards(parts, config.rl.reward_weights).reshape(-1, group)
             advantage = group_advantages(config.rl.advantage, rewards).reshape(-1)
             batches.append((Canvas(rollout.tokens_BC, *prompts), jnp.asarray(advantage)))

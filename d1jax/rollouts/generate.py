@@ -107,10 +107,13 @@ class Failures:
     def note(self, step: int, graded: Graded) -> list[str]:
         """Lines for the log. Raises DataError where no text of the last `limit` steps could be rewarded, so nothing is learnt."""
         failures = graded.judge.failures
-        self.in_a_row = self.in_a_row + 1 if len(failures) == len(graded.texts) else 0
+        self.in_a_row = 0 if graded.judge.any_rewarded else self.in_a_row + 1
         if self.in_a_row >= self.limit:
             raise DataError(
                 f"{self.stage} step {step}: no text of the last {self.in_a_row} steps could be rewarded, so nothing "
                 f"is learnt; {failures[0]}"
             )
-        return [f"step {step}: {line}; it counts as 0 ({len(failures)} such texts)" for line in failures[:1]]
+        functions = [line for line in dict.fromkeys(failures) if line.startswith("reward ")]
+        texts = [line for line in failures if not line.startswith("reward ")]
+        told = [f"step {step}: {line}; it counts as 0" for line in functions]
+        return told + [f"step {step}: {line}; it counts as 0 ({len(texts)} such texts)" for line in texts[:1]]

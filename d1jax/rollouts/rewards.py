@@ -9,10 +9,11 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from numbers import Real
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from d1jax.tasks.judging import columns_of
 from d1jax.tasks.reward_functions import call as call_reward
 from d1jax.tasks.reward_functions import resolve
 from d1jax.tasks.task import DataError, Row, Task
@@ -25,18 +26,28 @@ ROUNDING = 1e-12  # of a sum of rewards, relative to the sum of its terms' sizes
 TIE = 1e-9
 
 
+class Rewards(NamedTuple):
+    """What a batch of texts has earned."""
+
+    parts_B: dict[str, np.ndarray]
+    failures: list[str]  # a line for every function that failed, and for every text that the task could not reward
+    rewarded_B: np.ndarray  # whether any of the named rewards could be computed
+
+
 class RewardFn:
     """The rewards of one batch of texts, also of unfinished ones, and what went wrong with them (`failures`)."""
 
     def __init__(self, task: Task, rows: Sequence[Row], ids: Sequence[int], weights: Mapping[str, float]) -> None:
         self.failures: list[str] = []
+        self.any_rewarded = True  # of the last texts
         self._task, self._rows, self._ids, self._weights = task, rows, ids, weights
 
     def parts(self, texts: Sequence[str]) -> dict[str, np.ndarray]:
         """{name: [B]} of one text a row."""
-        parts_B, failures = reward_rows(self._task, self._rows, texts, self._weights, self._ids)
-        self.failures += failures
-        return parts_B
+        found = reward_rows(self._task, self._rows, texts, self._weights, self._ids)
+        self.failures += found.failures
+        self.any_rewarded = bool(found.rewarded_B.any())
+        return found.parts_B
 
     def total(self, parts_B: Mapping[str, np.ndarray]) -> np.ndarray:
         """[B]: the weighted sums of parts."""
@@ -59,8 +70,8 @@ def tolerance(rewards: np.ndarray) -> float:
 
 def reward_rows(
     task: Task, rows: Sequence[Row], texts: Sequence[str], names: Collection[str], ids: Sequence[int] | None = None
-) -> tuple[dict[str, np.ndarray], list[str]]:
-    """({name: [B] rewards}, a line for every row that could not be rewarded); NaN where a reward does not apply to a row.
+) -> Rewards:
+    """`Rewards` of one text a row; NaN where a reward does not apply to it.
 
     All of the task's own rewards, and those of `names` that it does not have (`tasks/reward_functions.py`). A row whose reward raises,
     or is not a finite number, gets 0 for everything of the task and is named, by its place in the training rows (`ids`): one odd text out
@@ -79,16 +90,21 @@ def reward_rows(
         for name in sorted(offered | set(missing))
     }
     prompts = [task.prompt(row) for row in rows] if functions else []
+    columns = columns_of(task, rows) if functions else []
+    broken = []
     for name, function in functions.items():
         try:
-            values = call_reward(name, function, prompts, texts, rows)
+            values = call_reward(name, function, prompts, texts, columns)
         except DataError:
             raise
         except Exception as error:  # a user's own function: its batch counts as 0
-            failures += [f"reward {name!r}, {len(texts)} texts: {type(error).__name__}: {error}"] * len(texts)
+            broken.append(f"reward {name!r}, {len(texts)} texts: {type(error).__name__}: {error}")
             values = [0.0] * len(texts)
         parts_B[name] = np.array([_number(value) for value in values])
-    return parts_B, failures
+    # A text is rewarded by what its task says of it, where that is asked for, or by any function.
+    own = set(names) & offered
+    rewarded_B = np.array([bool(own and rewards) for rewards in judged]) | (len(functions) > len(broken))
+    return Rewards(parts_B, [*broken, *failures], rewarded_B)
 
 
 def _of_task(

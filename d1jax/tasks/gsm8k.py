@@ -120,6 +120,10 @@ class Gsm8k:
         solved = value is not None and row["number"] is not None and value == read_number(row["number"])
         return {"solved": float(solved), "answered": float(value is not None)}
 
+    def columns_of(self, row: Row) -> Row:
+        """The row with its number as `answer`, for reward functions."""
+        return {**row, "answer": row["number"]}
+
     def has_reference(self, row: Row) -> bool:
         return row["number"] is not None
 

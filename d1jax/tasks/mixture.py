@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from d1jax.tasks.judging import columns_of
 from d1jax.tasks.task import DataError, Row, Task
 
 OWN = ("name", "weight", "train", "test")
@@ -44,6 +45,9 @@ class Mixture:
                 raise ValueError(
                     f"mixture: tasks.{label} = {given!r:.60}: write {{name: TASK, train: SOURCE, test: SOURCE, weight: 1}}"
                 )
+            wrong = next((key for key in ("name", "train", "test") if not isinstance(given.get(key, ""), str)), None)
+            if wrong:
+                raise ValueError(f"mixture: tasks.{label}.{wrong} = {given[wrong]!r:.60}: a text was expected")
             weight = given.get("weight", 1)
             if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < float("inf"):
                 raise ValueError(f"mixture: tasks.{label}.weight = {weight!r} must be a number above 0")
@@ -133,6 +137,11 @@ class Mixture:
                 judged[place] = {**values, **{f"{label}/{name}": value for name, value in values.items()}}
         every = {name for values in judged for name in values}
         return [{name: values.get(name) for name in sorted(every)} for values in judged]
+
+    def columns_of(self, row: Row) -> Row:
+        """The fields of the row of its task, and `task`, its label."""
+        (columns,) = columns_of(self.task_of(row), [row["row"]])
+        return {**columns, "task": row["task"]}
 
     def has_reference(self, row: Row) -> bool:
         return self.task_of(row).has_reference(row["row"])

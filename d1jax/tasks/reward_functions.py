@@ -11,11 +11,16 @@ A name in `reward_weights` is first one of the task's own; else one of these:
 
 from __future__ import annotations
 
+import copy
+import functools
+import hashlib
 import importlib
 import importlib.util
 import inspect
+import itertools
 import math
 import re
+import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -35,14 +40,17 @@ LONGEST = 200_000  # characters of a text that patterns look at
 # -- by name -------------------------------------------------------------------------------------------------------------
 
 
-def exact(completions: Sequence[str], answer: Sequence[str], **_: Any) -> list[float]:
-    """1 where the passage offered is the answer letter by letter, but for the space around it."""
-    return [float(_offered(text) == str(gold).strip()) for text, gold in zip(completions, answer, strict=True)]
+def exact(completions: Sequence[str], answer: Sequence[str | None], **_: Any) -> list[float | None]:
+    """1 where the passage offered is the answer letter by letter, but for the space around it; None for a row without one."""
+    return [
+        None if gold is None else float(_offered(text) == str(gold).strip())
+        for text, gold in zip(completions, answer, strict=True)
+    ]
 
 
 def number(completions: Sequence[str], answer: Sequence[str], **_: Any) -> list[float | None]:
     """1 where the number offered is the answer's; None for a row whose answer is no number."""
-    golds = [read_number(str(gold).rpartition("####")[2]) for gold in answer]
+    golds = [None if gold is None else read_number(str(gold).rpartition("####")[2]) for gold in answer]
     values = [final_number(text) for text in completions]
     return [None if gold is None else float(value == gold) for value, gold in zip(values, golds, strict=True)]
 
@@ -52,13 +60,13 @@ def boxed(completions: Sequence[str], **_: Any) -> list[float]:
     return [float(last_box(text) is not None) for text in completions]
 
 
-def maths(completions: Sequence[str], answer: Sequence[str], **_: Any) -> list[float]:
-    """1 where the formula offered is worth the answer (`grading/equivalence.py`)."""
+def maths(completions: Sequence[str], answer: Sequence[str | None], **_: Any) -> list[float | None]:
+    """1 where the formula offered is worth the answer (`grading/equivalence.py`); None for a row without one."""
     offered = [offer(text) for text in completions]
-    asked = [place for place, found in enumerate(offered) if found is not None]
+    asked = [place for place, found in enumerate(offered) if found is not None and answer[place] is not None]
     equal = equivalent_many((str(answer[place]), offered[place].text) for place in asked)
     right = dict(zip(asked, equal, strict=True))
-    return [float(bool(right.get(place))) for place in range(len(completions))]
+    return [None if answer[place] is None else float(bool(right.get(place))) for place in range(len(completions))]
 
 
 def language(completions: Sequence[str], **_: Any) -> list[float]:
@@ -152,9 +160,21 @@ def _module(module: str, name: str) -> Any:
     path = Path(module)
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {module!r}")
-    spec = importlib.util.spec_from_file_location(f"d1jax_own_reward_{path.stem}", path)
+    return _executed(str(path.resolve()), path.stat().st_mtime_ns)
+
+
+@functools.cache
+def _executed(path: str, changed: int) -> Any:
+    """The module of a file, executed once: functions of one file share what it holds, a model that it loads, say."""
+    called = f"d1jax_own_reward_{hashlib.sha256(path.encode()).hexdigest()[:16]}"
+    spec = importlib.util.spec_from_file_location(called, path)
     made = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(made)
+    sys.modules[called] = made  # dataclasses looks its module up by name
+    try:
+        spec.loader.exec_module(made)
+    except BaseException:
+        del sys.modules[called]
+        raise
     return made
 
 
@@ -167,9 +187,14 @@ def _bounded(name: str, function: BatchReward) -> BatchReward:
 
         def work() -> None:
             try:
-                told["values"] = function(**_taken(function, given))
-            except (Exception, SystemExit) as error:
+                values = function(**_taken(function, given))
+                # A generator works here, too, and one that never ends gives one value too many.
+                listed = hasattr(values, "__iter__") and not isinstance(values, str | dict)
+                told["values"] = list(itertools.islice(values, len(given["completions"]) + 1)) if listed else values
+            except Exception as error:
                 told["error"] = error
+            except BaseException as error:  # sys.exit() must not look like a command that has finished
+                told["error"] = RuntimeError(f"called for an end: {type(error).__name__}({error})")
 
         thread = threading.Thread(target=work, name=f"reward {name}", daemon=True)
         thread.start()
@@ -199,13 +224,14 @@ def call(
 ) -> list[float | None]:
     """One number a text, None where the reward does not apply to its row.
 
-    The function gets prompts, completions and every field that all rows have, as lists. Raises ValueError for another number of values,
-    or one that is no finite number; what the function itself raises passes.
+    The function gets prompts, completions and every field that a row has, as lists, None where a row lacks it; they are copies, so that a
+    function may change them. Raises ValueError for another number of values, or one that is no finite number; what the function itself
+    raises passes.
     """
-    shared = set.intersection(*(set(row) for row in rows)) - {"prompts", "completions"} if rows else set()
-    columns = {key: [row[key] for row in rows] for key in sorted(shared)}
+    keys = sorted({key for row in rows for key in row} - {"prompts", "completions"})
+    columns = {key: [copy.deepcopy(row.get(key)) for row in rows] for key in keys}
     if name in NAMED and "answer" in inspect.signature(function).parameters and "answer" not in columns:
-        raise DataError(f"reward {name!r} compares with the field `answer`, and not all rows have it; map one to it")
+        raise DataError(f"reward {name!r} compares with the field `answer`, and no row has it; map one to it")
     values = function(prompts=list(prompts), completions=list(completions), **columns)
     try:
         made = list(values)

@@ -43,6 +43,8 @@ class Rows:
         unknown = sorted(set(self.fields.values()) - set(KNOWN))
         if unknown:
             raise ValueError(f"jsonl: fields maps to {unknown[0]!r}; choices: {', '.join(KNOWN)}")
+        if not isinstance(self.judge, str):
+            raise ValueError(f"jsonl: judge = {self.judge!r:.60}: write a name, e.g. exact")
         if self.judge != "none" and resolve(self.judge) is None:
             raise ValueError(
                 f"jsonl: judge = {self.judge!r} is not one of {', '.join(NAMED)}, none, regex:PATTERN, my_rewards.py:function"
@@ -62,8 +64,14 @@ class Rows:
         record = {self.fields.get(key, key): value for key, value in record.items()}
         prompt, completion = self._asked(record, where)
         answer = record.get("answer")
-        if answer is not None and not isinstance(answer, str | int | float):
+        if answer is not None and (
+            isinstance(answer, bool) or not isinstance(answer, str | int | float) or answer != answer
+        ):
             raise DataError(f"{where}: answer = {answer!r:.60}: write a text or a number")
+        if isinstance(answer, str) and not answer.strip():
+            raise DataError(
+                f"{where}: answer is blank, so that an empty text would be right; write one, or leave the field out"
+            )
         row = {key: value for key, value in record.items() if key not in ("messages", "text", "completions", "prompt")}
         row |= {"prompt": prompt, "completion": completion}
         if answer is not None:
@@ -98,6 +106,8 @@ class Rows:
                 if right
             ]
             return prompt, "\n".join(steps) or None
+        if "label" in record and not isinstance(record["label"], bool):
+            raise DataError(f"{where}: label = {record['label']!r:.40}: write true or false")
         if record.get("label") is False:  # unpaired preference: what was not wanted is not taught
             return prompt, None
         if isinstance(chosen, list):
@@ -139,7 +149,12 @@ class Rows:
         found: list[float | None] = [None] * len(rows)
         if places:
             asked = [_asked_text(rows[place]["prompt"]) for place in places]
-            values = call(self.judge, function, asked, [texts[i] for i in places], [rows[i] for i in places])
+            try:
+                values = call(self.judge, function, asked, [texts[i] for i in places], [rows[i] for i in places])
+            except DataError:
+                raise
+            except Exception as error:  # a user's own function
+                raise DataError(f"judge {self.judge!r}: {type(error).__name__}: {error}") from error
             for place, value in zip(places, values, strict=True):
                 found[place] = value
         return found

@@ -27,7 +27,7 @@ class Moody:
 
 def test_failures_are_zero_and_named():
     texts = ["fine", "raise", "nan", "inf", "list", "none"]
-    parts, failures = reward_rows(Moody(), [{}] * 6, texts, {"good": 1.0})
+    parts, failures, _ = reward_rows(Moody(), [{}] * 6, texts, {"good": 1.0})
     assert failures == [
         "task 'moody', row 1: rewards raised RuntimeError: boom",
         "task 'moody', row 2: reward 'good' is nan, not a finite number",
@@ -66,6 +66,6 @@ def test_total_is_the_weighted_sum():
     task = Sudoku()
     rows = task.generate("train", 4, 0)
     texts = [task.target(rows[0]), "nonsense", task.target(rows[2]), ""]
-    parts, failures = reward_rows(task, rows, texts, {"solved": 1.0, "units": 0.5})
+    parts, failures, _ = reward_rows(task, rows, texts, {"solved": 1.0, "units": 0.5})
     assert failures == []
     np.testing.assert_allclose(total_rewards(parts, {"solved": 1.0, "units": 0.5}), [1.5, 0.0, 1.5, 0.0])

@@ -34,7 +34,7 @@ def test_each_row_has_the_rewards_of_its_task(tmp_path):
     task = make("mixture", tasks=mixture(tmp_path))
     rows = task.generate("train", 40, 0)
     texts = [task.target(row) or "4" for row in rows]
-    parts, failures = reward_rows(task, rows, texts, {"solved": 1.0})
+    parts, failures, _ = reward_rows(task, rows, texts, {"solved": 1.0})
     assert not failures and set(parts) >= {"solved", "sudoku/solved", "sums/solved", "sudoku/cells"}
     for place, row in enumerate(rows):
         assert math.isnan(parts["sums/solved"][place]) == (row["task"] == "sudoku")

@@ -66,7 +66,7 @@ def test_a_function_of_a_module():
     ("name", "error", "message"),
     [
         ("raises", RuntimeError, "boom"),
-        ("exits", SystemExit, "0"),
+        ("exits", RuntimeError, "called for an end: SystemExit"),
         ("few", ValueError, "returned 1 values for 2 texts"),
         ("words", ValueError, "returned 'good', which is no finite number"),
         ("nothing", ValueError, "returned a NoneType; return a list"),
