@@ -38,12 +38,30 @@ def read_row(record: dict[str, Any], where: str) -> Row:
     else:
         key = next((key for key in _TESTS if record.get(key)), "test_list")
         shown = tests = _texts(record, key, where)
+        for test in tests:
+            _check_test(test, f"{where}: {key}")
     if not tests and solution is None:
         raise DataError(f"{where}: the row has neither tests nor a solution; {_CURE}")
     return {
         "question": question, "stub": None, "entry_point": None, "tests": list(tests), "shown": list(shown),
         "setup": _newlines(setup), "suite": suite, "solution": None if solution is None else _newlines(solution),
     }  # fmt: skip
+
+
+def _check_test(test: str, where: str) -> None:
+    """Raises DataError for a test that any program passes, or none: it must assert something, or call something that may."""
+    tree = tree_of(test)
+    if tree is None:
+        raise DataError(f"{where}: {test[:60]!r} is no Python; write assert f(1) == 2")
+    checks = [
+        node
+        for statement in tree.body
+        if not isinstance(statement, ast.FunctionDef | ast.ClassDef)
+        for node in ast.walk(statement)
+        if isinstance(node, ast.Assert | ast.Raise) or (isinstance(node, ast.Expr) and isinstance(node.value, ast.Call))
+    ]
+    if not checks or any(isinstance(node, ast.Assert) and isinstance(node.test, ast.Tuple) for node in checks):
+        raise DataError(f"{where}: {test[:60]!r} checks nothing, so every program would pass; write assert f(1) == 2")
 
 
 def _humaneval(record: dict[str, Any], where: str) -> Row:

@@ -69,3 +69,15 @@ def test_total_is_the_weighted_sum():
     parts, failures, _ = reward_rows(task, rows, texts, {"solved": 1.0, "units": 0.5})
     assert failures == []
     np.testing.assert_allclose(total_rewards(parts, {"solved": 1.0, "units": 0.5}), [1.5, 0.0, 1.5, 0.0])
+
+
+def test_a_function_that_fails_beside_a_reward_that_works_stops_nothing(tmp_path):
+    path = tmp_path / "own.py"
+    path.write_text("def broken(completions, **columns):\n    raise RuntimeError('boom')\n")
+    task, names = Sudoku(), [f"{path}:broken"]
+    rows = task.generate("test", 3, seed=0)
+    texts = [task.target(row) for row in rows]
+    alone = reward_rows(task, rows, texts, names)
+    beside = reward_rows(task, rows, texts, ["solved", *names])
+    assert not alone.rewarded_B.any() and beside.rewarded_B.all() and beside.parts_B["solved"].all()
+    assert len(alone.failures) == 1 and "boom" in alone.failures[0], "one line a function, not one a text"

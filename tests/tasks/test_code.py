@@ -346,3 +346,13 @@ def _emptied(solution):
 
     names = [node.name for node in ast.parse(solution).body if isinstance(node, ast.FunctionDef)]
     return "\n".join(f"def {name}(*a, **k): return '<nothing>'" for name in names)
+
+
+@pytest.mark.parametrize(
+    ("test", "message"),
+    [("f(1) == 2", "checks nothing"), ("# todo", "checks nothing"), ("assert (f(1) == 2, 'msg')", "checks nothing"),
+     ("def test_a():\n    assert f(1) == 2", "checks nothing"), ("assert f(1) = 2", "is no Python")],
+)  # fmt: skip
+def test_a_test_that_every_program_passes_is_refused(test, message):
+    with pytest.raises(DataError, match=message):
+        Code().parse({"prompt": "q", "test_list": ["assert f(2) == 3", test]}, "rows:1")

@@ -142,3 +142,45 @@ def test_no_text_breaks_a_named_reward(text):
         (value,) = call(name, resolve(name), ["p"], [text], [{"answer": "18"}])
         assert -1.0 <= value <= 1.0
     assert re.escape(text) is not None
+
+
+OWN = """
+from __future__ import annotations
+from dataclasses import dataclass
+
+seen = []
+
+
+@dataclass
+class Count:
+    number: int = 0
+
+
+def endless(completions, **columns):
+    while True:
+        yield 1.0
+
+def mutates(completions, meta, **columns):
+    for one in meta:
+        one and one.clear()
+    seen.append(1)
+    return [float(len(seen))] * len(completions)
+
+def with_none(completions, answer=None, **columns):
+    return [None if gold is None else 1.0 for gold in answer]
+"""
+
+
+def test_generators_changes_and_missing_fields(tmp_path):
+    path = tmp_path / "own.py"
+    path.write_text(OWN)
+    rows = [{"meta": {"a": 1}, "answer": "x"}, {"meta": {"b": 2}}]
+    with pytest.raises(ValueError, match="returned 3 values for 2 texts"):
+        call("endless", resolve(f"{path}:endless"), ["p", "q"], ["a", "b"], rows)
+    assert call("mutates", resolve(f"{path}:mutates"), ["p", "q"], ["a", "b"], rows) == [1.0, 1.0]
+    assert call("mutates", resolve(f"{path}:mutates"), ["p", "q"], ["a", "b"], rows) == [2.0, 2.0], (
+        "the file is executed once"
+    )
+    assert rows[0]["meta"] == {"a": 1}, "the rows of training are not a function's to change"
+    assert call("with_none", resolve(f"{path}:with_none"), ["p", "q"], ["a", "b"], rows) == [1.0, None]
+    assert call("exact", NAMED["exact"], ["p", "q"], ["x", "y"], rows) == [1.0, None]

@@ -70,6 +70,10 @@ def test_a_row_without_an_answer_has_no_reference_where_one_is_compared():
         ({"messages": [ASSISTANT]}, "has one turn of the assistant"),
         ({"prompt": "q", "answer": [1]}, r"rows:7: answer = \[1\]"),
         ({"prompt": "q", "completion": 3}, "rows:7: completion = 3"),
+        ({"prompt": "q", "answer": True}, "rows:7: answer = True"),
+        ({"prompt": "q", "answer": float("nan")}, "rows:7: answer = nan"),
+        ({"prompt": "q", "answer": "  "}, "rows:7: answer is blank"),
+        ({"prompt": "q", "completion": "x", "label": "false"}, "rows:7: label = 'false'"),
     ],
 )
 def test_a_row_that_cannot_be_is_named(record, message):
@@ -79,7 +83,8 @@ def test_a_row_that_cannot_be_is_named(record, message):
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"judge": "exakt"}, "judge = 'exakt' is not one of exact"), ({"fields": {"q": "promt"}}, "fields maps to 'promt'"),
+    [({"judge": None}, "judge = None: write a name"),
+     ({"judge": "exakt"}, "judge = 'exakt' is not one of exact"), ({"fields": {"q": "promt"}}, "fields maps to 'promt'"),
      ({"judgee": "exact"}, "has no option 'judgee' .did you mean 'judge'")],
 )  # fmt: skip
 def test_an_option_that_cannot_be_is_told(options, message):

@@ -24,7 +24,7 @@ _DEGREES = re.compile(r"\^\s*(?:\\circ(?![A-Za-z])|\{\s*\\circ\s*\})|°|\\degree
 _SPACE = re.compile(r"(?<!\\)\\ |\\q?quad(?![A-Za-z])|[~\u00a0\u2009\u202f]")
 _TEXT = re.compile(r"\\(?:text(?:bf|it|rm|normal)?|math(?:rm|bf|it)|mbox|operatorname)\s*\{([^{}]*)\}")
 _UNIT = re.compile(
-    r"(?<=[0-9}])\s*\\(?:text|mathrm|mbox)\s*\{(?!\s*(?:and|or|if)\b)[^{}]*\}(?:\s*\^\s*\{?\s*[23]\s*\}?)?\s*\.?\s*\Z"
+    r"(?<=[0-9}])\s*\\(?:text|mathrm|mbox)\s*\{(?!\s*(?:and|or|if|but|hundred|thousand|million|billion|dozen)\b)[^{}0-9]*\}(?:\s*\^\s*\{?\s*[23]\s*\}?)?\s*\.?\s*\Z"
 )
 _FRACTION_NAME = re.compile(r"\\[dtc]frac(?![A-Za-z])")
 _BARE_TOP = re.compile(r"\\frac\s*([0-9A-Za-z])")
@@ -37,11 +37,12 @@ _ONE_NAME = re.compile(r"\A[A-Za-z]\s*(?:=|\\in(?![A-Za-z]))\s*")
 _SPELLINGS = str.maketrans({"−": "-", "–": "-", "×": "*", "·": "*", "π": "\\pi ", "∞": "\\infty ", "√": "\\sqrt "})
 _COMPARED = re.compile(r"\\(?:le|ge|lt|gt)q?(?![A-Za-z])|[<>≤≥=]")
 _BOUND = r"(-?[0-9./]+|-?\\frac\{[0-9]+\}\{[0-9]+\}|-?\\infty)"
-_SIGN = r"(<|>|\\leq?(?![A-Za-z])|\\geq?(?![A-Za-z])|\\[lg]t(?![A-Za-z])|≤|≥)"
+_SIGN = r"(<|>|\\leq?(?:slant)?(?![A-Za-z])|\\geq?(?:slant)?(?![A-Za-z])|\\[lg]t(?![A-Za-z])|≤|≥)"
 _BETWEEN = re.compile(rf"{_BOUND}{_SIGN} ?[A-Za-z] ?{_SIGN} ?{_BOUND}")
 _BEYOND = re.compile(rf"[A-Za-z] ?{_SIGN} ?{_BOUND}")
 _BASED = re.compile(r"([0-9A-F]+)_\{?([0-9]+)\}?")
 _CHOICE = re.compile(r"\(?([A-Z])\)?")
+_ANOTHER = re.compile(r"(?:,|\band\b|\bor\b)\s*\(?[A-Z]\b")  # C, D is no choice
 _WORDS = re.compile(r"[A-Za-z]{2,}(?:[ -][A-Za-z]+)*")
 
 
@@ -82,15 +83,28 @@ def decide(gold: str, offer: str) -> bool | None:
         return True
     if _TEXT.search(gold) and (choice := _CHOICE.fullmatch(left)):
         chosen = _CHOICE.match(right)
-        return chosen is not None and chosen[1] == choice[1] and not right[chosen.end() :][:1].isalpha()
+        rest = "" if chosen is None else right[chosen.end() :]
+        return chosen is not None and chosen[1] == choice[1] and not rest[:1].isalpha() and not _ANOTHER.search(rest)
     if _WORDS.fullmatch(left) and (_TEXT.search(gold) or len(left) > 3):
         return False  # as a formula, east is e a s t, and equal to seat
     if based := _BASED.fullmatch(left):
         return right == based[1]  # the question names the base; another base is another number
+    if _BASED.fullmatch(right):
+        return False
+    if _is_equation(left) != _is_equation(right):
+        return False  # math-verify compares the right sides alone, and x + y = 3 is not 3
+    if {left[:1], right[:1]} == {"(", "\\"} and (left + right).count("\\{") == 1:
+        return False  # a point and a set
     numbers = read_plain_number(left), read_plain_number(right)
     if None not in numbers:
         return numbers[0] == numbers[1]
     return False if max(len(left), len(right)) > MAX_LENGTH else None
+
+
+def _is_equation(form: str) -> bool:
+    """Whether letters stand on the left of an equals sign: an equation, and not a sum that is worked out (8 + 8 = 16)."""
+    left, equals, _ = form.partition("=")
+    return bool(equals) and re.search(r"(?<![\\A-Za-z])[A-Za-z](?![A-Za-z])", left) is not None
 
 
 def normal_form(answer: str) -> str:

@@ -34,10 +34,20 @@ _NUMBER = re.compile(
     rf"|(?P<top>{_DIGITS}) ?/ ?(?P<bottom>{_DIGITS})(?![./0-9])"
     rf"|(?P<plain>{_DIGITS}(?:\.[0-9]+)?|\.[0-9]+)(?:[eE](?P<exponent>[-+]?[0-9]{{1,4}}))?)(?![0-9]*_)"
 )
-_LISTS = re.compile(r"\s*(?:[-+*/:;,&^]|\s|\band\b|\bor\b|\bto\b)*\s*")  # two numbers, or a sum that is not worked out
+_LISTS = re.compile(
+    r"\s*(?:[-+*/:;,&^|…]|\s|\b(?:and|or|to|maybe|plus|minus|times|divided|by)\b)*\s*"
+)  # two numbers, or a sum that is not worked out
 _UNIT_ONLY = re.compile(
-    r"\s*[A-Za-z]+\.?,?\s*(?:and\b|or\b)?\s*,?\s*"
+    r"\s*[A-Za-z]+\.?,?\s*(?:(?:and|or|plus|minus|times)\b)?\s*,?\s*"
 )  # 2 hours and 30 minutes: two numbers for one answer
+# 18 is not what these say: a relation, another power or fraction of it, a hexadecimal number, an apostrophe between thousands.
+_RELATION = re.compile(
+    r"[<>≤≥]\s*=?\s*[-+$]?[0-9]|!=|≠|\\(?:geq?|leq?|neq?|gt|lt|approx)(?:slant)?(?![A-Za-z])"
+    r"|[0-9][²³¹⁰⁴-⁹½⅓¼¾⅔]|\b0x[0-9a-fA-F]|[0-9]'[0-9]"
+)
+_BEFORE = re.compile(r"\b(?:(?:less|more|greater|fewer|larger|smaller) than|at (?:least|most)|not)\s*$", re.IGNORECASE)
+_MINUS = re.compile(r"\b(?:minus|negative)\s*$", re.IGNORECASE)
+_MULTIPLIER = re.compile(r"\s*(?:(?:hundred|thousand|million|billion|trillion|dozen|score)s?\b|[kKM]\b)", re.IGNORECASE)
 _UNIT = re.compile(r" ?(?:%|[A-Za-z]{2,}(?: [A-Za-z]{2,})*)?\.? ?")
 _LEADING = re.compile(r"[^A-Za-z0-9.+-]*(?:[-+]\s*)?(?:(?:USD|US|EUR|Rs\.?|Php|A\$|C\$)\s*)?")
 
@@ -64,7 +74,7 @@ def read_number(passage: str) -> Fraction | None:
     if len(passage) > MAX_PASSAGE:
         return None
     text = _plain(passage)
-    if text is None:
+    if text is None or _RELATION.search(passage):
         return None
     if "=" in text or "≈" in text:
         text = re.split(r"[=≈]", text.rstrip("=≈ "))[-1]
@@ -81,7 +91,10 @@ def read_number(passage: str) -> Fraction | None:
         between = text[pair[0].end() : pair[1].start()]
         if _LISTS.fullmatch(between) or _UNIT_ONLY.fullmatch(between):
             return None
-    return _value(chosen)
+    if _BEFORE.search(text[: chosen.start()]) or _MULTIPLIER.match(text, chosen.end()):
+        return None
+    value = _value(chosen)
+    return -value if value is not None and _MINUS.search(text[: chosen.start()]) else value
 
 
 def read_plain_number(passage: str) -> Fraction | None:
@@ -90,6 +103,8 @@ def read_plain_number(passage: str) -> Fraction | None:
         return None
     found = _NUMBER.search(_COMMAND.sub(" ", text))
     whole = found and not text[: found.start()].strip() and _UNIT.fullmatch(_COMMAND.sub(" ", text), found.end())
+    if whole and _MULTIPLIER.match(_COMMAND.sub(" ", text), found.end()):
+        return None
     return _value(found) if whole else None
 
 

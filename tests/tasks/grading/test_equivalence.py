@@ -157,3 +157,19 @@ def test_a_missing_library_is_told_with_its_cure(monkeypatch):
     assert equivalent("1", "1.0") is True, "not needed for this"
     with pytest.raises(DataError, match=r"pip install 'd1jax\[maths\]'"):
         equivalent("x+y", "y+x")
+
+
+@pytest.mark.parametrize(
+    ("gold", "offered"),
+    [("\\text{(C)}", "C or D"), ("\\text{(C)}", "C, D"), ("\\text{C}", "C and D"), ("6", "6 \\text{ million}"), ("6", "6 million"),
+     ("6", "6\\text{ but also 7}"), ("6", "6_7"), ("3", "x+y=3"), ("x+y=3", "3"), ("(1,2)", "\\{1,2\\}")],
+)  # fmt: skip
+def test_a_hedge_is_no_answer(gold, offered):
+    assert equivalent(gold, offered) is False
+
+
+@pytest.mark.parametrize(
+    ("gold", "offered"), [("31", "8 + 8 + 15 = 31 units"), ("5", "x=5"), ("(0,1]", "0 < x \\leqslant 1")]
+)
+def test_what_is_worked_out_or_named_is_one(gold, offered):
+    assert equivalent(gold, offered) is True

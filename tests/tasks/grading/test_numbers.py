@@ -170,3 +170,19 @@ def test_hostile_texts_are_fast(text):
     began = time.perf_counter()
     final_number(text)
     assert time.perf_counter() - began < 3
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["x > 18", "x >= 18", "≥ 18", "x \\geq 18", "20 != 18", "x ≠ 18", "less than 5", "at least 5", "not 5", "5 < x < 6", "3k", "5 hundred",
+     "3 million", "18²", "2½", "1'234", "0x12", "100 dollars plus 50", "100 -> 150", "18 divided by 2", "18|19", "18 or maybe 20"],
+)  # fmt: skip
+def test_what_only_contains_the_number_states_none(text):
+    assert read_number(text) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("minus 18", -18), ("negative 18", -18), ("36>", 36), ("18 cm²", 18), ("45/3", 15)]
+)
+def test_signs_in_words_and_units_are_read(text, value):
+    assert read_number(text) == value
