@@ -40,7 +40,7 @@ class TaskConfig:
     style: Literal["bare", "instruct"] = setting(
         "bare", "bare: puzzle in, answer out; instruct: instructions and <answer> tags"
     )
-    train: str = setting("generated", "'generated', a JSONL file (.jsonl, .jsonl.gz), or hub:NAME of a dataset")
+    train: str = setting("generated", "'generated', a file (.jsonl, .jsonl.gz, .parquet), or hub:NAME of a dataset")
     train_rows: int = setting(20000, "rows to generate, or to keep of the file (0 = all)", at_least=0, at_most=10**8)
     eval_sets: dict[str, str] = setting(
         lambda: {"held_out": "generated"},

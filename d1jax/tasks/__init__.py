@@ -10,7 +10,7 @@ from typing import Any
 from d1jax.tasks.code import Code
 from d1jax.tasks.countdown import Countdown
 from d1jax.tasks.gsm8k import Gsm8k
-from d1jax.tasks.hub import HUB, read_hub
+from d1jax.tasks.hub import HUB, read_hub, read_parquet
 from d1jax.tasks.jsonl import read_rows
 from d1jax.tasks.maths import Maths
 from d1jax.tasks.mixture import Mixture
@@ -63,5 +63,7 @@ def _hashable(value: Any) -> Any:
 
 
 def read_source(source: str, task: Task) -> list[Row]:
-    """The rows of `hub:NAME[:SPLIT]`, or of a JSONL file where the source does not begin so. Raises DataError."""
+    """The rows of `hub:NAME[:SPLIT]`, of a Parquet file, or of a JSONL file where the source is neither. Raises DataError."""
+    if source.endswith(".parquet"):
+        return read_parquet(source, task)
     return read_hub(source, task) if source.startswith(HUB) else read_rows(source, task)

@@ -38,7 +38,15 @@ def read_hub(source: str, task: Task) -> list[Row]:
     return parse_records(records, task, source, empty=f"{source}: the split holds no rows; name another split")
 
 
-def _records(source: str, name: str, split: str) -> Iterator[tuple[str, dict[str, Any]]]:
+def read_parquet(source: str, task: Task) -> list[Row]:
+    """All rows of a local `.parquet` file, as `task.parse` understands them. Raises DataError as `read_hub` does."""
+    if not Path(source).is_file():
+        raise DataError(f"{source}: no such file; check the path in the config (it is relative to {Path.cwd()})")
+    records = _records(source, "parquet", "train", data_files=source)
+    return parse_records(records, task, source, empty=f"{source}: the file holds no rows")
+
+
+def _records(source: str, name: str, split: str, **files: str) -> Iterator[tuple[str, dict[str, Any]]]:
     try:
         import datasets
     except ImportError as error:
@@ -46,7 +54,7 @@ def _records(source: str, name: str, split: str) -> Iterator[tuple[str, dict[str
     if int(datasets.__version__.split(".")[0]) < 4:  # older versions can run a data set's own Python script
         raise DataError(f"{source}: datasets {datasets.__version__} is older than version 4; {_INSTALL}")
     try:
-        for index, record in enumerate(datasets.load_dataset(*_with_configuration(name), split=split)):
+        for index, record in enumerate(datasets.load_dataset(*_with_configuration(name), split=split, **files)):
             # A table has every column in every row: null is how it says that a record lacks a key.
             yield f"{source} row {index}", {key: value for key, value in record.items() if value is not None}
     except Exception as error:  # files, network, formats: the library documents no common base class

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from d1jax.tasks import Countdown, Traces, read_source
+from d1jax.tasks import Countdown, Traces, make, read_source
 from d1jax.tasks.hub import read_hub
 from d1jax.tasks.task import DataError
 
@@ -129,3 +129,13 @@ def test_names_that_can_be_no_data_set(source):
 def test_missing_library(monkeypatch, folder):
     monkeypatch.setitem(sys.modules, "datasets", None)
     assert complaint(f"hub:{folder(train=RECORDS)}").endswith("; pip install 'd1jax[data]'")
+
+
+def test_a_parquet_file_is_read_like_its_rows(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    rows = [{"question": "q", "answer": "so #### 18"}, {"question": "r", "answer": "#### 7"}]
+    datasets.Dataset.from_list(rows).to_parquet(str(tmp_path / "rows.parquet"))
+    found = read_source(str(tmp_path / "rows.parquet"), make("gsm8k"))
+    assert [row["question"] for row in found] == ["q", "r"]
+    with pytest.raises(DataError, match="no.parquet: no such file"):
+        read_source(str(tmp_path / "no.parquet"), make("gsm8k"))
