@@ -199,7 +199,7 @@ class _TextOf:
 def _read(source: str, reader: _Reader) -> list[Numbered]:
     if source == GENERATED:
         raise UserError("texts cannot be generated; name a file or hub:NAME:SPLIT")
-    rows: Any = read_source(source, reader)  # type: ignore[arg-type]
+    rows: Any = read_source(source, reader)
     return rows
 
 

@@ -20,8 +20,8 @@ class Mixture:
     """Tasks with sampling weights, as in d1's unified model.
 
     Fields: `tasks`, {label: {name: gsm8k, weight: 1, train: SOURCE, test: SOURCE, and fields of that task}}; a source is a file, hub:NAME
-    or "generated". `style`, for tasks that name none; `split_seed`. Rows are drawn until the shortest task runs out of rows for its weight,
-    so that the shares are those of the weights.
+    or "generated". `style`, for tasks that name none; `split_seed`. A task with fewer training rows than its share comes round
+    again, so that the shares are those of the weights.
     """
 
     name: ClassVar[str] = "mixture"
@@ -57,6 +57,7 @@ class Mixture:
             weights[label] = float(weight)
         object.__setattr__(self, "_made", made)
         object.__setattr__(self, "_weights", weights)
+        object.__setattr__(self, "_reward_names", {})  # label -> names, read off the first row of each task
 
     def task_of(self, row: Row) -> Task:
         return self._made[row["task"]]
@@ -77,6 +78,7 @@ class Mixture:
             found = [row for row in found if task.has_reference(row)]
             if not found:
                 raise DataError(f"{source}: has no row that {label} can use")
+            self._note_rewards(label, found[0])
             order = np.random.default_rng([seed, len(rows)]).permutation(len(found))
             # A task with fewer rows than its share comes round again, so that the weights hold.
             chosen = np.resize(order, wanted) if split == "train" else order[:wanted]
@@ -84,7 +86,7 @@ class Mixture:
         mixed = np.random.default_rng(seed).permutation(len(rows))
         return [rows[place] for place in mixed][:count]
 
-    def parse(self, record: dict[str, Any], where: str) -> Row:
+    def parse(self, record: dict[str, Any], where: str) -> Row | None:
         """Reads {"task": label, "row": {...}} or a record of a task with its label under "task". Raises DataError."""
         label = record.get("task")
         if label not in self._made:
@@ -92,7 +94,16 @@ class Mixture:
         inside = (
             record["row"] if isinstance(record.get("row"), dict) else {k: v for k, v in record.items() if k != "task"}
         )
-        return {"task": label, "row": self._made[label].parse(inside, where)}
+        row = self._made[label].parse(inside, where)
+        if row is None:
+            return None
+        self._note_rewards(label, row)
+        return {"task": label, "row": row}
+
+    def _note_rewards(self, label: str, row: Row) -> None:
+        """A batch may have no row of a task, and its rewards must still have their names there."""
+        if label not in self._reward_names:
+            self._reward_names[label] = tuple(self._made[label].rewards(row, ""))
 
     def prompt(self, row: Row) -> Any:
         return self.task_of(row).prompt(row["row"])
@@ -105,7 +116,10 @@ class Mixture:
 
     def rewards_many(self, rows: Sequence[Row], texts: Sequence[str]) -> list[dict[str, float | None]]:
         """The rewards of each row's task under their own names, and again as task/name; None where a row's task lacks one."""
-        return self._by_task(rows, texts, "rewards")
+        named = {
+            name for label, names in self._reward_names.items() for one in names for name in (one, f"{label}/{one}")
+        }
+        return [dict.fromkeys(named) | values for values in self._by_task(rows, texts, "rewards")]
 
     def grade(self, row: Row, text: str) -> dict[str, float]:
         """`grade_many` of one text."""

@@ -70,3 +70,10 @@ def test_a_run_of_several_tasks_is_built(tmp_path):
 def test_a_mixture_that_cannot_be_is_told(tasks, message):
     with pytest.raises(ValueError, match=message):
         make("mixture", tasks=tasks)
+
+
+def test_a_batch_without_a_row_of_a_task_still_has_its_rewards(tmp_path):
+    task = make("mixture", tasks=mixture(tmp_path))
+    sums = [row for row in task.generate("train", 40, 0) if row["task"] == "sums"][:3]
+    parts, failures, rewarded = reward_rows(task, sums, ["4"] * 3, {"solved": 1.0, "cells": 0.5})
+    assert not failures and rewarded.all() and all(math.isnan(value) for value in parts["cells"])

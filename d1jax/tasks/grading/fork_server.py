@@ -50,6 +50,7 @@ def run_test(source: str, setup: str, test: str, report: int, token: bytes) -> N
     try:
         module = type(sys)("solution")
         sys.modules["solution"] = module
+        # To run what a model wrote is what this process is for: it is confined (confine.py) and ends with the test.
         exec(compile(source, "<program>", "exec"), module.__dict__)
         restore(kept)
         phase = "test"
@@ -57,7 +58,7 @@ def run_test(source: str, setup: str, test: str, report: int, token: bytes) -> N
         names = dict(module.__dict__)
         for part in (setup, test):
             if part:
-                exec(compile(part, "<test>", "exec"), names)
+                exec(compile(part, "<test>", "exec"), names)  # confined like the program
         status, message = "passed", ""
     except BaseException as error:  # SystemExit and KeyboardInterrupt too
         status = "failed" if phase == "test" and isinstance(error, AssertionError) else "error"
