@@ -57,6 +57,11 @@ def as_answer(answer: str, style: str) -> str:
     return answer if style == "bare" else f"{_OPEN}\n{answer}\n{_CLOSE}"
 
 
+def question_key(question: str) -> str:
+    """Equal for questions that differ in spacing and capitals only."""
+    return " ".join(question.split()).casefold()
+
+
 def check_style(task: str, style: str) -> None:
     """Raises ValueError unless `style` is one of `STYLES`."""
     if style not in STYLES:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NoReturn
 
-from d1jax.tasks.answers import check_style
+from d1jax.tasks.answers import check_style, question_key
 from d1jax.tasks.code_answers import code_format, completed, offered_code, uses_forbidden, xml_format
 from d1jax.tasks.code_rows import read_row
 from d1jax.tasks.grading.sandbox import Outcome, Program, run_all
@@ -160,7 +160,7 @@ class Code:
 
     def problem_key(self, row: Row) -> str:
         """The question, whatever its spacing and capitals."""
-        return " ".join(row["question"].split()).casefold()
+        return question_key(row["question"])
 
     def solution_key(self, row: Row) -> str | None:
         return None

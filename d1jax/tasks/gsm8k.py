@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, ClassVar, NoReturn
 
-from d1jax.tasks.answers import as_answer, check_style
+from d1jax.tasks.answers import as_answer, check_style, question_key
 from d1jax.tasks.grading import d1_rules
 from d1jax.tasks.grading.numbers import final_number, read_number, show_number
 from d1jax.tasks.grading.offers import two_blocks
@@ -129,7 +129,7 @@ class Gsm8k:
 
     def problem_key(self, row: Row) -> str:
         """The question, whatever its spacing and capitals."""
-        return " ".join(row["question"].split()).casefold()
+        return question_key(row["question"])
 
     def solution_key(self, row: Row) -> str | None:
         return None

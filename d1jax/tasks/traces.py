@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, ClassVar, NoReturn
 
-from d1jax.tasks.answers import answer_text, as_answer, check_style, last_boxed
+from d1jax.tasks.answers import answer_text, as_answer, check_style, last_boxed, question_key
 from d1jax.tasks.grading.offers import two_blocks
 from d1jax.tasks.task import DataError, Row
 
@@ -121,7 +121,7 @@ class Traces:
 
     def problem_key(self, row: Row) -> str:
         """The question, whatever its spacing and capitals."""
-        return " ".join(row["question"].split()).casefold()
+        return question_key(row["question"])
 
     def solution_key(self, row: Row) -> str | None:
         return None

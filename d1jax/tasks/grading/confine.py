@@ -11,7 +11,7 @@ import sys
 LIBC = ctypes.CDLL(None, use_errno=True)
 # A user without a name for each server: limits of processes are a user's. systemd keeps this range for such users.
 STRANGER = 61184 + os.getpid() % 4096
-SCRATCH = "/tmp/work"  # inside the private root
+SCRATCH = "/tmp/program"  # inside the private root
 
 _NEW_MOUNTS, _NEW_UTS, _NEW_IPC, _NEW_USER, _NEW_PIDS, _NEW_NET = (
     0x00020000, 0x04000000, 0x08000000, 0x10000000, 0x20000000, 0x40000000,

@@ -1,6 +1,6 @@
 r"""Whether two mathematical answers are worth the same: `\frac{1}{2}` and `0.5`, `x+1` and `1+x`.
 
-Cheap exact checks come first and decide most rows. The rest goes to math-verify in worker processes (pool.py).
+Exact checks come first. What they leave open goes to math-verify in worker processes (pool.py).
 """
 
 from __future__ import annotations
