@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -37,7 +37,7 @@ from d1jax.training.setup import save_source
 from d1jax.training.stage_log import StageLog, check_in_place
 from d1jax.training.stopping import StopRequest
 from d1jax.weights.run import RunDirectory
-from d1jax.weights.variables import mark_one_adapter, start_variables
+from d1jax.weights.variables import mark_one_adapter, start_variables, variables_at
 
 TRAIN = {"sft": sft.train, "rl": rl.train, "preference": preference.train}
 
@@ -99,7 +99,12 @@ def run(config: Config) -> dict[str, Any]:
                             with suppress(OSError):
                                 write_report(directory.path)
                         raise
-                _evaluate(stage.name, log.steps, context, variables, directory, metrics)
+                    selected = log.selected()
+                if selected and selected["step"] != log.steps:
+                    variables, _ = variables_at(context, directory, stage.name, selected["step"])
+                if selected:
+                    print(f"{stage.name}: {_chosen(selected)}", file=sys.stderr)
+                _evaluate(stage.name, log.steps, selected, context, variables, directory, metrics)
                 result = summary.write(context, directory)
                 write_report(directory.path)
             if result is None:  # no stage trained anything
@@ -120,16 +125,31 @@ def _as_seen_by(stage: Stage, context: Context, directory: RunDirectory) -> Cont
     return seen
 
 
+def _chosen(selected: Mapping[str, Any]) -> str:
+    """What `evaluation.select` has done, in words."""
+    return (
+        f"step {selected['step']} goes on, the best of {len(selected['candidates'])} checkpoints on {selected['set']} "
+        f"({selected['solved']:.1%} solved)"
+    )
+
+
 def _evaluate(
-    name: str, steps: int, context: Context, variables: Variables, directory: RunDirectory, metrics: MetricsLog
+    name: str,
+    steps: int,
+    selected: Mapping[str, Any] | None,
+    context: Context,
+    variables: Variables,
+    directory: RunDirectory,
+    metrics: MetricsLog,
 ) -> None:
-    """Evaluates the weights after a stage, unless that was done."""
+    """Evaluates the weights that a stage hands on, unless that was done."""
     if directory.evaluation(name).exists() and directory.evaluation_samples(name).exists():
         return
     scores, samples = grade.evaluate(context, variables)
     check_in_place(metrics, f"evaluation of {name}")
     write_jsonl(directory.evaluation_samples(name), [{"stage": name, **sample} for sample in samples])
-    write_json(directory.evaluation(name), {"step": steps, "sets": scores})
+    record = {"step": selected["step"], "selected": selected} if selected else {"step": steps}
+    write_json(directory.evaluation(name), {**record, "sets": scores})
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from d1jax.config.parse import parse
 from d1jax.telemetry.metrics import read_metrics
 from d1jax.training.stage_log import StageLog
 from d1jax.weights.checkpoints import ocp
+from d1jax.weights.source import open_source
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = {
@@ -239,6 +240,53 @@ def test_a_run_goes_on_from_another(finished, tmp_path):
     longer = ["--task.style=instruct", "--sampler.completion_length=60", "--sampler.block_length=60"]
     wrong = call(evaluate.main, [f"--run={finished}", *longer], tmp_path)
     assert wrong.returncode == 2 and "another tokenizer" in wrong.stderr, wrong.stderr
+
+
+def test_the_checkpoint_is_selected_on_validation_and_the_test_set_is_evaluated_once(tmp_path, monkeypatch):
+    """SFT's step 2 of 4 is the best on validation: RL, evaluate, init_from and the report take that one."""
+    solved = iter([0.2, 0.9, 0.5, 0.1, 0.3, 0.4])
+    watched = []
+
+    def watch(context, variables):
+        watched.append(context.config.watched_set)
+        return {"eval/validation/solved": next(solved)}
+
+    monkeypatch.setattr("d1jax.evaluation.grade.watch", watch)
+    monkeypatch.setattr("d1jax.rl.loop.watch", watch)
+    begun, rl_train = [], command.TRAIN["rl"]
+
+    def rl(context, start, log):
+        begun.append(start)
+        return rl_train(context, start, log)
+
+    monkeypatch.setitem(command.TRAIN, "rl", rl)
+    settings = {
+        "task.eval_sets": "{test: generated, validation: 'share:0.25'}", "evaluation.select": "validation",
+        "evaluation.every": 1, "checkpoint_every": 100, "sft.steps": 4, "rl.steps": 2, "rl.num_iterations": 1,
+    }  # fmt: skip
+    run_dir = tmp_path / "run"
+    done = train(run_dir, **settings)
+    assert done.returncode == 0, done.stderr
+    assert watched == ["validation"] * 6
+    assert "sft: step 2 goes on, the best of 4 checkpoints on validation (90.0% solved)" in done.stderr
+    summary = json.loads((run_dir / "summary.json").read_text())
+    assert [(stage["name"], stage["step"]) for stage in summary["stages"]] == [("sft", 2), ("rl", 2)]
+    assert summary["primary_set"] == "test" and set(summary["stages"][0]["sets"]) == {"test", "validation"}
+    second = parameters(run_dir, "sft", 2)["trainable"]
+    for path, found in _leaves(begun[0]).items():
+        np.testing.assert_array_equal(found, _leaves(second)[path])
+    report = (run_dir / "report.html").read_text()
+    assert "SFT: step 2 goes on, the best of 4 checkpoints on validation (90.0" in report
+    again = evaluate.evaluate({"run": str(run_dir)}, [])
+    assert [(stage["name"], stage["step"]) for stage in again["stages"]] == [("sft", 2), ("rl", 2)]
+    assert again["stages"][0]["sets"] == {name: scores for name, scores in summary["stages"][0]["sets"].items()}
+    # Of a finished run nothing is done again; a longer stage selects again.
+    assert train(run_dir, **settings).returncode == 0
+    solved = iter([0.95])
+    longer = train(run_dir, **{**settings, "rl.steps": 3})
+    assert longer.returncode == 0 and "rl: step 3 goes on, the best of 3 checkpoints" in longer.stderr, longer.stderr
+    assert open_source(run_dir).identity() == {"stage": "rl", "step": 3}
+    assert json.loads((run_dir / "evaluations/rl.step2.json").read_text())["selected"]["step"] == 2
 
 
 @pytest.mark.parametrize("control", ["zero_advantages", "shuffled_rewards"])

@@ -89,7 +89,13 @@ class EvaluationConfig:
     batch_size: int = setting(256, "rows at a time", above=0, at_most=MAX_ROWS)
     temperature: float = setting(0.0, "0 = greedy", at_least=0)
     every: int = setting(
-        0, "steps between evaluations of the headline set during a stage (0 = only at its end)", at_least=0
+        0,
+        "steps between evaluations of one set during a stage, the headline or `select` (0 = only at its end)",
+        at_least=0,
+    )
+    select: str = setting(
+        "",
+        "the evaluation set by which the checkpoint of a stage is chosen, e.g. one that is 'share:0.02' ('' = the last checkpoint)",
     )
     samples: int = setting(8, "rows kept for the report", at_least=0, at_most=MAX_ROWS)
 
@@ -194,6 +200,11 @@ class Config:
         object.__setattr__(self, "stages", stages)
 
     @property
+    def watched_set(self) -> str:
+        """The evaluation set that is looked at during a stage: the one that selects, or the headline."""
+        return self.evaluation.select or next(iter(self.task.eval_sets))
+
+    @property
     def stage_names(self) -> tuple[str, ...]:
         return tuple(stage.name for stage in self.stages)
 
@@ -249,6 +260,7 @@ class Config:
             f"stages begins with {first!r}, from random weights; set init_from to a run, or put 'sft' first",
         )
         yield from self._rows_of_stages()
+        yield from self._selection()
         yield from self.rules_between_sections()
 
     def rules_between_sections(self) -> Iterator[Rule]:
@@ -274,6 +286,31 @@ class Config:
         yield (
             self.rl.reference.name == "moving" and self.lora.rank > 0,
             "rl.reference = moving with LoRA: the reference is the model without its adapter and never moves; set it to fixed",
+        )
+
+    def _selection(self) -> Iterator[Rule]:
+        """The set by which checkpoints are chosen is evaluated during training, and none that a result is reported on."""
+        select, sets = self.evaluation.select, self.task.eval_sets
+        if not select:
+            return
+        yield (
+            select not in sets,
+            f"evaluation.select = {shown(select)} is not in task.eval_sets; choices: {list(sets)}; write e.g. "
+            "--task.eval_sets \"{test: FILE, validation: 'share:0.02'}\"",
+        )
+        yield (
+            select == next(iter(sets), ""),
+            f"evaluation.select = {shown(select)} is the first of task.eval_sets, which the results are reported on: the best of many "
+            "checkpoints is better there than anywhere else. Put another set first",
+        )
+        yield (
+            sets.get(select) in [source for name, source in sets.items() if name != select],
+            f"evaluation.select = {shown(select)} has the rows of another set of task.eval_sets; "
+            "cut it from training: 'share:0.02'",
+        )
+        yield (
+            self.evaluation.every == 0,
+            f"evaluation.select = {shown(select)} with evaluation.every = 0 has one checkpoint to choose from; say after how many steps",
         )
 
     def _rows_of_stages(self) -> Iterator[Rule]:

@@ -33,6 +33,8 @@ def read_rows(
         else _rows(task, config, source, "test", config.task.eval_rows)
         for name, source in config.task.eval_sets.items()
     }
+    if config.evaluation.select:
+        eval_rows = _without_reported(task, config.evaluation.select, eval_rows, log)
     sources = {f"task.eval_sets.{name}": (source, eval_rows[name]) for name, source in config.task.eval_sets.items()}
     if training:
         sources |= {"task.train": (config.task.train, train_rows)}
@@ -80,6 +82,25 @@ def _share(task: Task, rows: list[Row], source: str, config: TaskConfig) -> list
     order = np.random.default_rng(config.seed).permutation(len(rows))
     picked = [rows[index] for index in order[: max(round(len(rows) * fraction), 1)]]
     return picked[: config.eval_rows] if config.eval_rows else picked
+
+
+def _without_reported(
+    task: Task, select: str, eval_sets: dict[str, list[Row]], log: Callable[[str], None]
+) -> dict[str, list[Row]]:
+    """The evaluation sets; of the one that selects without the problems of the others. Raises UserError where none is left."""
+    others = {task.problem_key(row) for name, rows in eval_sets.items() if name != select for row in rows}
+    rows = eval_sets[select]
+    kept = [row for row in rows if task.problem_key(row) not in others]
+    if not kept:
+        raise UserError(
+            f"config: evaluation.select = {select!r}: all of its {len(rows)} problems are in another set of task.eval_sets; "
+            "cut it from training: 'share:0.02'"
+        )
+    if len(kept) < len(rows):
+        log(
+            f"data: dropped {len(rows) - len(kept)} of {len(rows)} problems of {select}, which selects, because another set has them"
+        )
+    return {**eval_sets, select: kept}
 
 
 def _without_overlap(

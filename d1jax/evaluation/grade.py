@@ -71,9 +71,10 @@ def evaluate(
     return scores, samples
 
 
-def headline(context: Context, variables: Variables) -> dict[str, float]:
-    """The first evaluation set's scores as metrics, for learning curves."""
-    name, problems = next(iter(context.eval_sets.items()))
+def watch(context: Context, variables: Variables) -> dict[str, float]:
+    """The scores of the set that is looked at during training as metrics, for learning curves and for `evaluation.select`."""
+    name = context.config.watched_set
+    problems = context.eval_sets[name]
     scores = score_texts(context, problems, texts_of(context, decode(context, variables, problems)))
     scores["solved"] = scores.pop("solved_rate")
     return {f"eval/{name}/{grade}": value for grade, value in scores.items() if isinstance(value, float)}

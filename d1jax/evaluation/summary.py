@@ -44,10 +44,12 @@ def write(context: Context, run: RunDirectory) -> dict[str, Any]:
 
 
 def stage_entry(stage: str, evaluation: dict[str, Any]) -> dict[str, Any]:
-    """{"name", "step", the headline set's scores, "sets": every set's scores, with the order of their decoding}."""
+    """{"name", "step", "selected" where a checkpoint was chosen, the headline set's scores, "sets": every set's scores, with the order
+    of their decoding}."""
     sets = evaluation["sets"]
     headline = {key: value for key, value in next(iter(sets.values())).items() if key != "decoding_order"}
-    return {"name": stage, "step": evaluation["step"], **headline, "sets": sets}
+    chosen = {"selected": evaluation["selected"]} if "selected" in evaluation else {}
+    return {"name": stage, "step": evaluation["step"], **chosen, **headline, "sets": sets}
 
 
 def environment() -> dict[str, str]:

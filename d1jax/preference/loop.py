@@ -19,7 +19,7 @@ import optax
 from jax import Array
 
 from d1jax.config import PreferenceConfig
-from d1jax.evaluation.grade import headline
+from d1jax.evaluation.grade import watch
 from d1jax.models import sharding
 from d1jax.models.transformer import Variables, in_model_dtype
 from d1jax.preference.loss import dpo, pairs_of
@@ -112,7 +112,7 @@ def train(context: Context, start: Variables, log: StageLog) -> Variables:
             **clock.laps,
         }
         if log.evaluates(step + 1):
-            values |= headline(context, {**frozen, **state.trainable})
+            values |= watch(context, {**frozen, **state.trainable})
         log.log_metrics(step + 1, values, watch=("loss", "rewards/accuracies", "rewards/margins"))
         log.notes(no_pairs(log.recent, step + 1, config.steps))
         log.save_checkpoint(step + 1, _items(state, reference))

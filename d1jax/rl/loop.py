@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 from d1jax.config import RlConfig
-from d1jax.evaluation.grade import headline
+from d1jax.evaluation.grade import watch
 from d1jax.models import sharding
 from d1jax.models.transformer import Variables, in_model_dtype
 from d1jax.rl import diagnostics, metrics
@@ -103,7 +103,7 @@ def train(context: Context, start: Variables, log: StageLog) -> Variables:
             **clock.laps,
         }
         if log.evaluates(step + 1):
-            values |= headline(context, {**frozen, **state.trainable})
+            values |= watch(context, {**frozen, **state.trainable})
         log.log_metrics(step + 1, values, watch=("reward", "rewards/solved/mean", "kl", "entropy"))
         log.notes(diagnostics.no_signal(log.recent, step + 1, config))
         signs = diagnostics.collapsed(log.recent, group, config.collapse)

@@ -79,7 +79,7 @@ def train(context: Context, start: Variables, log: StageLog) -> Variables:
         # -- what is left behind
         values["learning_rate"] = float(schedule(step))
         if log.evaluates(step + 1):
-            values |= grade.headline(context, {**frozen, **state.trainable})
+            values |= grade.watch(context, {**frozen, **state.trainable})
         log.log_metrics(step + 1, values, watch=("loss", "grad_norm"))
         log.save_checkpoint(step + 1, {"trainable": state.trainable, "optimizer": state.optimizer})
     return {**frozen, **state.trainable}

@@ -55,7 +55,7 @@ class StageLog:
         self._progress: Progress | None = None
         self._began = time.perf_counter()
         self.recent: list[Mapping[str, float]] = []  # metrics of the last steps, those before a stop included
-        self._headline: dict[int, float] = {}  # step -> what the headline evaluation found solved then
+        self._watched: dict[int, float] = {}  # step -> share of the watched evaluation set that was solved then
 
     def note(self, line: str) -> None:
         """A line for the log."""
@@ -70,9 +70,22 @@ class StageLog:
             self.note(line)
 
     def evaluates(self, step: int) -> bool:
-        """Whether the headline set is evaluated after this step."""
-        every = self._config.evaluation.every
-        return bool(every) and step % every == 0
+        """Whether the watched set is evaluated after this step; where it selects, also after the last one."""
+        evaluation = self._config.evaluation
+        due = bool(evaluation.every) and step % evaluation.every == 0
+        return due or (evaluation.select != "" and step == self.steps)
+
+    def selected(self) -> dict[str, Any] | None:
+        """{"set", "step", "solved", "candidates": {step: solved}} of the checkpoint that `evaluation.select` chooses; None without it.
+
+        The best of the saved steps that were evaluated; of equals the later.
+        """
+        name = self._config.evaluation.select
+        candidates = {step: self._watched[step] for step in self._checkpoints.steps() if step in self._watched}
+        if not name or not candidates:
+            return None
+        step = _best(candidates)
+        return {"set": name, "step": step, "solved": candidates[step], "candidates": candidates}
 
     def resume(self, items: dict[str, Any]) -> tuple[dict[str, Any], int]:
         """(items, first step to do): as given, or as the last good checkpoint has them. A damaged one is set aside, not deleted.
@@ -94,7 +107,7 @@ class StageLog:
         rows = [row for row in read_metrics(self._metrics.path) if row["stage"] == self.stage]
         self.recent = rows[-RECENT:]
         for row in rows:
-            self._note_headline(row["step"], row)
+            self._note_watched(row["step"], row)
         missing = sorted(set(range(1, first + 1)) - {row["step"] for row in rows})
         if missing:
             self.note(
@@ -128,7 +141,7 @@ class StageLog:
         values, self._began = {**values, "time/step_s": now - self._began}, now
         self._metrics.write(self.stage, step, values)
         self.recent = [*self.recent, values][-RECENT:]
-        self._note_headline(step, values)
+        self._note_watched(step, values)
         self._progress.update({name: values[name] for name in watch if name in values})
         in_a_row = int(values["nonfinite/in_a_row"])
         problem = bad_updates_of(self.stage, step, self._section, in_a_row, self._config.max_bad_updates)
@@ -161,8 +174,9 @@ class StageLog:
 
         Raises CannotSave where the disk is full, or the directory may not be written to or is not there any more.
         """
-        asked = self._stop.signum is not None
-        if asked or step % self._config.checkpoint_every == 0 or step == self.steps:
+        candidate = self._config.evaluation.select != "" and self.evaluates(step)
+        due = candidate or step % self._config.checkpoint_every == 0 or step == self.steps
+        if due or self._stop.signum is not None:
             check_in_place(self._metrics, f"{self.stage} step {step}")
             try:
                 self._metrics.to_disk()
@@ -176,12 +190,12 @@ class StageLog:
 
     def _kept(self, saved: list[int]) -> set[int]:
         collapse = getattr(self._section, "collapse", None)
-        return kept_steps(saved, self._config.keep_last, self._headline, collapse.patience if collapse else 0)
+        return kept_steps(saved, self._config.keep_last, self._watched, collapse.patience if collapse else 0)
 
-    def _note_headline(self, step: int, values: Mapping[str, float]) -> None:
-        solved = values.get(f"eval/{next(iter(self._config.task.eval_sets))}/solved")
+    def _note_watched(self, step: int, values: Mapping[str, float]) -> None:
+        solved = values.get(f"eval/{self._config.watched_set}/solved")
         if solved is not None:
-            self._headline[step] = solved
+            self._watched[step] = solved
 
     def __enter__(self) -> StageLog:
         return self
@@ -204,12 +218,17 @@ def bad_updates_of(stage: str, step: int, section: TrainingConfig, in_a_row: int
     return None
 
 
-def kept_steps(saved: Sequence[int], last: int, headline: Mapping[int, float], look_back: int) -> set[int]:
-    """Which of the checkpoints of a stage stay: the `last` ones; the best by the headline evaluation (of equals the later); and
+def _best(solved: Mapping[int, float]) -> int:
+    """The step with the highest share solved, of equals the later."""
+    return max(solved, key=lambda step: (solved[step], step))
+
+
+def kept_steps(saved: Sequence[int], last: int, solved: Mapping[int, float], look_back: int) -> set[int]:
+    """Which of the checkpoints of a stage stay: the `last` ones; the best by the watched evaluation set (of equals the later); and
     those that a roll-back may want, which is to before the bad ones of the last `look_back` steps."""
     kept = set(saved[-last:])
-    scored = [step for step in saved if step in headline]
-    kept |= {max(scored, key=lambda step: (headline[step], step))} if scored else set()
+    scored = {step: solved[step] for step in saved if step in solved}
+    kept |= {_best(scored)} if scored else set()
     before = max((step for step in saved if step <= saved[-1] - look_back), default=0)
     return kept | {step for step in saved if step >= before}
 

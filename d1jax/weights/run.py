@@ -80,6 +80,13 @@ class RunDirectory:
         names = {stage: [path.name for path in self.checkpoints(stage).iterdir()] for stage in begun}
         return {stage: max((int(n) for n in found if n.isdigit()), default=0) for stage, found in names.items()}
 
+    def selected(self, stage: str) -> int | None:
+        """The step that `evaluation.select` has chosen for a finished stage; None where the last one counts."""
+        path = self.evaluation(stage)
+        chosen = read_record(path).get("selected") if path.exists() else None
+        step = chosen.get("step") if isinstance(chosen, dict) else None
+        return step if isinstance(step, int) else None
+
     def evaluation(self, stage: str) -> Path:
         return self.path / "evaluations" / f"{stage}.json"
 

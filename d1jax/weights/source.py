@@ -75,8 +75,9 @@ class RunSource:
         return self.config.sampler
 
     def saved(self) -> dict[str, int]:
-        """{stage: its last saved step} in the order of the run. Raises UserError where nothing is saved."""
-        steps = {name: step for name, step in self.run.saved_steps(self.config.trained_stages).items() if step}
+        """{stage: its selected or else its last saved step} in the order of the run. Raises UserError where nothing is saved."""
+        last = self.run.saved_steps(self.config.trained_stages)
+        steps = {name: self.run.selected(name) or step for name, step in last.items() if step}
         if not steps:
             raise UserError(f"run {str(self.path)!r} has no checkpoint yet")
         return steps

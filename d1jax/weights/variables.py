@@ -110,7 +110,7 @@ def _architecture(config: Config) -> ModelConfig:
 
 
 def variables_at(built: RunModel, run: RunDirectory, stage: str, step: int | None = None) -> tuple[Variables, int]:
-    """(weights, step) of a stage of a run at `step` (None: its last checkpoint). Raises UserError if there are none.
+    """(weights, step) of a stage of a run at `step` (None: the selected checkpoint, or else the last). Raises UserError if there are none.
 
     What was trained is fp32, as in training; an adapter stands beside the weights that it was trained on, not merged.
     """
@@ -145,8 +145,9 @@ def variables_at(built: RunModel, run: RunDirectory, stage: str, step: int | Non
 
 
 def _saved_step(checkpoints: Checkpoints, run: RunDirectory, stage: str, step: int | None) -> int:
-    """The step that was asked for (None: the last one). Raises UserError where it is not saved."""
+    """The step that was asked for (None: the selected one, or else the last). Raises UserError where it is not saved."""
     saved = checkpoints.steps()
+    step = run.selected(stage) if step is None else step
     if not saved:
         raise UserError(f"run {str(run.path)!r} has no checkpoint of stage {stage!r} yet")
     if step is not None and step not in saved:

@@ -427,6 +427,22 @@ IMPOSSIBLE = [
         {"task.held_out_by_solution": "[test]"},
         "task.held_out_by_solution = ['test'] names sets that are not in task.eval_sets",
     ),
+    (
+        {"evaluation.select": "valid", "evaluation.every": "5"},
+        "evaluation.select = 'valid' is not in task.eval_sets; choices: ['held_out']",
+    ),
+    (
+        {"evaluation.select": "held_out", "evaluation.every": "5"},
+        "is the first of task.eval_sets, which the results are reported on",
+    ),
+    (
+        {"evaluation.select": "b", "evaluation.every": "5", "task.eval_sets": "{a: generated, b: generated}"},
+        "has the rows of another set of task.eval_sets; cut it from training",
+    ),
+    (
+        {"evaluation.select": "b", "task.eval_sets": "{a: generated, b: 'share:0.1'}"},
+        "with evaluation.every = 0 has one checkpoint to choose from",
+    ),
     ({"model.heads": "6", "model.kv_heads": "6"}, "model.heads = 6 does not divide model.width = 64"),
     ({"model.width": "20"}, "model.width / model.heads = 5 is odd; RoPE rotates pairs"),
     ({"model.kv_heads": "3"}, "model.kv_heads = 3 does not divide model.heads = 4"),

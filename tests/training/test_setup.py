@@ -14,7 +14,17 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from d1jax import convert, train
-from d1jax.config import Config, LoraConfig, ModelConfig, RlConfig, SamplerConfig, SftConfig, TaskConfig, UserError
+from d1jax.config import (
+    Config,
+    EvaluationConfig,
+    LoraConfig,
+    ModelConfig,
+    RlConfig,
+    SamplerConfig,
+    SftConfig,
+    TaskConfig,
+    UserError,
+)
 from d1jax.config.parse import parse
 from d1jax.data.hf_tokenizer import PretrainedTokenizer
 from d1jax.data.tokenizers import ByteTokenizer, CharacterTokenizer
@@ -431,6 +441,27 @@ def test_a_share_is_taken_out_of_training_and_always_the_same(reading):
 def test_a_small_share_is_one_row_at_least(reading):
     context, _ = reading([3] * 5, eval_sets={"dev": "share:0.01"}, sft_length=128)
     assert len(context.eval_sets["dev"]) == 1 and len(context.train) == 4
+
+
+def test_the_set_that_selects_has_no_problem_of_the_others(tmp_path):
+    sets = {"test": traces(tmp_path / "test.jsonl", [3] * 4), "validation": "share:0.5"}
+    logged: list[str] = []
+
+    def built(rows):
+        task = TaskConfig(
+            name="traces", train=traces(tmp_path / "train.jsonl", [3] * rows), train_rows=0, eval_rows=0, eval_sets=sets
+        )
+        evaluation = EvaluationConfig(every=1, select="validation")
+        sft = SftConfig(completion_length=128)
+        return build(config(task=task, tokenizer="bytes", sampler=SHORT, sft=sft, evaluation=evaluation), logged.append)
+
+    context = built(40)
+    test, validation = questions(context.eval_sets["test"]), questions(context.eval_sets["validation"])
+    assert not set(test) & set(validation) and not set(validation) & set(questions(context.train))
+    dropped = 20 - len(validation)
+    assert dropped and any(f"dropped {dropped} of 20 problems of validation" in line for line in logged)
+    with pytest.raises(UserError, match="evaluation.select = 'validation': all of its 2 problems are in another set"):
+        built(4)
 
 
 @pytest.mark.parametrize("share", ["share:0", "share:1", "share:-0.5", "share:25%", "share:", "share:nan", "share:2"])

@@ -236,5 +236,44 @@ def test_keep_last_removes_what_nothing_needs_also_after_a_resume(tmp_path):
     assert sorted(path.name for path in (tmp_path / "checkpoints" / "rl").iterdir()) == ["2", "5", "6"]
 
 
+# -- the checkpoint that is selected -----------------------------------------------------------------------------------
+
+SELECTING = {
+    "task": dataclasses.replace(Config().task, eval_sets={"test": "generated", "validation": "share:0.1"}),
+    "evaluation": dataclasses.replace(Config().evaluation, every=2, select="validation"),
+    "checkpoint_every": 100,
+}
+
+
+def test_the_best_evaluated_checkpoint_is_selected_of_equals_the_later_also_after_a_resume(tmp_path):
+    solved = {2: 0.3, 4: 0.5, 6: 0.5, 8: 0.1, 9: 0.2}
+    for first, last in ((1, 5), (5, 9)):  # step 5 is done again: its checkpoint was not due
+        with selecting(tmp_path) as journal:
+            assert journal.resume(START)[1] == first - 1
+            for step in range(first, last + 1):
+                assert journal.evaluates(step) == (step in solved)  # and after the last step
+                found = {"eval/validation/solved": solved[step]} if step in solved else {}
+                journal.log_metrics(step, values(step) | found | {"eval/test/solved": 1.0 / step}, watch=())
+                journal.save_checkpoint(step, START)
+            chosen = journal.selected()
+    assert chosen == {"set": "validation", "step": 6, "solved": 0.5, "candidates": solved}
+
+
+def test_without_select_or_without_candidates_nothing_is_selected(tmp_path):
+    with journal_of(tmp_path / "a") as journal:
+        journal.resume(START)
+        journal.log_metrics(1, values(1) | {"eval/held_out/solved": 1.0}, watch=())
+        journal.save_checkpoint(1, START)
+        assert journal.selected() is None
+    with selecting(tmp_path / "b") as journal:
+        assert journal.selected() is None
+
+
+def selecting(path):
+    rl = dataclasses.replace(Config().rl, steps=9)
+    config = dataclasses.replace(Config(), rl=rl, **SELECTING)
+    return StageLog(RunDirectory(path), MetricsLog(path), StopRequest(), Stage("rl", "rl"), config)
+
+
 def test_spans():
     assert spans([1, 2, 3, 7, 9, 10]) == "1-3, 7, 9-10" and spans([]) == ""

@@ -13,7 +13,7 @@ from d1jax.files import atomic_write
 from d1jax.telemetry.report.curves import curves
 from d1jax.telemetry.report.decoding_order import heat_maps, order_curves
 from d1jax.telemetry.report.rendering import render
-from d1jax.telemetry.report.results import primary_stages, results, verdict
+from d1jax.telemetry.report.results import primary_stages, results, selections, verdict
 from d1jax.telemetry.report.run_data import RunData, by_sample, mapping, read_run
 from d1jax.telemetry.report.samples import card
 from d1jax.telemetry.report.timing import phases, wall_seconds
@@ -41,6 +41,7 @@ def report_html(run: RunData) -> str:
         stages=[score.owner for score in primary_stages(run)],
         decoding=mapping(run.summary.get("decoding")),
         results=results(run),
+        selections=selections(run),
         curves=curves(run),
         cards=[card(group) for group in shown],
         unfolded=SAMPLES_SHOWN,

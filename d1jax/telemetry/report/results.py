@@ -11,7 +11,7 @@ from d1jax.telemetry.report.intervals import Interval, interval, interval_axis
 from d1jax.telemetry.report.run_data import RunData, mapping
 from d1jax.telemetry.report.wording import compact, finite, percent, set_name, stage_name
 
-_SCORE_KEYS = ("n", "solved_rate", "solved_rate_ci95", "name", "step", "sets")
+_SCORE_KEYS = ("n", "solved_rate", "solved_rate_ci95", "name", "step", "selected", "sets")
 _COUNTS = ("nfe",)  # what an evaluation measures beside the grades of the task, which are in [0, 1]
 
 
@@ -104,6 +104,22 @@ def verdict(run: RunData) -> str:
     return sentence + "."
 
 
+def selections(run: RunData) -> list[str]:
+    """A sentence for every stage whose checkpoint was chosen on an evaluation set (`evaluation.select`)."""
+    sentences = []
+    for stage in run.evaluated:
+        chosen = mapping(stage.get("selected"))
+        candidates, step = mapping(chosen.get("candidates")), finite(chosen.get("step"))
+        if not candidates or step is None:
+            continue
+        sentences.append(
+            f"{stage_name(str(stage['name']))}: step {step:,.0f} goes on, the best of {len(candidates)} checkpoints on "
+            f"{set_name(str(chosen.get('set')))} ({percent(finite(chosen.get('solved')))} solved there). The other sets were evaluated "
+            "once, at that step."
+        )
+    return sentences
+
+
 def intervals_overlap(a: Score, b: Score) -> bool | None:
     """Whether two 95 % intervals share a point; None when either is unknown."""
     if None in (a.low, a.high, b.low, b.high):
@@ -113,13 +129,14 @@ def intervals_overlap(a: Score, b: Score) -> bool | None:
 
 def _verdict_so_far(run: RunData) -> str:
     """Without a final evaluation, the last one made while training, if there was any."""
-    key = f"eval/{run.primary_set}/solved"
+    watched = str(mapping(run.settings.get("evaluation")).get("select") or run.primary_set)
+    key = f"eval/{watched}/solved"
     seen = [row for row in run.metrics if finite(row.get(key)) is not None]
     if not seen:
         return "No evaluation is recorded for this run."
     last = seen[-1]
     where = f"{stage_name(str(last.get('stage')))} step {last['step']:,}"
-    what = f"{set_name(run.primary_set)} problems"
+    what = f"{set_name(watched)} problems"
     return f"{percent(finite(last[key]))} of {what} solved at {where}; no final evaluation is recorded."
 
 
