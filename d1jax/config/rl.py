@@ -262,6 +262,7 @@ class RlConfig(WithChoices, RewardedConfig, TrainingConfig):
     def rules(self) -> Iterator[Rule]:
         """What has no meaning together; the rules that look at other sections are in schema.py."""
         yield from self.reward_rules("rl")
+        yield from self.rollout_rules("rl")
         rows, parts, control = self.rollout_rows, self.grad_accumulation_steps, self.negative_control
         yield rows % parts != 0, f"rl.grad_accumulation_steps = {parts} does not divide the {rows} rows of a step"
         yield (

@@ -51,11 +51,30 @@ class SamplingConfig:
     prompts_per_step: int = setting(64, "problems of a rollout batch", above=0, at_most=MAX_ROWS)
     num_generations: int = setting(8, "completions of a problem, G", at_least=2, at_most=2**16)
     temperature: float = setting(1.0, "of the rollouts", above=0)
+    rollout_batch_size: int = setting(
+        0,
+        "rows of a rollout batch that are decoded at a time; they are graded while the next are decoded (0 = all)",
+        at_least=0,
+    )
 
     @property
     def rollout_rows(self) -> int:
         """Rows of a rollout batch."""
         return self.prompts_per_step * self.num_generations
+
+    @property
+    def rows_at_a_time(self) -> int:
+        """Rows that are decoded together."""
+        return self.rollout_batch_size or self.rollout_rows
+
+    def rollout_rules(self, where: str) -> Iterator[Rule]:
+        """A part of a rollout batch holds whole groups: what compares the completions of a problem sees all of them."""
+        size, group = self.rows_at_a_time, self.num_generations
+        yield (
+            size % group != 0 or self.rollout_rows % size != 0,
+            f"{where}.rollout_batch_size = {size} must be a multiple of the {group} completions of a problem and divide the "
+            f"{self.rollout_rows} rows of a step",
+        )
 
 
 @dataclass(frozen=True)
@@ -118,6 +137,7 @@ class PreferenceConfig(WithChoices, RewardedConfig, TrainingConfig):
 
     def rules(self) -> Iterator[Rule]:
         yield from self.reward_rules("preference")
+        yield from self.rollout_rules("preference")
         parts = self.grad_accumulation_steps
         yield (
             self.prompts_per_step % parts != 0,
@@ -139,4 +159,5 @@ class RejectionConfig(SamplingConfig):
     keep_per_prompt: int = setting(1, "different right completions of a problem that are kept at most", above=0)
 
     def rules(self) -> Iterator[Rule]:
+        yield from self.rollout_rules("rejection")
         yield not self.accept, "rejection.accept is empty; name a reward of the task"

@@ -24,7 +24,7 @@ from d1jax.models import sharding
 from d1jax.models.transformer import Variables, in_model_dtype
 from d1jax.preference.loss import dpo, pairs_of
 from d1jax.rollouts import metrics as rollout_metrics
-from d1jax.rollouts.generate import Failures, Generator, grade
+from d1jax.rollouts.generate import Failures, Generator, fetch_and_grade
 from d1jax.training.context import Context
 from d1jax.training.likelihood import RolloutBatch, Scorer
 from d1jax.training.optimizer import (
@@ -81,12 +81,11 @@ def train(context: Context, start: Variables, log: StageLog) -> Variables:
         prompts = generate.prompts(step)
         policy = in_model_dtype({**frozen, **state.trainable}, context.config.model)
         writer = reference if config.writer == "reference" else policy
-        rollout = generate(writer, prompts, jax.random.fold_in(key, 0))
+        parts = generate(writer, prompts, jax.random.fold_in(key, 0))
         del policy, writer
-        clock.lap("time/rollout_s")
 
         # -- rewards, and the pairs that they make
-        graded = grade(context, config.reward_weights, prompts, rollout, group)
+        rollout, graded = fetch_and_grade(context, config.reward_weights, prompts, parts, group, clock)
         log.notes(failures.note(step + 1, graded))
         pairs = pairs_of(graded.reward_QG)
         # Both of a pair meet the same masks, so that what they share cancels in the margin.

@@ -25,7 +25,7 @@ from d1jax.rl.loss import make_kl_in_reward
 from d1jax.rl.reference import at_the_start, moved
 from d1jax.rl.update import Batch, make_update
 from d1jax.rollouts import metrics as rollout_metrics
-from d1jax.rollouts.generate import Failures, Generator, grade
+from d1jax.rollouts.generate import Failures, Generator, fetch_and_grade
 from d1jax.training.context import Context
 from d1jax.training.likelihood import Scorer
 from d1jax.training.optimizer import TrainState, make_optimizer, make_schedule, new_state
@@ -65,12 +65,11 @@ def train(context: Context, start: Variables, log: StageLog) -> Variables:
         # -- rollout: G completions of each problem, by the policy in the dtype that it computes in
         prompts = generate.prompts(step)
         policy = in_model_dtype({**frozen, **state.trainable}, context.config.model)
-        rollout = generate(policy, prompts, rollout_key)
-        batch = sharding.shard_batch(context.mesh, generate.batch(prompts, rollout, mask_ids_B))
-        clock.lap("time/rollout_s")
+        parts = generate(policy, prompts, rollout_key)
 
-        # -- rewards, on the host
-        graded = grade(context, config.reward_weights, prompts, rollout, group)
+        # -- rewards, on the host, of each part of the batch while the next is decoded
+        rollout, graded = fetch_and_grade(context, config.reward_weights, prompts, parts, group, clock)
+        batch = sharding.shard_batch(context.mesh, generate.batch(prompts, rollout, mask_ids_B))
         log.notes(failures.note(step + 1, graded))
         reward_QG, values = with_kl(graded.reward_QG, policy, reference, batch, update_key)
         clock.lap("time/reward_s")

@@ -21,9 +21,10 @@ from d1jax.data.examples import Problems
 from d1jax.diffusion.rollout import Rollout
 from d1jax.files import write_json, write_jsonl
 from d1jax.models.transformer import Variables, in_model_dtype
-from d1jax.rollouts.generate import Generator, Prompts, grade
+from d1jax.rollouts.generate import Generator, Prompts, fetch_and_grade
 from d1jax.tasks.task import DataError
 from d1jax.training.context import Context
+from d1jax.training.stage_log import Clock
 from d1jax.training.stopping import StopRequest
 from d1jax.weights.run import read_record, read_records
 
@@ -47,8 +48,9 @@ def run(context: Context, variables: Variables, stage: str, out: Path, stop: Sto
         stop.check(f"{stage}, after {first} of {wanted} problems")
         prompts = generate.prompts(step)
         key = jax.random.fold_in(context.key(stage), step)
-        rollout = generate(policy, prompts, key)
-        graded = grade(context, {config.accept: 1.0}, prompts, rollout, config.num_generations)
+        parts = generate(policy, prompts, key)
+        group = config.num_generations
+        rollout, graded = fetch_and_grade(context, {config.accept: 1.0}, prompts, parts, group, Clock())
         # The last batch is as large as the others, for one compiled program; what is beyond the wanted problems does not count.
         wanted_B = np.arange(len(prompts.rows)) < (wanted - first) * config.num_generations
         right_B = (graded.parts_B[config.accept] == 1.0) & wanted_B

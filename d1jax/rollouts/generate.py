@@ -22,10 +22,11 @@ from d1jax.diffusion.rollout import Rollout
 from d1jax.evaluation import decode
 from d1jax.models import sharding
 from d1jax.models.transformer import Variables
-from d1jax.rollouts.rewards import RewardFn
+from d1jax.rollouts.rewards import RewardFn, joined
 from d1jax.tasks.task import DataError, Row
 from d1jax.training.context import Context
 from d1jax.training.likelihood import RolloutBatch
+from d1jax.training.stage_log import Clock
 
 
 class Prompts(NamedTuple):
@@ -64,14 +65,21 @@ class Generator:
         rows = [problems.rows[place] for place in ids_B]
         return Prompts(rows, ids_B.tolist(), problems.prompt_RP[ids_B], problems.prompt_length_R[ids_B])
 
-    def __call__(self, variables: Variables, prompts: Prompts, key: Array) -> Rollout:
-        """One completion a row, as host arrays."""
-        mesh = self.context.mesh
-        row_ids_B = np.arange(len(prompts.rows), dtype=np.int32)
-        placed = sharding.shard_batch(mesh, decoding.Prompts(prompts.prompt_BP, prompts.prompt_length_B))
-        noise = KeyedNoise(key, sharding.shard_batch(mesh, row_ids_B))
+    def __call__(self, variables: Variables, prompts: Prompts, key: Array) -> list[Rollout]:
+        """One completion a row, in parts of rows_at_a_time rows, on the devices: handed over to them, and perhaps not decoded yet.
+
+        A row draws from (key, its place in the batch) alone, whatever the parts are.
+        """
+        mesh, size = self.context.mesh, self.config.rows_at_a_time
         sampler = self.context.sampler(self.config.temperature, self.record_entropy)
-        return jax.device_get(sampler.sample(variables, placed, noise))
+        parts = []
+        for start in range(0, len(prompts.rows), size):
+            some = slice(start, start + size)
+            row_ids_B = np.arange(start, start + size, dtype=np.int32)
+            given = decoding.Prompts(prompts.prompt_BP[some], prompts.prompt_length_B[some])
+            noise = KeyedNoise(key, sharding.shard_batch(mesh, row_ids_B))
+            parts.append(sampler.sample(variables, sharding.shard_batch(mesh, given), noise))
+        return parts
 
     def batch(self, prompts: Prompts, rollout: Rollout, mask_ids_B: np.ndarray) -> RolloutBatch:
         """The rollout as a likelihood looks at it; rows of equal mask id meet equal masks."""
@@ -88,12 +96,28 @@ class Graded(NamedTuple):
     judge: RewardFn  # for texts that are made of these
 
 
-def grade(context: Context, weights: Mapping[str, float], prompts: Prompts, rollout: Rollout, group: int) -> Graded:
-    """The texts of a rollout batch and their rewards by the task's own rules."""
-    texts = decode.texts_of(context, rollout)
+def fetch_and_grade(
+    context: Context, weights: Mapping[str, float], prompts: Prompts, parts: Sequence[Rollout], group: int, clock: Clock
+) -> tuple[Rollout, Graded]:
+    """(the rollout batch as host arrays, its texts and their rewards by the task's rules).
+
+    Each part is graded as soon as it is decoded, on the host, while the devices decode the next. `clock` gets what was waited for
+    the devices as time/rollout_s, and the grading as time/reward_s.
+    """
     judge = RewardFn(context.task, prompts.rows, prompts.ids, weights)
-    parts_B = judge.parts(texts)
-    return Graded(texts, parts_B, judge.total(parts_B).reshape(-1, group), judge)
+    fetched: list[Rollout] = []
+    texts: list[str] = []
+    rewards: list[dict[str, np.ndarray]] = []
+    for part in parts:
+        fetched.append(jax.device_get(part))
+        clock.lap("time/rollout_s")
+        written = decode.texts_of(context, fetched[-1])
+        rewards.append(judge.parts(written, first=len(texts)))
+        texts += written
+        clock.lap("time/reward_s")
+    rollout = Rollout(*(np.concatenate(arrays) for arrays in zip(*fetched, strict=True)))
+    parts_B = joined(rewards, [len(part.length_B) for part in fetched])
+    return rollout, Graded(texts, parts_B, judge.total(parts_B).reshape(-1, group), judge)
 
 
 @dataclass

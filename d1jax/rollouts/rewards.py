@@ -39,14 +39,15 @@ class RewardFn:
 
     def __init__(self, task: Task, rows: Sequence[Row], ids: Sequence[int], weights: Mapping[str, float]) -> None:
         self.failures: list[str] = []
-        self.any_rewarded = True  # of the last texts
+        self.any_rewarded = False  # of the texts so far
         self._task, self._rows, self._ids, self._weights = task, rows, ids, weights
 
-    def parts(self, texts: Sequence[str]) -> dict[str, np.ndarray]:
-        """{name: [B]} of one text a row."""
-        found = reward_rows(self._task, self._rows, texts, self._weights, self._ids)
+    def parts(self, texts: Sequence[str], first: int = 0) -> dict[str, np.ndarray]:
+        """{name: [B]} of one text a row, from the row `first` on."""
+        some = slice(first, first + len(texts))
+        found = reward_rows(self._task, self._rows[some], texts, self._weights, self._ids[some])
         self.failures += found.failures
-        self.any_rewarded = bool(found.rewarded_B.any())
+        self.any_rewarded |= bool(found.rewarded_B.any())
         return found.parts_B
 
     def total(self, parts_B: Mapping[str, np.ndarray]) -> np.ndarray:
@@ -56,6 +57,15 @@ class RewardFn:
     def __call__(self, texts: Sequence[str]) -> np.ndarray:
         """[B]: the weighted sums of one text a row."""
         return self.total(self.parts(texts))
+
+
+def joined(parts: Sequence[Mapping[str, np.ndarray]], sizes: Sequence[int]) -> dict[str, np.ndarray]:
+    """{name: [B]} of parts of a batch of so many rows; NaN for the rows of a part that has no reward of that name."""
+    names = sorted({name for one in parts for name in one})
+    return {
+        name: np.concatenate([one.get(name, np.full(size, np.nan)) for one, size in zip(parts, sizes, strict=True)])
+        for name in names
+    }
 
 
 def equal_groups(rewards_QG: np.ndarray) -> np.ndarray:

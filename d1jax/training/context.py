@@ -170,6 +170,7 @@ def check_rows_divide(config: Config, mesh: Mesh, training: bool) -> None:
             sizes[f"{stage.name}.batch_size"] = section.batch_size // section.grad_accumulation_steps
             continue
         sizes[f"{stage.name}.prompts_per_step x {stage.name}.num_generations"] = section.rollout_rows
+        sizes[f"{stage.name}.rollout_batch_size"] = section.rows_at_a_time
         if stage.kind == "rl":
             sizes[f"the rows of an update of {stage.name}"] = section.rollout_rows // section.grad_accumulation_steps
         if stage.kind == "preference":

@@ -416,6 +416,13 @@ IMPOSSIBLE = [
     ({"stages": "[sft, sft]"}, "stages = ['sft', 'sft'] has a name twice"),
     ({"stages": "[rl]"}, "stages begins with 'rl', from random weights; set init_from"),
     ({"task.eval_sets": "{}"}, "task.eval_sets is empty"),
+    *(
+        (
+            {"stages": f"[sft, {kind}]", f"{kind}.rollout_batch_size": size},
+            f"{kind}.rollout_batch_size = {size} must be a multiple of the 8",
+        )
+        for kind, size in (("rl", "12"), ("preference", "1024"), ("rejection", "24"))
+    ),
     (
         {"task.name": "soduku"},
         "jsonl, mixture (did you mean 'sudoku'?)",
