@@ -13,6 +13,7 @@ from fractions import Fraction
 from d1jax.tasks.grading.numbers import read_plain_number
 from d1jax.tasks.grading.offers import MAX_PASSAGE
 from d1jax.tasks.grading.pool import Pool, shared_pool
+from d1jax.tasks.grading.powers import has_unwritable_power
 from d1jax.tasks.task import DataError
 
 MAX_LENGTH = 300
@@ -64,7 +65,8 @@ def equivalent(gold: str, offer: str) -> bool | None:
 
 def equivalent_many(pairs: Iterable[tuple[str, str]], pool: Pool | None = None) -> list[bool | None]:
     """Whether each (reference, offered answer) is worth the same; None where that was not found out: math-verify took longer
-    than its time limit, or its process died. All pairs share the workers, so many at once are faster than one by one.
+    than its time limit, its process died, or a power has more digits than it can compute. All pairs share the workers, so many
+    at once are faster than one by one.
 
     Equal are: two equal normal forms that are not blank; two numbers of the same value, with units, commas or percent signs or
     without; and what math-verify says is equal.
@@ -72,11 +74,16 @@ def equivalent_many(pairs: Iterable[tuple[str, str]], pool: Pool | None = None) 
     """
     pairs = list(pairs)
     decided = [decide(gold, offer) for gold, offer in pairs]
-    asked = [index for index, known in enumerate(decided) if known is None]
+    open_forms = {
+        index: (normal_form(pairs[index][0]), normal_form(pairs[index][1]))
+        for index, known in enumerate(decided)
+        if known is None
+    }
+    asked = [index for index, forms in open_forms.items() if not any(map(has_unwritable_power, forms))]
     if asked:
         check_installed()
-        forms = [(normal_form(pairs[index][0]), normal_form(pairs[index][1])) for index in asked]
-        for index, answer in zip(asked, (pool or shared_pool()).ask(forms), strict=True):
+        answers = (pool or shared_pool()).ask([open_forms[index] for index in asked])
+        for index, answer in zip(asked, answers, strict=True):
             decided[index] = answer
     return decided
 

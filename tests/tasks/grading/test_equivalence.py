@@ -1,5 +1,6 @@
 """Which mathematical answers are worth the same, with and without math-verify; and that no answer costs more than its own row."""
 
+import math
 import os
 import subprocess
 import sys
@@ -8,12 +9,13 @@ import time
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from d1jax.tasks.grading import equivalence
 from d1jax.tasks.grading.equivalence import decide, equivalent, equivalent_many, normal_form
 from d1jax.tasks.grading.pool import Pool
+from d1jax.tasks.grading.powers import MAX_DIGITS, has_unwritable_power
 from d1jax.tasks.task import DataError
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -111,6 +113,52 @@ def test_a_worker_that_hangs_or_dies_costs_its_row_only(tmp_path):
         assert pool.ask([("", "again")]) == [True], "the pool goes on"
     finally:
         pool.close()
+
+
+class Recorder:
+    """A pool that keeps what it is asked and agrees."""
+
+    def __init__(self):
+        self.asked = []
+
+    def ask(self, pairs):
+        self.asked += [offer for _, offer in pairs]
+        return [True] * len(pairs)
+
+
+def test_math_verify_is_not_asked_for_a_power_that_nobody_can_write():
+    large = [
+        "9^{9^{9^9}}",
+        "9^{9^{9}}+1",
+        "x^{9^{9^9}}",
+        "\\frac{1}{10^{10^{10}}}",
+        "9^(9^9)",
+        "9^{999999999}",
+        "9^{-9^9}",
+        "(9^9)^{9^9}",
+    ]
+    small = ["2^{10}+x", "x^{9^9}", "2^{2^{25}}", "1^{9^{9^9}}", "9^{0^{9^{9^9}}}", "9^{9}x", "x^{999}"]
+    pool = Recorder()
+    told = equivalent_many([("x", offer) for offer in [*large, *small]], pool)
+    assert told == [None] * len(large) + [True] * len(small)
+    assert pool.asked == [normal_form(offer) for offer in small]
+    assert equivalent_many([(large[0], "x"), (large[0], large[0])], Recorder()) == [None, True], (
+        "a reference may be one, too"
+    )
+
+
+@given(st.lists(st.integers(0, 40), min_size=2, max_size=3))
+def test_the_digits_of_a_power_are_those_of_its_value(numbers):
+    exponent = numbers[2] if len(numbers) == 3 else 1
+    assume(numbers[1] ** exponent < 10**9)
+    digits = math.log10(max(numbers[0], 1)) * numbers[1] ** exponent
+    form = f"{numbers[0]}^{{{numbers[1]}^{exponent}}}" if len(numbers) == 3 else f"{numbers[0]}^{{{numbers[1]}}}"
+    assert has_unwritable_power(form) == (digits > MAX_DIGITS)
+
+
+@given(st.text(alphabet="0129^{}()-x", max_size=60))
+def test_no_power_raises(form):
+    assert has_unwritable_power(form) in (True, False)
 
 
 def test_processes_that_do_not_start_are_told(tmp_path):
