@@ -38,7 +38,7 @@ _THOUSANDS = re.compile(r"(?<![\w.,])([1-9][0-9]{0,2}(?:,[0-9]{3})+)(?![\w,])")
 _AND = re.compile(r",?\s+(?:and|or)\s+")
 _OR = re.compile(r",?\s+or\s+|\\(?:cup|lor|vee)(?![A-Za-z])|∨")
 # 2 1/2, not 21/2: a whole number, a space and a fraction.
-_MIXED = re.compile(r"(?<![\w.,/^])([0-9]+)(?: |\\[,;:])+([0-9]+) ?/ ?([0-9]+)(?! ?[0-9/]|\.[0-9])")
+_MIXED = re.compile(r"(?<![\w.,/^])([0-9]{1,9})(?: |\\[,;:])+([0-9]{1,9}) ?/ ?([0-9]{1,9})(?! ?[0-9/]|\.[0-9])")
 _SPACED_THOUSANDS = re.compile(r"(?<![\w.,] )(?<![\w.,])([1-9][0-9]{0,2}(?: [0-9]{3})+)(?! ?[\w,])")
 _SPACE_TO_DROP = re.compile(r"(?<![A-Za-z0-9]) | (?![A-Za-z0-9])|(?<=[0-9]) (?=[A-Za-z])|(?<=[A-Za-z]) (?=[0-9])")
 _TWO_NUMBERS = re.compile(r"[0-9] [0-9]")
@@ -141,7 +141,7 @@ def normal_form(answer: str) -> str:
     comma, a name before `=` (`x = 5`), a period at the end. `2 1/2` becomes `2\frac{1}{2}`, and solved inequalities intervals.
     """
     text = _UNIT.sub("", _SPACE.sub(" ", _GROUPED.sub(",", answer.translate(_SPELLINGS))))
-    text = _MIXED.sub(r"\1\\frac{\2}{\3}", text)
+    text = _MIXED.sub(_as_mixed, text)
     text = _DEGREES.sub("", _LAYOUT.sub("", text))
     text = _BARE_TOP.sub(r"\\frac{\1}", _FRACTION_NAME.sub(r"\\frac", text))
     text = _BARE_ROOT.sub(r"\\sqrt{\1}", _BARE_BOTTOM.sub(r"\1{\2}", text))
@@ -153,6 +153,12 @@ def normal_form(answer: str) -> str:
     text = _SPACE_TO_DROP.sub("", text).removesuffix(".")
     text = _as_interval(_BRACED_SIGN.sub(r"\1\2", text))
     return text if len(_COMPARED.findall(text)) > 1 else _ONE_NAME.sub("", text)
+
+
+def _as_mixed(found: re.Match[str]) -> str:
+    """`2 1/2` as `2\\frac{1}{2}`; 3 5/2 is left alone, since it may be 3 + 5/2 and 3 times 5/2."""
+    whole, top, bottom = found.groups()
+    return f"{whole}\\frac{{{top}}}{{{bottom}}}" if int(top) < int(bottom) else found.group()
 
 
 def _as_union(text: str) -> str:

@@ -49,7 +49,7 @@ _BEFORE = re.compile(r"\b(?:(?:less|more|greater|fewer|larger|smaller) than|at (
 _MINUS = re.compile(r"\b(?:minus|negative)\s*$", re.IGNORECASE)
 _MULTIPLIER = re.compile(r"\s*(?:(?:hundred|thousand|million|billion|trillion|dozen|score)s?\b|[kKM]\b)", re.IGNORECASE)
 # 2 and 1/2 is a mixed number; 2 and a half is one in words, which are not read.
-_AND_FRACTION = re.compile(r"([0-9]+)\s+and\s+([0-9]+)\s*/\s*([0-9]+)(?!\s*[0-9/]|\.[0-9])")
+_AND_FRACTION = re.compile(r"([0-9]{1,9})\s+and\s+([0-9]{1,9})\s*/\s*([0-9]{1,9})(?!\s*[0-9/]|\.[0-9])")
 _AND_WORDS = re.compile(
     r"(?:\s+[A-Za-z]+)?\s+and\s+(?:a|an|one|two|three)[\s-]+(?:half|halves|thirds?|quarters?|fourths?)\b", re.IGNORECASE
 )
@@ -107,7 +107,7 @@ def read_number(passage: str) -> Fraction | None:
 def _with_mixed(text: str) -> str:
     """`2 and 1/2` at the beginning as `2 1/2`, where the fraction is below 1: `3 and 5/2` are two answers."""
     found = _AND_FRACTION.match(text, _LEADING.match(text).end())
-    if found is None or int(found[2][:MAX_DIGITS]) >= int(found[3][:MAX_DIGITS]):
+    if found is None or int(found[2]) >= int(found[3]):
         return text
     return f"{text[: found.start()]}{found[1]} {found[2]}/{found[3]}{text[found.end() :]}"
 

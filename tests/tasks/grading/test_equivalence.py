@@ -42,7 +42,7 @@ WRONG = [
     ("1/3", "0.333"), ("(1,2)", "x^2-3x+2<0"), ("(1,2)", "[1,2]"), ("x", "2x"), ("2", ""), ("", ""), ("2", "\\boxed{}"), ("2", "two"),
     ("0.5", "50"), ("50", "0.5"), ("50\\%", "5"), ("50\\%", "50000"), ("0.5\\%", "50\\%"), ("50\\%", "0.5\\%"), ("50", "0.5\\%"),
     ("\\frac{21}{2}", "2 1/2"), ("\\frac{21}{2}", "2\\,1/2"), ("1820", "18 20"), ("12", "1 2"), ("15", "3 5"), ("35", "3 5"),
-    ("\\frac52", "2 \\text{ and } 1/2"), ("2,\\frac12", "2 1/2"),
+    ("\\frac52", "2 \\text{ and } 1/2"), ("2,\\frac12", "2 1/2"), ("\\frac{15}{2}", "3 5/2"), ("\\frac{11}{2}", "3 5/2"),
     ("(2,5)", "x>2 and x<5 or x>7"), ("(-\\infty,2)\\cup(5,\\infty)", "x<2 and x>5"), ("(-\\infty,2)\\cup(5,\\infty)", "x<2, x>5"),
     ("(-\\infty,2]\\cup(5,\\infty)", "x<2 or x>5"), ("(-\\infty,2)\\cup(5,\\infty)", "x<2 or y>5"),
     ("(-\\infty,2)\\cup(5,\\infty)", "x<5 or x>2"), ("(-\\infty,2)\\cup(5,\\infty)", "x<2"), ("x<2 or x>5", "x<2 and x>5"),
@@ -82,6 +82,32 @@ def test_a_fraction_in_any_documented_spelling_is_equal_and_another_is_not(value
     ):
         assert decide(f"\\frac{{{top}}}{{{bottom}}}", offer) is True, offer
         assert decide(f"\\frac{{{top + 1}}}{{{bottom}}}", offer) is False, offer
+
+
+@given(st.integers(1, 10**6), st.fractions(min_value=0, max_value=1, max_denominator=99).filter(lambda x: 0 < x < 1))
+def test_a_mixed_number_is_a_sum_and_never_its_digits_side_by_side(whole, part):
+    gold = whole + part
+    top, bottom = part.numerator, part.denominator
+    for offer in (f"{whole} {top}/{bottom}", f"{whole}\\ {top}/{bottom}", f"x = {whole}\\frac{{{top}}}{{{bottom}}}"):
+        assert decide(f"\\frac{{{gold.numerator}}}{{{gold.denominator}}}", offer) is True, offer
+        assert decide(f"\\frac{{{whole}{top}}}{{{bottom}}}", offer) is False, offer
+    assert decide(f"{whole}{top}", f"{whole} {top}") is False
+
+
+@given(st.fractions(max_denominator=1000).filter(bool))
+def test_a_percentage_is_worth_its_number_and_the_share_that_it_means(value):
+    for gold, offer in (
+        (str(value), f"{value}\\%"),
+        (str(value / 100), f"{value}\\%"),
+        (f"{value} \\%", str(value / 100)),
+    ):
+        assert decide(gold, offer) is True, (gold, offer)
+    for gold, offer in (
+        (str(value), str(value / 100)),
+        (str(value * 100), f"{value}\\%"),
+        (f"{value}\\%", f"{value / 100}%"),
+    ):
+        assert decide(gold, offer) is False, (gold, offer)
 
 
 def worker(tmp_path, body, seconds=0.5):
