@@ -16,6 +16,7 @@
 --chat false, --style bare, --system TEXT, --template TEXT, --prefill TEXT, --sampler.top_p 0.9   any other setting
 
 python -m d1jax.evaluate --regrade FILE --task gsm8k: stored generations graded again, without a model.
+--style bare: a program needs no fence.
 
 python -m d1jax.evaluate --run runs/quickstart: the table of a run again, on its own evaluation sets, without training.
 
@@ -75,14 +76,14 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _regrade(argv: Sequence[str]) -> int:
-    own, rest = split_flags(argv, ("regrade", "task"))
+    own, rest = split_flags(argv, ("regrade", "task", "style"))
     if rest:
         raise UserError(f"--regrade does not read {rest[0]}; write --regrade FILE --task NAME")
     if "task" not in own:
         raise UserError(
-            "--regrade needs the task that grades: --task gsm8k, math, countdown, sudoku, or my/file.py:Mine"
+            "--regrade needs the task that grades: --task gsm8k, math, countdown, sudoku, code, or my/file.py:Mine"
         )
-    for result in regrade(own["regrade"], own["task"]):
+    for result in regrade(own["regrade"], own["task"], own.get("style", "instruct")):
         print(to_json(result))
     return 0
 

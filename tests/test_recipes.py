@@ -35,6 +35,9 @@ RECIPES = [
     ("d1_sudoku_8b", "dream_7b", DREAM),
     ("d1_sudoku_8b", "diffucoder_7b", DREAM),
 ]
+ONE_PROGRAM = {
+    "d1_gsm8k_8b": ("d1_math_8b", "d1_code_8b", "d1_unified_8b")
+}  # the recipe that is lowered, and those that compile to the same
 
 
 @pytest.fixture(params=RECIPES, ids=lambda recipe: "-".join(recipe[:2]))
@@ -65,6 +68,28 @@ def abstract_state(optimizer, trainable):
     everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
     place = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=placed.get(x.shape, everywhere))  # noqa: E731
     return TrainState(trainable, jax.tree.map(place, moments))
+
+
+@pytest.mark.parametrize(
+    ("lowered", "other"), [(one, other) for one, others in ONE_PROGRAM.items() for other in others]
+)
+def test_recipes_that_are_not_lowered_compile_to_one_that_is(lowered, other):
+    """The number of steps and the names of rewards are no part of a program of sampling or updating; everything else is."""
+    first, second = (_shapes_of(name) for name in (lowered, other))
+    assert first == second
+    assert lowered in {run for run, *_ in RECIPES}
+
+
+def test_every_recipe_of_a_large_model_is_lowered():
+    known = {run for run, *_ in RECIPES} | {name for others in ONE_PROGRAM.values() for name in others}
+    large = {path.stem for path in (CONFIGS / "runs").glob("*.yaml") if path.stem.endswith(("_7b", "_8b"))}
+    assert large and large <= known
+
+
+def _shapes_of(name):
+    config = parse(["--config", str(CONFIGS / "runs" / f"{name}.yaml"), "--init_from", "a/checkpoint"])
+    rl_config = dataclasses.replace(config.rl, steps=1, reward_weights={})
+    return config.kinds, config.model, config.lora, config.sampler, config.mesh, rl_config
 
 
 def test_weights_are_sharded_over_all_devices(recipe):

@@ -62,20 +62,24 @@ def without_unread(config: Config, command: Command = "train") -> Config:
 def check_sampler(config: SamplerConfig, temperature: float, names: Mapping[str, str] | None = None) -> None:
     """Raises UserError for a setting of the sampler that has no effect at this temperature. `names`: what to call them, and
     only those are looked at."""
-    for name, reader in _sampler(config, temperature > 0).items():
+    for name, where in unread_of_sampler(config, temperature).items():
         called = f"sampler.{name}" if names is None else names.get(name)
-        value = value_at(config, name)
-        if called and not reader.reads and value != _sampler_default(config, name):
-            raise UserError(no_effect(f"{called} = {value}", reader.where))
+        if called:
+            raise UserError(no_effect(f"{called} = {value_at(config, name)}", where))
+
+
+def unread_of_sampler(config: SamplerConfig, temperature: float) -> dict[str, str]:
+    """{name of a sampler's setting that differs from its default and has no effect at this temperature: what would have to be set}."""
+    return {
+        name: reader.where
+        for name, reader in _sampler(config, temperature > 0).items()
+        if not reader.reads and value_at(config, name) != _sampler_default(config, name)
+    }
 
 
 def with_effect(config: SamplerConfig, temperature: float) -> SamplerConfig:
     """`config` with those settings at their defaults that have no effect at this temperature."""
-    while names := [
-        name
-        for name, reader in _sampler(config, temperature > 0).items()
-        if not reader.reads and value_at(config, name) != _sampler_default(config, name)
-    ]:
+    while names := unread_of_sampler(config, temperature):
         for name in names:
             config = _replaced(config, name, _sampler_default(config, name))
     return config

@@ -1,7 +1,7 @@
 """A benchmark put to a model: completions graded and written down as they come, so that what was stopped continues.
 
 A row of the file is one sample: {"row", "sample", "prompt", "completion", "grade", "offer", "tokens", "nfe", "local_ar",
-"global_ar"}, and for the first rows what a player needs.
+"global_ar", "ended"}, and for the first rows what a player needs.
 """
 
 from __future__ import annotations
@@ -144,40 +144,38 @@ def _batches(
                 "grade": {name: float(value) for name, value in grades[place].items()},
                 "offer": offered[place],
                 "seconds": seconds,
-                **_decoded(policy, found, place, played=number // count < PLAYED and number % count == 0),
-                "ended": _ended(policy, found, place, cell.prompter.task.columns is not None),
+                **_decoded(policy, found, place, cell.prompter.task.columns is not None),
+                **(_played(policy, found, place) if number // count < PLAYED and number % count == 0 else {}),
             }
             for place, number in enumerate(numbers)
         ]
 
 
-def _decoded(policy: Policy, found: Completions, place: int, played: bool) -> dict[str, Any]:
-    """How a completion came about: tokens of its text, forward passes, autoregressiveness; for some also each token's step."""
-    length, steps_C = int(found.length[place]), found.unmask_step[place]
-    tokens = found.tokens[place].tolist()
-    ended = length > 0 and tokens[length - 1] in policy.tokenizer.special.end_ids
-    order = unmask_order(steps_C)
+def _decoded(policy: Policy, found: Completions, place: int, grid: bool) -> dict[str, Any]:
+    """How a completion came about: tokens of its text, forward passes, autoregressiveness, and whether the text is whole: it has a
+    token that ends it, which is not one of its text; a grid that fills its columns needs none.
+    """
+    length = int(found.length[place])
+    has_end_token = length > 0 and int(found.tokens[place, length - 1]) in policy.tokenizer.special.end_ids
+    order = unmask_order(found.unmask_step[place])
     local, overall = float(local_ar(order, (1,))[0]), float(global_ar(order, (1,))[0])
-    decoded = {
-        "tokens": length - ended,
+    return {
+        "tokens": length - has_end_token,
         "nfe": int(found.nfe[place]),
         "local_ar": None if np.isnan(local) else round(local, 4),
         "global_ar": None if np.isnan(overall) else round(overall, 4),
+        "ended": has_end_token or (grid and found.text[place].endswith("\n")),
     }
-    if not played:
-        return decoded
-    kept = tokens[:length]
-    return decoded | {
-        "pieces": policy.tokenizer.pieces(kept),
-        "reveal_step": steps_C[:length].tolist(),
+
+
+def _played(policy: Policy, found: Completions, place: int) -> dict[str, Any]:
+    """What a player needs: each token's piece, step and confidence."""
+    length = int(found.length[place])
+    return {
+        "pieces": policy.tokenizer.pieces(found.tokens[place, :length].tolist()),
+        "reveal_step": found.unmask_step[place][:length].tolist(),
         "confidence": [round(float(p), 4) for p in found.confidence[place][:length]],
     }
-
-
-def _ended(policy: Policy, found: Completions, place: int, grid: bool) -> bool:
-    """Whether the text is whole: it has a token that ends it; a grid that fills its columns needs none."""
-    last = found.tokens[place, found.length[place] - 1]
-    return bool(last in policy.tokenizer.special.end_ids or (grid and found.text[place].endswith("\n")))
 
 
 def summarise(cell: Cell, found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -11,23 +11,26 @@ from typing import Any
 from d1jax.config import UserError
 from d1jax.files import distinct
 from d1jax.tasks import TASKS, make
+from d1jax.tasks.benchmarks import BENCHMARKS
 from d1jax.tasks.grading import d1_rules
 from d1jax.tasks.grading.offers import without_end_tokens
-from d1jax.tasks.grading.stored import completion_of
+from d1jax.tasks.grading.stored import text_of
 from d1jax.tasks.jsonl import records_of
 from d1jax.tasks.judging import grade_all
 from d1jax.tasks.task import DataError, Row, Task
 
 OPTIONS: dict[str, dict[str, Any]] = {"countdown": {"numbers": (2, 3, 4, 5, 6)}}
-"""What a task is made with beside style instruct: stored rows may have any number of numbers."""
+"""What a task is made with beside its style: stored rows may have any number of numbers."""
 
 
-def regrade(path: str | Path, task_name: str) -> list[dict[str, Any]]:
+def regrade(path: str | Path, task_name: str, style: str = "instruct") -> list[dict[str, Any]]:
     """One result for each `gen_length` of the rows of a file, in ascending order; rows without one are under null.
 
     The file has a row in a line (.jsonl, .jsonl.gz, .gz): {"question", "ground_truth", "generations", "gen_length"} or
-    {"prompt", "answer", "completion"}; or it is one JSON object {"generations": [rows], "gen_length"}, as d1 writes it. End-of-text
-    tokens are taken out before grading.
+    {"prompt", "answer", "completion"}; or it is one JSON object {"generations": [rows], "gen_length"}, as d1 writes it. For code a row
+    of the data set with its tests, and "completion" or "generations". End-of-text tokens are taken out before grading.
+
+    `task_name` is a task, or a benchmark: humaneval is graded by code. In `style` "bare" a program needs no fence.
 
     A result has "task", "gen_length", "n", "correct" and "accuracy" = correct / n, in rows. Of Sudoku they are blank cells, read
     and compared with the stored solution by d1's rule, so that they are the published accuracy; beside them stand
@@ -38,7 +41,7 @@ def regrade(path: str | Path, task_name: str) -> list[dict[str, Any]]:
 
     Raises DataError: the file is missing or broken, or a row lacks a field; UserError: no such task.
     """
-    task = task_of(task_name)
+    task = task_of(task_name, style)
     groups: dict[int | None, list[tuple[Row, str]]] = {}
     for length, row, text in stored_rows(Path(path), task):
         groups.setdefault(length, []).append((row, text))
@@ -52,15 +55,15 @@ def stored_rows(path: Path, task: Any) -> Iterator[tuple[int | None, Row, str]]:
     """(gen_length, row, text with its end-of-text tokens) of the rows that the task does not leave out. Raises DataError."""
     for where, record in _stored(path):
         row = task.from_stored(record, where)
-        _, _, text = completion_of(record, where)
         if row is not None:
-            yield _length(record, where), row, text
+            yield _length(record, where), row, text_of(record, where)
 
 
-def task_of(name: str) -> Any:
-    """The task that grades stored rows. Raises UserError where there is none of that name, or it cannot read them."""
+def task_of(name: str, style: str = "instruct") -> Any:
+    """What grades stored rows of a task or benchmark. Raises UserError where there is none of that name, or it cannot read them."""
+    graded_by = BENCHMARKS[name].task if name in BENCHMARKS else name
     try:
-        task = make(name, style="instruct", split_seed=0, **OPTIONS.get(name, {}))
+        task = make(graded_by, style=style, split_seed=0, **OPTIONS.get(graded_by, {}))
     except DataError:
         raise
     except ValueError as error:

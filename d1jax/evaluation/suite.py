@@ -11,6 +11,8 @@ from typing import Any
 
 from d1jax.config import UserError
 from d1jax.config.benchmark import BenchmarkConfig
+from d1jax.config.no_effect import no_effect, unread_of_sampler
+from d1jax.config.setting import value_at
 from d1jax.data.rows import identity_of_rows
 from d1jax.evaluation import statistics
 from d1jax.evaluation.benchmark import Cell, run_cell, summarise
@@ -57,13 +59,12 @@ def plan(asked: Asked) -> list[Cell]:
         raise UserError(
             f"--data or --shots names {unknown[0]!r}, which is not among --tasks {', '.join(asked.benchmarks)}"
         )
+    known_as = {name: _known(name) for name in asked.benchmarks}
+    variants_of = {name: asked.variants(name) for name in asked.benchmarks}
+    _check_has_effect(asked, [one for variants in variants_of.values() for one in variants])
     cells = []
     for name in asked.benchmarks:
-        try:
-            known = benchmark(name, TASKS)
-        except ValueError as error:
-            raise UserError(str(error)) from None
-        variants = asked.variants(name)
+        known, variants = known_as[name], variants_of[name]
         task = _task(known, variants[0])
         source = asked.data.get(name, known.source)
         if not source:
@@ -79,6 +80,34 @@ def plan(asked: Asked) -> list[Cell]:
     if len(set(labels)) != len(labels):
         raise UserError(f"two of the settings are one: {', '.join(sorted({x for x in labels if labels.count(x) > 1}))}")
     return cells
+
+
+def _known(name: str) -> Benchmark:
+    try:
+        return benchmark(name, TASKS)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+
+
+def _check_has_effect(asked: Asked, settings: Sequence[BenchmarkConfig]) -> None:
+    """Raises UserError for a sampler setting of the command line that no cell reads. A protocol may have one: it serves other cells."""
+    unread = [unread_of_sampler(one.sampler, one.temperature) for one in settings]
+    for name, where in unread[0].items():
+        if all(name in one for one in unread) and _is_given(asked.given.get("sampler"), name):
+            flag = f"command line: --sampler.{name} {value_at(settings[0].sampler, name)}"
+            raise UserError(no_effect(flag, where))
+    steps = asked.steps_per_token or asked.given.get("steps_per_token")
+    if steps and all(one.sampler.schedule.adaptive for one in settings):
+        raise UserError(no_effect("command line: --steps_per_token", "sampler.schedule = even, time or chance"))
+
+
+def _is_given(given: Any, name: str) -> bool:
+    """Whether nested mappings hold a name such as remasking.confidence_of."""
+    for key in name.split("."):
+        if not isinstance(given, Mapping) or key not in given:
+            return False
+        given = given[key]
+    return True
 
 
 def _task(known: Benchmark, config: BenchmarkConfig) -> Task:

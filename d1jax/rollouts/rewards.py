@@ -104,7 +104,7 @@ def reward_rows(
     broken = []
     for name, function in functions.items():
         try:
-            values = call_reward(name, function, prompts, texts, columns)
+            values = call_reward(name, function, prompts, texts, columns, failures)
         except DataError:
             raise
         except Exception as error:  # a user's own function: its batch counts as 0

@@ -12,7 +12,8 @@ from d1jax.tasks.answers import check_style, question_key
 from d1jax.tasks.code_answers import code_format, completed, offered_code, uses_forbidden, xml_format
 from d1jax.tasks.code_rows import read_row
 from d1jax.tasks.grading.sandbox import Outcome, Program, run_all
-from d1jax.tasks.task import Row
+from d1jax.tasks.grading.stored import LAYOUTS
+from d1jax.tasks.task import DataError, Row
 
 INSTRUCTIONS = """\
 Solve the task below in Python. Answer with one block that begins with ```python and ends with ```, and that contains \
@@ -72,6 +73,19 @@ class Code:
         {prompt or question, test_list or tests or test_cases, solution?}, where the prompt may be a list of messages.
         """
         return read_row(record, where)
+
+    def from_stored(self, record: dict[str, Any], where: str) -> Row:
+        """The row of a stored generation: what `parse` reads, and the text under `completion` or `generations`. Raises DataError
+        where it has no tests: nothing else says whether a program is right.
+        """
+        generated = {layout[2] for layout in LAYOUTS}
+        row = read_row({key: value for key, value in record.items() if key not in generated}, where)
+        if not row["tests"]:
+            raise DataError(
+                f"{where}: no tests among the keys ({', '.join(map(repr, record))}); copy the test fields of the data set into "
+                'the row, or write "test_list": ["assert f(1) == 2"]'
+            )
+        return row
 
     def prompt(self, row: Row) -> str:
         question = row["question"]

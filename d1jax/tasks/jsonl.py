@@ -63,15 +63,33 @@ def records_of(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 def parse_records(records: Iterable[tuple[str, dict[str, Any]]], task: Task, source: str, empty: str) -> list[Row]:
     """The rows that `task.parse` makes of (where, record) pairs.
 
-    Raises DataError: the task rejects a record or leaves all of them out, or there are none (the message is `empty`).
+    Raises DataError: the task rejects a record or leaves all of them out, two rows have one value of the task's `unique_field`,
+    or there are no records (the message is `empty`).
     """
-    parsed = [task.parse(record, where) for where, record in records]
+    unique = getattr(task, "unique_field", None)
+    first_places: dict[str, str] = {}
+    parsed = []
+    for where, record in records:
+        row = task.parse(record, where)
+        if unique is not None and row is not None and row.get(unique) is not None:
+            _check_unique(unique, row[unique], where, first_places)
+        parsed.append(row)
     rows = [row for row in parsed if row is not None]
     if parsed and not rows:
         raise DataError(f"{source}: all {len(parsed)} rows are outside of what the task is configured for ({task})")
     if not rows:
         raise DataError(empty)
     return rows
+
+
+def _check_unique(field: str, value: Any, where: str, first_places: dict[str, str]) -> None:
+    """Adds a row's value to those that came before it: {value as JSON: where it stands}. Raises DataError where it is among them."""
+    first = first_places.setdefault(json.dumps(value, sort_keys=True, default=repr), where)
+    if first != where:
+        raise DataError(
+            f"{where}: {field} = {value!r:.60} is that of {first}, too; take one of the two rows out, or give it {field} of its own "
+            "(a name that several rows share belongs under another key)"
+        )
 
 
 def read_rows(path: str | Path, task: Task) -> list[Row]:

@@ -24,6 +24,7 @@ import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 from d1jax.tasks.grading.equivalence import equivalent_many
@@ -34,7 +35,17 @@ from d1jax.tasks.task import DataError, Row
 BatchReward = Callable[..., Sequence[float | None]]
 SECONDS = 300.0  # that a function of the user's own may take for a batch
 PATTERN_SECONDS = 1.0  # for a text; one that takes longer is not found
+PATTERN_BATCH_SECONDS = 20.0  # for all texts of a batch
+PATTERN_LEAST_SECONDS = 0.01  # for each text of a batch that has used up its seconds: enough for an ordinary one
 LONGEST = 200_000  # characters of a text that patterns look at
+
+
+class TooSlow(Exception):
+    """Some texts of a batch took too long. `values` has a number for every text, 0 for those."""
+
+    def __init__(self, message: str, values: list[float | None]) -> None:
+        super().__init__(message)
+        self.values = values
 
 
 # -- by name -------------------------------------------------------------------------------------------------------------
@@ -112,13 +123,21 @@ def _pattern(name: str) -> BatchReward:
     except (regex.error, RecursionError) as error:
         raise ValueError(f"reward {name!r}: the pattern cannot be read ({error}); write regex:PATTERN") from None
 
-    def found(text: str) -> float:
-        try:
-            return float(bool(pattern.search(text[:LONGEST], timeout=PATTERN_SECONDS)))
-        except TimeoutError:
-            return 0.0
+    def search(completions: Sequence[str], **_: Any) -> list[float]:
+        values, slow, began = [], 0, monotonic()
+        for text in completions:
+            left = PATTERN_BATCH_SECONDS - (monotonic() - began)
+            try:
+                seconds = max(min(PATTERN_SECONDS, left), PATTERN_LEAST_SECONDS)
+                values.append(float(bool(pattern.search(text[:LONGEST], timeout=seconds))))
+            except TimeoutError:
+                values.append(0.0)
+                slow += 1
+        if slow:
+            raise TooSlow(f"in {slow} of them the search took too long", values)
+        return values
 
-    return lambda completions, **_: [found(text) for text in completions]
+    return search
 
 
 def _length_penalty(name: str) -> BatchReward:
@@ -220,19 +239,29 @@ def _taken(function: BatchReward, given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def call(
-    name: str, function: BatchReward, prompts: Sequence[str], completions: Sequence[str], rows: Sequence[Row]
+    name: str,
+    function: BatchReward,
+    prompts: Sequence[str],
+    completions: Sequence[str],
+    rows: Sequence[Row],
+    failures: list[str] | None = None,
 ) -> list[float | None]:
     """One number a text, None where the reward does not apply to its row.
 
     The function gets prompts, completions and every field that a row has, as lists, None where a row lacks it; they are copies, so that a
-    function may change them. Raises ValueError for another number of values, or one that is no finite number; what the function itself
-    raises passes.
+    function may change them. `failures` gets a line where some texts took too long and count as 0. Raises ValueError for another
+    number of values, or one that is no finite number; what the function itself raises passes.
     """
     keys = sorted({key for row in rows for key in row} - {"prompts", "completions"})
     columns = {key: [copy.deepcopy(row.get(key)) for row in rows] for key in keys}
     if name in NAMED and "answer" in inspect.signature(function).parameters and "answer" not in columns:
         raise DataError(f"reward {name!r} compares with the field `answer`, and no row has it; map one to it")
-    values = function(prompts=list(prompts), completions=list(completions), **columns)
+    try:
+        values = function(prompts=list(prompts), completions=list(completions), **columns)
+    except TooSlow as error:
+        values = error.values
+        if failures is not None:
+            failures.append(f"reward {name!r}, {len(completions)} texts: {error}")
     try:
         made = list(values)
     except TypeError:

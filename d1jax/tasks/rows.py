@@ -28,6 +28,7 @@ class Rows:
     name: ClassVar[str] = "jsonl"
     alphabet: ClassVar[str] = "".join(map(chr, range(32, 127))) + "\n\t"
     columns: ClassVar[None] = None
+    unique_field: ClassVar[str] = "id"
 
     style: str = "bare"
     split_seed: int = 0

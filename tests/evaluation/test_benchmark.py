@@ -4,6 +4,7 @@ import dataclasses
 import json
 import re
 
+import numpy as np
 import pytest
 
 from d1jax import evaluate
@@ -115,6 +116,24 @@ def test_the_prefill_is_part_of_the_graded_text(sudoku_policy, finished, tmp_pat
     assert all(list(prompt[-3:]) == encoded for prompt in asked)
 
 
+def test_a_text_is_whole_where_a_token_ends_it_or_a_grid_is_full(sudoku_policy, tmp_path, monkeypatch):
+    end = min(sudoku_policy.tokenizer.special.end_ids)
+    digit = sudoku_policy.tokenizer.encode("1")[0]
+
+    def drawn(*given):
+        found = sample_ids(*given)
+        tokens = found.tokens * 0 + digit
+        tokens[0, 4:] = end
+        return dataclasses.replace(
+            found, tokens=tokens, length=np.array([5, 20, 20]), text=["1111", "1111\n" * 4, "1" * 20]
+        )
+
+    monkeypatch.setattr("d1jax.evaluation.benchmark.sample_ids", drawn)
+    found = run_cell(sudoku_policy, cell(samples=1), tmp_path, MODEL, batch=3)
+    assert [(one["tokens"], one["ended"]) for one in found] == [(4, True), (20, True), (20, False)]
+    assert [len(one["pieces"]) for one in found] == [5, 20, 20]
+
+
 def test_a_summary_counts_rows_and_samples(finished):
     one = dataclasses.replace(cell(), rows=[{}, {}])
     samples = [
@@ -194,11 +213,22 @@ MISTAKES = {
     "batch no number": (["--batch", "many"], "--batch 'many'", "write numbers"),
     "lengths no number": (["--lengths", "64,big"], "--lengths 'big'", "write numbers"),
     "same cell twice": (["--lengths", "64,64"], "two of the settings are one", "sudoku_64_s32"),
+    "same task twice": (["--tasks", "sudoku,sudoku"], "two of the settings are one", "sudoku_256_s128"),
     "unknown setting": (["--lenght", "64"], "lenght", "did you mean"),
     "no value": (["--limit"], "--limit has no value", ""),
     "no flag": (["extra"], "'extra' is not a flag", "--setting value"),
     "wrong kind": (["--limit", "many"], "limit", "many"),
     "size of the sampler": (["--sampler.steps", "7"], "sampler.steps is set by steps_per_token", "give that"),
+    "top_p at temperature 0": (
+        ["--sampler.top_p", "0.9"], "--sampler.top_p 0.9: without effect here, read only with a temperature above 0", "leave this out",
+    ),
+    "top_k at several lengths": (["--lengths", "32,64", "--sampler", "{top_k: 5}"], "--sampler.top_k 5: without effect here", "set that"),
+    "probability of what is never drawn": (
+        ["--sampler.remasking.confidence_of", "sampling"], "--sampler.remasking.confidence_of sampling: without effect", "top_p",
+    ),
+    "steps of a schedule that has none": (
+        ["--sampler.schedule", "threshold", "--steps_per_token", "0.2"], "--steps_per_token: without effect", "sampler.schedule = even",
+    ),
     "unknown template field": (["--template", "{puzle}?"], "template: {puzle} is no field", "choices: prompt, puzzle"),
     "no such model": (["--model", "nowhere"], "nowhere", ""),
     "no such base": (["--base", "nowhere"], "--base 'nowhere': no such directory", "none"),
@@ -225,6 +255,22 @@ def test_mistakes_cost_one_line_and_no_model(sudoku_checkpoints, tmp_path, monke
     assert said.err.startswith("error: ") and said.err.count("\n") == 1 and said.out == ""
     assert told in said.err and cure in said.err, said.err
     assert list(tmp_path.iterdir()) == [], "nothing is written"
+
+
+@pytest.mark.parametrize(
+    ("temperatures", "given", "protocol"),
+    [
+        ((0.0, 0.5), {"sampler": {"top_p": 0.9}}, Protocol()),
+        ((), {"sampler": {"top_p": 0.9, "remasking": {"confidence_of": "sampling"}}}, Protocol()),
+        ((), {"sampler": {"top_p": 1.0}}, Protocol()),
+        ((), {}, Protocol(defaults={"sampler": {"top_p": 0.9}})),
+        ((), {"sampler": {"top_p": 0.9}}, Protocol(benchmarks={"countdown": {"temperature": 0.2}})),
+    ],
+    ids=["read at one temperature", "read without one", "the default", "of a protocol", "read by one benchmark"],
+)
+def test_a_sampler_setting_that_some_cell_reads_is_taken(temperatures, given, protocol):
+    asked = suite.Asked(("sudoku", "countdown"), protocol, {"limit": 2, **given}, temperatures=temperatures)
+    assert len(suite.plan(asked)) == 2 * max(len(temperatures), 1)
 
 
 def test_a_hub_that_cannot_be_reached_says_what_to_do(sudoku_checkpoints, tmp_path, monkeypatch, capsys):

@@ -19,6 +19,8 @@ SUDOKU = {
     "generations": "a\n<answer>\n4321124334122134\n</answer><|eot_id|>",
     "gen_length": 128,
 }
+ADDS = {"prompt": "Write f, which adds one.", "test_list": ["assert f(1) == 2", "assert f(2) == 3"]}
+RIGHT = "def f(x):\n    return x + 1"
 
 
 def lines(path, rows):
@@ -96,9 +98,49 @@ def test_any_valid_completion_of_a_puzzle_counts_as_solved(tmp_path):
     assert told["solved"] == 1 and told["own_cell_accuracy"] == 1.0 and told["cell_accuracy"] < 1.0
 
 
+def test_programs_are_run_against_the_tests_of_their_row(tmp_path):
+    rows = [
+        {**ADDS, "completion": f"```python\n{RIGHT}\n```<|endoftext|>", "gen_length": 64},
+        {**ADDS, "generations": "```python\ndef f(x):\n    return 2\n```", "gen_length": 64},
+        {**ADDS, "solution": RIGHT, "completion": "I do not know.", "gen_length": 64},
+        {**ADDS, "completion": RIGHT, "gen_length": 128},
+    ]
+    path = lines(tmp_path / "code.jsonl", rows)
+    told = [(one["gen_length"], one["n"], one["correct"]) for one in regrade(path, "code")]
+    assert told == [(64, 3, 1), (128, 1, 0)], "what is graded is the completion, and a program has a fence"
+    told = [(one["gen_length"], one["n"], one["correct"]) for one in regrade(path, "code", style="bare")]
+    assert told == [(64, 3, 1), (128, 1, 1)]
+
+
+def test_a_benchmark_names_the_task_that_grades(tmp_path, capsys):
+    record = {
+        "prompt": "def f(x):\n", "entry_point": "f", "completion": "    return x + 1",
+        "test": "def check(candidate):\n    assert candidate(1) == 2\n",
+    }  # fmt: skip
+    path = lines(tmp_path / "humaneval.jsonl", [record])
+    assert evaluate.main(["--regrade", str(path), "--task", "humaneval", "--style", "bare"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told == {"task": "humaneval", "gen_length": None, "n": 1, "correct": 1, "accuracy": 1.0}
+    assert regrade(lines(tmp_path / "m.jsonl", [{**EGGS, "ground_truth": "18"}]), "math500")[0]["correct"] == 1
+
+
+@needs_data
+def test_a_published_row_of_mbpp_with_a_completion(tmp_path):
+    with gzip.open(DATA / "mbpp" / "mbpp.jsonl.gz", "rt") as file:
+        published = [json.loads(line) for line, _ in zip(file, range(2), strict=False)]
+    rows = [{**published[0], "completion": f"```python\n{published[place]['code']}\n```"} for place in (0, 1)]
+    (told,) = regrade(lines(tmp_path / "mbpp.jsonl", rows), "mbpp")
+    assert (told["n"], told["correct"]) == (2, 1)
+
+
 @pytest.mark.parametrize(
     ("rows", "task", "told"),
     [
+        ([{"prompt": "q", "completion": RIGHT}], "code", "FILE:1: the row has neither tests nor a solution; a row is"),
+        ([{**ADDS, "completion": "a"}, {"prompt": "q", "solution": RIGHT, "completion": "a"}], "code",
+         "FILE:2: no tests among the keys ('prompt', 'solution', 'completion'); copy the test fields of the data set into"),
+        ([ADDS], "code", "FILE:1: no generated text among the keys ('prompt', 'test_list'); write it under generations or completion"),
+        ([{**ADDS, "completion": [RIGHT]}], "code", "FILE:1: completion = ["),
         ([{"question": "q", "generations": "a"}], "gsm8k", "FILE:1: no 'ground_truth' among the keys ('question', 'generations'); a"),
         ([EGGS, {"prompt": "q", "answer": "3"}], "gsm8k", "FILE:2: no 'completion' among the keys"),
         ([{**EGGS, "generations": ["a", "b"]}], "gsm8k", "FILE:1: generations = ['a', 'b']: a text was expected; write one row for each"),
@@ -108,7 +150,7 @@ def test_any_valid_completion_of_a_puzzle_counts_as_solved(tmp_path):
         ([{**EGGS, "ground_truth": [1]}], "countdown", "FILE:1: neither the reference [1] is [[numbers], target]"),
         ([], "gsm8k", "FILE:1: the file holds no rows"),
         ([EGGS], "gsm9k", "--task 'gsm9k' is not one of sudoku"),
-        ([EGGS], "traces", "--task 'traces' cannot read stored generations; those of sudoku, countdown, gsm8k, math"),
+        ([EGGS], "traces", "--task 'traces' cannot read stored generations; those of sudoku, countdown, gsm8k, math, code can"),
     ],
 )  # fmt: skip
 def test_mistakes_are_told_in_one_line(tmp_path, capsys, rows, task, told):
@@ -127,6 +169,7 @@ def test_mistakes_are_told_in_one_line(tmp_path, capsys, rows, task, told):
         (["--regrade", "x.jsonl"], "--regrade needs the task that grades"),
         (["--regrade", "x.jsonl", "--task", "gsm8k", "--limit", "3"], "--regrade does not read --limit"),
         (["--regrade"], "--regrade has no value"),
+        (["--regrade", "x.jsonl", "--task", "code", "--style", "loose"], "style = 'loose' is not one of"),
     ],
 )
 def test_mistakes_in_the_command_are_told(capsys, argv, told):

@@ -25,6 +25,14 @@ class Moody:
         return {"good": ODD.get(text, 1.0), "other": 0.5}
 
 
+def test_a_pattern_that_is_too_slow_is_named_and_its_other_texts_count(monkeypatch):
+    monkeypatch.setattr("d1jax.tasks.reward_functions.PATTERN_SECONDS", 0.02)
+    name = "regex:^(a|aa|a?b)+$"
+    found = reward_rows(Sudoku(), Sudoku().generate("train", 2, 0), ["a" * 60 + "!", "aa"], [name])
+    assert found.parts_B[name].tolist() == [0.0, 1.0] and found.rewarded_B.all()
+    assert found.failures == [f"reward {name!r}, 2 texts: in 1 of them the search took too long"]
+
+
 def test_failures_are_zero_and_named():
     texts = ["fine", "raise", "nan", "inf", "list", "none"]
     parts, failures, _ = reward_rows(Moody(), [{}] * 6, texts, {"good": 1.0})

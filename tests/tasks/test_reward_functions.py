@@ -136,6 +136,27 @@ def test_a_slow_pattern_is_not_found(monkeypatch):
     assert call("slow", resolve("regex:^(a|aa|a?b)+$"), ["p", "q"], ["a" * 60 + "!", "aa"], [{}, {}]) == [0.0, 1.0]
 
 
+def test_a_batch_of_slow_texts_has_one_budget_and_its_ordinary_texts_are_still_found(monkeypatch):
+    now, limits = [0.0], []
+
+    class Pattern:
+        def search(self, text, timeout):
+            limits.append(timeout)
+            if text != "slow":
+                return text == "found"
+            now[0] += timeout
+            raise TimeoutError
+
+    monkeypatch.setattr("regex.compile", lambda _: Pattern())
+    monkeypatch.setattr(reward_functions, "monotonic", lambda: now[0])
+    texts, failures = ["slow"] * 500 + ["found", "other"], []
+    values = call("regex:x", resolve("regex:x"), [""] * 502, texts, [{}] * 502, failures)
+    assert values == [0.0] * 500 + [1.0, 0.0]
+    assert failures == ["reward 'regex:x', 502 texts: in 500 of them the search took too long"]
+    assert limits[:20] == [1.0] * 20 and limits[20:] == [0.01] * 482
+    assert now[0] == pytest.approx(20 + 480 * 0.01)
+
+
 @given(st.text(max_size=100))
 def test_no_text_breaks_a_named_reward(text):
     for name in ("exact", "number", "boxed", "language", "repetition_penalty", "length_penalty:5"):

@@ -35,6 +35,36 @@ def test_every_form_gives_a_prompt_and_a_target(tmp_path, form):
     assert Rows().prompt(row) == prompt and Rows().target(row) == target
 
 
+def written(tmp_path, *records):
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return path
+
+
+@pytest.mark.parametrize("name", [7, "seven", 7.5, ["a", 1]])
+def test_two_rows_with_one_id_are_named_with_both_lines(tmp_path, name):
+    one = {"prompt": "p", "answer": "a"}
+    path = written(
+        tmp_path, {**one, "id": name}, {**one, "id": "other"}, one, {"prompt": "q", "answer": "b", "id": name}
+    )
+    with pytest.raises(DataError) as raised:
+        read_rows(path, Rows())
+    assert str(raised.value).startswith(
+        f"{path}:4: id = {name!r} is that of {path}:1, too; take one of the two rows out"
+    )
+
+
+def test_rows_without_an_id_and_with_ids_of_their_own_are_read(tmp_path):
+    one = {"prompt": "p", "answer": "a"}
+    path = written(tmp_path, one, one, {**one, "id": None}, {**one, "id": None}, {**one, "id": 1}, {**one, "id": "1"})
+    assert len(read_rows(path, Rows())) == 6
+
+
+def test_what_is_mapped_to_another_name_is_no_id(tmp_path):
+    one = {"id": "What is 1 + 1?", "answer": "2"}
+    assert len(read_rows(written(tmp_path, one, one), Rows(fields={"id": "prompt"}))) == 2
+
+
 def test_fields_can_be_mapped_and_others_stay():
     task = make("jsonl", fields={"question": "prompt", "gold": "answer"}, judge="number")
     row = task.parse({"question": "q", "gold": "1,080", "level": 3}, "rows:1")

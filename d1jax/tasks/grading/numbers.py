@@ -48,6 +48,11 @@ _RELATION = re.compile(
 _BEFORE = re.compile(r"\b(?:(?:less|more|greater|fewer|larger|smaller) than|at (?:least|most)|not)\s*$", re.IGNORECASE)
 _MINUS = re.compile(r"\b(?:minus|negative)\s*$", re.IGNORECASE)
 _MULTIPLIER = re.compile(r"\s*(?:(?:hundred|thousand|million|billion|trillion|dozen|score)s?\b|[kKM]\b)", re.IGNORECASE)
+# 2 and 1/2 is a mixed number; 2 and a half is one in words, which are not read.
+_AND_FRACTION = re.compile(r"([0-9]{1,9})\s+and\s+([0-9]{1,9})\s*/\s*([0-9]{1,9})(?!\s*[0-9/]|\.[0-9])")
+_AND_WORDS = re.compile(
+    r"(?:\s+[A-Za-z]+)?\s+and\s+(?:a|an|one|two|three)[\s-]+(?:half|halves|thirds?|quarters?|fourths?)\b", re.IGNORECASE
+)
 _UNIT = re.compile(r" ?(?:%|[A-Za-z]{2,}(?: [A-Za-z]{2,})*)?\.? ?")
 _LEADING = re.compile(r"[^A-Za-z0-9.+-]*(?:[-+]\s*)?(?:(?:USD|US|EUR|Rs\.?|Php|A\$|C\$)\s*)?")
 
@@ -80,7 +85,7 @@ def read_number(passage: str) -> Fraction | None:
         text = re.split(r"[=≈]", text.rstrip("=≈ "))[-1]
     if _FUNCTION.search(text):
         return None
-    text = _COMMAND.sub(" ", text)
+    text = _with_mixed(_COMMAND.sub(" ", text))
     numbers = list(_NUMBER.finditer(text))
     if not numbers:
         return None
@@ -91,10 +96,20 @@ def read_number(passage: str) -> Fraction | None:
         between = text[pair[0].end() : pair[1].start()]
         if _LISTS.fullmatch(between) or _UNIT_ONLY.fullmatch(between):
             return None
-    if _BEFORE.search(text[: chosen.start()]) or _MULTIPLIER.match(text, chosen.end()):
+    if _BEFORE.search(text[: chosen.start()]):
+        return None
+    if _MULTIPLIER.match(text, chosen.end()) or _AND_WORDS.match(text, chosen.end()):
         return None
     value = _value(chosen)
     return -value if value is not None and _MINUS.search(text[: chosen.start()]) else value
+
+
+def _with_mixed(text: str) -> str:
+    """`2 and 1/2` at the beginning as `2 1/2`, where the fraction is below 1: `3 and 5/2` are two answers."""
+    found = _AND_FRACTION.match(text, _LEADING.match(text).end())
+    if found is None or int(found[2]) >= int(found[3]):
+        return text
+    return f"{text[: found.start()]}{found[1]} {found[2]}/{found[3]}{text[found.end() :]}"
 
 
 def read_plain_number(passage: str) -> Fraction | None:

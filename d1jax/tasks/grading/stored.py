@@ -17,11 +17,22 @@ def completion_of(record: dict[str, Any], where: str) -> tuple[Any, Any, str]:
                 f"{where}: no {key!r} among the keys ({', '.join(map(repr, record)) or 'none'}); a row is "
                 + " or ".join("{" + ", ".join(layout) + "}" for layout in LAYOUTS)
             )
-    if not isinstance(record[text], str):
-        raise DataError(f"{where}: {text} = {record[text]!r:.60}: a text was expected; write one row for each text")
     if not isinstance(record[problem], str):
         raise DataError(f"{where}: {problem} = {record[problem]!r:.60}: a text was expected; write it as a JSON string")
-    return record[problem], record[reference], record[text]
+    return record[problem], record[reference], text_of(record, where)
+
+
+def text_of(record: dict[str, Any], where: str) -> str:
+    """The generated text of a record. Raises DataError where it has none."""
+    key = next((layout[2] for layout in LAYOUTS if layout[2] in record), None)
+    if key is None:
+        raise DataError(
+            f"{where}: no generated text among the keys ({', '.join(map(repr, record)) or 'none'}); write it under "
+            + " or ".join(layout[2] for layout in LAYOUTS)
+        )
+    if not isinstance(record[key], str):
+        raise DataError(f"{where}: {key} = {record[key]!r:.60}: a text was expected; write one row for each text")
+    return record[key]
 
 
 def given_text(record: dict[str, Any], key: str, where: str, cure: str) -> str:

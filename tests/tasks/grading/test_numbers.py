@@ -32,7 +32,8 @@ HOSTILE = [
         *[(text, Fraction(-1, 2)) for text in ("-\\frac{1}{2}", "\\frac{-1}{2}", "-1/2", "-.5")],
         *[(text, Fraction(3, 2)) for text in ("1 1/2", "1\\frac{1}{2}", "1\\tfrac12", "1.50")],
         *[(text, 1500) for text in ("1.5e3", "1.5 \\times 10^{3}", "1.5 \\cdot 10^3", "1.5×10^3", "1500", "1,500")],
-        ("45/3", 15), ("2:00 pm", 2), ("1,234,567.25", Fraction(4938269, 4)),
+        *[(text, Fraction(5, 2)) for text in ("2 and 1/2", "2 \\text{ and } \\frac{1}{2}", "2 and 1/2 hours", "x = 2 and 1/2.")],
+        ("-2 and 1/2", Fraction(-5, 2)), ("45/3", 15), ("2:00 pm", 2), ("1,234,567.25", Fraction(4938269, 4)),
     ],
 )  # fmt: skip
 def test_a_number_is_read(passage, value):
@@ -44,7 +45,9 @@ def test_a_number_is_read(passage, value):
     [
         "", "...", "eighteen", "18 or 20", "18, 20", "18 and 20", "3 + 15", "5-6", "2:30", "3,5", "1040,000", "2 \\times 9",
         "2 hours and 30 minutes", "27 \\text{ selfies and 18 portraits}", "\\sqrt{4}", "2\\pi", "4!", "1/0", "\\frac{1}{0}",
-        "9" * (MAX_DIGITS + 1), "1e31", "9**9**9**9", "x2", "H2O", "nan", "inf", "1_000", "٣", "²", "1" * (MAX_PASSAGE + 1),
+        "9" * (MAX_DIGITS + 1), "1e31", "9**9**9**9", "x2", "H2O", "nan", "inf", "1_000", "٣", "²",
+        "3 and 5/2", "between 2 and 1/2", "2 and 1/2 or 3", "2 and 1/2/3", "2 and a half", "2 hours and a half", "2 and three-quarters",
+         "1" * (MAX_PASSAGE + 1),
     ],
 )  # fmt: skip
 def test_what_states_no_number_is_none(passage):
