@@ -20,11 +20,12 @@ from tqdm import tqdm
 from d1jax.config import UserError
 from d1jax.config.benchmark import BenchmarkConfig
 from d1jax.config.values import plain
+from d1jax.diffusion.rollout import Rollout
 from d1jax.evaluation import statistics
 from d1jax.evaluation.decoding_order import global_ar, local_ar, unmask_order
 from d1jax.evaluation.prompting import Prompter
 from d1jax.files import write_json
-from d1jax.inference.complete import Completions, sample_ids
+from d1jax.inference.complete import Completions, completions_of, hand_over
 from d1jax.inference.policy import Policy
 from d1jax.tasks.judging import grade_all, offers
 from d1jax.tasks.task import Row
@@ -119,17 +120,9 @@ def _continued(path: Path, settings: Mapping[str, Any]) -> dict[tuple[int, int],
 def _batches(
     policy: Policy, cell: Cell, ids: Mapping[int, list[int]], wanted: Sequence[int], size: int
 ) -> Iterator[list[dict[str, Any]]]:
+    """The graded samples of each batch. A batch is graded while the next is decoded."""
     config, count = cell.config, cell.config.samples
-    starts = range(0, len(wanted), size)
-    for start in tqdm(starts, desc=cell.label, unit="batch", leave=False, disable=None):
-        numbers = list(wanted[start : start + size])
-        filled = numbers + [numbers[-1]] * (size - len(numbers))  # one program serves all batches
-        began = time.perf_counter()
-        prompts = [ids[number // count] for number in filled]
-        found = sample_ids(policy, prompts, config.decoding, config.seed, config.temperature, filled)
-        # The first batch also compiles; where it is the only one there is nothing else to go by.
-        counts = start > 0 or len(wanted) <= size
-        seconds = round((time.perf_counter() - began) / len(numbers), 4) if counts else None
+    for numbers, found, seconds in _completed(policy, cell, ids, wanted, size):
         texts = [config.prefill + text for text in found.text[: len(numbers)]]
         rows = [cell.rows[number // count] for number in numbers]
         grades = grade_all(cell.prompter.task, rows, texts)
@@ -149,6 +142,33 @@ def _batches(
             }
             for place, number in enumerate(numbers)
         ]
+
+
+def _completed(
+    policy: Policy, cell: Cell, ids: Mapping[int, list[int]], wanted: Sequence[int], size: int
+) -> Iterator[tuple[list[int], Completions, float | None]]:
+    """(numbers of the samples, their completions, seconds a sample) of each batch; the next one is on the devices already.
+
+    Seconds are from the batch before to this one: decoding, or grading where that takes longer.
+    """
+    config, count = cell.config, cell.config.samples
+    batches = [list(wanted[start : start + size]) for start in range(0, len(wanted), size)]
+
+    def start(numbers: list[int]) -> Rollout:
+        filled = numbers + [numbers[-1]] * (size - len(numbers))  # one program serves all batches
+        prompts = [ids[number // count] for number in filled]
+        return hand_over(policy, prompts, config.decoding, config.seed, config.temperature, filled)
+
+    began = time.perf_counter()
+    under_way = start(batches[0])
+    for index, numbers in enumerate(tqdm(batches, desc=cell.label, unit="batch", leave=False, disable=None)):
+        next_one = start(batches[index + 1]) if index + 1 < len(batches) else None
+        found = completions_of(policy, under_way)
+        now = time.perf_counter()
+        # The first batch also compiles; where it is the only one there is nothing else to go by.
+        counts = index > 0 or len(batches) == 1
+        yield numbers, found, round((now - began) / len(numbers), 4) if counts else None
+        began, under_way = now, next_one
 
 
 def _decoded(policy: Policy, found: Completions, place: int, grid: bool) -> dict[str, Any]:

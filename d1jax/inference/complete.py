@@ -85,12 +85,23 @@ def sample_ids(
     row_ids: Sequence[int],
 ) -> Completions:
     """`Completions` of prompts that are token ids; row i draws from (seed, row_ids[i]). Arguments and errors are those of `sample`."""
+    return completions_of(policy, hand_over(policy, rows, config, seed, temperature, row_ids))
+
+
+def hand_over(
+    policy: Policy,
+    rows: Sequence[Sequence[int]],
+    config: SamplerConfig,
+    seed: int,
+    temperature: float,
+    row_ids: Sequence[int],
+) -> Rollout:
+    """What `sample_ids` decodes, handed over to the devices and perhaps not decoded yet: `completions_of` waits for it."""
     sampler = sampler_for(policy, config, temperature)
     check_draws(seed, temperature)
     prompts, noise = place(policy, rows, config, seed, row_ids)
     with jax.set_mesh(policy.mesh):
-        rollout = sampler.sample(policy.variables, prompts, noise)
-    return _completions(policy, rollout)
+        return sampler.sample(policy.variables, prompts, noise)
 
 
 def watch(
@@ -119,7 +130,7 @@ def watch(
     placed, noise = place(policy, rows, config, seed, range(first_row, first_row + len(rows)))
     with jax.set_mesh(policy.mesh):
         for state in sampler.stream(policy.variables, placed, noise):
-            yield _completions(policy, state) if isinstance(state, Rollout) else jax.device_get(state)
+            yield completions_of(policy, state) if isinstance(state, Rollout) else jax.device_get(state)
 
 
 def settings_for(policy: Policy, config: SamplerConfig | None, temperature: float) -> SamplerConfig:
@@ -185,7 +196,8 @@ def prompt_ids(policy: Policy, prompt: Prompt) -> list[int]:
         raise UserError(f"sample: {error}") from None
 
 
-def _completions(policy: Policy, rollout: Rollout) -> Completions:
+def completions_of(policy: Policy, rollout: Rollout) -> Completions:
+    """The texts of a rollout and how they came about, on the host. Raises UserError where predictions are not finite."""
     host = Rollout(*map(np.asarray, jax.device_get(rollout)))
     problem = not_finite(host.confidence_BC)
     if problem:

@@ -9,8 +9,9 @@ import pytest
 
 from d1jax import evaluate
 from d1jax.evaluation import benchmark_command, suite
-from d1jax.evaluation.benchmark import run_cell, sample_ids, summarise
+from d1jax.evaluation.benchmark import completions_of, hand_over, run_cell, summarise
 from d1jax.evaluation.protocol import Protocol
+from d1jax.tasks.judging import grade_all
 
 GIVEN = {"style": "bare", "samples": 2, "limit": 3, "length": 20, "block": 10, "temperature": 1.0, "seed": 7}
 FLAGS = ["--tasks", "sudoku", "--style", "bare", "--limit", "3", "--length", "20", "--block", "10", "--steps_per_token", "0.2"]  # fmt: skip
@@ -56,7 +57,7 @@ def test_a_killed_evaluation_continues_to_the_same_file(sudoku_policy, finished,
     (tmp_path / name).write_bytes(content[:cut])
     (tmp_path / f"{cell().label}.settings.json").write_bytes((folder / f"{cell().label}.settings.json").read_bytes())
     if left == "all":
-        monkeypatch.setattr("d1jax.evaluation.benchmark.sample_ids", None)  # nothing is drawn again
+        monkeypatch.setattr("d1jax.evaluation.benchmark.hand_over", None)  # nothing is drawn again
     found = run_cell(sudoku_policy, cell(), tmp_path, MODEL, batch=3)
     assert untimed(tmp_path / name) == untimed(folder / name)
     assert [one["completion"] for one in found] == [one["completion"] for one in samples]
@@ -97,6 +98,20 @@ def test_damaged_files_are_named(finished, tmp_path):
             run_cell(None, cell(), tmp_path, MODEL, batch=3)
 
 
+def test_a_batch_is_graded_while_the_next_one_is_decoded(sudoku_policy, finished, tmp_path, monkeypatch):
+    events = []
+    for name, real in (("hand_over", hand_over), ("completions_of", completions_of), ("grade_all", grade_all)):
+        monkeypatch.setattr(
+            f"d1jax.evaluation.benchmark.{name}",
+            lambda *given, name=name, real=real: events.append(name) or real(*given),
+        )
+    found = run_cell(sudoku_policy, cell(), tmp_path, MODEL, batch=2)
+    between = ["hand_over", "completions_of", "grade_all"]
+    assert events == ["hand_over", *between, *between, "completions_of", "grade_all"]
+    assert [one["completion"] for one in found] == [one["completion"] for one in finished[1]]
+    assert [one["seconds"] is None for one in found] == [True, True, False, False, False, False]
+
+
 def test_the_prefill_is_part_of_the_graded_text(sudoku_policy, finished, tmp_path, monkeypatch):
     """And of the prompt: a row's answer whose beginning is given is completed, not answered again."""
     graded = []
@@ -108,7 +123,7 @@ def test_the_prefill_is_part_of_the_graded_text(sudoku_policy, finished, tmp_pat
     monkeypatch.setattr("d1jax.evaluation.benchmark.grade_all", keep)
     asked = []
     monkeypatch.setattr(
-        "d1jax.evaluation.benchmark.sample_ids", lambda policy, prompts, *more: asked.extend(prompts) or sample_ids(policy, prompts, *more)
+        "d1jax.evaluation.benchmark.hand_over", lambda policy, prompts, *more: asked.extend(prompts) or hand_over(policy, prompts, *more)
     )  # fmt: skip
     found = run_cell(sudoku_policy, cell(prefill="12\n", samples=1), tmp_path, MODEL, batch=3)
     assert all(text.startswith("12\n") for text in graded) and graded == [one["completion"] for one in found]
@@ -121,14 +136,14 @@ def test_a_text_is_whole_where_a_token_ends_it_or_a_grid_is_full(sudoku_policy, 
     digit = sudoku_policy.tokenizer.encode("1")[0]
 
     def drawn(*given):
-        found = sample_ids(*given)
+        found = completions_of(*given)
         tokens = found.tokens * 0 + digit
         tokens[0, 4:] = end
         return dataclasses.replace(
             found, tokens=tokens, length=np.array([5, 20, 20]), text=["1111", "1111\n" * 4, "1" * 20]
         )
 
-    monkeypatch.setattr("d1jax.evaluation.benchmark.sample_ids", drawn)
+    monkeypatch.setattr("d1jax.evaluation.benchmark.completions_of", drawn)
     found = run_cell(sudoku_policy, cell(samples=1), tmp_path, MODEL, batch=3)
     assert [(one["tokens"], one["ended"]) for one in found] == [(4, True), (20, True), (20, False)]
     assert [len(one["pieces"]) for one in found] == [5, 20, 20]
