@@ -18,12 +18,14 @@ from d1jax.config.flags import asks_for_version, version_text
 from d1jax.config.help import describe_origins, help_text
 from d1jax.config.parse import parse_with_origins
 from d1jax.config.values import plain
+from d1jax.data.examples import joined
 from d1jax.evaluation import grade, summary
 from d1jax.files import write_json, write_jsonl
+from d1jax.generation import rows as kept_rows
+from d1jax.generation import stage as generation
 from d1jax.models.transformer import Variables
 from d1jax.preference import loop as preference
 from d1jax.rl import loop as rl
-from d1jax.rl import rejection
 from d1jax.sft import loop as sft
 from d1jax.telemetry.command_line import USER_MISTAKE, exit_code
 from d1jax.telemetry.metrics import MetricsLog
@@ -87,8 +89,8 @@ def run(config: Config) -> dict[str, Any]:
             for stage in config.stages:
                 stop.check(f"before {stage.name}")
                 seen = _as_seen_by(stage, context, directory)
-                if stage.kind == "rejection":
-                    rejection.run(seen, variables, stage.name, directory.kept(stage.name), stop)
+                if stage.kind == "generate":
+                    generation.run(seen, variables, stage.name, directory.kept(stage.name), stop)
                     continue
                 with StageLog(directory, metrics, stop, stage, config) as log:
                     try:
@@ -118,11 +120,14 @@ def run(config: Config) -> dict[str, Any]:
 def _as_seen_by(stage: Stage, context: Context, directory: RunDirectory) -> Context:
     """The context of a stage: its own settings, and for SFT the rows that it learns from."""
     seen = dataclasses.replace(context, config=context.config.for_stage(stage.name))
-    if stage.kind == "sft" and seen.config.sft.data:
-        columns = seen.config.sft.completion_length or seen.config.sampler.completion_length
-        kept = rejection.kept_problems(seen, directory.kept(seen.config.sft.data), columns)
-        return dataclasses.replace(seen, train=kept)
-    return seen
+    if stage.kind != "sft":
+        return seen
+    columns = seen.config.sft.completion_length or seen.config.sampler.completion_length
+    parts = [
+        seen.train if name == "task" else kept_rows.as_problems(seen, directory.kept(name), columns)
+        for name in seen.config.sft.data
+    ]
+    return dataclasses.replace(seen, train=joined(parts, context.tokenizer.special.end))
 
 
 def _chosen(selected: Mapping[str, Any]) -> str:

@@ -13,6 +13,7 @@ from d1jax.config.estimator import Estimator as Estimator
 from d1jax.config.estimator import OneStep as OneStep
 from d1jax.config.estimator import Quadrature as Quadrature
 from d1jax.config.estimator import Trajectory as Trajectory
+from d1jax.config.generation import GenerateConfig as GenerateConfig
 from d1jax.config.model import Alignment as Alignment
 from d1jax.config.model import LoraConfig as LoraConfig
 from d1jax.config.model import MeshConfig as MeshConfig
@@ -59,5 +60,4 @@ from d1jax.config.schema import Stage as Stage
 from d1jax.config.schema import TaskConfig as TaskConfig
 from d1jax.config.training import OptimizerConfig as OptimizerConfig
 from d1jax.config.training import PreferenceConfig as PreferenceConfig
-from d1jax.config.training import RejectionConfig as RejectionConfig
 from d1jax.config.training import SftConfig as SftConfig

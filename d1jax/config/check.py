@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 
 from d1jax.config.errors import UserError
 from d1jax.config.no_effect import Command, no_effect, unread_by_stage
-from d1jax.config.schema import Config, PreferenceConfig, RejectionConfig, RlConfig, Stage
+from d1jax.config.schema import Config, GenerateConfig, PreferenceConfig, RlConfig, Stage
 from d1jax.config.setting import Rule, bounds, rules_of
 
 
@@ -20,7 +20,7 @@ def check(config: Config, command: Command = "train") -> Config:
     read = config
     if command == "evaluate":
         read = dataclasses.replace(
-            config, rl=RlConfig(), preference=PreferenceConfig(), rejection=RejectionConfig(), stages=("sft",)
+            config, rl=RlConfig(), preference=PreferenceConfig(), generate=GenerateConfig(), stages=("sft",)
         )
     problems = list(dict.fromkeys(message for broken, message in all_rules(read) if broken))
     if problems:

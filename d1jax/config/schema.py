@@ -10,17 +10,24 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from d1jax.config.errors import UserError
+from d1jax.config.generation import GenerateConfig
 from d1jax.config.model import LoraConfig, MeshConfig, ModelConfig
 from d1jax.config.rl import RlConfig
 from d1jax.config.sampler import SamplerConfig
 from d1jax.config.setting import MOST, Rule, section, setting, with_fields
-from d1jax.config.training import MAX_ROWS, PreferenceConfig, RejectionConfig, SftConfig
+from d1jax.config.training import MAX_ROWS, PreferenceConfig, SftConfig
 from d1jax.config.values import alternatives, build, hints_of, merge, plain
 from d1jax.config.yaml_text import shown
 
-SECTIONS = {"sft": SftConfig, "rl": RlConfig, "preference": PreferenceConfig, "rejection": RejectionConfig}
+SECTIONS = {"sft": SftConfig, "rl": RlConfig, "preference": PreferenceConfig, "generate": GenerateConfig}
 KINDS = tuple(SECTIONS)
-RESERVED = {"weights", "evaluation", "audit"}  # purposes that have random keys of their own (weights/variables.py)
+RESERVED = {
+    "weights",
+    "evaluation",
+    "audit",
+    "task",
+    "start",
+}  # what else is called by a name: random keys, rows, weights
 TASK_NAMES = ("sudoku", "countdown", "gsm8k", "math", "code", "traces", "jsonl", "mixture")
 TRAINING = (
     "sft",
@@ -160,7 +167,7 @@ class Config:
     run_dir: str = setting("runs/run", "where everything goes")
     stages: tuple[Stage, ...] = setting(
         ("sft", "rl"),
-        "in this order: sft, rl, preference, rejection; or {name: NAME, kind: KIND, key: value, ...} with settings of its own",
+        "in this order: sft, rl, preference, generate; or {name: NAME, kind: KIND, key: value, ...} with settings of its own",
     )
     seed: int = setting(0, "of weights, masks, rollouts and row order", at_least=0, at_most=2**32 - 1)
     init_from: str = setting(
@@ -191,7 +198,7 @@ class Config:
     sft: SftConfig = section(SftConfig)
     rl: RlConfig = section(RlConfig)
     preference: PreferenceConfig = section(PreferenceConfig)
-    rejection: RejectionConfig = section(RejectionConfig)
+    generate: GenerateConfig = section(GenerateConfig)
     evaluation: EvaluationConfig = section(EvaluationConfig)
     mesh: MeshConfig = section(MeshConfig)
 
@@ -270,7 +277,7 @@ class Config:
             ("sft.batch_size", self.sft.batch_size, self.sft.completion_length or length),
             ("rl.prompts_per_step x rl.num_generations", self.rl.rollout_rows, length),
             ("preference.prompts_per_step x preference.num_generations", self.preference.rollout_rows, length),
-            ("rejection.prompts_per_step x rejection.num_generations", self.rejection.rollout_rows, length),
+            ("generate.prompts_per_step x generate.num_generations", self.generate.rollout_rows, length),
             ("evaluation.batch_size", self.evaluation.batch_size, length),
         ):
             yield (
@@ -317,12 +324,12 @@ class Config:
         """A stage that learns from kept rows comes after the stage that keeps them."""
         kept: list[str] = []
         for stage in self.stages:
-            wanted = self.section_of(stage).data if stage.kind == "sft" else ""
-            yield (
-                bool(wanted) and wanted not in kept,
-                f"stage {stage.name!r} learns from {wanted!r}, which is no rejection stage before it; choices: {kept or 'none'}",
-            )
-            if stage.kind == "rejection":
+            for wanted in self.section_of(stage).data if stage.kind == "sft" else ():
+                yield (
+                    wanted != "task" and wanted not in kept,
+                    f"stage {stage.name!r} learns from {wanted!r}, which is no generate stage before it; choices: {['task', *kept]}",
+                )
+            if stage.kind == "generate":
                 kept.append(stage.name)
 
 

@@ -1,4 +1,4 @@
-"""The sections of the training stages that are not RL: what all stages share, SFT, preferences, rejection sampling."""
+"""The sections of the training stages that are not RL: what all stages share, SFT, preferences."""
 
 from __future__ import annotations
 
@@ -99,8 +99,9 @@ class RewardedConfig(SamplingConfig):
 class SftConfig(TrainingConfig):
     """Masked supervised fine-tuning (LLaDA's law)."""
 
-    data: str = setting(
-        "", "what is learnt: the task's training rows (''), or the rows that the rejection stage of this name has kept"
+    data: tuple[str, ...] = setting(
+        ("task",),
+        "what is learnt, all of it together: the task's own training rows (task), the rows that generate stages have kept",
     )
     completion_length: int = setting(0, "columns of a target (0 = sampler.completion_length)", at_least=0)
     batch_size: int = setting(128, "rows of an update", above=0, at_most=MAX_ROWS)
@@ -116,6 +117,10 @@ class SftConfig(TrainingConfig):
 
     def rules(self) -> Iterator[Rule]:
         parts = self.grad_accumulation_steps
+        yield (
+            len(set(self.data)) != len(self.data) or not self.data,
+            f"sft.data = {list(self.data)} must name something, and nothing twice; write [task], [NAME] or both",
+        )
         yield (
             self.batch_size % parts != 0,
             f"sft.grad_accumulation_steps = {parts} does not divide sft.batch_size = {self.batch_size}",
@@ -147,17 +152,3 @@ class PreferenceConfig(WithChoices, RewardedConfig, TrainingConfig):
             any(getattr(self.estimator, name, default) != default for name, default in UPPER_BOUND.items()),
             "preference.estimator: upper_share and upper_exponent go by the sign of an advantage, and a pair has none; leave them out",
         )
-
-
-@with_fields
-@dataclass(frozen=True)
-class RejectionConfig(SamplingConfig):
-    """Rejection sampling (RFT): sample, keep what is right, and write it down as rows for an SFT stage."""
-
-    prompts: int = setting(0, "training rows to sample for (0 = all)", at_least=0)
-    accept: str = setting("solved", "the reward that must be 1")
-    keep_per_prompt: int = setting(1, "different right completions of a problem that are kept at most", above=0)
-
-    def rules(self) -> Iterator[Rule]:
-        yield from self.rollout_rules("rejection")
-        yield not self.accept, "rejection.accept is empty; name a reward of the task"

@@ -29,6 +29,24 @@ class Problems:
         return len(self.rows)
 
 
+def joined(parts: Sequence[Problems], end: int) -> Problems:
+    """The rows of several, one after the other; prompts and targets are padded to the longest columns with the token `end`."""
+    if len(parts) == 1:
+        return parts[0]
+    columns = [max(one.prompt_RP.shape[1] for one in parts), max(one.target_RC.shape[1] for one in parts)]
+
+    def widened(array_RX: np.ndarray, width: int) -> np.ndarray:
+        return np.pad(array_RX, ((0, 0), (0, width - array_RX.shape[1])), constant_values=end)
+
+    return Problems(
+        [row for one in parts for row in one.rows],
+        np.concatenate([widened(one.prompt_RP, columns[0]) for one in parts]),
+        np.concatenate([one.prompt_length_R for one in parts]),
+        np.concatenate([widened(one.target_RC, columns[1]) for one in parts]),
+        np.concatenate([one.has_target_R for one in parts]),
+    )
+
+
 @dataclass(frozen=True)
 class Examples:
     """Rows of a task with the token ids of their prompts and of their targets (None: the row has none, or none is read)."""

@@ -1,1 +1,1 @@
-"""Batches of graded completions: what RL, preference learning and rejection sampling learn from."""
+"""Batches of graded completions: what RL, preference learning and generate stages work with."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -129,26 +129,26 @@ def _reward_names(config: Config) -> list[tuple[str, list[str]]]:
     found = []
     for stage in config.stages:
         section = config.section_of(stage)
-        if stage.kind in ("rl", "preference"):
+        if stage.kind in ("rl", "preference", "generate"):
             found.append((f"{stage.name}.reward_weights", list(section.reward_weights)))
-        if stage.kind == "rejection":
-            found.append((f"{stage.name}.accept", [section.accept]))
+        if stage.kind == "generate":
+            found.append((f"{stage.name}.accept", list(section.accept)))
     return found
 
 
-def target_columns(config: Config, data: Collection[str] | None = ("",)) -> int:
-    """Columns of the targets of SFT stages that learn from `data` (None: from anything); by default the task's own rows.
+def target_columns(config: Config, anything: bool = False) -> int:
+    """Columns of the targets of SFT stages that learn from the task's own rows, or (`anything`) also from others.
 
     0 where there is no such stage: RL reads no target, however long.
     """
-    sections = [section for section in config.of_kind("sft") if data is None or section.data in data]
+    sections = [section for section in config.of_kind("sft") if anything or "task" in section.data]
     return max((section.completion_length or config.sampler.completion_length for section in sections), default=0)
 
 
 def _completion_columns(config: Config) -> int:
     """The longest completion that a stage puts behind a training prompt."""
     sampled = 0 if config.kinds <= {"sft"} else config.sampler.completion_length
-    return max(sampled, target_columns(config, None))
+    return max(sampled, target_columns(config, anything=True))
 
 
 def _check_positions(config: Config, prompt_columns: int, completion: int, rows: str) -> None:

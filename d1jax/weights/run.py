@@ -1,7 +1,7 @@
 """The directory of one run: its paths, and what a reader asks of it. `weights/source.py` opens it like a checkpoint.
 
 config.yaml  data.json  init_from.json  adapter.json  source/  metrics.jsonl  checkpoints/<stage>/<step>/
-evaluations/<stage>.json  rejection/<stage>.jsonl  rejection/<stage>.json  samples.jsonl
+evaluations/<stage>.json  generated/<stage>.jsonl  generated/<stage>.json  samples.jsonl
 summary.json  report.html  collapsed/<stage>/<step>/  damaged/<stage>/<step>/
 """
 
@@ -26,7 +26,7 @@ class RunDirectory:
     @property
     def begun(self) -> bool:
         """Whether anything that was learnt or sampled is saved."""
-        return any(self.path.glob("checkpoints/*/[0-9]*")) or any(self.path.glob("rejection/*.jsonl"))
+        return any(self.path.glob("checkpoints/*/[0-9]*")) or any(self.path.glob("generated/*.jsonl"))
 
     @property
     def config(self) -> Path:
@@ -71,8 +71,8 @@ class RunDirectory:
         return self.path / "damaged" / stage
 
     def kept(self, stage: str) -> Path:
-        """The rows that a rejection stage has kept."""
-        return self.path / "rejection" / f"{stage}.jsonl"
+        """The rows that a generate stage has kept."""
+        return self.path / "generated" / f"{stage}.jsonl"
 
     def saved_steps(self, stages: Sequence[str]) -> dict[str, int]:
         """How far each stage that has begun is saved (0: not yet)."""

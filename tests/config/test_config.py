@@ -421,7 +421,7 @@ IMPOSSIBLE = [
             {"stages": f"[sft, {kind}]", f"{kind}.rollout_batch_size": size},
             f"{kind}.rollout_batch_size = {size} must be a multiple of the 8",
         )
-        for kind, size in (("rl", "12"), ("preference", "1024"), ("rejection", "24"))
+        for kind, size in (("rl", "12"), ("preference", "1024"), ("generate", "24"))
     ),
     (
         {"task.name": "soduku"},
@@ -533,8 +533,17 @@ IMPOSSIBLE = [
     ({"preference.grad_accumulation_steps": "7"}, "does not divide the 64 pairs of a step"),
     ({"preference.reward_weights": "{}"}, "preference.reward_weights is empty"),
     ({"preference.reward_weights": "{solved: .nan}"}, "must be finite numbers"),
-    ({"rejection.accept": ""}, "rejection.accept is empty"),
-    ({"sft.data": "keep"}, "stage 'sft' learns from 'keep', which is no rejection stage before it"),
+    (
+        {"generate.filters": "[tokenz:3]"},
+        "repetition, language, paragraph (did you mean 'tokens'",
+    ),
+    ({"generate.filters": "[finished:3]"}, "'finished:3' is written finished, without a number"),
+    ({"generate.filters": "[tokens]"}, "'tokens' is written tokens:NUMBER"),
+    ({"generate.filters": "['tokens:-3']"}, "'tokens:-3' has no positive number behind the colon"),
+    ({"generate.reward_weights": "{}"}, "generate.reward_weights is empty"),
+    ({"generate.reward_weights": "{solved: .inf}"}, "generate.reward_weights = {'solved': inf} must be finite"),
+    ({"sft.data": "[]"}, "sft.data = [] must name something, and nothing twice"),
+    ({"sft.data": "[keep]"}, "stage 'sft' learns from 'keep', which is no generate stage before it"),
     ({"stages": "[sft, {name: a, kind: rl, num_generations: 1}]"}, "rl.num_generations = 1 must be at least 2"),
     ({"stages": "[sft, {name: a, kind: rl, kl: reward}]"}, "rl.kl = reward takes sums of log p"),
     (
@@ -550,7 +559,7 @@ IMPOSSIBLE = [
             },
             f"{kind}.prompts_per_step x {kind}.num_generations makes arrays",
         )
-        for kind in ("preference", "rejection")
+        for kind in ("preference", "generate")
     ),
 ]
 
@@ -688,17 +697,17 @@ def test_stages_have_names_and_settings_of_their_own(write):
 sft: {steps: 7}
 stages:
   - {name: cold_start, kind: sft, steps: 3, optimizer: {learning_rate: 1}}
-  - {name: keep, kind: rejection, keep_per_prompt: 2}
-  - {name: again, kind: sft, data: keep}
+  - {name: keep, kind: generate, keep_per_prompt: 2}
+  - {name: again, kind: sft, data: [keep]}
   - rl
 """)
     config = parse(["--config", file])
     assert config.stage_names == ("cold_start", "keep", "again", "rl")
-    assert config.trained_stages == ("cold_start", "again", "rl") and config.kinds == {"sft", "rejection", "rl"}
+    assert config.trained_stages == ("cold_start", "again", "rl") and config.kinds == {"sft", "generate", "rl"}
     assert [section.steps for section in config.of_kind("sft")] == [3, 7]
     cold = config.for_stage("cold_start").sft
     assert cold.optimizer == dataclasses.replace(config.sft.optimizer, learning_rate=1.0)
-    assert config.for_stage("again").sft == dataclasses.replace(config.sft, data="keep")
+    assert config.for_stage("again").sft == dataclasses.replace(config.sft, data=("keep",))
     assert config.for_stage("rl") == config
     assert from_yaml(write(to_yaml(config), "resolved.yaml")) == config
 
@@ -765,7 +774,7 @@ def test_a_resolved_configuration_is_read_back_equal(write):
 
 def test_named_stages_stay_when_a_command_changes_a_setting_of_their_run():
     """`evaluate --run RUN --sampler.steps 10` lays flags over the run's configuration."""
-    stages = "[{name: cold_start, kind: sft, steps: 5}, {name: keep, kind: rejection}, {name: imitate, kind: sft, data: keep}]"
+    stages = "[{name: cold_start, kind: sft, steps: 5}, {name: keep, kind: generate}, {name: imitate, kind: sft, data: [keep]}]"
     trained = parse(["--stages", stages])
     assert build(Config, plain(trained)) == trained
     assert parse(["--seed", "1"], trained, "evaluate").stages == trained.stages

@@ -98,8 +98,8 @@ def test_fewer_steps_or_another_change_beside_are_refused_as_before(tmp_path):
 
 
 def test_a_stage_is_not_made_longer_under_rows_that_were_sampled_from_it(tmp_path):
-    """The rejection stage itself is left out here: what counts is that its rows are there."""
-    settings = {"stages": "[sft, {name: keep, kind: rejection}]", "sft.steps": 2, "run_dir": tmp_path}
+    """The generate stage itself is left out here: what counts is that its rows are there."""
+    settings = {"stages": "[sft, {name: keep, kind: generate}]", "sft.steps": 2, "run_dir": tmp_path}
     old = parse([f"--{key}={value}" for key, value in settings.items()])
     new = parse([f"--{key}={value}" for key, value in {**settings, "sft.steps": 4}.items()])
     directory = RunDirectory(tmp_path)

@@ -1,0 +1,99 @@
+"""Rows that a generate stage has kept: written once with their digest, and read as what SFT learns from.
+
+R rows, C target columns.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from d1jax.config import UserError
+from d1jax.data.examples import Problems
+from d1jax.files import write_json, write_jsonl
+from d1jax.training.context import Context
+from d1jax.weights.run import read_record, read_records
+
+AGAIN = "move the file away, and the same command makes it again"
+
+
+def write(out: Path, rows: Sequence[Mapping[str, Any]], counts: Mapping[str, Any]) -> None:
+    """Writes the rows, then beside them {"rows": how many, "sha256", and `counts`}, without which the stage has not finished."""
+    write_jsonl(out, rows)
+    digest = hashlib.sha256(out.read_bytes()).hexdigest()
+    write_json(_record(out), {"rows": len(rows), "sha256": digest, **counts})
+
+
+def is_done(out: Path) -> bool:
+    """Whether the rows were written. Raises UserError where they are not those that were written."""
+    if not (out.exists() and _record(out).exists()):
+        return False
+    _check_record(out)
+    return True
+
+
+def _record(out: Path) -> Path:
+    return out.with_suffix(".json")
+
+
+def _check_record(out: Path) -> None:
+    then = read_record(_record(out))
+    if hashlib.sha256(out.read_bytes()).hexdigest() != then.get("sha256"):
+        raise UserError(f"{out}: not the {then.get('rows')} rows that this run has kept; put them back, or {AGAIN}")
+
+
+def read(context: Context, path: Path) -> list[dict[str, Any]]:
+    """The kept rows of a stage, whose context this is. Raises UserError for a file that is not what the stage has written."""
+    if not is_done(path):
+        raise UserError(f"{path}: is not there, or not whole; run the stage that writes it again")
+    records = read_records(path)
+    if not records:
+        raise UserError(f"{path}: holds no rows; {AGAIN}")
+    for number, one in enumerate(records, start=1):
+        if not _is_ours(context, one):
+            raise UserError(f"{path}:{number}: no row that this run has kept; {AGAIN}")
+    return records
+
+
+def _is_ours(context: Context, one: Mapping[str, Any]) -> bool:
+    tokens, place = one.get("tokens"), one.get("row")
+    vocabulary = context.model.config.vocab_size
+    return (
+        isinstance(place, int)
+        and 0 <= place < len(context.train)
+        and one.get("prompt") == context.task.prompt(context.train.rows[place])
+        and isinstance(tokens, list)
+        and all(isinstance(token, int) and 0 <= token < vocabulary for token in tokens)
+        and isinstance(one.get("reward"), int | float)
+    )
+
+
+def as_problems(context: Context, path: Path, columns: int) -> Problems:
+    """The kept rows of a stage, whose context this is, with their completions as targets of so many columns.
+
+    The file holds what the model wrote; it is read as token ids, never as control text. Raises UserError where a completion does not fit.
+    """
+    records = read(context, path)
+    train, end = context.train, context.tokenizer.special.end
+    longest = max(len(one["tokens"]) for one in records)
+    if longest > columns:
+        raise UserError(
+            f"{path}: a completion has {longest} tokens, more than the {columns} of sft.completion_length; raise it"
+        )
+    places_R = np.array([one["row"] for one in records])
+    target_RC = np.full((len(records), columns), end, np.int32)
+    for index, one in enumerate(records):
+        target_RC[index, : len(one["tokens"])] = one["tokens"]
+    return dataclasses.replace(
+        train,
+        rows=[train.rows[place] for place in places_R],
+        prompt_RP=train.prompt_RP[places_R],
+        prompt_length_R=train.prompt_length_R[places_R],
+        target_RC=target_RC,
+        has_target_R=np.ones(len(records), bool),
+    )
