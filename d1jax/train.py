@@ -17,6 +17,7 @@ from d1jax.config import Config, Stage
 from d1jax.config.flags import asks_for_version, version_text
 from d1jax.config.help import describe_origins, help_text
 from d1jax.config.parse import parse_with_origins
+from d1jax.config.stage import START
 from d1jax.config.values import plain
 from d1jax.data.examples import joined
 from d1jax.evaluation import grade, summary
@@ -33,7 +34,7 @@ from d1jax.telemetry.report.build import write_report
 from d1jax.telemetry.terminal import printable
 from d1jax.telemetry.trackers import Trackers, check_trackers
 from d1jax.training.claim import check_data, claim
-from d1jax.training.context import Context, build
+from d1jax.training.context import Context, build, of_stages
 from d1jax.training.longer import make_longer
 from d1jax.training.setup import save_source
 from d1jax.training.stage_log import StageLog, check_in_place
@@ -73,25 +74,27 @@ def run(config: Config) -> dict[str, Any]:
         check_trackers(config.track)
         context = build(config)
         config = context.config  # with the architecture of what it starts from
+        contexts = of_stages(context)
         directory, lock = claim(config)
         trackers = Trackers(config.track, directory.path, plain(config))
         with lock, MetricsLog(directory.path, trackers) as metrics, jax.set_mesh(context.mesh):
-            line = check_data(directory, context.data)
+            data = {name: found for one in (context, *contexts.values()) for name, found in one.data.items()}
+            line = check_data(directory, data)
             if line:
                 print(f"data: {line}", file=sys.stderr)
             save_source(context, directory)
             metrics.rewind(directory.saved_steps(config.stage_names))
             mark_one_adapter(config, directory)
-            variables = start_variables(context, directory)
+            held = Held(context, directory)
             for line in make_longer(directory, config):
                 print(printable(line), file=sys.stderr)
-            result: dict[str, Any] | None = None
             for stage in config.stages:
                 stop.check(f"before {stage.name}")
-                seen = _as_seen_by(stage, context, directory)
+                variables = held.before(stage)
                 if stage.kind == "generate":
-                    generation.run(seen, variables, stage.name, directory.kept(stage.name), stop)
+                    generation.run(contexts[stage.name], variables, stage.name, directory.kept(stage.name), stop)
                     continue
+                seen = _with_kept_rows(stage, contexts, directory)
                 with StageLog(directory, metrics, stop, stage, config) as log:
                     try:
                         variables = TRAIN[stage.kind](seen, variables, log)
@@ -102,32 +105,60 @@ def run(config: Config) -> dict[str, Any]:
                                 write_report(directory.path)
                         raise
                     selected = log.selected()
-                if selected and selected["step"] != log.steps:
-                    variables, _ = variables_at(context, directory, stage.name, selected["step"])
+                held.after(stage, variables)
                 if selected:
+                    held.take(stage, selected["step"])
                     print(f"{stage.name}: {_chosen(selected)}", file=sys.stderr)
-                _evaluate(stage.name, log.steps, selected, context, variables, directory, metrics)
-                result = summary.write(context, directory)
+                _evaluate(stage.name, log.steps, selected, context, held.variables, directory, metrics)
+                summary.write(context, directory)
                 write_report(directory.path)
-            if result is None:  # no stage trained anything
-                result = summary.write(context, directory)
+            result = summary.write(context, directory)
     print(grade.table(result["stages"], result["baselines"]))
     report = f"report: {directory.path / 'report.html'}   " if config.trained_stages else ""
     print(f"\n{report}numbers: {directory.summary}")
     return result
 
 
-def _as_seen_by(stage: Stage, context: Context, directory: RunDirectory) -> Context:
-    """The context of a stage: its own settings, and for SFT the rows that it learns from."""
-    seen = dataclasses.replace(context, config=context.config.for_stage(stage.name))
+class Held:
+    """The weights that a run has in memory: those of the last stage that trained, or of the one that a stage asks for."""
+
+    def __init__(self, context: Context, directory: RunDirectory) -> None:
+        self._context, self._directory = context, directory
+        self._last = self._name = START
+        self.variables = start_variables(context, directory)
+
+    def before(self, stage: Stage) -> Variables:
+        """The weights that a stage works with: of the stage that it names, or of the last one before it that trained."""
+        wanted = stage.weights or self._last
+        if wanted != self._name:
+            self.variables = (
+                start_variables(self._context, self._directory)
+                if wanted == START
+                else variables_at(self._context, self._directory, wanted)[0]
+            )
+            self._name = wanted
+        return self.variables
+
+    def after(self, stage: Stage, variables: Variables) -> None:
+        """Holds what a stage has trained."""
+        self.variables, self._name, self._last = variables, stage.name, stage.name
+
+    def take(self, stage: Stage, step: int) -> None:
+        """Holds the checkpoint of a step of a stage, which is the one that goes on."""
+        self.variables, _ = variables_at(self._context, self._directory, stage.name, step)
+
+
+def _with_kept_rows(stage: Stage, contexts: Mapping[str, Context], directory: RunDirectory) -> Context:
+    """The context of a stage; of SFT with the rows that it learns from, which generate stages may have kept."""
+    seen = contexts[stage.name]
     if stage.kind != "sft":
         return seen
     columns = seen.config.sft.completion_length or seen.config.sampler.completion_length
     parts = [
-        seen.train if name == "task" else kept_rows.as_problems(seen, directory.kept(name), columns)
+        seen.train if name == "task" else kept_rows.as_problems(contexts[name], directory.kept(name), columns)
         for name in seen.config.sft.data
     ]
-    return dataclasses.replace(seen, train=joined(parts, context.tokenizer.special.end))
+    return dataclasses.replace(seen, train=joined(parts, seen.tokenizer.special.end))
 
 
 def _chosen(selected: Mapping[str, Any]) -> str:

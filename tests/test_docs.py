@@ -9,7 +9,7 @@ import pytest
 
 from d1jax.config import Config
 from d1jax.config.parse import parse
-from d1jax.config.schema import SECTIONS
+from d1jax.config.stage import SECTIONS
 from d1jax.config.values import hints_of, is_section_type, keys_of
 
 ROOT = Path(__file__).resolve().parents[1]

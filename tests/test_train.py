@@ -289,6 +289,60 @@ def test_the_checkpoint_is_selected_on_validation_and_the_test_set_is_evaluated_
     assert json.loads((run_dir / "evaluations/rl.step2.json").read_text())["selected"]["step"] == 2
 
 
+PIPELINE = """[
+  {name: grids, kind: sft},
+  {name: sums, kind: sft, task: {name: countdown, train_rows: 32}, sampler: {completion_length: 24, block_length: 24}},
+  {name: drawn, kind: generate, from: grids, accept: {}, keep_per_prompt: 0, prompts: 8, prompts_per_step: 8},
+  {name: again, kind: sft, from: start, data: [task, drawn]},
+  {name: rl_sums, kind: rl, from: sums, task: {name: countdown, train_rows: 32},
+   sampler: {completion_length: 24, block_length: 24}}]"""
+
+
+def test_a_pipeline_of_stages_with_rows_and_weights_of_their_own_stops_and_continues(tmp_path, monkeypatch):
+    """Each stage starts from the weights that it names; all are evaluated on the rows of the run; a stop between two changes nothing."""
+    begun = {}
+    for kind, real in command.TRAIN.items():
+        monkeypatch.setitem(
+            command.TRAIN, kind, lambda seen, start, log, real=real: real(seen, begun.setdefault(log.stage, start), log)
+        )
+    settings = {
+        "stages": PIPELINE, "tokenizer": "bytes", "rl.kl": "none", "sft.steps": 3, "rl.steps": 2, "rl.num_iterations": 1,
+        "rl.reward_weights": "{numbers: 1}",
+    }  # fmt: skip
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    done = train(whole, **settings)
+    assert done.returncode == 0, done.stderr
+    first = _leaves(parameters(whole, "grids", 3)["trainable"])
+    assert _leaves(begun["sums"]).keys() == first.keys()
+    for stage, source in (("sums", "grids"), ("rl_sums", "sums")):
+        expected = _leaves(parameters(whole, source, 3)["trainable"])
+        for path, found in _leaves(begun[stage]).items():
+            np.testing.assert_array_equal(found, expected[path], err_msg=f"{stage} {path}")
+    for path, found in _leaves(begun["again"]).items():
+        np.testing.assert_array_equal(found, _leaves(begun["grids"])[path])
+    summary = json.loads((whole / "summary.json").read_text())
+    assert [stage["name"] for stage in summary["stages"]] == ["grids", "sums", "again", "rl_sums"]
+    assert all(stage["n"] == 16 and "cell_accuracy" in stage for stage in summary["stages"])  # Sudoku's grades
+    assert {"task.train", "sums.task.train", "rl_sums.task.train"} <= json.loads(
+        (whole / "data.json").read_text()
+    ).keys()
+
+    def stop(seen, start, log):
+        raise KeyboardInterrupt
+
+    real = command.TRAIN["rl"]
+    monkeypatch.setitem(command.TRAIN, "rl", stop)
+    assert train(stopped, **settings).returncode == 130
+    monkeypatch.setitem(command.TRAIN, "rl", real)
+    assert train(stopped, **settings).returncode == 0
+    assert learnt(whole) == learnt(stopped)
+    assert (whole / "generated/drawn.jsonl").read_bytes() == (stopped / "generated/drawn.jsonl").read_bytes()
+    one, other = (json.loads((run / "summary.json").read_text())["stages"] for run in (whole, stopped))
+    assert one == other
+    changed = train(stopped, **{**settings, "stages": PIPELINE.replace("from: grids", "from: sums")})
+    assert changed.returncode == 2 and "holds a run with another configuration" in changed.stderr
+
+
 @pytest.mark.parametrize("control", ["zero_advantages", "shuffled_rewards"])
 def test_negative_controls(finished, tmp_path, control):
     run_dir = tmp_path / control

@@ -55,9 +55,9 @@ from d1jax.config.sampler import Threshold as Threshold
 from d1jax.config.sampler import Time as Time
 from d1jax.config.sampler import TopkMargin as TopkMargin
 from d1jax.config.schema import Config as Config
-from d1jax.config.schema import EvaluationConfig as EvaluationConfig
-from d1jax.config.schema import Stage as Stage
-from d1jax.config.schema import TaskConfig as TaskConfig
+from d1jax.config.stage import Stage as Stage
+from d1jax.config.task import EvaluationConfig as EvaluationConfig
+from d1jax.config.task import TaskConfig as TaskConfig
 from d1jax.config.training import OptimizerConfig as OptimizerConfig
 from d1jax.config.training import PreferenceConfig as PreferenceConfig
 from d1jax.config.training import SftConfig as SftConfig

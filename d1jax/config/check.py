@@ -7,9 +7,13 @@ import itertools
 from collections.abc import Iterable, Iterator
 
 from d1jax.config.errors import UserError
+from d1jax.config.generation import GenerateConfig
 from d1jax.config.no_effect import Command, no_effect, unread_by_stage
-from d1jax.config.schema import Config, GenerateConfig, PreferenceConfig, RlConfig, Stage
+from d1jax.config.rl import RlConfig
+from d1jax.config.schema import Config
 from d1jax.config.setting import Rule, bounds, rules_of
+from d1jax.config.stage import Stage
+from d1jax.config.training import PreferenceConfig
 
 
 def check(config: Config, command: Command = "train") -> Config:
@@ -30,17 +34,18 @@ def check(config: Config, command: Command = "train") -> Config:
 
 def all_rules(config: Config) -> Iterator[Rule]:
     """Every bound and rule of a configuration, and of each of its stages; what divides by numbers comes after their bounds."""
-    changed = [(stage, config.for_stage(stage.name)) for stage in config.stages if stage.changes]
+    changed = [(stage, config.for_stage(stage.name)) for stage in config.stages if stage.changes or stage.shared]
     sizes = list(bounds(config))
     for stage, one in changed:
-        sizes += _said_of(stage, bounds(getattr(one, stage.kind), f"{stage.kind}."))
+        for name in (stage.kind, *stage.shared):
+            sizes += _said_of(stage, bounds(getattr(one, name), f"{name}."))
     yield from sizes
     if any(broken for broken, _ in sizes):
         return
     yield from rules_of(config)
     for stage, one in changed:
         rules = (
-            rules_of(getattr(one, stage.kind), stage.kind),
+            *(rules_of(getattr(one, name), name) for name in (stage.kind, *stage.shared)),
             one.rules_between_sections(),
             _idle_changes(one, stage),
         )

@@ -14,8 +14,9 @@ from typing import Any, Literal, NamedTuple
 from d1jax.config.errors import UserError
 from d1jax.config.rl import StopOnCollapse
 from d1jax.config.sampler import SamplerConfig
-from d1jax.config.schema import KINDS, Config
+from d1jax.config.schema import Config
 from d1jax.config.setting import is_choice, value_at
+from d1jax.config.stage import KINDS
 
 Command = Literal["train", "evaluate", "audit"]
 

@@ -3,160 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
-import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
-from d1jax.config.errors import UserError
 from d1jax.config.generation import GenerateConfig
 from d1jax.config.model import LoraConfig, MeshConfig, ModelConfig
 from d1jax.config.rl import RlConfig
 from d1jax.config.sampler import SamplerConfig
 from d1jax.config.setting import MOST, Rule, section, setting, with_fields
-from d1jax.config.training import MAX_ROWS, PreferenceConfig, SftConfig
-from d1jax.config.values import alternatives, build, hints_of, merge, plain
+from d1jax.config.stage import RESERVED, START, TRAINING, Stage
+from d1jax.config.task import EvaluationConfig, TaskConfig
+from d1jax.config.training import PreferenceConfig, SftConfig
+from d1jax.config.values import build, merge, plain
 from d1jax.config.yaml_text import shown
-
-SECTIONS = {"sft": SftConfig, "rl": RlConfig, "preference": PreferenceConfig, "generate": GenerateConfig}
-KINDS = tuple(SECTIONS)
-RESERVED = {
-    "weights",
-    "evaluation",
-    "audit",
-    "task",
-    "start",
-}  # what else is called by a name: random keys, rows, weights
-TASK_NAMES = ("sudoku", "countdown", "gsm8k", "math", "code", "traces", "jsonl", "mixture")
-TRAINING = (
-    "sft",
-    "rl",
-    "preference",
-)  # kinds that update weights, so that checkpoints and an evaluation belong to them
-
-
-@with_fields
-@dataclass(frozen=True)
-class TaskConfig:
-    """What is learnt: the rows, the prompts, the rewards."""
-
-    name: str = setting(
-        "sudoku", "sudoku, countdown, gsm8k, math, traces, code (d1jax/tasks), or a class of your own: my/file.py:Mine"
-    )
-    style: Literal["bare", "instruct"] = setting(
-        "bare", "bare: puzzle in, answer out; instruct: instructions and <answer> tags"
-    )
-    train: str = setting("generated", "'generated', a file (.jsonl, .jsonl.gz, .parquet), or hub:NAME of a dataset")
-    train_rows: int = setting(20000, "rows to generate, or to keep of the file (0 = all)", at_least=0, at_most=10**8)
-    eval_sets: dict[str, str] = setting(
-        lambda: {"held_out": "generated"},
-        "name -> such a source, or 'share:0.01' of task.train; the first is the headline",
-    )
-    eval_rows: int = setting(1024, "rows of each evaluation set (0 = all of a file)", at_least=0, at_most=10**8)
-    held_out_by_solution: tuple[str, ...] = setting(
-        (), "evaluation sets whose solutions may not occur in training (all: no problem may)"
-    )
-    too_long: Literal["fail", "drop"] = setting(
-        "fail", "a training row whose prompt or target has too many tokens: an error, or left out and counted"
-    )
-    seed: int = setting(0, "seeds the generator and the train/test split", at_least=0, at_most=2**32 - 1)
-    options: dict[str, Any] = setting(
-        dict, "fields of the task itself, e.g. {numbers: [3, 4]} of countdown or {judge: number} of jsonl (d1jax/tasks)"
-    )
-
-    def rules(self) -> Iterator[Rule]:
-        near = difflib.get_close_matches(self.name, TASK_NAMES, n=1)
-        suggestion = f" (did you mean {near[0]!r}?)" if near else ""
-        yield (
-            self.name not in TASK_NAMES and not re.fullmatch(r".+\.py:\w+", self.name),
-            f"task.name = {shown(self.name)} is not one of {', '.join(TASK_NAMES)}{suggestion}, and not of the form my/file.py:Mine",
-        )
-        generated_sets = "generated" in self.eval_sets.values()
-        yield not self.eval_sets, "task.eval_sets is empty; write e.g. {held_out: generated}"
-        yield (
-            self.train == "generated" and self.train_rows == 0,
-            "task.train_rows = 0 with generated rows; say how many",
-        )
-        yield (
-            self.eval_rows == 0 and generated_sets,
-            "task.eval_rows = 0 with a generated evaluation set; say how many",
-        )
-        yield (
-            not set(self.held_out_by_solution) <= set(self.eval_sets),
-            f"task.held_out_by_solution = {list(self.held_out_by_solution)} names sets that are not in task.eval_sets",
-        )
-
-
-@with_fields
-@dataclass(frozen=True)
-class EvaluationConfig:
-    """Greedy decoding with the grader."""
-
-    batch_size: int = setting(256, "rows at a time", above=0, at_most=MAX_ROWS)
-    temperature: float = setting(0.0, "0 = greedy", at_least=0)
-    every: int = setting(
-        0,
-        "steps between evaluations of one set during a stage, the headline or `select` (0 = only at its end)",
-        at_least=0,
-    )
-    select: str = setting(
-        "",
-        "the evaluation set by which the checkpoint of a stage is chosen, e.g. one that is 'share:0.02' ('' = the last checkpoint)",
-    )
-    samples: int = setting(8, "rows kept for the report", at_least=0, at_most=MAX_ROWS)
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One stage of a run: `{name: cold_start, kind: sft, steps: 50}`; `sft` is short for `{name: sft, kind: sft}`.
-
-    Checkpoints, metrics and evaluations are filed under the name. What else is given changes the section of the kind for this stage.
-    """
-
-    name: str
-    kind: str
-    changes: dict[str, Any] = field(default_factory=dict)
-
-    @classmethod
-    def from_plain(cls, value: Any, where: str, source: str) -> Stage:
-        """A stage as it is written. Raises UserError."""
-        given = {"name": value, "kind": value} if isinstance(value, str) else value
-        if not isinstance(given, Mapping):
-            raise UserError(
-                f"{source}: {where} = {shown(value)} is no stage; write a kind, or {{name: NAME, kind: KIND}}"
-            )
-        name, kind = given.get("name"), given.get("kind", given.get("name"))
-        if kind not in KINDS:
-            near = difflib.get_close_matches(str(kind), KINDS, n=1)
-            suggestion = f" (did you mean '{near[0]}'?)" if near else ""
-            raise UserError(f"{source}: {where}: kind {shown(kind)} is not one of {', '.join(KINDS)}{suggestion}")
-        if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", name):
-            raise UserError(
-                f"{source}: {where}: name {shown(name)} must be letters, digits and _, beginning with a letter: files are called by it"
-            )
-        changes = {key: found for key, found in given.items() if key not in ("name", "kind")}
-        merge(plain(SECTIONS[kind]()), _with_names(changes, SECTIONS[kind]), SECTIONS[kind], f"{source}: {where}")
-        return cls(name, kind, changes)
-
-    @property
-    def short(self) -> Any:
-        """How it is written: the name alone where that says everything."""
-        if self.name == self.kind and not self.changes:
-            return self.name
-        return {"name": self.name, "kind": self.kind, **self.changes}
-
-
-def _with_names(changes: Mapping[str, Any], cls: type) -> dict[str, Any]:
-    """The changes, to be looked at before the section that they change is known: parameters of a choice that the section makes
-    (`kl: {coefficient: 0.1}`) under the name of one that has them."""
-    named = dict(changes)
-    for key, value in changes.items():
-        choices = alternatives(hints_of(cls).get(key))
-        if isinstance(value, Mapping) and "name" not in value:
-            owner = next((name for name, one in choices.items() if value.keys() <= hints_of(one).keys()), None)
-            named[key] = {"name": owner, **value} if owner else value
-    return named
 
 
 @with_fields
@@ -232,16 +92,24 @@ class Config:
     def section_of(self, stage: Stage) -> Any:
         """The section that a stage works with: that of its kind, with its changes."""
         default = getattr(self, stage.kind)
-        if not stage.changes:
-            return default
-        raw = plain(default)
-        merge(raw, stage.changes, type(default), f"stage {stage.name!r}", f"{stage.kind}.")
-        return build(type(default), raw)
+        return _changed(default, stage.changes, stage.kind, stage) if stage.changes else default
 
     def for_stage(self, name: str) -> Config:
-        """The configuration as a stage sees it, with its changes in the section of its kind."""
+        """The configuration as a stage sees it, with its changes in the section of its kind, in `task` and in `sampler`."""
         stage = self.stage(name)
-        return dataclasses.replace(self, **{stage.kind: self.section_of(stage)}) if stage.changes else self
+        own = {stage.kind: self.section_of(stage)} if stage.changes else {}
+        if "task" in stage.shared:
+            own["task"] = self._task_of(stage)
+        if "sampler" in stage.shared:
+            own["sampler"] = _changed(self.sampler, stage.shared["sampler"], "sampler", stage)
+        return dataclasses.replace(self, **own) if own else self
+
+    def _task_of(self, stage: Stage) -> TaskConfig:
+        """The task of a stage. Of another one than the run's only what is no matter of its rows is taken over."""
+        given, base = stage.shared["task"], self.task
+        if given.get("name", base.name) != base.name:
+            base = TaskConfig(style=base.style, seed=base.seed, too_long=base.too_long)
+        return _changed(dataclasses.replace(base, eval_sets={}, held_out_by_solution=()), given, "task", stage)
 
     def of_kind(self, kind: str) -> Iterator[Any]:
         """The section of every stage of a kind."""
@@ -255,6 +123,7 @@ class Config:
         first = self.stages[0].kind if self.stages else ""
         yield not self.run_dir, "run_dir is empty; name a directory"
         yield not self.stages, "stages is empty; write e.g. [sft, rl]"
+        yield not self.task.eval_sets, "task.eval_sets is empty; write e.g. {held_out: generated}"
         yield (
             len({name.casefold() for name in names}) != len(names),
             f"stages = {list(names)} has a name twice (files are called by it, so capitals do not tell two apart); give each its own, "
@@ -266,6 +135,7 @@ class Config:
             first not in ("", "sft") and not self.init_from,
             f"stages begins with {first!r}, from random weights; set init_from to a run, or put 'sft' first",
         )
+        yield from self._weights_of_stages()
         yield from self._rows_of_stages()
         yield from self._selection()
         yield from self.rules_between_sections()
@@ -320,6 +190,23 @@ class Config:
             f"evaluation.select = {shown(select)} with evaluation.every = 0 has one checkpoint to choose from; say after how many steps",
         )
 
+    def _weights_of_stages(self) -> Iterator[Rule]:
+        """A stage works with weights that are there when it begins."""
+        trained = [START]
+        for stage in self.stages:
+            yield (
+                stage.weights != "" and stage.weights not in trained,
+                f"stage {stage.name!r}: from = {shown(stage.weights)} is no stage before it that trains; choices: {trained}",
+            )
+            yield (
+                any(
+                    name in stage.shared.get("task", {}) for name in ("eval_sets", "eval_rows", "held_out_by_solution")
+                ),
+                f"stage {stage.name!r}: evaluation sets belong to the run; write them in its section task, not in a stage",
+            )
+            if stage.kind in TRAINING:
+                trained.append(stage.name)
+
     def _rows_of_stages(self) -> Iterator[Rule]:
         """A stage that learns from kept rows comes after the stage that keeps them."""
         kept: list[str] = []
@@ -331,6 +218,13 @@ class Config:
                 )
             if stage.kind == "generate":
                 kept.append(stage.name)
+
+
+def _changed(section: Any, changes: Mapping[str, Any], name: str, stage: Stage) -> Any:
+    """A section with the changes of a stage."""
+    raw = plain(section)
+    merge(raw, changes, type(section), f"stage {stage.name!r}", f"{name}.")
+    return build(type(section), raw)
 
 
 def scores_the_sampler(rl: RlConfig, sampler: SamplerConfig) -> bool:

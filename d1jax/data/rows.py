@@ -44,6 +44,22 @@ def read_rows(
     return _without_overlap(task, config.task, train_rows, eval_rows, log), eval_rows, data
 
 
+def read_training_rows(
+    task: Task,
+    config: Config,
+    reported: dict[str, list[Row]],
+    run_task: TaskConfig,
+    log: Callable[[str], None],
+) -> tuple[list[Row], dict[str, dict[str, Any]]]:
+    """(training rows, which rows the source gave) of a stage with a task of its own, without the problems of the `reported` sets.
+
+    `run_task` is the section of the run, which says of which sets solutions are held out, too.
+    """
+    rows = _rows(task, config, config.task.train, "train", config.task.train_rows)
+    data = {"task.train": identity_of_rows(config.task.train, rows)}
+    return _without_overlap(task, run_task, rows, reported, log), data
+
+
 def identity_of_file(path: Path) -> dict[str, Any]:
     """Of a task of the user's own: its code grades every row, so an edit within a run would change what its numbers mean."""
     content = path.read_bytes()

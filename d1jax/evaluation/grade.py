@@ -73,6 +73,7 @@ def evaluate(
 
 def watch(context: Context, variables: Variables) -> dict[str, float]:
     """The scores of the set that is looked at during training as metrics, for learning curves and for `evaluation.select`."""
+    context = context.evaluated
     name = context.config.watched_set
     problems = context.eval_sets[name]
     scores = score_texts(context, problems, texts_of(context, decode(context, variables, problems)))

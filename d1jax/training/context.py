@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,10 +10,10 @@ from typing import Any
 
 from jax.sharding import Mesh
 
-from d1jax.config import Config, TaskConfig, UserError
+from d1jax.config import Config, Stage, TaskConfig, UserError
 from d1jax.config.setting import MOST
 from d1jax.data.examples import Examples, Problems, tokenise
-from d1jax.data.rows import check_references, identity_of_file, read_rows
+from d1jax.data.rows import check_references, identity_of_file, read_rows, read_training_rows
 from d1jax.models import sharding
 from d1jax.tasks.reward_functions import NAMED, resolve
 from d1jax.tasks.task import Row, Task
@@ -27,6 +28,14 @@ class Context(Setup):
     train: Problems
     eval_sets: dict[str, Problems]
     data: dict[str, dict[str, Any]]  # setting -> which rows it gave: source, rows, sha256
+    run: Context | None = (
+        None  # of a stage with a task or sampler of its own: that of the run, by which it is evaluated
+    )
+
+    @property
+    def evaluated(self) -> Context:
+        """The context that evaluations during training work with: all stages of a run are put to the same rows in the same way."""
+        return self.run or self
 
 
 def build(
@@ -40,15 +49,56 @@ def build(
     _check_own_task(config.task, saved)
     setup = set_up(config, saved)
     check_rows_divide(setup.config, setup.mesh, training)
-    task = make_task(setup.config.task)
-    train_rows, eval_rows, data = read_rows(task, setup.config, log, training)
-    file = setup.config.task.name.rpartition(":")[0]
-    if file.endswith(".py"):
-        data["task.name"] = identity_of_file(Path(file))
+    # The rows of the run's task are what those stages work with that have no task of their own.
+    sharing = tuple(stage for stage in setup.config.stages if "task" not in stage.shared)
+    shared = dataclasses.replace(setup, config=dataclasses.replace(setup.config, stages=sharing))
+    training = training and bool(sharing)
+    task = make_task(shared.config.task)
+    train_rows, eval_rows, data = read_rows(task, shared.config, log, training)
+    data |= _identity_of_own_task(shared.config.task, "task.name")
     if training:
-        check_reward_names(task, train_rows, setup.config)
+        check_reward_names(task, train_rows, shared.config)
     task.grade(next(iter(eval_rows.values()))[0], "")  # a task of the user's own that cannot grade is found out now
-    return assemble(setup, task, train_rows, eval_rows, data, log, training)
+    built = assemble(shared, task, train_rows, eval_rows, data, log, training)
+    return dataclasses.replace(built, config=setup.config)
+
+
+def of_stages(context: Context, log: Callable[[str], None] = print) -> dict[str, Context]:
+    """The context of every stage of a run: its own settings, and its own rows where it has a task of its own.
+
+    Raises UserError and DataError before anything is compiled.
+    """
+    return {stage.name: _of_stage(context, stage, log) for stage in context.config.stages}
+
+
+def _of_stage(context: Context, stage: Stage, log: Callable[[str], None]) -> Context:
+    config = context.config.for_stage(stage.name)
+    if not stage.shared:
+        return dataclasses.replace(context, config=config)
+    # What the rows must do for this stage alone.
+    alone = dataclasses.replace(config, stages=(Stage(stage.name, stage.kind),))
+    if "task" not in stage.shared:
+        columns = context.train.prompt_RP.shape[1]
+        _check_positions(alone, columns, _completion_columns(alone), f"training rows of stage {stage.name!r}")
+        return dataclasses.replace(context, config=config, run=context)
+    _check_own_task(alone.task, None)
+    task = make_task(alone.task)
+    reported = context.eval_sets if alone.task.name == context.config.task.name else {}
+    rows, data = read_training_rows(
+        task, alone, {name: problems.rows for name, problems in reported.items()}, context.config.task, log
+    )
+    check_reward_names(task, rows, alone)
+    setup = Setup(**{field.name: getattr(context, field.name) for field in dataclasses.fields(Setup)})
+    built = assemble(dataclasses.replace(setup, config=alone), task, rows, {}, {}, log)
+    data |= _identity_of_own_task(alone.task, "task.name")
+    named = {f"{stage.name}.{setting}": found for setting, found in data.items()}
+    return dataclasses.replace(built, config=config, run=context, data=named)
+
+
+def _identity_of_own_task(config: TaskConfig, setting: str) -> dict[str, dict[str, Any]]:
+    """Of a task of the user's own: its file grades every row."""
+    file = config.name.rpartition(":")[0]
+    return {setting: identity_of_file(Path(file))} if file.endswith(".py") else {}
 
 
 def _check_own_task(config: TaskConfig, saved: Path | None) -> None:

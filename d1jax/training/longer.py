@@ -11,7 +11,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from d1jax.config import Config, UserError
-from d1jax.config.schema import TRAINING
+from d1jax.config.stage import TRAINING
 from d1jax.config.stored import from_yaml, to_yaml
 from d1jax.files import atomic_write
 from d1jax.training.optimizer import make_schedule
@@ -101,7 +101,8 @@ def _without_steps(config: Config) -> tuple[Any, ...]:
     sections = []
     for stage in config.stages:
         section = config.section_of(stage)
-        sections.append(dataclasses.replace(section, steps=1) if stage.kind in TRAINING else section)
+        section = dataclasses.replace(section, steps=1) if stage.kind in TRAINING else section
+        sections.append((section, stage.shared, stage.weights))
     used = {kind: getattr(Config(), kind) for kind in config.kinds}
     rest = dataclasses.replace(config, run_dir="", track=(), stages=("sft",), **used)
     return tuple(sections), rest

@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 
 from d1jax.config import Config, UserError
 from d1jax.config.errors import CannotSave, Diverged
-from d1jax.config.schema import Stage
+from d1jax.config.stage import Stage
 from d1jax.config.training import TrainingConfig
 from d1jax.telemetry.metrics import MetricsLog, read_metrics
 from d1jax.telemetry.progress import Progress

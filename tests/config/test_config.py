@@ -542,6 +542,14 @@ IMPOSSIBLE = [
     ({"generate.filters": "['tokens:-3']"}, "'tokens:-3' has no positive number behind the colon"),
     ({"generate.reward_weights": "{}"}, "generate.reward_weights is empty"),
     ({"generate.reward_weights": "{solved: .inf}"}, "generate.reward_weights = {'solved': inf} must be finite"),
+    (
+        {"stages": "[sft, {name: b, kind: sft, from: rl}]"},
+        "stage 'b': from = 'rl' is no stage before it that trains; choices: ['start', 'sft']",
+    ),
+    (
+        {"stages": "[sft, {name: b, kind: rl, task: {eval_sets: {x: y.jsonl}}}]"},
+        "stage 'b': evaluation sets belong to the run; write them in its section task",
+    ),
     ({"sft.data": "[]"}, "sft.data = [] must name something, and nothing twice"),
     ({"sft.data": "[keep]"}, "stage 'sft' learns from 'keep', which is no generate stage before it"),
     ({"stages": "[sft, {name: a, kind: rl, num_generations: 1}]"}, "rl.num_generations = 1 must be at least 2"),
@@ -770,6 +778,45 @@ def test_a_resolved_configuration_is_read_back_equal(write):
     assert back == config != Config()
     assert build(Config, plain(config)) == config
     assert all(isinstance(value, (dict, list, str, int, float)) for value in plain(config).values())
+
+
+def test_a_stage_has_a_task_a_sampler_and_weights_of_its_own(write):
+    file = write("""
+task: {name: sudoku, eval_rows: 64, seed: 5, style: instruct, held_out_by_solution: [held_out]}
+sampler: {completion_length: 20, block_length: 20, steps: 4}
+stages:
+  - sft
+  - {name: sums, kind: rl, from: start, task: {name: countdown, train_rows: 99}, sampler: {completion_length: 32, block_length: 32}}
+  - {name: more, kind: sft, task: {train: rows.jsonl}}
+""")
+    config = parse(["--config", file])
+    sums, more = config.for_stage("sums"), config.for_stage("more")
+    assert (sums.task.name, sums.task.train_rows, sums.task.seed, sums.task.style) == ("countdown", 99, 5, "instruct")
+    assert sums.task.eval_sets == more.task.eval_sets == {} and more.task.held_out_by_solution == ()
+    assert (sums.sampler.completion_length, sums.sampler.steps) == (32, 4) and more.sampler == config.sampler
+    assert (more.task.name, more.task.train, more.task.eval_rows) == ("sudoku", "rows.jsonl", 64)
+    assert config.stage("sums").weights == "start" and config.for_stage("sft") == config
+    assert from_yaml(write(to_yaml(config), "resolved.yaml")) == config
+    assert build(Config, plain(config)) == config
+
+
+@pytest.mark.parametrize(
+    ("stage", "message"),
+    [
+        ("{name: a, kind: rl, task: countdown}", "stages.1: task = 'countdown' is a section; write {key: value}"),
+        ("{name: a, kind: rl, task: {nam: x}}", "stages.1: unknown key 'task.nam'"),
+        ("{name: a, kind: rl, sampler: {steps: x}}", "stages.1: sampler.steps = 'x' is no int"),
+        ("{name: a, kind: rl, sampler: {steps: 0}}", "stage 'a': sampler.steps = 0 must be above 0"),
+        ("{name: a, kind: rl, sampler: {steps: 999}}", "stage 'a': sampler.steps = 999 is more than the"),
+        ("{name: a, kind: rl, task: {name: sudoko}}", "stage 'a': task.name = 'sudoko' is not one of"),
+        ("{name: a, kind: rl, task: {train_rows: 0}}", "stage 'a': task.train_rows = 0 with generated rows"),
+        ("{name: a, kind: rl, from: 3}", "stages.1: from = 3 is no name of a stage"),
+        ("{name: start, kind: rl}", "stages: 'start' is what d1jax calls something else"),
+        ("{name: task, kind: rl}", "stages: 'task' is what d1jax calls something else"),
+    ],
+)
+def test_mistakes_in_the_sections_of_a_stage_are_told(stage, message):
+    assert message in complaint("--stages", f"[sft, {stage}]")
 
 
 def test_named_stages_stay_when_a_command_changes_a_setting_of_their_run():

@@ -3,7 +3,7 @@
 import pytest
 
 from d1jax.config import Config, TaskConfig, UserError
-from d1jax.config.schema import TASK_NAMES
+from d1jax.config.task import TASK_NAMES
 from d1jax.tasks import TASKS, make
 from d1jax.training.context import build
 
