@@ -9,6 +9,7 @@ import dataclasses
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -17,13 +18,14 @@ from d1jax.config import Config, Stage
 from d1jax.config.flags import asks_for_version, version_text
 from d1jax.config.help import describe_origins, help_text
 from d1jax.config.parse import parse_with_origins
-from d1jax.config.stage import START
 from d1jax.config.values import plain
 from d1jax.data.examples import joined
-from d1jax.evaluation import grade, summary
+from d1jax.evaluation import grade, sampled, summary
 from d1jax.files import write_json, write_jsonl
 from d1jax.generation import rows as kept_rows
 from d1jax.generation import stage as generation
+from d1jax.inference.export import check_export, export
+from d1jax.inference.policy import Policy
 from d1jax.models.transformer import Variables
 from d1jax.preference import loop as preference
 from d1jax.rl import loop as rl
@@ -39,8 +41,9 @@ from d1jax.training.longer import make_longer
 from d1jax.training.setup import save_source
 from d1jax.training.stage_log import StageLog, check_in_place
 from d1jax.training.stopping import StopRequest
+from d1jax.weights.held import Held
 from d1jax.weights.run import RunDirectory
-from d1jax.weights.variables import mark_one_adapter, start_variables, variables_at
+from d1jax.weights.variables import mark_one_adapter
 
 TRAIN = {"sft": sft.train, "rl": rl.train, "preference": preference.train}
 
@@ -85,14 +88,18 @@ def run(config: Config) -> dict[str, Any]:
             save_source(context, directory)
             metrics.rewind(directory.saved_steps(config.stage_names))
             mark_one_adapter(config, directory)
+            for stage in config.stages:
+                if stage.kind == "export":
+                    section = contexts[stage.name].config
+                    check_export(section.export, stage.name, *_out_and_record(stage.name, section, directory))
             held = Held(context, directory)
             for line in make_longer(directory, config):
                 print(printable(line), file=sys.stderr)
             for stage in config.stages:
                 stop.check(f"before {stage.name}")
                 variables = held.before(stage)
-                if stage.kind == "generate":
-                    generation.run(contexts[stage.name], variables, stage.name, directory.kept(stage.name), stop)
+                if stage.kind not in TRAIN:
+                    _use(stage, contexts[stage.name], held, directory, stop)
                     continue
                 seen = _with_kept_rows(stage, contexts, directory)
                 with StageLog(directory, metrics, stop, stage, config) as log:
@@ -114,38 +121,29 @@ def run(config: Config) -> dict[str, Any]:
                 write_report(directory.path)
             result = summary.write(context, directory)
     print(grade.table(result["stages"], result["baselines"]))
+    for line in sampled.table(result["sampled"]):
+        print(line)
     report = f"report: {directory.path / 'report.html'}   " if config.trained_stages else ""
     print(f"\n{report}numbers: {directory.summary}")
     return result
 
 
-class Held:
-    """The weights that a run has in memory: those of the last stage that trained, or of the one that a stage asks for."""
+def _use(stage: Stage, seen: Context, held: Held, directory: RunDirectory, stop: StopRequest) -> None:
+    """A stage that trains nothing: it samples, evaluates or exports the weights that there are."""
+    name = stage.name
+    if stage.kind == "generate":
+        generation.run(seen, held.variables, name, directory.kept(name), stop)
+    elif stage.kind == "evaluate":
+        sampled.run(seen, held.variables, name, held.name, directory.sampled(name))
+    else:
+        policy = Policy(seen.model, held.variables, seen.tokenizer, seen.mesh, directory.source, seen.config.sampler)
+        export(policy, seen.config.export, held.name, *_out_and_record(name, seen.config, directory))
 
-    def __init__(self, context: Context, directory: RunDirectory) -> None:
-        self._context, self._directory = context, directory
-        self._last = self._name = START
-        self.variables = start_variables(context, directory)
 
-    def before(self, stage: Stage) -> Variables:
-        """The weights that a stage works with: of the stage that it names, or of the last one before it that trained."""
-        wanted = stage.weights or self._last
-        if wanted != self._name:
-            self.variables = (
-                start_variables(self._context, self._directory)
-                if wanted == START
-                else variables_at(self._context, self._directory, wanted)[0]
-            )
-            self._name = wanted
-        return self.variables
-
-    def after(self, stage: Stage, variables: Variables) -> None:
-        """Holds what a stage has trained."""
-        self.variables, self._name, self._last = variables, stage.name, stage.name
-
-    def take(self, stage: Stage, step: int) -> None:
-        """Holds the checkpoint of a step of a stage, which is the one that goes on."""
-        self.variables, _ = variables_at(self._context, self._directory, stage.name, step)
+def _out_and_record(stage: str, config: Config, directory: RunDirectory) -> tuple[Path, Path]:
+    """Where an export stage writes, and what says that it has."""
+    here = directory.exported(stage)
+    return Path(config.export.out or here), here.with_suffix(".json")
 
 
 def _with_kept_rows(stage: Stage, contexts: Mapping[str, Context], directory: RunDirectory) -> Context:

@@ -12,12 +12,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import d1jax.evaluate as evaluate
 import d1jax.train as command
 from d1jax.config.parse import parse
+from d1jax.inference.policy import load_pretrained
 from d1jax.telemetry.metrics import read_metrics
 from d1jax.training.stage_log import StageLog
 from d1jax.weights.checkpoints import ocp
@@ -294,6 +296,8 @@ PIPELINE = """[
   {name: sums, kind: sft, task: {name: countdown, train_rows: 32}, sampler: {completion_length: 24, block_length: 24}},
   {name: drawn, kind: generate, from: grids, accept: {}, keep_per_prompt: 0, prompts: 8, prompts_per_step: 8},
   {name: again, kind: sft, from: start, data: [task, drawn]},
+  {name: samples, kind: evaluate, samples: 3, rows: 5, steps: [2, 1]},
+  {name: out, kind: export, from: sums, weights_dtype: bfloat16},
   {name: rl_sums, kind: rl, from: sums, task: {name: countdown, train_rows: 32},
    sampler: {completion_length: 24, block_length: 24}}]"""
 
@@ -336,7 +340,16 @@ def test_a_pipeline_of_stages_with_rows_and_weights_of_their_own_stops_and_conti
     monkeypatch.setitem(command.TRAIN, "rl", real)
     assert train(stopped, **settings).returncode == 0
     assert learnt(whole) == learnt(stopped)
-    assert (whole / "generated/drawn.jsonl").read_bytes() == (stopped / "generated/drawn.jsonl").read_bytes()
+    for name in ("generated/drawn.jsonl", "evaluations/samples.sampled.json", "evaluations/samples.sampled.jsonl"):
+        assert (whole / name).read_bytes() == (stopped / name).read_bytes()
+    sampled = summary["sampled"]["samples"]
+    assert (sampled["weights"], sampled["rows"], sampled["samples"]) == ("again", 5, 3)
+    assert set(sampled["pass"]) == {"1", "2", "3"} and set(sampled["steps"]) == {"2", "1"}
+    assert "samples, weights of again: 5 rows of held_out x 3 samples" in done.stdout
+    exported = load_pretrained(whole / "exports/out")
+    sums = _leaves(parameters(whole, "sums", 3)["trainable"]["params"])
+    for path, found in _leaves(exported.variables["params"]).items():
+        np.testing.assert_array_equal(found, sums[path].astype(jnp.bfloat16))
     one, other = (json.loads((run / "summary.json").read_text())["stages"] for run in (whole, stopped))
     assert one == other
     changed = train(stopped, **{**settings, "stages": PIPELINE.replace("from: grids", "from: sums")})

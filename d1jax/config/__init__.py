@@ -1,5 +1,7 @@
 """What a setting is, what it may be, and how YAML files and flags become one checked configuration."""
 
+from d1jax.config.after import EvaluateConfig as EvaluateConfig
+from d1jax.config.after import ExportConfig as ExportConfig
 from d1jax.config.errors import CannotSave as CannotSave
 from d1jax.config.errors import Diverged as Diverged
 from d1jax.config.errors import Stopped as Stopped

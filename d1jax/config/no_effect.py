@@ -16,7 +16,7 @@ from d1jax.config.rl import StopOnCollapse
 from d1jax.config.sampler import SamplerConfig
 from d1jax.config.schema import Config
 from d1jax.config.setting import is_choice, value_at
-from d1jax.config.stage import KINDS
+from d1jax.config.stage import KINDS, SAMPLED
 
 Command = Literal["train", "evaluate", "audit"]
 
@@ -113,7 +113,7 @@ def _replaced(section: Any, name: str, value: Any) -> Any:
 
 def _drawn(config: Config, command: Command) -> bool:
     """Whether any token is drawn, and not always the likeliest taken."""
-    rollouts = command == "audit" or (command == "train" and not config.kinds <= {"sft"})
+    rollouts = command == "audit" or (command == "train" and bool(config.kinds & (SAMPLED | {"evaluate"})))
     return rollouts or config.evaluation.temperature > 0
 
 

@@ -7,11 +7,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from d1jax.config.after import EvaluateConfig, ExportConfig
 from d1jax.config.generation import GenerateConfig
 from d1jax.config.model import LoraConfig, MeshConfig, ModelConfig
 from d1jax.config.rl import RlConfig
 from d1jax.config.sampler import SamplerConfig
-from d1jax.config.setting import MOST, Rule, section, setting, with_fields
+from d1jax.config.setting import MOST, Rule, rules_of, section, setting, with_fields
 from d1jax.config.stage import RESERVED, START, TRAINING, Stage
 from d1jax.config.task import EvaluationConfig, TaskConfig
 from d1jax.config.training import PreferenceConfig, SftConfig
@@ -27,7 +28,7 @@ class Config:
     run_dir: str = setting("runs/run", "where everything goes")
     stages: tuple[Stage, ...] = setting(
         ("sft", "rl"),
-        "in this order: sft, rl, preference, generate; or {name: NAME, kind: KIND, key: value, ...} with settings of its own",
+        "in this order, each a kind (sft, rl, preference, generate, evaluate, export) or {name: NAME, kind: KIND, key: value, ...}",
     )
     seed: int = setting(0, "of weights, masks, rollouts and row order", at_least=0, at_most=2**32 - 1)
     init_from: str = setting(
@@ -59,6 +60,8 @@ class Config:
     rl: RlConfig = section(RlConfig)
     preference: PreferenceConfig = section(PreferenceConfig)
     generate: GenerateConfig = section(GenerateConfig)
+    evaluate: EvaluateConfig = section(EvaluateConfig)
+    export: ExportConfig = section(ExportConfig)
     evaluation: EvaluationConfig = section(EvaluationConfig)
     mesh: MeshConfig = section(MeshConfig)
 
@@ -120,7 +123,7 @@ class Config:
     def rules(self) -> Iterator[Rule]:
         """What the sections may not say together, for numbers that are within their bounds."""
         names = self.stage_names
-        first = self.stages[0].kind if self.stages else ""
+        first = next((stage.kind for stage in self.stages if stage.kind not in ("evaluate", "export")), "")
         yield not self.run_dir, "run_dir is empty; name a directory"
         yield not self.stages, "stages is empty; write e.g. [sft, rl]"
         yield not self.task.eval_sets, "task.eval_sets is empty; write e.g. {held_out: generated}"
@@ -137,6 +140,7 @@ class Config:
         )
         yield from self._weights_of_stages()
         yield from self._rows_of_stages()
+        yield from self._steps_of_evaluations()
         yield from self._selection()
         yield from self.rules_between_sections()
 
@@ -204,8 +208,30 @@ class Config:
                 ),
                 f"stage {stage.name!r}: evaluation sets belong to the run; write them in its section task, not in a stage",
             )
+            idle = {"evaluate": ["task"], "export": ["task", "sampler"]}.get(stage.kind, [])
+            yield from (
+                (True, f"stage {stage.name!r}: the kind {stage.kind} reads no {name} of its own; leave it out")
+                for name in idle
+                if name in stage.shared
+            )
             if stage.kind in TRAINING:
                 trained.append(stage.name)
+
+    def _steps_of_evaluations(self) -> Iterator[Rule]:
+        """The numbers of denoising steps that evaluate stages try are numbers that the sampler can take."""
+        for stage in self.stages:
+            steps = self.section_of(stage).steps if stage.kind == "evaluate" else ()
+            sampler = self.for_stage(stage.name).sampler
+            yield (
+                bool(steps) and sampler.schedule.adaptive,
+                f"stage {stage.name!r}: evaluate.steps with sampler.schedule = {sampler.schedule.name}, which takes as many as it needs; "
+                "leave it out",
+            )
+            for number in steps if all(number > 0 for number in steps) else ():
+                tried = rules_of(dataclasses.replace(sampler, steps=number), "sampler")
+                yield from (
+                    (True, f"stage {stage.name!r}: evaluate.steps: {message}") for broken, message in tried if broken
+                )
 
     def _rows_of_stages(self) -> Iterator[Rule]:
         """A stage that learns from kept rows comes after the stage that keeps them."""

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from d1jax.config.after import EvaluateConfig, ExportConfig
 from d1jax.config.errors import UserError
 from d1jax.config.generation import GenerateConfig
 from d1jax.config.rl import RlConfig
@@ -17,8 +18,16 @@ from d1jax.config.training import PreferenceConfig, SftConfig
 from d1jax.config.values import alternatives, hints_of, merge, plain
 from d1jax.config.yaml_text import shown
 
-SECTIONS = {"sft": SftConfig, "rl": RlConfig, "preference": PreferenceConfig, "generate": GenerateConfig}
+SECTIONS = {
+    "sft": SftConfig,
+    "rl": RlConfig,
+    "preference": PreferenceConfig,
+    "generate": GenerateConfig,
+    "evaluate": EvaluateConfig,
+    "export": ExportConfig,
+}
 KINDS = tuple(SECTIONS)
+SAMPLED = frozenset({"rl", "preference", "generate"})  # kinds that sample completions of training rows
 START = "start"  # the weights that the run begins with, in `from` of a stage
 RESERVED = {
     "weights",

@@ -28,6 +28,16 @@ class Problems:
     def __len__(self) -> int:
         return len(self.rows)
 
+    def at(self, places: np.ndarray) -> Problems:
+        """The rows at these places, in this order; one may come several times."""
+        return Problems(
+            [self.rows[place] for place in places],
+            self.prompt_RP[places],
+            self.prompt_length_R[places],
+            self.target_RC[places],
+            self.has_target_R[places],
+        )
+
 
 def joined(parts: Sequence[Problems], end: int) -> Problems:
     """The rows of several, one after the other; prompts and targets are padded to the longest columns with the token `end`."""

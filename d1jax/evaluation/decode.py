@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import jax
 import numpy as np
+from jax import Array
 from tqdm import tqdm
 
 from d1jax.config.errors import Diverged
@@ -21,15 +22,18 @@ from d1jax.models.transformer import Variables
 from d1jax.training.context import Context
 
 
-def decode(context: Context, variables: Variables, problems: Problems, progress: str = "") -> Rollout:
+def decode(
+    context: Context, variables: Variables, problems: Problems, progress: str = "", key: Array | None = None
+) -> Rollout:
     """Completions of all problems, as host arrays. The last batch repeats its last row, so one program serves all batches.
 
-    progress: what a bar on a terminal is called ("": there is none). Raises Diverged where the predictions are not finite: a score of
+    progress: what a bar on a terminal is called ("": there is none). key: of the draws, row i's being of (key, i) alone (None: that of
+    evaluations). Raises Diverged where the predictions are not finite: a score of
     such texts would be one of token 0.
     """
     size = context.config.evaluation.batch_size
     sampler = context.sampler(context.config.evaluation.temperature)
-    key = context.key("evaluation")
+    key = context.key("evaluation") if key is None else key
     parts = []
     starts = range(0, len(problems), size)
     for start in tqdm(starts, desc=progress, unit="batch", leave=False, disable=None if progress else True):

@@ -14,6 +14,7 @@ import numpy as np
 
 Z95 = 1.959963984540054
 DRAWS = 2000  # of a bootstrap
+SUBSETS = 32  # of the samples of a row, for maj@k below the number of samples
 
 
 def wilson_interval(successes: float, n: int) -> tuple[float, float]:
@@ -70,6 +71,41 @@ def majority_is_right(answers: Sequence[str | None], right: Sequence[bool]) -> f
     return sum(won[answer] for answer in leaders) / most / len(leaders)
 
 
+def majority_at_k(answers: Sequence[str | None], right: Sequence[bool], k: int, seed: int = 0) -> float:
+    """The expected `majority_is_right` of k of the samples, drawn without replacement: the mean of SUBSETS draws, exact for k = S."""
+    if k == len(answers):
+        return majority_is_right(answers, right)
+    rng = np.random.default_rng(seed)
+    drawn = [rng.permutation(len(answers))[:k] for _ in range(SUBSETS)]
+    return float(np.mean([majority_is_right([answers[i] for i in some], [right[i] for i in some]) for some in drawn]))
+
+
+def over_k(right_RS: np.ndarray, answers_RS: Sequence[Sequence[str | None]] | None, seed: int = 0) -> dict[str, Any]:
+    """{"avg": {"value", "ci95"}, "pass": {k: {"value", "ci95"}}, "maj": ...} for k = 1, 2, 4 ... S, rows being what is drawn again.
+
+    "maj" is {} where the task names no answers.
+    """
+    samples = right_RS.shape[1]
+    found: dict[str, Any] = {"avg": _with_interval(right_RS.mean(axis=1), seed), "pass": {}, "maj": {}}
+    for k in powers_of_two(samples):
+        passed_R = np.array([pass_at_k(int(row.sum()), samples, k) for row in right_RS])
+        found["pass"][str(k)] = _with_interval(passed_R, seed)
+        if answers_RS is not None:
+            pairs = zip(answers_RS, right_RS.tolist(), strict=True)
+            voted_R = np.array(
+                [majority_at_k(answers, right, k, seed + row) for row, (answers, right) in enumerate(pairs)]
+            )
+            found["maj"][str(k)] = _with_interval(voted_R, seed)
+    return found
+
+
+def _with_interval(values_R: np.ndarray, seed: int) -> dict[str, Any]:
+    """The mean over rows and its bootstrap interval; Wilson's where all rows are wrong or all right, of which a bootstrap is too sure."""
+    if len(values_R) and values_R.min() == values_R.max() in (0.0, 1.0):
+        return {"value": float(values_R[0]), "ci95": list(wilson_interval(float(values_R.sum()), len(values_R)))}
+    return {"value": float(values_R.mean()), "ci95": list(bootstrap_interval(values_R, seed))}
+
+
 def of_samples(
     right_RS: np.ndarray, answers_RS: Sequence[Sequence[str | None]] | None, seed: int = 0
 ) -> dict[str, Any]:
@@ -84,10 +120,7 @@ def of_samples(
     if answers_RS is not None:
         pairs = zip(answers_RS, right_RS.tolist(), strict=True)
         columns[f"maj@{samples}"] = np.array([majority_is_right(answers, right) for answers, right in pairs])
-    return {
-        name: {"value": float(values_R.mean()), "ci95": list(bootstrap_interval(values_R, seed))}
-        for name, values_R in columns.items()
-    }
+    return {name: _with_interval(values_R, seed) for name, values_R in columns.items()}
 
 
 def mcnemar(first_R: Sequence[bool], second_R: Sequence[bool]) -> dict[str, Any]:

@@ -31,6 +31,11 @@ def write(context: Context, run: RunDirectory) -> dict[str, Any]:
             "temperature": config.evaluation.temperature,
         },
         "stages": [stage_entry(stage, read_record(run.evaluation(stage))) for stage in done],
+        "sampled": {
+            stage.name: read_record(run.sampled(stage.name))
+            for stage in config.stages
+            if stage.kind == "evaluate" and run.sampled(stage.name).exists()
+        },
         "baselines": {name: baseline_scores(context, problems) for name, problems in context.eval_sets.items()},
         "wall_seconds": _wall_seconds(run),
         "environment": environment(),

@@ -89,11 +89,5 @@ def as_problems(context: Context, path: Path, columns: int) -> Problems:
     target_RC = np.full((len(records), columns), end, np.int32)
     for index, one in enumerate(records):
         target_RC[index, : len(one["tokens"])] = one["tokens"]
-    return dataclasses.replace(
-        train,
-        rows=[train.rows[place] for place in places_R],
-        prompt_RP=train.prompt_RP[places_R],
-        prompt_length_R=train.prompt_length_R[places_R],
-        target_RC=target_RC,
-        has_target_R=np.ones(len(records), bool),
-    )
+    has_target_R = np.ones(len(records), bool)
+    return dataclasses.replace(train.at(places_R), target_RC=target_RC, has_target_R=has_target_R)

@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 
 from d1jax.config import Config, Stage, TaskConfig, UserError
 from d1jax.config.setting import MOST
+from d1jax.config.stage import SAMPLED
 from d1jax.data.examples import Examples, Problems, tokenise
 from d1jax.data.rows import check_references, identity_of_file, read_rows, read_training_rows
 from d1jax.models import sharding
@@ -122,7 +123,7 @@ def assemble(
 ) -> Context:
     """The rows as arrays, beside the setup. Raises UserError for rows that no stage can work with: without answers, too long."""
     config, tokenizer = setup.config, setup.tokenizer
-    if training and not config.kinds <= {"sft"}:
+    if training and config.kinds & SAMPLED:
         wanted = any("solved" in names for _, names in _reward_names(config))
         check_references(task, "task.train", train_rows, wanted, log)
     for name, rows in eval_rows.items():
@@ -197,7 +198,7 @@ def target_columns(config: Config, anything: bool = False) -> int:
 
 def _completion_columns(config: Config) -> int:
     """The longest completion that a stage puts behind a training prompt."""
-    sampled = 0 if config.kinds <= {"sft"} else config.sampler.completion_length
+    sampled = config.sampler.completion_length if config.kinds & SAMPLED else 0
     return max(sampled, target_columns(config, anything=True))
 
 
@@ -218,6 +219,7 @@ def check_rows_divide(config: Config, mesh: Mesh, training: bool) -> None:
         section = config.section_of(stage)
         if stage.kind == "sft":
             sizes[f"{stage.name}.batch_size"] = section.batch_size // section.grad_accumulation_steps
+        if stage.kind not in SAMPLED:
             continue
         sizes[f"{stage.name}.prompts_per_step x {stage.name}.num_generations"] = section.rollout_rows
         sizes[f"{stage.name}.rollout_batch_size"] = section.rows_at_a_time

@@ -1,7 +1,8 @@
 """The directory of one run: its paths, and what a reader asks of it. `weights/source.py` opens it like a checkpoint.
 
 config.yaml  data.json  init_from.json  adapter.json  source/  metrics.jsonl  checkpoints/<stage>/<step>/
-evaluations/<stage>.json  generated/<stage>.jsonl  generated/<stage>.json  samples.jsonl
+evaluations/<stage>.json  evaluations/<stage>.sampled.json  .sampled.jsonl
+exports/<stage>/  generated/<stage>.jsonl  generated/<stage>.json  samples.jsonl
 summary.json  report.html  collapsed/<stage>/<step>/  damaged/<stage>/<step>/
 """
 
@@ -73,6 +74,14 @@ class RunDirectory:
     def kept(self, stage: str) -> Path:
         """The rows that a generate stage has kept."""
         return self.path / "generated" / f"{stage}.jsonl"
+
+    def sampled(self, stage: str) -> Path:
+        """The numbers of an evaluate stage; its samples are beside them in a .jsonl."""
+        return self.path / "evaluations" / f"{stage}.sampled.json"
+
+    def exported(self, stage: str) -> Path:
+        """The checkpoint that an export stage writes where it names no directory."""
+        return self.path / "exports" / stage
 
     def saved_steps(self, stages: Sequence[str]) -> dict[str, int]:
         """How far each stage that has begun is saved (0: not yet)."""

@@ -550,6 +550,23 @@ IMPOSSIBLE = [
         {"stages": "[sft, {name: b, kind: rl, task: {eval_sets: {x: y.jsonl}}}]"},
         "stage 'b': evaluation sets belong to the run; write them in its section task",
     ),
+    ({"evaluate.steps": "[4, 4]"}, "evaluate.steps = [4, 4] must be different numbers above 0"),
+    (
+        {"stages": "[sft, {name: e, kind: evaluate, steps: [3]}]", "sampler.block_length": "8", "sampler.steps": "4"},
+        "stage 'e': evaluate.steps: sampler.steps = 3 is not a multiple of the 2 blocks",
+    ),
+    (
+        {"stages": "[sft, {name: e, kind: evaluate, steps: [4]}]", "sampler.schedule": "threshold"},
+        "stage 'e': evaluate.steps with sampler.schedule = threshold, which takes as many as it needs",
+    ),
+    (
+        {"stages": "[sft, {name: e, kind: evaluate, task: {train_rows: 3}}]"},
+        "the kind evaluate reads no task of its own",
+    ),
+    (
+        {"stages": "[sft, {name: e, kind: export, sampler: {steps: 3}}]"},
+        "the kind export reads no sampler of its own",
+    ),
     ({"sft.data": "[]"}, "sft.data = [] must name something, and nothing twice"),
     ({"sft.data": "[keep]"}, "stage 'sft' learns from 'keep', which is no generate stage before it"),
     ({"stages": "[sft, {name: a, kind: rl, num_generations: 1}]"}, "rl.num_generations = 1 must be at least 2"),

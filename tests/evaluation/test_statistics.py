@@ -130,3 +130,30 @@ def test_mcnemar_is_the_two_sided_binomial_sum_over_rows_that_differ(pairs):
 def test_mcnemar_of_other_rows_is_refused():
     with pytest.raises(ValueError, match="shorter"):
         statistics.mcnemar([True, False], [True])
+
+
+# -- over k ------------------------------------------------------------------------------------------------------------
+
+
+def test_maj_at_k_is_the_mean_over_subsets():
+    """Against every subset: of 4 samples a, a, b, c with a right, two agree on a in 1 of 6, and ties are shared."""
+    answers, right = ["a", "a", "b", "c"], [True, True, False, False]
+    every = [
+        statistics.majority_is_right([answers[i] for i in some], [right[i] for i in some])
+        for some in itertools.combinations(range(4), 2)
+    ]
+    exact = sum(every) / len(every)
+    drawn = np.mean([statistics.majority_at_k(answers, right, 2, seed) for seed in range(40)])
+    assert drawn == pytest.approx(exact, abs=0.04)
+    assert statistics.majority_at_k(answers, right, 4) == statistics.majority_is_right(answers, right) == 1.0
+    assert statistics.majority_at_k(answers, right, 2, seed=3) == statistics.majority_at_k(answers, right, 2, seed=3)
+
+
+def test_over_k_holds_every_k_and_intervals_that_are_honest_at_the_ends():
+    right_RS = np.array([[1, 1, 0], [0, 0, 0], [1, 0, 0]], bool)
+    found = statistics.over_k(right_RS, [["1", "1", "2"], ["3", "3", "4"], ["5", "6", "6"]])
+    assert list(found["pass"]) == list(found["maj"]) == ["1", "2", "3"]
+    assert found["avg"]["value"] == found["pass"]["1"]["value"] == pytest.approx(1 / 3)
+    assert found["pass"]["3"]["value"] == pytest.approx(2 / 3) and found["maj"]["3"]["value"] == pytest.approx(1 / 3)
+    none = statistics.over_k(np.zeros((20, 2), bool), None)
+    assert none["maj"] == {} and none["avg"]["ci95"] == list(statistics.wilson_interval(0, 20)) != [0.0, 0.0]

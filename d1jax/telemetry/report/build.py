@@ -15,6 +15,7 @@ from d1jax.telemetry.report.decoding_order import heat_maps, order_curves
 from d1jax.telemetry.report.rendering import render
 from d1jax.telemetry.report.results import primary_stages, results, selections, verdict
 from d1jax.telemetry.report.run_data import RunData, by_sample, mapping, read_run
+from d1jax.telemetry.report.sampled import sampled_charts, sampled_rows
 from d1jax.telemetry.report.samples import card
 from d1jax.telemetry.report.timing import phases, wall_seconds
 from d1jax.telemetry.report.viewer import trajectories
@@ -42,6 +43,8 @@ def report_html(run: RunData) -> str:
         decoding=mapping(run.summary.get("decoding")),
         results=results(run),
         selections=selections(run),
+        sampled_charts=sampled_charts(run),
+        sampled_rows=sampled_rows(run),
         curves=curves(run),
         cards=[card(group) for group in shown],
         unfolded=SAMPLES_SHOWN,

@@ -1,0 +1,116 @@
+"""An evaluate stage: several samples of every row of the headline set, so that what RL changes can be seen.
+
+RL raises maj@k where it makes right answers likelier, and pass@k only where it finds new ones (DeepSeekMath, arXiv 2402.03300, section
+5.2.2).
+Greedy accuracy at half of the denoising steps tells how far decoding has become parallel (DiffuCoder, arXiv 2506.20639).
+
+R rows, S samples of each.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from d1jax.config import Config
+from d1jax.data.examples import Problems
+from d1jax.evaluation.decode import decode, texts_of
+from d1jax.evaluation.grade import score_texts
+from d1jax.evaluation.statistics import over_k, wilson_interval
+from d1jax.files import write_json, write_jsonl
+from d1jax.models.transformer import Variables
+from d1jax.tasks.judging import grade_all, offers
+from d1jax.training.context import Context
+
+KEY = 7919  # of the samples, beside the key of the greedy evaluation
+
+
+def run(context: Context, variables: Variables, stage: str, weights: str, out: Path) -> None:
+    """Writes out.json (the numbers of a stage, `weights` being the stage whose weights these are) and out.jsonl (a sample a line).
+
+    A stage that was stopped begins again and draws the same samples; a finished one is not done again.
+    """
+    record, lines = out.with_suffix(".json"), out.with_suffix(".jsonl")
+    if record.exists():
+        return
+    config = context.config.evaluate
+    problems = first_rows(next(iter(context.eval_sets.values())), config.rows)
+    repeated = _repeated(problems, config.samples)
+    drawing = _with(context, evaluation={"temperature": config.temperature})
+    rollout = decode(drawing, variables, repeated, f"{stage}: samples", jax.random.fold_in(context.key(stage), KEY))
+    texts = texts_of(context, rollout)
+    grades = grade_all(context.task, repeated.rows, texts)
+    right_RS = np.array([grade["solved"] == 1.0 for grade in grades]).reshape(len(problems), config.samples)
+    named = offers(context.task, repeated.rows, texts)
+    answers = (
+        None if named is None else [named[at : at + config.samples] for at in range(0, len(named), config.samples)]
+    )
+    others = sorted(set(grades[0]) - {"solved"})
+    write_jsonl(
+        lines,
+        (
+            {"row": index // config.samples, "sample": index % config.samples, "completion": text, "grade": grade}
+            for index, (text, grade) in enumerate(zip(texts, grades, strict=True))
+        ),
+    )
+    write_json(
+        record,
+        {
+            "weights": weights,
+            "set": next(iter(context.eval_sets)),
+            "rows": len(problems),
+            "samples": config.samples,
+            "temperature": config.temperature,
+            **over_k(right_RS, answers, context.config.seed),
+            "grades": {name: float(np.nanmean([grade[name] for grade in grades])) for name in others},
+            "tokens": float(rollout.length_B.mean()),
+            "steps": {str(steps): _at_steps(context, variables, problems, stage, steps) for steps in config.steps},
+        },
+    )
+
+
+def table(found: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """The numbers of evaluate stages as lines of text: {stage: what `run` wrote}."""
+    lines = []
+    for stage, one in found.items():
+        drawn = f"{one['rows']} rows of {one['set']} x {one['samples']} samples at temperature {one['temperature']:g}"
+        lines += ["", f"{stage}, weights of {one['weights']}: {drawn}"]
+        measures = [("avg", one["avg"])]
+        measures += [(f"{kind}@{k}", value) for kind in ("pass", "maj") for k, value in one[kind].items()]
+        measures += [(f"greedy, {steps} steps", value) for steps, value in one["steps"].items()]
+        lines += [
+            f"  {name:<18} {value['value']:>6.1%}  {value['ci95'][0]:.1%} .. {value['ci95'][1]:.1%}"
+            for name, value in measures
+        ]
+    return lines
+
+
+def _at_steps(context: Context, variables: Variables, problems: Problems, stage: str, steps: int) -> dict[str, Any]:
+    """Greedy accuracy with this number of denoising steps."""
+    greedy = _with(context, evaluation={"temperature": 0.0}, sampler={"steps": steps})
+    rollout = decode(greedy, variables, problems, f"{stage}: {steps} steps")
+    scores = score_texts(context, problems, texts_of(context, rollout))
+    solved = scores["solved_rate"] * scores["n"]
+    return {"value": scores["solved_rate"], "ci95": list(wilson_interval(solved, scores["n"]))}
+
+
+def _with(context: Context, **changes: Mapping[str, Any]) -> Context:
+    """The context under other settings of the named sections."""
+    sections = {name: dataclasses.replace(getattr(context.config, name), **one) for name, one in changes.items()}
+    config: Config = dataclasses.replace(context.config, **sections)
+    return dataclasses.replace(context, config=config)
+
+
+def first_rows(problems: Problems, count: int) -> Problems:
+    """The first `count` rows (0: all)."""
+    return problems.at(np.arange(min(count or len(problems), len(problems))))
+
+
+def _repeated(problems: Problems, samples: int) -> Problems:
+    """Every row `samples` times in a row."""
+    return problems.at(np.repeat(np.arange(len(problems)), samples))

@@ -1,0 +1,27 @@
+"""An export stage: the weights of a run as a checkpoint that others load."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from d1jax.config import ExportConfig, UserError
+from d1jax.files import check_new, write_json
+from d1jax.inference.policy import Policy, save_pretrained
+
+
+def check_export(config: ExportConfig, stage: str, out: Path, record: Path) -> None:
+    """Raises UserError, before anything is trained, where an export that is not done yet could not be written to `out`."""
+    if record.exists():
+        return
+    try:
+        check_new(out)
+    except OSError as error:
+        raise UserError(f"stage {stage!r}: {error}") from None
+
+
+def export(policy: Policy, config: ExportConfig, weights: str, out: Path, record: Path) -> None:
+    """Writes the checkpoint, then `record`: {"out", "weights": the stage whose weights these are}. Does nothing where that is there."""
+    if record.exists():
+        return
+    save_pretrained(policy, out, native=config.form == "d1jax", dtype=config.weights_dtype or None)
+    write_json(record, {"out": str(out), "weights": weights})
