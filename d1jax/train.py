@@ -1,6 +1,9 @@
 """python -m d1jax.train --config configs/quickstart.yaml: one config in, one run directory out.
 
 The same command continues a run that was stopped, and prints the result of one that has finished.
+
+--from STAGE   does this stage and all later ones again; what they have left is kept in redone/
+--only STAGE   runs this stage alone; those before it are finished
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ from typing import Any
 import jax
 
 from d1jax.config import Config, Stage
-from d1jax.config.flags import asks_for_version, version_text
+from d1jax.config.flags import asks_for_version, split_flags, version_text
 from d1jax.config.help import describe_origins, help_text
 from d1jax.config.parse import parse_with_origins
 from d1jax.config.values import plain
@@ -38,6 +41,7 @@ from d1jax.telemetry.trackers import Trackers, check_trackers
 from d1jax.training.claim import check_data, claim
 from d1jax.training.context import Context, build, of_stages
 from d1jax.training.longer import make_longer
+from d1jax.training.redo import check_only, later_stages
 from d1jax.training.setup import save_source
 from d1jax.training.stage_log import StageLog, check_in_place
 from d1jax.training.stopping import StopRequest
@@ -51,7 +55,7 @@ TRAIN = {"sft": sft.train, "rl": rl.train, "preference": preference.train}
 def main(argv: Sequence[str]) -> int:
     """The exit code: 0 done, 1 diverged or cannot save, 2 a mistake in the configuration or the data, 128 + n stopped by signal n."""
     if {"-h", "--help"} & set(argv):
-        print(help_text("python -m d1jax.train"))
+        print(f"{__doc__}\n{help_text('python -m d1jax.train')}")
         return 0
     if asks_for_version(argv):
         print(version_text())
@@ -64,21 +68,27 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _train(argv: Sequence[str]) -> int:
-    config, origins = parse_with_origins(argv)
+    own, rest = split_flags(argv, ("from", "only"))
+    config, origins = parse_with_origins(rest)
     for line in describe_origins(config, origins):
         print(f"config: {printable(line)}", file=sys.stderr)
-    run(config)
+    run(config, own.get("from", ""), own.get("only", ""))
     return 0
 
 
-def run(config: Config) -> dict[str, Any]:
-    """All stages of a configuration, each followed by its evaluation; returns the summary."""
+def run(config: Config, again_from: str = "", only: str = "") -> dict[str, Any]:
+    """All stages of a configuration, each followed by its evaluation; returns the summary.
+
+    again_from: the stage from which on all is done again. only: the one stage that is run ("": all of them).
+    """
     with StopRequest() as stop:
         check_trackers(config.track)
+        for name in filter(None, (again_from, only)):
+            later_stages(config, name)  # names a stage
         context = build(config)
         config = context.config  # with the architecture of what it starts from
         contexts = of_stages(context)
-        directory, lock = claim(config)
+        directory, lock = claim(config, again_from)
         trackers = Trackers(config.track, directory.path, plain(config))
         with lock, MetricsLog(directory.path, trackers) as metrics, jax.set_mesh(context.mesh):
             data = {name: found for one in (context, *contexts.values()) for name, found in one.data.items()}
@@ -95,7 +105,12 @@ def run(config: Config) -> dict[str, Any]:
             held = Held(context, directory)
             for line in make_longer(directory, config):
                 print(printable(line), file=sys.stderr)
+            if only:
+                check_only(directory, config, only)
             for stage in config.stages:
+                if only and stage.name != only:
+                    held.skip(stage)
+                    continue
                 stop.check(f"before {stage.name}")
                 variables = held.before(stage)
                 if stage.kind not in TRAIN:

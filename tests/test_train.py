@@ -353,7 +353,22 @@ def test_a_pipeline_of_stages_with_rows_and_weights_of_their_own_stops_and_conti
     one, other = (json.loads((run / "summary.json").read_text())["stages"] for run in (whole, stopped))
     assert one == other
     changed = train(stopped, **{**settings, "stages": PIPELINE.replace("from: grids", "from: sums")})
-    assert changed.returncode == 2 and "holds a run with another configuration" in changed.stderr
+    assert changed.returncode == 2 and "--from drawn does drawn, again, samples, out, rl_sums again" in changed.stderr
+    again = {**settings, "stages": PIPELINE.replace("prompts: 8, prompts_per", "prompts: 4, prompts_per")}
+    before = parameters(stopped, "sums", 3)
+    for flag in (["--from", "drawn", "--only", "drawn"], ["--only", "again"], []):
+        done = call(command.main, [*flags(stopped, **again), *flag], stopped.parent)
+        assert done.returncode == 0, done.stderr
+        if flag:
+            assert len(json.loads((stopped / "summary.json").read_text())["stages"]) == (2 if "drawn" in flag else 3)
+    assert len((stopped / "generated/drawn.jsonl").read_text().splitlines()) < len(
+        (stopped / "redone/1/generated/drawn.jsonl").read_text().splitlines()
+    )
+    for path, found in _leaves(parameters(stopped, "sums", 3)).items():
+        np.testing.assert_array_equal(found, _leaves(before)[path])
+    names = [row["stage"] for row in read_metrics(stopped / "metrics.jsonl")]
+    assert list(dict.fromkeys(names)) == ["grids", "sums", "again", "rl_sums"] and len(names) == 3 + 3 + 3 + 2
+    assert call(command.main, [*flags(stopped, **again), "--from", "sum"], stopped.parent).returncode == 2
 
 
 @pytest.mark.parametrize("control", ["zero_advantages", "shuffled_rewards"])

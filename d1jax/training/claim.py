@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import fcntl
 import shutil
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
@@ -13,13 +14,16 @@ from d1jax.config import Config, UserError
 from d1jax.config.stored import differences, from_yaml, to_yaml
 from d1jax.files import atomic_write, write_json
 from d1jax.training.longer import check_longer, only_longer
+from d1jax.training.redo import first_changed, later_stages, set_aside
 from d1jax.weights.run import RunDirectory, read_record
 
 OURS = (".lock", "config.yaml.tmp")  # what a claim that was killed may leave
 
 
-def claim(config: Config) -> tuple[RunDirectory, IO[str]]:
+def claim(config: Config, again_from: str = "") -> tuple[RunDirectory, IO[str]]:
     """The run directory of `config`, made if it is new, and the lock that this process holds on it.
+
+    again_from: the stage from which on all is done again, what they have left being moved aside ("": nothing is).
 
     Raises UserError where the directory belongs to another configuration, to another running process, or to something else,
     or cannot be written to.
@@ -33,14 +37,14 @@ def claim(config: Config) -> tuple[RunDirectory, IO[str]]:
         reason = error.strerror if isinstance(error, OSError) else error
         raise UserError(f"run_dir {config.run_dir!r} cannot be made or written to ({reason}); choose another") from None
     try:
-        _take_over(run, config)
+        _take_over(run, config, again_from)
     except BaseException:
         lock.close()
         raise
     return run, lock
 
 
-def _take_over(run: RunDirectory, config: Config) -> None:
+def _take_over(run: RunDirectory, config: Config, again_from: str) -> None:
     """Writes the configuration of a new run down. Raises UserError where the directory has begun with another one.
 
     One that is only longer is accepted and not written: `longer.make_longer` does that, when nothing can be refused any more.
@@ -52,19 +56,30 @@ def _take_over(run: RunDirectory, config: Config) -> None:
         # So is where its metrics are mirrored to.
         aside = {"run_dir": "", "track": ()}
         changed = differences(dataclasses.replace(old, **aside), dataclasses.replace(config, **aside))
-        if changed and only_longer(old, config):
+        if again_from:
+            for line in set_aside(run, old, config, again_from):
+                print(line, file=sys.stderr)
+        elif changed and only_longer(old, config):
             check_longer(run, old, config)
         elif changed:
             raise UserError(
                 f"run_dir {config.run_dir!r} holds a run with another configuration; it differs in\n  "
                 + "\n  ".join(changed)
-                + "\nchoose another run_dir, or undo these"
+                + f"\nchoose another run_dir, or undo these{_redo(old, config)}"
             )
     else:
         # What an earlier start of another configuration has put beside it goes with that configuration.
         shutil.rmtree(run.source, ignore_errors=True)
         run.origin.unlink(missing_ok=True)
         atomic_write(run.config, to_yaml(config))
+
+
+def _redo(old: Config, new: Config) -> str:
+    """What would be done again under another configuration, where that leaves a stage as it is."""
+    name = first_changed(old, new)
+    if name is None:
+        return ""
+    return f"; --from {name} does {', '.join(later_stages(new, name))} again, and keeps what they had left in redone/"
 
 
 def _lock(run: RunDirectory, name: str) -> IO[str]:
@@ -98,13 +113,16 @@ def check_data(run: RunDirectory, data: Mapping[str, Mapping[str, Any]]) -> str 
     changed = changed_rows(run, data)
     if changed:
         raise UserError("; ".join(changed) + "; put back what was there, or choose another run_dir")
+    recorded = read_record(run.data)
+    if not data.keys() <= recorded.keys():  # of stages that are done again
+        write_json(run.data, {**recorded, **data})
     return None
 
 
 def changed_rows(run: RunDirectory, data: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """A line for every source whose rows are not those that the run began with; [] for a run that did not record them."""
     recorded = read_record(run.data) if run.data.exists() else data
-    pairs = [(setting, recorded.get(setting, {}), now) for setting, now in data.items()]
+    pairs = [(setting, recorded[setting], now) for setting, now in data.items() if setting in recorded]
     return [
         f"{setting}: {now['source']} is not what it was when the run in {str(run.path)!r} began: {then.get('rows')} rows with "
         f"sha256 {str(then.get('sha256'))[:16]} then, {now['rows']} rows with {now['sha256'][:16]} now"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from d1jax.config.stage import START, Stage
+from d1jax.config.stage import START, TRAINING, Stage
 from d1jax.models.transformer import Variables
 from d1jax.weights.run import RunDirectory
 from d1jax.weights.variables import RunModel, start_variables, variables_at
@@ -29,6 +29,11 @@ class Held:
     def after(self, stage: Stage, variables: Variables) -> None:
         """Holds what a stage has trained."""
         self.variables, self.name, self._last = variables, stage.name, stage.name
+
+    def skip(self, stage: Stage) -> None:
+        """A stage that is finished already: later ones go on from what it has trained."""
+        if stage.kind in TRAINING and self._run.checkpoints(stage.name).is_dir():
+            self._last = stage.name
 
     def take(self, stage: Stage, step: int) -> None:
         """Holds the checkpoint of a step of the stage that has trained last: the one that goes on."""

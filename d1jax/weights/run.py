@@ -3,7 +3,7 @@
 config.yaml  data.json  init_from.json  adapter.json  source/  metrics.jsonl  checkpoints/<stage>/<step>/
 evaluations/<stage>.json  evaluations/<stage>.sampled.json  .sampled.jsonl
 exports/<stage>/  generated/<stage>.jsonl  generated/<stage>.json  samples.jsonl
-summary.json  report.html  collapsed/<stage>/<step>/  damaged/<stage>/<step>/
+redone/<n>/  summary.json  report.html  collapsed/<stage>/<step>/  damaged/<stage>/<step>/
 """
 
 from __future__ import annotations
