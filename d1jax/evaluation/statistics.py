@@ -46,9 +46,12 @@ def powers_of_two(samples: int) -> list[int]:
 
 
 def bootstrap_interval(values_R: np.ndarray, seed: int = 0) -> tuple[float, float]:
-    """The 95 % percentile interval of the mean over rows, rows drawn with replacement; (0, 1) for no rows."""
-    if not len(values_R):
-        return 0.0, 1.0
+    """The 95 % percentile interval of the mean of rates over rows, rows drawn with replacement; (0, 1) for no rows.
+
+    Rows that are all alike say nothing of how rows differ (none right in 48 is no proof of 0): then it is Wilson's over the rows.
+    """
+    if not len(values_R) or values_R.min() == values_R.max():
+        return wilson_interval(float(values_R.sum()), len(values_R))
     rng = np.random.default_rng(seed)
     means = [values_R[rng.integers(0, len(values_R), len(values_R))].mean() for _ in range(DRAWS)]
     low, high = np.quantile(means, (0.025, 0.975))
