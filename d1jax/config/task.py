@@ -37,7 +37,7 @@ class TaskConfig:
         (), "evaluation sets whose solutions may not occur in training (all: no problem may)"
     )
     too_long: Literal["fail", "drop"] = setting(
-        "fail", "a training row whose prompt or target has too many tokens: an error, or left out and counted"
+        "fail", "a row whose prompt (in training, or target) has too many tokens: an error, or left out and counted"
     )
     seed: int = setting(0, "seeds the generator and the train/test split", at_least=0, at_most=2**32 - 1)
     options: dict[str, Any] = setting(

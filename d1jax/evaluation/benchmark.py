@@ -67,6 +67,7 @@ def run_cell(policy: Policy, cell: Cell, folder: Path, model: Mapping[str, Any],
     wanted = [number for number in range(len(cell.rows) * count) if (number // count, number % count) not in done]
     if wanted:
         ids = {place: cell.prompter.ids(cell.rows[place], policy.tokenizer) for place in {n // count for n in wanted}}
+        _check_room(policy, cell, ids)
         with open(path, "a", encoding="utf-8") as file:
             for found in _batches(policy, cell, ids, wanted, batch):
                 file.writelines(json.dumps(one, ensure_ascii=True) + "\n" for one in found)
@@ -74,6 +75,19 @@ def run_cell(policy: Policy, cell: Cell, folder: Path, model: Mapping[str, Any],
                 os.fsync(file.fileno())
                 done |= {(one["row"], one["sample"]): one for one in found}
     return [done[key] for key in sorted(done)]
+
+
+def _check_room(policy: Policy, cell: Cell, ids: Mapping[int, list[int]]) -> None:
+    """Raises UserError for prompts that do not fit, before hours are spent on the rows in front of them."""
+    limit, new = policy.config.max_positions, cell.config.length
+    longest = max(ids, key=lambda place: len(ids[place]))
+    over = sum(len(prompt) + new > limit for prompt in ids.values())
+    if limit and over:
+        raise UserError(
+            f"{cell.label}: the prompts of {over} of {len(ids)} rows leave no room for {new} new tokens in the model's {limit} positions "
+            f"(the longest: row {longest} with {len(ids[longest])} tokens); lower length, shorten the prompts (template, few_shot), or "
+            "give a file of shorter rows (data)"
+        )
 
 
 def refuse_others(cell: Cell, folder: Path, model: Mapping[str, Any]) -> None:

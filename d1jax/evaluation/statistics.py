@@ -47,9 +47,12 @@ def powers_of_two(samples: int) -> list[int]:
 
 
 def bootstrap_interval(values_R: np.ndarray, seed: int = 0) -> tuple[float, float]:
-    """The 95 % percentile interval of the mean over rows, rows drawn with replacement; (0, 1) for no rows."""
-    if not len(values_R):
-        return 0.0, 1.0
+    """The 95 % percentile interval of the mean of rates over rows, rows drawn with replacement; (0, 1) for no rows.
+
+    Rows that are all alike say nothing of how rows differ (none right in 48 is no proof of 0): then it is Wilson's over the rows.
+    """
+    if not len(values_R) or values_R.min() == values_R.max():
+        return wilson_interval(float(values_R.sum()), len(values_R))
     rng = np.random.default_rng(seed)
     means = [values_R[rng.integers(0, len(values_R), len(values_R))].mean() for _ in range(DRAWS)]
     low, high = np.quantile(means, (0.025, 0.975))
@@ -100,9 +103,7 @@ def over_k(right_RS: np.ndarray, answers_RS: Sequence[Sequence[str | None]] | No
 
 
 def _with_interval(values_R: np.ndarray, seed: int) -> dict[str, Any]:
-    """The mean over rows and its bootstrap interval; Wilson's where all rows are wrong or all right, of which a bootstrap is too sure."""
-    if len(values_R) and values_R.min() == values_R.max() in (0.0, 1.0):
-        return {"value": float(values_R[0]), "ci95": list(wilson_interval(float(values_R.sum()), len(values_R)))}
+    """The mean over rows and its interval."""
     return {"value": float(values_R.mean()), "ci95": list(bootstrap_interval(values_R, seed))}
 
 

@@ -18,6 +18,7 @@ from d1jax.tasks.task import DataError, Row
 
 _MARKS = re.compile(r"<<[^<>\n]*>>")  # of the calculator: 48/2 = <<48/2=24>>24
 
+PLACE = "{question}"
 INSTRUCTIONS = """\
 Solve the problem below. Work it out step by step between <reasoning> and </reasoning>. Then write the final number, and \
 nothing else, between <answer> and </answer>.
@@ -30,7 +31,8 @@ class Gsm8k:
     """GSM8K, and other questions whose answer is a number.
 
     Fields: `style` "bare" (the question alone) or "instruct" (what to write in which tags, then the question); texts are judged
-    alike in both. `split_seed` is there as in every task, and unused: nothing is generated.
+    alike in both. `template`: the prompt of "instruct" in words of your own, with {question} where the question stands.
+    `split_seed` is there as in every task, and unused: nothing is generated.
     """
 
     name: ClassVar[str] = "gsm8k"
@@ -39,9 +41,18 @@ class Gsm8k:
 
     style: str = "instruct"
     split_seed: int = 0
+    template: str = INSTRUCTIONS
 
     def __post_init__(self) -> None:
         check_style(self.name, self.style)
+        if not isinstance(self.template, str) or PLACE not in self.template:
+            raise ValueError(
+                f"{self.name}: template = {self.template!r:.60} has no {PLACE}; write it where the question stands"
+            )
+        if self.style == "bare" and self.template != INSTRUCTIONS:
+            raise ValueError(
+                f'{self.name}: style "bare" asks the question alone; leave template out, or set style to instruct'
+            )
 
     def generate(self, split: str, count: int, seed: int) -> NoReturn:
         """Always raises ValueError."""
@@ -74,7 +85,7 @@ class Gsm8k:
         return {"question": question, "solution": None, "number": number}
 
     def prompt(self, row: Row) -> str:
-        return row["question"] if self.style == "bare" else INSTRUCTIONS.format(question=row["question"])
+        return row["question"] if self.style == "bare" else self.template.replace(PLACE, row["question"])
 
     def target(self, row: Row) -> str | None:
         """instruct: the worked solution in reasoning tags, then the number in answer tags. bare: the solution, then `#### 18`.

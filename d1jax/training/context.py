@@ -136,6 +136,8 @@ def assemble(
     train = learnt.padded((learnt.longest_prompt, columns), tokenizer.special.end, "the training rows")
     # What an evaluation row stores as its target is shown, not scored: it may be longer than what is sampled.
     posed = {name: tokenise(task, tokenizer, rows, targets=False) for name, rows in eval_rows.items()}
+    if config.task.too_long == "drop":
+        posed = {name: _posed_that_fit(name, examples, config, data, log) for name, examples in posed.items()}
     longest = max((examples.longest_prompt for examples in posed.values()), default=0)
     if posed:
         _check_positions(config, longest, config.sampler.completion_length, "evaluation")
@@ -154,6 +156,26 @@ def _that_fit(examples: Examples, config: Config, log: Callable[[str], None]) ->
     if count and left_out == count:
         cure = "raise sft.completion_length" if columns else "lower sampler.completion_length, or shorten the prompts"
         raise UserError(f"config: every training row is too long; {cure}")
+    return kept
+
+
+def _posed_that_fit(
+    name: str, examples: Examples, config: Config, data: dict[str, dict[str, Any]], log: Callable[[str], None]
+) -> Examples:
+    """The rows of an evaluation set whose prompts leave the model room to answer; `data` is told how many of them do not."""
+    setting = f"task.eval_sets.{name}"
+    kept = examples.that_fit((config.model.max_positions or MOST) - config.sampler.completion_length, MOST)
+    left_out, count = len(examples.rows) - len(kept.rows), len(examples.rows)
+    if left_out:
+        log(
+            f"data: left out {left_out} of {count} rows of {setting} whose prompts are too long (task.too_long: drop); its numbers are "
+            f"of the other {count - left_out} only"
+        )
+        data.get(setting, {})["left_out"] = left_out
+    if count and left_out == count:
+        raise UserError(
+            f"config: every row of {setting} is too long; lower sampler.completion_length, or shorten the prompts"
+        )
     return kept
 
 

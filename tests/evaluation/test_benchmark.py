@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from d1jax import evaluate
+from d1jax.config import UserError
 from d1jax.evaluation import benchmark_command, suite
 from d1jax.evaluation.benchmark import completions_of, hand_over, run_cell, summarise
 from d1jax.evaluation.protocol import Protocol
@@ -33,6 +34,14 @@ def finished(sudoku_policy, tmp_path_factory):
     """(folder, samples) of an evaluation that nothing disturbed, three at a time."""
     folder = tmp_path_factory.mktemp("finished")
     return folder, run_cell(sudoku_policy, cell(), folder, MODEL, batch=3)
+
+
+def test_prompts_that_do_not_fit_are_counted_before_anything_is_sampled(sudoku_policy, tmp_path):
+    model = sudoku_policy.model.clone(config=dataclasses.replace(sudoku_policy.config, max_positions=39))
+    with pytest.raises(
+        UserError, match=r"the prompts of (\d+) of \1 rows leave no room for 20 new tokens .* 39 positions"
+    ):
+        run_cell(dataclasses.replace(sudoku_policy, model=model), cell(), tmp_path, MODEL, batch=3)
 
 
 @pytest.mark.parametrize("batch", [1, 32])

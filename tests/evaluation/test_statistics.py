@@ -89,7 +89,8 @@ def test_a_bootstrap_interval_covers_and_repeats():
     assert low < values.mean() < high
     half = statistics.Z95 * values.std() / math.sqrt(len(values))  # of the normal distribution, for comparison
     assert (high - low) / 2 == pytest.approx(half, rel=0.1)
-    assert statistics.bootstrap_interval(np.ones(5)) == (1.0, 1.0)
+    for rate in (0.0, 0.5, 1.0):  # all rows alike: no interval of width 0
+        assert statistics.bootstrap_interval(np.full(5, rate)) == statistics.wilson_interval(5 * rate, 5)
     assert statistics.bootstrap_interval(np.array([])) == (0.0, 1.0)
 
 

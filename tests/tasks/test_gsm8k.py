@@ -82,6 +82,16 @@ def test_other_mistakes_are_told():
         INSTRUCT.generate("train", 1, 0)
 
 
+def test_the_prompt_may_be_in_words_of_the_users_own():
+    short = make("gsm8k", style="instruct", template="{question}\n")
+    assert short.prompt(ROW) == "How many {clips}?\n" and short.target(ROW) == INSTRUCT.target(ROW)
+    for template in ("no place", "{problem}", 7):
+        with pytest.raises(ValueError, match="template = .* has no {question}"):
+            Gsm8k(template=template)
+    with pytest.raises(ValueError, match="bare.*leave template out"):
+        Gsm8k(style="bare", template="Q: {question}")
+
+
 @given(st.integers(-(10**7), 10**7), st.integers(-(10**7), 10**7), st.booleans())
 def test_a_right_answer_is_accepted_and_a_wrong_one_is_not(number, other, grouped):
     written = f"{number:,}" if grouped else str(number)

@@ -412,6 +412,22 @@ def test_a_row_fits_only_if_its_prompt_leaves_room_to_sample(tmp_path):
     assert kept_prompts(tmp_path, (10, 30), sampler) == [10]
 
 
+def test_evaluation_rows_that_leave_no_room_to_answer_are_dropped_and_counted(reading, tmp_path):
+    """As in training, and their number stands where the rows are recorded; by default they are an error."""
+    other = tmp_path / "mixed.jsonl"
+    rows = [{"question": "q" * size, "thinking": "t", "attempt": "1"} for size in (5, 12, 13, 90)]
+    other.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    short = {"sft_length": 0, "max_positions": 20, "stages": ("rl",), "eval_sets": {"mixed": str(other)}}
+    context, logged = reading([3], too_long="drop", **short)
+    assert [len(question) for question in questions(context.eval_sets["mixed"])] == [5, 12]
+    assert context.data["task.eval_sets.mixed"]["rows"] == 4 and context.data["task.eval_sets.mixed"]["left_out"] == 2
+    assert [line for line in logged if "left out 2 of 4 rows of task.eval_sets.mixed" in line]
+    with pytest.raises(UserError, match="longest prompt of the evaluation rows has 90 tokens"):
+        reading([3], **short)
+    with pytest.raises(UserError, match="every row of task.eval_sets.mixed is too long"):
+        reading([3], too_long="drop", **(short | {"eval_sets": {"mixed": traces(other, [5] * 2, "q" * 30 + "{}")}}))
+
+
 def test_nothing_left_is_an_error(reading):
     with pytest.raises(UserError, match="every training row is too long; raise sft.completion_length"):
         reading([100, 200], sft_length=64, too_long="drop")
