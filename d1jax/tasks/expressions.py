@@ -1,4 +1,4 @@
-"""Arithmetic over integers: a bounded parser with exact values, a printer with the fewest parentheses, and a solver.
+"""Expressions over integers: a bounded parser with exact values, a printer with the fewest parentheses, and a solver.
 
 An expression is a tree: an `int`, or `(op, left, right)` with op one of + - * /. Text that a model wrote is never
 passed to `eval`, which would accept 9**9**9**9 and never come back.
