@@ -21,7 +21,7 @@ from d1jax.config.yaml_text import shown
 SECTIONS = {"sft": SftConfig, "rl": RlConfig, "preference": PreferenceConfig, "rejection": RejectionConfig}
 KINDS = tuple(SECTIONS)
 RESERVED = {"weights", "evaluation", "audit"}  # purposes that have random keys of their own (weights/variables.py)
-TASK_NAMES = ("sudoku", "countdown", "gsm8k", "math", "code", "traces", "jsonl", "mixture")
+TASK_NAMES = ("sudoku", "countdown", "arithmetic", "gsm8k", "math", "code", "traces", "jsonl", "mixture")
 TRAINING = (
     "sft",
     "rl",
@@ -35,7 +35,8 @@ class TaskConfig:
     """What is learnt: the rows, the prompts, the rewards."""
 
     name: str = setting(
-        "sudoku", "sudoku, countdown, gsm8k, math, traces, code (d1jax/tasks), or a class of your own: my/file.py:Mine"
+        "sudoku",
+        "sudoku, countdown, arithmetic, gsm8k, math, traces, code (d1jax/tasks), or a class of your own: my/file.py:Mine",
     )
     style: Literal["bare", "instruct"] = setting(
         "bare", "bare: puzzle in, answer out; instruct: instructions and <answer> tags"
