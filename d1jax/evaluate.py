@@ -2,7 +2,8 @@
 
 --model DIR                   a checkpoint (Hugging Face or d1jax), a run, or RUN/checkpoints/STAGE/STEP
 --adapter DIR                 a PEFT adapter on top of it
---tasks gsm8k,humaneval       gsm8k math500 humaneval humaneval_plus mbpp mbpp_plus countdown countdown4 sudoku, or my/file.py:Mine
+--tasks gsm8k,humaneval       gsm8k math500 humaneval humaneval_plus mbpp mbpp_plus countdown countdown4 arithmetic sudoku, or
+                              my/file.py:Mine
 --protocol d1                 published settings, a file of configs/evaluations; the flags below go before them
 --lengths 128,256,512         new tokens, each a row of the table
 --steps_per_token 0.5,0.25    denoising steps for each new token

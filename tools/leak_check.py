@@ -1,8 +1,9 @@
 """python tools/leak_check.py --task sudoku --train FILE --test FILE: what a training source and a test source have in common.
 
---task NAME      sudoku (puzzle; solution grid), countdown (numbers in any order, and target), my/file.py:Mine (its problem_key and
-                 solution_key); gsm8k, math, code, traces, s1k, jsonl (text: equal but for its layout; a run of words that both hold)
---train SOURCE   FILE.jsonl, FILE.jsonl.gz, hub:NAME:SPLIT, or generated (sudoku, countdown)
+--task NAME      sudoku (puzzle; solution grid), countdown (numbers in any order, and target), arithmetic (terms in any order),
+                 my/file.py:Mine (its problem_key and solution_key); gsm8k, math, code, traces, s1k, jsonl (text: equal but for its
+                 layout; a run of words that both hold)
+--train SOURCE   FILE.jsonl, FILE.jsonl.gz, hub:NAME:SPLIT, or generated (sudoku, countdown, arithmetic)
 --test SOURCE
 --ngram 13       words in a row that count as shared text; 0 looks for equal texts only
 --field NAME     of a text's rows: where the text stands [question, problem, prompt, messages or text]
@@ -32,8 +33,16 @@ from d1jax.telemetry.command_line import exit_code
 NAMES = ("task", "train", "test", "ngram", "field", "rows", "lines")
 TEXTS = ("gsm8k", "math", "code", "traces", "s1k", "jsonl")
 FIELDS = ("question", "problem", "prompt", "messages", "text")
-OPTIONS: dict[str, dict[str, Any]] = {"sudoku": {}, "countdown": {"numbers": (2, 3, 4, 5, 6)}}
-GENERATED_OPTIONS: dict[str, dict[str, Any]] = {"sudoku": {}, "countdown": {"numbers": (3, 4)}}
+OPTIONS: dict[str, dict[str, Any]] = {
+    "sudoku": {},
+    "countdown": {"numbers": (2, 3, 4, 5, 6)},
+    "arithmetic": {"terms": (2, 3, 4, 5, 6, 7, 8)},
+}
+GENERATED_OPTIONS: dict[str, dict[str, Any]] = {
+    "sudoku": {},
+    "countdown": {"numbers": (3, 4)},
+    "arithmetic": {"terms": (3, 4)},
+}
 # What says nothing: LaTeX's spaces and sizes, dollars and braces, and punctuation that is not inside a number.
 _LAYOUT = re.compile(r"\\[,;:! ]|\\(?:left|right|displaystyle)(?![a-z])|[\s${}?\"“”]|(?<![0-9])[.,]|[.,](?![0-9])")
 

@@ -12,7 +12,7 @@ from d1jax.config.setting import Rule, setting, with_fields
 from d1jax.config.training import MAX_ROWS
 from d1jax.config.yaml_text import shown
 
-TASK_NAMES = ("sudoku", "countdown", "gsm8k", "math", "code", "traces", "jsonl", "mixture")
+TASK_NAMES = ("sudoku", "countdown", "arithmetic", "gsm8k", "math", "code", "traces", "jsonl", "mixture")
 
 
 @with_fields
@@ -21,7 +21,8 @@ class TaskConfig:
     """What is learnt: the rows, the prompts, the rewards."""
 
     name: str = setting(
-        "sudoku", "sudoku, countdown, gsm8k, math, traces, code (d1jax/tasks), or a class of your own: my/file.py:Mine"
+        "sudoku",
+        "sudoku, countdown, arithmetic, gsm8k, math, traces, code (d1jax/tasks), or a class of your own: my/file.py:Mine",
     )
     style: Literal["bare", "instruct"] = setting(
         "bare", "bare: puzzle in, answer out; instruct: instructions and <answer> tags"

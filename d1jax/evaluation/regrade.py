@@ -19,7 +19,10 @@ from d1jax.tasks.jsonl import records_of
 from d1jax.tasks.judging import grade_all
 from d1jax.tasks.task import DataError, Row, Task
 
-OPTIONS: dict[str, dict[str, Any]] = {"countdown": {"numbers": (2, 3, 4, 5, 6)}}
+OPTIONS: dict[str, dict[str, Any]] = {
+    "countdown": {"numbers": (2, 3, 4, 5, 6)},
+    "arithmetic": {"terms": (2, 3, 4, 5, 6, 7, 8)},
+}
 """What a task is made with beside its style: stored rows may have any number of numbers."""
 
 

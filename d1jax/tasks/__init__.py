@@ -7,6 +7,7 @@ import dataclasses
 import difflib
 from typing import Any
 
+from d1jax.tasks.arithmetic import Arithmetic
 from d1jax.tasks.code import Code
 from d1jax.tasks.countdown import Countdown
 from d1jax.tasks.gsm8k import Gsm8k
@@ -23,6 +24,7 @@ from d1jax.tasks.traces import Traces
 TASKS: dict[str, Any] = {
     "sudoku": Sudoku,
     "countdown": Countdown,
+    "arithmetic": Arithmetic,
     "gsm8k": Gsm8k,
     "math": Maths,
     "code": Code,

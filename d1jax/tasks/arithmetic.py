@@ -1,172 +1,238 @@
-"""Arithmetic over integers: a bounded parser with exact values, a printer with the fewest parentheses, and a solver.
+"""Arithmetic: sums, differences and products of several terms, worked out one operation a line before the answer is written.
 
-An expression is a tree: an `int`, or `(op, left, right)` with op one of + - * /. Text that a model wrote is never
-passed to `eval`, which would accept 9**9**9**9 and never come back.
+A small model learns it on a CPU in minutes and really writes reasoning, so that the reward for the format, the length of a text and
+the correction of a wrong line mean something.
 """
 
+import hashlib
 import re
-from fractions import Fraction
-from itertools import combinations
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import numpy as np
 
-Tree = int | tuple[str, "Tree", "Tree"]
+from d1jax.tasks import expressions
+from d1jax.tasks.answers import as_answer, check_request, check_style
+from d1jax.tasks.grading.numbers import final_number, show_number
+from d1jax.tasks.grading.offers import two_blocks
+from d1jax.tasks.grading.stored import completion_of, given_text
+from d1jax.tasks.task import DataError, Row
 
-MAX_LENGTH = 200
-MAX_NUMBERS = 16  # also bounds the depth of a tree, hence the recursion below
-MAX_DIGITS = 6
+OPERATORS = "+-*"
+MOST_TERMS = 8
+MOST_LINES = 32
+"""Lines of reasoning that are looked at; a text with more of them has no steps."""
 
-_PRECEDENCE = {"+": 1, "-": 1, "*": 2, "/": 2}
-_SPELLINGS = {"×": "*", "·": "*", "÷": "/", "−": "-", "\\times": "*", "\\cdot": "*", "\\div": "/"}
-_SPELLING = re.compile(r"[×·÷−]|\\(?:times|cdot|div)(?![A-Za-z])")
-_TOKEN = re.compile(r"\s*([0-9]+|[-+*/()])")
-_VALUE = re.compile(r"\s*-?[0-9]+\s*")
+_CHUNK = 256  # problems drawn together; part of what (split, count, seed) means, so a change gives other rows
+_IDLE_CHUNKS = 20  # so many without a new problem: there are hardly any left
+_PROBLEM = re.compile(rf"[0-9]{{1,4}}(?:[-+*][0-9]{{1,4}}){{1,{MOST_TERMS - 1}}}")
+_TOKEN = re.compile(r"[0-9]+|[-+*]")
+_INTEGER = re.compile(r"-?[0-9]{1,12}")
+_WORD = re.compile(r"\s*(?:[A-Za-z]{1,20}[:,]?\s+)?")
+
+INSTRUCTIONS = """\
+Work out the problem below, products first. Between <reasoning> and </reasoning> write one operation a line with its result, such as \
+3*4=12. Then write the final number, and nothing else, between <answer> and </answer>.
+
+{problem}="""
 
 
-def parse(text: str) -> Tree | None:
-    """The tree of an expression, or None when `text` is not one.
+@dataclass(frozen=True)
+class Arithmetic:
+    """Problems such as `7+5*3`.
 
-    Grammar: integers without leading zeros, binary + - * / (also × · ÷ − and LaTeX \\times \\cdot \\div), parentheses;
-    operators of equal precedence group to the left. No sign, power, // or decimals. One `= integer` may follow; it is
-    dropped, whatever it claims.
+    Fields: `style` "bare" (`7+5*3=`) or "instruct" (what to write in which tags, then the problem); the completion is the same in
+    both. `terms`: how many numbers a problem may have (2 to 8), which is how hard it is. `operators`: those that are drawn.
+    `largest`: the numbers are 1 to this one. `limit`: no result of a line is above it; none is below 0. `words`: a line begins with
+    `first` or `then`. `split_seed`: which problems are for training (90 %).
     """
-    text = text.strip()
-    if len(text) > MAX_LENGTH:
+
+    name: ClassVar[str] = "arithmetic"
+    alphabet: ClassVar[str] = "".join(
+        sorted(set("0123456789+-*=\nfirst then <reasoning></reasoning><answer></answer>"))
+    )
+    columns: ClassVar[None] = None
+
+    style: str = "bare"
+    terms: tuple[int, ...] = (3,)
+    operators: str = OPERATORS
+    largest: int = 20
+    limit: int = 99
+    words: bool = True
+    split_seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_style(self.name, self.style)
+        if not self.terms or not set(self.terms) <= set(range(2, MOST_TERMS + 1)):
+            raise ValueError(
+                f"arithmetic: terms = {self.terms!r}: give one or more numbers of terms from 2 to {MOST_TERMS}, such as (3,) or (3, 4)"
+            )
+        if not isinstance(self.operators, str) or not self.operators or not set(self.operators) <= set(OPERATORS):
+            raise ValueError(f"arithmetic: operators = {self.operators!r}: give one or more of {OPERATORS} as a text")
+        for field, most in (("largest", 9999), ("limit", 10**6)):
+            value = getattr(self, field)
+            if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
+                raise ValueError(f"arithmetic: {field} = {value!r}: give a whole number from 1 to {most}")
+
+    def generate(self, split: str, count: int, seed: int) -> list[Row]:
+        """`count` problems of the split, no two written alike. Raises ValueError where there are not that many.
+
+        The number of terms, the numbers and the operators are drawn uniformly; a problem with a result below 0 or above `limit` in
+        one of its lines is drawn again.
+        """
+        check_request(self.name, split, count)
+        rows: dict[str, Row] = {}
+        chunk = idle = 0
+        while len(rows) < count:
+            before = len(rows)
+            for problem in self._draw(np.random.default_rng([seed, split == "test", chunk])):
+                values = [value for _, _, _, value in operations(problem)]
+                if min(values) >= 0 and max(values) <= self.limit and self._split_of(problem) == split:
+                    rows.setdefault(problem, {"problem": problem, "answer": str(values[-1])})
+            chunk += 1
+            idle = idle + 1 if len(rows) == before else 0
+            if idle == _IDLE_CHUNKS:
+                raise ValueError(
+                    f"arithmetic: count = {count}, but after {len(rows)} distinct {split} problems with terms = {self.terms}, "
+                    f"largest = {self.largest} and limit = {self.limit} no new one turned up; ask for fewer rows or raise one of them"
+                )
+        return list(rows.values())[:count]
+
+    def _draw(self, rng: np.random.Generator) -> list[str]:
+        sizes = rng.choice(np.array(self.terms), size=_CHUNK)
+        numbers = rng.integers(1, self.largest + 1, size=(_CHUNK, MOST_TERMS))
+        operators = rng.choice(np.array(list(self.operators)), size=(_CHUNK, MOST_TERMS))
+        drawn = zip(sizes.tolist(), numbers.tolist(), operators.tolist(), strict=True)
+        # The operator in front of the first number is left out.
+        return ["".join(f"{op}{n}" for op, n in zip(ops[:size], ns[:size], strict=True))[1:] for size, ns, ops in drawn]
+
+    def _split_of(self, problem: str) -> str:
+        digest = hashlib.blake2b(f"{self.split_seed}:{_key(problem)}".encode(), digest_size=8).digest()
+        return "test" if int.from_bytes(digest, "big") % 10 == 0 else "train"
+
+    def parse(self, record: dict[str, Any], where: str) -> Row | None:
+        """Reads {problem: "7+5*3", answer?: 22}; `=` may end the problem. None for a number of terms that is left out. Raises DataError."""
+        cure = 'a row is {"problem": "7+5*3"} with an optional "answer"'
+        problem = "".join(given_text(record, "problem", where, cure).split()).removesuffix("=")
+        if not _PROBLEM.fullmatch(problem):
+            raise DataError(
+                f"{where}: problem = {problem!r:.60}: 2 to {MOST_TERMS} whole numbers of at most 4 digits with +, - or * between them "
+                f"were expected; {cure}"
+            )
+        problem = re.sub(r"[0-9]+", lambda number: str(int(number[0])), problem)
+        values = [value for _, _, _, value in operations(problem)]
+        if min(values) < 0:
+            raise DataError(
+                f"{where}: problem = {problem!r}: one of its lines has the result {min(values)}, and results below 0 are not worked "
+                "with; drop the row"
+            )
+        told = record.get("answer")
+        if told is not None and str(told).strip() != str(values[-1]):
+            raise DataError(f"{where}: answer = {told!r:.60}, but {problem}={values[-1]}; correct it or leave it out")
+        return {"problem": problem, "answer": str(values[-1])} if len(values) + 1 in self.terms else None
+
+    def from_stored(self, record: dict[str, Any], where: str) -> Row | None:
+        """The row of a stored generation: the problem is the last one in its question or prompt. Raises DataError."""
+        question, told, _ = completion_of(record, where)
+        found = _PROBLEM.findall(question) or [question]
+        return self.parse({"problem": found[-1], "answer": told}, where)
+
+    def prompt(self, row: Row) -> str:
+        return f"{row['problem']}=" if self.style == "bare" else INSTRUCTIONS.format(problem=row["problem"])
+
+    def target(self, row: Row) -> str:
+        """Every operation on a line of its own in reasoning tags, then the result in answer tags, in both styles."""
+        words = ["first "] + ["then "] * MOST_TERMS if self.words else [""] * MOST_TERMS
+        lines = [
+            f"{word}{left}{op}{right}={value}"
+            for word, (left, op, right, value) in zip(words, operations(row["problem"]), strict=False)
+        ]
+        worked = "\n".join(lines)
+        return f"<reasoning>\n{worked}\n</reasoning>\n{as_answer(row['answer'], 'instruct')}"
+
+    def offer(self, row: Row, text: str) -> str | None:
+        """The number that the text states, in one spelling, for majority votes; None where it states none."""
+        value = final_number(text)
+        return None if value is None else show_number(value)
+
+    def rewards(self, row: Row, text: str) -> dict[str, float]:
+        """From the problem alone. `solved`: the number that the text states is the result. `answered`: it states one. `format`: one
+        reasoning block and then one answer block, nothing else. `steps`: the share of the lines of reasoning that are right.
+
+        A line is right where it is a true equation of two numbers, each of which the problem or an earlier line has, and no line
+        before it says the same; a word may stand in front. A line that uses the wrong result of an earlier one rightly is right.
+        Lines that are missing, of as many as the problem has operations, are wrong. Which operation comes first is not asked:
+        `solved` sees that.
+        """
+        value = final_number(text)
+        return {
+            "solved": float(value is not None and value == int(row["answer"])),
+            "answered": float(value is not None),
+            "format": float(two_blocks(text)),
+            "steps": _right_lines(row["problem"], text),
+        }
+
+    def grade(self, row: Row, text: str) -> dict[str, float]:
+        """As `rewards`."""
+        return self.rewards(row, text)
+
+    def has_reference(self, row: Row) -> bool:
+        return True  # worked out from the problem
+
+    def problem_key(self, row: Row) -> str:
+        """The terms in a fixed order: 5+7-3 and 7-3+5 pose the same problem, and so do 3*4 and 4*3."""
+        return _key(row["problem"])
+
+    def solution_key(self, row: Row) -> str | None:
         return None
-    text, equals, claimed = _SPELLING.sub(lambda match: _SPELLINGS[match.group()], text).partition("=")
-    if equals and not _VALUE.fullmatch(claimed):
-        return None
-    tokens = _tokens(text)
-    return None if tokens is None else _tree(tokens)
+
+    def baselines(self, row: Row) -> dict[str, str]:
+        """`last_number`: the last number of the problem. `add_all`: the sum of its numbers, whatever stands between them."""
+        numbers = [int(number) for number in re.findall(r"[0-9]+", row["problem"])]
+        return {
+            "last_number": as_answer(str(numbers[-1]), "instruct"),
+            "add_all": as_answer(str(sum(numbers)), "instruct"),
+        }
 
 
-def _tokens(text: str) -> list[str] | None:
-    tokens, place = [], 0
-    text = text.rstrip()
-    while place < len(text):
-        match = _TOKEN.match(text, place)
-        if match is None:
-            return None
-        tokens.append(match.group(1))
-        place = match.end()
-    numbers = [token for token in tokens if token[0].isdigit()]
-    # A leading zero would let one number be written in two ways.
-    if len(numbers) > MAX_NUMBERS or any(len(n) > MAX_DIGITS or (n[0] == "0" and n != "0") for n in numbers):
-        return None
-    return tokens
+def operations(problem: str) -> list[tuple[int, str, int, int]]:
+    """(left, operator, right, result) of every operation in the order of the worked lines: products first, then from left to right."""
+    parts = _TOKEN.findall(problem)
+    done = []
+    while len(parts) > 1:
+        place = parts.index("*") if "*" in parts else 1
+        left, op, right = int(parts[place - 1]), parts[place], int(parts[place + 1])
+        value = left * right if op == "*" else left + right if op == "+" else left - right
+        done.append((left, op, right, value))
+        parts[place - 1 : place + 2] = [str(value)]
+    return done
 
 
-def _tree(tokens: list[str]) -> Tree | None:
-    """Dijkstra's shunting yard: its stacks are lists, so deep parentheses cannot exhaust Python's own stack."""
-    values: list[Tree] = []
-    operators: list[str] = []
-
-    def reduce() -> None:
-        right, left = values.pop(), values.pop()
-        values.append((operators.pop(), left, right))
-
-    operand_next = True
-    for token in tokens:
-        if operand_next != (token[0].isdigit() or token == "("):
-            return None  # "2(3)", "1 2", "+3", "()" and the like
-        if token == "(":
-            operators.append(token)
-        elif token == ")":
-            while operators and operators[-1] != "(":
-                reduce()
-            if not operators:
-                return None
-            operators.pop()
-        elif token in _PRECEDENCE:
-            while operators and operators[-1] != "(" and _PRECEDENCE[operators[-1]] >= _PRECEDENCE[token]:
-                reduce()
-            operators.append(token)
-            operand_next = True
-        else:
-            values.append(int(token))
-            operand_next = False
-    if operand_next or "(" in operators:
-        return None
-    while operators:
-        reduce()
-    return values[0]
+def _key(problem: str) -> str:
+    """The signed products of a problem, each with its factors in order, in order."""
+    products = []
+    for sign, product in re.findall(r"([-+]?)([0-9*]+)", problem):
+        products.append((sign or "+") + "*".join(sorted(product.split("*"))))
+    return "".join(sorted(products))
 
 
-def evaluate(tree: Tree) -> Fraction | None:
-    """The exact value; None where something is divided by zero."""
-    if isinstance(tree, int):
-        return Fraction(tree)
-    op, left, right = tree[0], evaluate(tree[1]), evaluate(tree[2])
-    if left is None or right is None or (op == "/" and right == 0):
-        return None
-    if op == "+":
-        return left + right
-    if op == "-":
-        return left - right
-    return left * right if op == "*" else left / right
-
-
-def leaves(tree: Tree) -> list[int]:
-    """The numbers of an expression, from left to right."""
-    return [tree] if isinstance(tree, int) else leaves(tree[1]) + leaves(tree[2])
-
-
-def show(tree: Tree) -> str:
-    """The expression without spaces and with as few parentheses as keep its value: `a+(b-c)` is written `a+b-c`."""
-    if isinstance(tree, int):
-        return str(tree)
-    op, left, right = tree
-    return _operand(left, op, False) + op + _operand(right, op, op in "-/")
-
-
-def _operand(tree: Tree, op: str, closed: bool) -> str:
-    """`closed`: an operand of the same precedence needs parentheses too (right of - and /)."""
-    own = 3 if isinstance(tree, int) else _PRECEDENCE[tree[0]]
-    return f"({show(tree)})" if own < _PRECEDENCE[op] or (closed and own == _PRECEDENCE[op]) else show(tree)
-
-
-def reaches(numbers_KN: np.ndarray, target_K: np.ndarray) -> np.ndarray:
-    """Which rows of numbers make their target with every number used, exact division and no negative intermediate
-    value.
-    """
-    size = numbers_KN.shape[1]
-    hit_K = np.zeros(len(numbers_KN), dtype=bool)
-    for pair in combinations(range(size), 2):
-        first, second = numbers_KN[:, pair[0]], numbers_KN[:, pair[1]]
-        high, low = np.maximum(first, second), np.minimum(first, second)
-        divisor = np.maximum(low, 1)
-        # Where there is no exact quotient the sum stands in for it, which is tried anyway.
-        quotient = np.where((low > 0) & (high % divisor == 0), high // divisor, high + low)
-        rest = np.delete(numbers_KN, pair, axis=1)
-        for value in (high + low, high - low, high * low, quotient):
-            hit_K |= value == target_K if size == 2 else reaches(np.column_stack([rest, value]), target_K)
-    return hit_K
-
-
-def solve(numbers: list[int], target: int) -> Tree | None:
-    """The first solution in a fixed order that does not depend on the order of `numbers`; the rules of `reaches`. None
-    if there is none.
-    """
-    dead: set[tuple[int, ...]] = set()
-
-    def search(items: list[tuple[int, Tree]]) -> Tree | None:
-        if len(items) == 1:
-            return items[0][1] if items[0][0] == target else None
-        items = sorted(items, key=lambda item: -item[0])
-        state = tuple(value for value, _ in items)
-        if state in dead:
-            return None
-        for i, j in combinations(range(len(items)), 2):
-            (high, left), (low, right) = items[i], items[j]
-            rest = items[:i] + items[i + 1 : j] + items[j + 1 :]
-            results = [("+", high + low), ("-", high - low), ("*", high * low)]
-            if low > 0 and high % low == 0:
-                results.append(("/", high // low))
-            for op, value in results:
-                found = search([*rest, (value, (op, left, right))])
-                if found is not None:
-                    return found
-        dead.add(state)
-        return None
-
-    return search([(number, number) for number in numbers])
+def _right_lines(problem: str, text: str) -> float:
+    """The share of the lines of the reasoning block that are right, as `Arithmetic.rewards` says."""
+    block = text.partition("<reasoning>")[2].partition("</reasoning>")[0]
+    lines = [line for line in block.split("\n") if line.strip()]
+    if len(lines) > MOST_LINES:
+        return 0.0
+    known = set(map(int, re.findall(r"[0-9]+", problem)))
+    said = set()
+    for line in lines:
+        left, _, right = line[_WORD.match(line).end() :].partition("=")
+        right = right.strip()
+        tree = expressions.parse(left)
+        if tree is None or not _INTEGER.fullmatch(right):
+            continue
+        used = expressions.leaves(tree)
+        if len(used) == 2 and known.issuperset(used):
+            if expressions.evaluate(tree) == int(right):
+                said.add((expressions.show(tree), int(right)))
+            known.add(int(right))
+    return len(said) / max(len(lines), problem.count("+") + problem.count("-") + problem.count("*"))

@@ -31,6 +31,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     "mbpp_plus": Benchmark("code", "hub:evalplus/mbppplus:test", "hub:google-research-datasets/mbpp/full:prompt"),
     "countdown": Benchmark("countdown", GENERATED, GENERATED, {"numbers": (3,)}),
     "countdown4": Benchmark("countdown", GENERATED, GENERATED, {"numbers": (4,)}),
+    "arithmetic": Benchmark("arithmetic", GENERATED, GENERATED),
     "sudoku": Benchmark("sudoku", GENERATED, GENERATED),
 }
 GENERATED_ROWS = 256  # of a benchmark that is generated, as many as d1 evaluates

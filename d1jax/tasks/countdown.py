@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from d1jax.tasks import arithmetic
+from d1jax.tasks import expressions
 from d1jax.tasks.answers import (
     answer_text,
     as_answer,
@@ -19,7 +19,7 @@ from d1jax.tasks.answers import (
     check_style,
     last_boxed,
 )
-from d1jax.tasks.arithmetic import Tree, reaches, solve
+from d1jax.tasks.expressions import Tree, reaches, solve
 from d1jax.tasks.grading.offers import offer
 from d1jax.tasks.grading.stored import completion_of
 from d1jax.tasks.task import DataError, Row
@@ -89,7 +89,7 @@ class Countdown:
                 rows.setdefault(_key(numbers, target), {"numbers": numbers, "target": target})
             chunk += 1
         kept = list(rows.values())[:count]
-        return [{**row, "solution": arithmetic.show(solve(row["numbers"], row["target"]))} for row in kept]
+        return [{**row, "solution": expressions.show(solve(row["numbers"], row["target"]))} for row in kept]
 
     def _draw(self, rng: np.random.Generator, split: str) -> list[tuple[list[int], int]]:
         sizes = rng.choice(np.array(self.numbers), size=_CHUNK)
@@ -137,17 +137,17 @@ class Countdown:
             if more:
                 raise DataError(f"{where}: target = {record['target']!r}: give one integer")
             solution = record.get("solution")
-            tree = arithmetic.parse(solution) if isinstance(solution, str) else None
+            tree = expressions.parse(solution) if isinstance(solution, str) else None
         if len(numbers) not in self.numbers:
             return None
         if solution is None:
             return {"numbers": numbers, "target": target}
-        if tree is None or sorted(arithmetic.leaves(tree)) != sorted(numbers) or arithmetic.evaluate(tree) != target:
+        if tree is None or sorted(expressions.leaves(tree)) != sorted(numbers) or expressions.evaluate(tree) != target:
             raise DataError(
                 f"{where}: the solution {solution!r} does not make {target} from {numbers}, each used once; "
                 "correct it or leave it out"
             )
-        return {"numbers": numbers, "target": target, "solution": arithmetic.show(tree)}
+        return {"numbers": numbers, "target": target, "solution": expressions.show(tree)}
 
     def from_stored(self, record: dict[str, Any], where: str) -> Row | None:
         """The row of a stored generation: the reference is [[numbers], target] (d1), or the question or prompt says `Numbers: ...`
@@ -181,11 +181,11 @@ class Countdown:
         answer = answer if boxed is None else boxed
         if answer is None and (found := offer(text)) and found.place == "open box":  # that the length limit leaves open
             answer = found.text
-        tree = None if answer is None else arithmetic.parse(answer)
-        value = None if tree is None else arithmetic.evaluate(tree)
+        tree = None if answer is None else expressions.parse(answer)
+        value = None if tree is None else expressions.evaluate(tree)
         if value is None:
             return False, False, False
-        used = sorted(arithmetic.leaves(tree)) == sorted(row["numbers"])
+        used = sorted(expressions.leaves(tree)) == sorted(row["numbers"])
         return True, used, used and value == row["target"]
 
     def rewards(self, row: Row, text: str) -> dict[str, float]:
@@ -249,10 +249,10 @@ def _integers(record: dict[str, Any], key: str, where: str) -> list[int]:
     if (
         not texts
         or len(texts) != len(parts)
-        or not all(re.fullmatch(f"[0-9]{{1,{arithmetic.MAX_DIGITS}}}", text) for text in texts)
+        or not all(re.fullmatch(f"[0-9]{{1,{expressions.MAX_DIGITS}}}", text) for text in texts)
     ):
         raise DataError(
-            f"{where}: {key} = {value!r}: whole numbers of at most {arithmetic.MAX_DIGITS} digits were expected; "
+            f"{where}: {key} = {value!r}: whole numbers of at most {expressions.MAX_DIGITS} digits were expected; "
             'a row is {"numbers": [44, 19, 35], "target": 98} with an optional "solution"'
         )
     return [int(text) for text in texts]

@@ -150,7 +150,7 @@ def test_a_published_row_of_mbpp_with_a_completion(tmp_path):
         ([{**EGGS, "ground_truth": [1]}], "countdown", "FILE:1: neither the reference [1] is [[numbers], target]"),
         ([], "gsm8k", "FILE:1: the file holds no rows"),
         ([EGGS], "gsm9k", "--task 'gsm9k' is not one of sudoku"),
-        ([EGGS], "traces", "--task 'traces' cannot read stored generations; those of sudoku, countdown, gsm8k, math, code can"),
+        ([EGGS], "traces", "--task 'traces' cannot read stored generations; those of sudoku, countdown, arithmetic, gsm8k, math, code can"),
     ],
 )  # fmt: skip
 def test_mistakes_are_told_in_one_line(tmp_path, capsys, rows, task, told):

@@ -143,7 +143,7 @@ def test_a_task_of_the_users_own_says_what_is_the_same(check, tmp_path):
     assert code == 1 and [one["keys"] for one in found["overlaps"].values()] == [1, 0]
 
 
-@pytest.mark.parametrize("task", ["sudoku", "countdown"])
+@pytest.mark.parametrize("task", ["sudoku", "countdown", "arithmetic"])
 def test_generated_splits_share_nothing(check, task):
     code, found = check(task, "generated", "generated", "--rows", "100")
     assert code == 0 and found["rows"] == {"train": 100, "test": 100}
@@ -152,7 +152,7 @@ def test_generated_splits_share_nothing(check, task):
 @pytest.mark.parametrize(
     ("task", "flags", "told"),
     [
-        ("chess", [], "--task 'chess' is not one of sudoku, countdown, gsm8k"),
+        ("chess", [], "--task 'chess' is not one of sudoku, countdown, arithmetic, gsm8k"),
         ("nowhere.py:Mine", [], "there is no file 'nowhere.py'"),
         ("jsonl", ["--ngram", "-3"], "--ngram '-3' is not a whole number from 0 on"),
         ("jsonl", ["--lines", "few"], "--lines 'few' is not a whole number"),

@@ -7,7 +7,7 @@ Source: d1, arXiv 2504.12216, its released reward functions and its evaluation's
 import re
 from collections.abc import Sequence
 
-from d1jax.tasks import arithmetic
+from d1jax.tasks import expressions
 from d1jax.tasks.answers import last_answer
 from d1jax.tasks.grading.offers import last_box
 
@@ -68,9 +68,9 @@ def countdown_correct(text: str, numbers: Sequence[int], target: int) -> bool:
         offered = offered.replace(command, sign)
     if claim := _CLAIM.search(offered):
         offered = claim[1].strip()
-    tree = arithmetic.parse(offered)
-    value = None if tree is None else arithmetic.evaluate(tree)
-    return value is not None and sorted(arithmetic.leaves(tree)) == sorted(numbers) and value == target
+    tree = expressions.parse(offered)
+    value = None if tree is None else expressions.evaluate(tree)
+    return value is not None and sorted(expressions.leaves(tree)) == sorted(numbers) and value == target
 
 
 def sudoku_cells(text: str) -> str:
