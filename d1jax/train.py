@@ -162,8 +162,12 @@ def _out_and_record(stage: str, config: Config, directory: RunDirectory) -> tupl
 
 
 def _with_kept_rows(stage: Stage, contexts: Mapping[str, Context], directory: RunDirectory) -> Context:
-    """The context of a stage; of SFT with the rows that it learns from, which generate stages may have kept."""
+    """The context of a stage; of SFT and preferences with the rows that they learn from, which generate stages may have kept."""
     seen = contexts[stage.name]
+    if stage.kind == "preference" and seen.config.preference.data not in ("", "task"):
+        name, columns = seen.config.preference.data, seen.config.sampler.completion_length
+        pairs = kept_rows.as_pairs(contexts[name], directory.kept(name), columns, f"{stage.name}.data")
+        return dataclasses.replace(seen, pairs=pairs)
     if stage.kind != "sft":
         return seen
     columns = seen.config.sft.completion_length or seen.config.sampler.completion_length

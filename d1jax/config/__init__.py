@@ -20,6 +20,9 @@ from d1jax.config.model import Alignment as Alignment
 from d1jax.config.model import LoraConfig as LoraConfig
 from d1jax.config.model import MeshConfig as MeshConfig
 from d1jax.config.model import ModelConfig as ModelConfig
+from d1jax.config.preference import Dpo as Dpo
+from d1jax.config.preference import Kto as Kto
+from d1jax.config.preference import PreferenceConfig as PreferenceConfig
 from d1jax.config.rl import Center as Center
 from d1jax.config.rl import Cispo as Cispo
 from d1jax.config.rl import CommitSteps as CommitSteps
@@ -61,5 +64,4 @@ from d1jax.config.stage import Stage as Stage
 from d1jax.config.task import EvaluationConfig as EvaluationConfig
 from d1jax.config.task import TaskConfig as TaskConfig
 from d1jax.config.training import OptimizerConfig as OptimizerConfig
-from d1jax.config.training import PreferenceConfig as PreferenceConfig
 from d1jax.config.training import SftConfig as SftConfig

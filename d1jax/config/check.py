@@ -9,11 +9,11 @@ from collections.abc import Iterable, Iterator
 from d1jax.config.errors import UserError
 from d1jax.config.generation import GenerateConfig
 from d1jax.config.no_effect import Command, no_effect, unread_by_stage
+from d1jax.config.preference import PreferenceConfig
 from d1jax.config.rl import RlConfig
 from d1jax.config.schema import Config
 from d1jax.config.setting import Rule, bounds, rules_of
 from d1jax.config.stage import Stage
-from d1jax.config.training import PreferenceConfig
 
 
 def check(config: Config, command: Command = "train") -> Config:

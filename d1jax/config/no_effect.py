@@ -32,17 +32,18 @@ def unread(config: Config, command: Command = "train") -> dict[str, str]:
     """{full name of a setting that differs from its default and has no effect: what would have to be set for one}."""
     readers = _shared(config, command)
     readers |= {f"sampler.{name}": reader for name, reader in _sampler(config.sampler, _drawn(config, command)).items()}
-    stages = [_rl(config.for_stage(stage.name)) for stage in config.stages if stage.kind == "rl"]
-    if command == "train" and stages:  # what one of several stages reads is no misunderstanding
-        readers |= {
-            name: next((one[name] for one in stages if one[name].reads), found) for name, found in stages[0].items()
-        }
+    for kind, table in (("rl", _rl), ("preference", _preference)) if command == "train" else ():
+        stages = [table(config.for_stage(stage.name)) for stage in config.stages if stage.kind == kind]
+        if stages:  # what one of several stages reads is no misunderstanding
+            readers |= {
+                name: next((one[name] for one in stages if one[name].reads), found) for name, found in stages[0].items()
+            }
     return {name: reader.where for name, reader in readers.items() if not reader.reads and _differs(config, name)}
 
 
 def unread_by_stage(config: Config, kind: str) -> dict[str, str]:
     """`unread` of the section `kind` alone, in the configuration as one stage of that kind sees it."""
-    readers = _rl(config) if kind == "rl" else {}
+    readers = {"rl": _rl, "preference": _preference}[kind](config) if kind in ("rl", "preference") else {}
     return {name: reader.where for name, reader in readers.items() if not reader.reads and _differs(config, name)}
 
 
@@ -143,6 +144,12 @@ def _shared(config: Config, command: Command) -> dict[str, Reader]:
         "lora.alpha": adapted,
         "lora.targets": adapted,
     }
+
+
+def _preference(config: Config) -> dict[str, Reader]:
+    written = Reader(not config.preference.data, "preference.data = ''")
+    names = ("writer", "num_generations", "temperature", "reward_weights", "rollout_batch_size")
+    return {f"preference.{name}": written for name in names}
 
 
 def _rl(config: Config) -> dict[str, Reader]:

@@ -10,12 +10,13 @@ from typing import Any, Literal
 from d1jax.config.after import EvaluateConfig, ExportConfig
 from d1jax.config.generation import GenerateConfig
 from d1jax.config.model import LoraConfig, MeshConfig, ModelConfig
+from d1jax.config.preference import PreferenceConfig
 from d1jax.config.rl import RlConfig
 from d1jax.config.sampler import SamplerConfig
 from d1jax.config.setting import MOST, Rule, rules_of, section, setting, with_fields
 from d1jax.config.stage import RESERVED, START, TRAINING, Stage
 from d1jax.config.task import EvaluationConfig, TaskConfig
-from d1jax.config.training import PreferenceConfig, SftConfig
+from d1jax.config.training import SftConfig
 from d1jax.config.values import build, merge, plain
 from d1jax.config.yaml_text import shown
 
@@ -169,6 +170,12 @@ class Config:
             "rl.reference = moving with LoRA: the reference is the model without its adapter and never moves; set it to fixed",
         )
 
+    def _data_of(self, stage: Stage) -> tuple[str, ...]:
+        """What a stage learns from, by name."""
+        if stage.kind == "preference":
+            return tuple(filter(None, [self.section_of(stage).data]))
+        return self.section_of(stage).data if stage.kind == "sft" else ()
+
     def _selection(self) -> Iterator[Rule]:
         """The set by which checkpoints are chosen is evaluated during training, and none that a result is reported on."""
         select, sets = self.evaluation.select, self.task.eval_sets
@@ -237,7 +244,7 @@ class Config:
         """A stage that learns from kept rows comes after the stage that keeps them."""
         kept: list[str] = []
         for stage in self.stages:
-            for wanted in self.section_of(stage).data if stage.kind == "sft" else ():
+            for wanted in self._data_of(stage):
                 yield (
                     wanted != "task" and wanted not in kept,
                     f"stage {stage.name!r} learns from {wanted!r}, which is no generate stage before it; choices: {['task', *kept]}",

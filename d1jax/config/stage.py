@@ -11,10 +11,11 @@ from typing import Any
 from d1jax.config.after import EvaluateConfig, ExportConfig
 from d1jax.config.errors import UserError
 from d1jax.config.generation import GenerateConfig
+from d1jax.config.preference import PreferenceConfig
 from d1jax.config.rl import RlConfig
 from d1jax.config.sampler import SamplerConfig
 from d1jax.config.task import TaskConfig
-from d1jax.config.training import PreferenceConfig, SftConfig
+from d1jax.config.training import SftConfig
 from d1jax.config.values import alternatives, hints_of, merge, plain
 from d1jax.config.yaml_text import shown
 

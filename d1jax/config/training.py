@@ -1,4 +1,4 @@
-"""The sections of the training stages that are not RL: what all stages share, SFT, preferences."""
+"""The sections of the training stages that are not RL: what all stages share, and SFT."""
 
 from __future__ import annotations
 
@@ -7,12 +7,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from d1jax.config.estimator import AnyEstimator, Elbo
-from d1jax.config.setting import Rule, choice, section, setting, with_fields
-from d1jax.config.values import WithChoices
+from d1jax.config.setting import Rule, section, setting, with_fields
 
 MAX_ROWS = 2**20
-UPPER_BOUND = {"upper_share": 0.0, "upper_exponent": 1.5}  # parameters of estimators that only RL can use
 
 
 @with_fields
@@ -124,31 +121,4 @@ class SftConfig(TrainingConfig):
         yield (
             self.batch_size % parts != 0,
             f"sft.grad_accumulation_steps = {parts} does not divide sft.batch_size = {self.batch_size}",
-        )
-
-
-@with_fields
-@dataclass(frozen=True)
-class PreferenceConfig(WithChoices, RewardedConfig, TrainingConfig):
-    """Preference learning: the best against the worst completion of a group (DPO; VRPO with more samples)."""
-
-    steps: int = setting(40, "rollout batches, one update each", above=0)
-    writer: Literal["reference", "policy"] = setting(
-        "reference", "who writes the completions: the policy at the start (offline), or as it is now"
-    )
-    estimator: AnyEstimator = choice(Elbo(), "how the likelihood of a completion is estimated")
-    beta: float = setting(0.1, "scale of the margin between chosen and rejected", above=0)
-    optimizer: OptimizerConfig = section(lambda: OptimizerConfig(learning_rate=3e-4, clip_norm=0.2))
-
-    def rules(self) -> Iterator[Rule]:
-        yield from self.reward_rules("preference")
-        yield from self.rollout_rules("preference")
-        parts = self.grad_accumulation_steps
-        yield (
-            self.prompts_per_step % parts != 0,
-            f"preference.grad_accumulation_steps = {parts} does not divide the {self.prompts_per_step} pairs of a step",
-        )
-        yield (
-            any(getattr(self.estimator, name, default) != default for name, default in UPPER_BOUND.items()),
-            "preference.estimator: upper_share and upper_exponent go by the sign of an advantage, and a pair has none; leave them out",
         )

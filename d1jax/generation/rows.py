@@ -1,4 +1,4 @@
-"""Rows that a generate stage has kept: written once with their digest, and read as what SFT learns from.
+"""Rows that a generate stage has kept: written once with their digest, and read as what SFT and preference stages learn from.
 
 R rows, C target columns.
 """
@@ -15,7 +15,9 @@ import numpy as np
 
 from d1jax.config import UserError
 from d1jax.data.examples import Problems
+from d1jax.data.pairs import StoredPairs, completed
 from d1jax.files import write_json, write_jsonl
+from d1jax.rollouts.rewards import tolerance
 from d1jax.training.context import Context
 from d1jax.weights.run import read_record, read_records
 
@@ -71,6 +73,37 @@ def _is_ours(context: Context, one: Mapping[str, Any]) -> bool:
         and all(isinstance(token, int) and 0 <= token < vocabulary for token in tokens)
         and isinstance(one.get("reward"), int | float)
     )
+
+
+def as_pairs(context: Context, path: Path, columns: int, setting: str) -> StoredPairs:
+    """Of each problem the kept completion with the highest and the one with the lowest reward, where these differ.
+
+    `context` is that of the stage that kept them, `columns` those of a completion here. Raises UserError where no problem has two rewards.
+    """
+    by_problem: dict[int, list[dict[str, Any]]] = {}
+    records = read(context, path)
+    least = tolerance(np.array([one["reward"] for one in records]))
+    for one in records:
+        by_problem.setdefault(one["row"], []).append(one)
+    pairs = []
+    for place, kept in by_problem.items():
+        best, worst = max(kept, key=lambda one: one["reward"]), min(kept, key=lambda one: one["reward"])
+        if best["reward"] - worst["reward"] > least:
+            pairs.append((place, best["tokens"], worst["tokens"]))
+    if not pairs:
+        raise UserError(
+            f"{setting}: no problem of {path} has completions of different rewards, so there is no pair; keep more of them there "
+            "(generate.accept: {}, generate.keep_per_prompt: 0)"
+        )
+    longest = max(len(tokens) for _, *texts in pairs for tokens in texts)
+    if longest > columns:
+        raise UserError(
+            f"{path}: a completion has {longest} tokens, more than the {columns} of sampler.completion_length; raise it"
+        )
+    places = [place for place, *_ in pairs]
+    end = context.tokenizer.special.end
+    better, worse = (completed(context.train, places, [pair[side] for pair in pairs], columns, end) for side in (1, 2))
+    return StoredPairs(better, worse, matched=True)
 
 
 def as_problems(context: Context, path: Path, columns: int) -> Problems:

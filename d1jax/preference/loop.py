@@ -1,9 +1,11 @@
-"""One preference stage, top to bottom: rollout, rewards, the best and the worst of each group, one DPO update.
+"""One preference stage, top to bottom: pairs of texts, and one update of DPO or KTO.
 
-Q problems, G completions of each, B = 2 Q rows of pairs (chosen, then rejected), C completion columns.
+Q pairs, B = 2 Q rows (chosen, then rejected), C completion columns.
 
 Source: DPO, arXiv 2305.18290; VRPO (LLaDA 1.5), arXiv 2505.19223, for likelihoods that are estimated; configs/preferences.
-Differs from both: the pairs are made on the way, by the task's reward, of completions of the policy at the start or as it is now.
+KTO, arXiv 2402.01306; ELBO-KTO, arXiv 2510.23658.
+Differs from all: where no pairs are stored they are made on the way, by the task's reward, of completions of the policy at the start or
+as it is now.
 """
 
 from __future__ import annotations
@@ -22,9 +24,8 @@ from d1jax.config import PreferenceConfig
 from d1jax.evaluation.grade import watch
 from d1jax.models import sharding
 from d1jax.models.transformer import Variables, in_model_dtype
-from d1jax.preference.loss import dpo, pairs_of
-from d1jax.rollouts import metrics as rollout_metrics
-from d1jax.rollouts.generate import Failures, Generator, fetch_and_grade
+from d1jax.preference.loss import dpo, gains, kto
+from d1jax.preference.pairs import Stored, Written
 from d1jax.training.context import Context
 from d1jax.training.likelihood import RolloutBatch, Scorer
 from d1jax.training.optimizer import (
@@ -56,7 +57,7 @@ class Rows(NamedTuple):
 def train(context: Context, start: Variables, log: StageLog) -> Variables:
     """Runs (or continues, or finds finished) the stage; returns its last weights, an adapter beside what it was trained on."""
     config = context.config.preference
-    sampler, special, group = context.config.sampler, context.tokenizer.special, config.num_generations
+    sampler, special = context.config.sampler, context.tokenizer.special
 
     # -- what is compiled once, and the state that moves
     trainable, frozen = split(with_adapter(context, start, log.stage))
@@ -71,45 +72,25 @@ def train(context: Context, start: Variables, log: StageLog) -> Variables:
     items, first_step = log.resume(_items(state, reference))
     state, reference = TrainState(items["trainable"], items["optimizer"]), items.get("reference", reference)
 
-    generate = Generator(context, config, record_entropy=config.estimator.needs_entropy)
-    failures = Failures(log.stage, min(context.config.max_bad_updates, config.steps))
+    make_pairs = Stored(context, context.pairs) if config.data else Written(context, log)
     for step in range(first_step, config.steps):
         key = jax.random.fold_in(context.key(log.stage), step)
         clock = Clock()
 
-        # -- rollout: G completions of each problem
-        prompts = generate.prompts(step)
+        # -- the pairs: stored ones, or the best and the worst of groups that are written and rewarded now
         policy = in_model_dtype({**frozen, **state.trainable}, context.config.model)
         writer = reference if config.writer == "reference" else policy
-        parts = generate(writer, prompts, jax.random.fold_in(key, 0))
+        made = make_pairs(step, writer, jax.random.fold_in(key, 0), clock)
         del policy, writer
 
-        # -- rewards, and the pairs that they make
-        rollout, graded = fetch_and_grade(context, config.reward_weights, prompts, parts, group, clock)
-        log.notes(failures.note(step + 1, graded))
-        pairs = pairs_of(graded.reward_QG)
-        # Both of a pair meet the same masks, so that what they share cancels in the margin.
-        mask_ids_B = np.arange(config.rollout_rows, dtype=np.int32) // group
-        every = generate.batch(prompts, rollout, mask_ids_B)
-        batch = jax.tree.map(lambda x_B, rows_B=pairs.rows_B: x_B[rows_B], every)
-        clock.lap("time/reward_s")
-
-        # -- update: one DPO step
-        placed = sharding.shard_batch(context.mesh, batch)
-        state, inner = update(state, frozen, reference, placed, ~pairs.tied_Q, jax.random.fold_in(key, 1))
+        # -- update: one step
+        placed = sharding.shard_batch(context.mesh, made.batch)
+        state, inner = update(state, frozen, reference, placed, made.kept_Q, jax.random.fold_in(key, 1))
         values = {name: float(value) for name, value in jax.device_get(inner).items()}
         clock.lap("time/update_s")
 
         # -- metrics, checkpoint
-        values |= {
-            **rollout_metrics.of_rewards(graded),
-            **rollout_metrics.of_completions(
-                rollout, graded.texts, group, special.end_ids, context.task.columns is not None
-            ),
-            "pairs/tied": float(pairs.tied_Q.mean()),
-            "learning_rate": float(schedule(step)),
-            **clock.laps,
-        }
+        values |= {**made.values, "learning_rate": float(schedule(step)), **clock.laps}
         if log.evaluates(step + 1):
             values |= watch(context, {**frozen, **state.trainable})
         log.log_metrics(step + 1, values, watch=("loss", "rewards/accuracies", "rewards/margins"))
@@ -121,7 +102,7 @@ def train(context: Context, start: Variables, log: StageLog) -> Variables:
 def no_pairs(history: Sequence[Mapping[str, float]], step: int, steps: int) -> list[str]:
     """A warning for the log after the first steps where nearly all pairs are tied, so that nothing is learnt; [] otherwise."""
     first = min(FIRST_STEPS, steps)
-    if step != first or len(history) < first:
+    if step != first or len(history) < first or "pairs/tied" not in history[-1]:
         return []
     tied = float(np.mean([values["pairs/tied"] for values in history[-first:]]))
     if tied < NO_PAIRS:
@@ -142,12 +123,18 @@ def make_update(
     example that says where arrays live.
     """
 
-    def loss(trainable: Any, rows: Rows, frozen: Variables, key: Array) -> tuple[Array, tuple[Array, Array]]:
+    def loss(trainable: Any, rows: Rows, frozen: Variables, key: Array, baseline: Array) -> tuple[Array, Array]:
         batch = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), rows.chosen, rows.rejected)
         reference_logp_BC = jnp.concatenate([rows.chosen_reference_QC, rows.rejected_reference_QC])
         scores = scorer.scores({**frozen, **trainable}, batch, scorer.views(key, batch))
-        loss_Q, margin_Q = dpo(scores.logp, reference_logp_BC, scorer.counted_BC(key, batch), config.beta)
-        return jnp.sum(rows.weight_Q * loss_Q), margin_Q
+        gain_B = gains(scores.logp, reference_logp_BC, scorer.counted_BC(key, batch))
+        chosen_Q, rejected_Q = jnp.split(gain_B, 2)
+        method = config.loss
+        if method.name == "dpo":
+            loss_Q = dpo(chosen_Q, rejected_Q, method.beta)
+        else:
+            loss_Q = kto(chosen_Q, rejected_Q, baseline, method)
+        return jnp.sum(rows.weight_Q * loss_Q), method.beta * (chosen_Q - rejected_Q)
 
     @partial(jax.jit, donate_argnums=0, out_shardings=(placement(state), None))
     def update(
@@ -160,8 +147,13 @@ def make_update(
         chosen, rejected = (jax.tree.map(lambda x_B, part=part: x_B[part], (batch, reference_logp_BC))
                             for part in (slice(0, count), slice(count, None)))  # fmt: skip
         rows = Rows(chosen[0], rejected[0], chosen[1], rejected[1], kept_Q / pairs)
+        # The mean over the whole batch, of which a micro-batch sees a part; a pass of its own, without a gradient.
+        baseline = jnp.zeros(())
+        if config.loss.name == "kto":
+            logp_BC = scorer.logps({**frozen, **state.trainable}, batch, key)
+            baseline = jnp.mean(gains(logp_BC, reference_logp_BC, scorer.counted_BC(key, batch)))
         value, margin_Q, gradient = gradients(
-            lambda trainable, rows: loss(trainable, rows, frozen, key),
+            lambda trainable, rows: loss(trainable, rows, frozen, key, baseline),
             state.trainable,
             rows,
             config.grad_accumulation_steps,

@@ -1,6 +1,6 @@
-"""DPO on estimates of log-likelihoods, and which completions are compared.
+"""DPO and KTO on estimates of log-likelihoods, and which completions are compared.
 
-Q problems, G completions of each, B = 2 Q rows (chosen, then rejected), C completion columns.
+Q pairs, G completions of a problem, B rows of texts, C completion columns.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from d1jax.config import Kto
 from d1jax.rollouts.rewards import equal_groups, tolerance
 
 
@@ -32,15 +33,25 @@ def pairs_of(reward_QG: np.ndarray) -> Pairs:
     return Pairs(rows_B, equal_groups(reward_QG))
 
 
-def dpo(logp_BC: Array, reference_logp_BC: Array, mask_BC: Array, beta: float) -> tuple[Array, Array]:
-    """(loss [Q], margin [Q]) of pairs: the first half of the rows is chosen, the second rejected, in the same order.
+def gains(logp_BC: Array, reference_logp_BC: Array, mask_BC: Array) -> Array:
+    """[B]: log p - log p_reference of a text, the sum over its tokens."""
+    return jnp.sum((logp_BC - reference_logp_BC) * mask_BC, axis=1)
 
-    margin = beta [(log p - log p_reference)(chosen) - (log p - log p_reference)(rejected)], of sums over a text;
-    loss = -log sigmoid(margin).
+
+def dpo(chosen_Q: Array, rejected_Q: Array, beta: float) -> Array:
+    """[Q]: -log sigmoid(beta x (gain of the chosen - gain of the rejected)).
 
     Source: DPO, arXiv 2305.18290, eq. 7; with bounds for likelihoods LLaDA 1.5, arXiv 2505.19223, eq. 9.
     """
-    gain_B = jnp.sum((logp_BC - reference_logp_BC) * mask_BC, axis=1)
-    pairs = gain_B.shape[0] // 2
-    margin_Q = beta * (gain_B[:pairs] - gain_B[pairs:])
-    return -jax.nn.log_sigmoid(margin_Q), margin_Q
+    return -jax.nn.log_sigmoid(beta * (chosen_Q - rejected_Q))
+
+
+def kto(wanted_Q: Array, unwanted_Q: Array, baseline: Array, loss: Kto) -> Array:
+    """[Q]: the mean of desirable x (1 - sigmoid(beta (gain - baseline))) of a wanted text and of undesirable x
+    (1 - sigmoid(beta (baseline - gain))) of an unwanted one. The baseline is the mean gain of the batch, without a gradient.
+
+    Source: KTO, arXiv 2402.01306, eq. 8, whose baseline is an estimate of the KL; ELBO-KTO, arXiv 2510.23658, for the batch mean.
+    """
+    good_Q = loss.desirable * (1 - jax.nn.sigmoid(loss.beta * (wanted_Q - baseline)))
+    bad_Q = loss.undesirable * (1 - jax.nn.sigmoid(loss.beta * (baseline - unwanted_Q)))
+    return (good_Q + bad_Q) / 2

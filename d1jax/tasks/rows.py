@@ -63,6 +63,7 @@ class Rows:
         the completion. Raises DataError.
         """
         record = {self.fields.get(key, key): value for key, value in record.items()}
+        record = _ranked(record, where)
         prompt, completion = self._asked(record, where)
         answer = record.get("answer")
         if answer is not None and (
@@ -75,6 +76,11 @@ class Rows:
             )
         row = {key: value for key, value in record.items() if key not in ("messages", "text", "completions", "prompt")}
         row |= {"prompt": prompt, "completion": completion}
+        row |= {
+            key: _said(record[key], f"{where}: {key}") for key in ("chosen", "rejected") if record.get(key) is not None
+        }
+        if isinstance(record.get("label"), bool):
+            row["labelled"] = _said(record.get("completion"), f"{where}: completion")
         if answer is not None:
             row["answer"] = str(answer)
         return row
@@ -121,6 +127,12 @@ class Rows:
     def target(self, row: Row) -> str | None:
         """The completion; None where the row has none."""
         return row["completion"]
+
+    def pair(self, row: Row) -> tuple[str | None, str | None]:
+        """(the better text, the worse one) of a row of preferences: chosen and rejected, or a completion and its label; None: not there."""
+        if "labelled" in row:
+            return (row["labelled"], None) if row["label"] else (None, row["labelled"])
+        return row.get("chosen"), row.get("rejected")
 
     def rewards(self, row: Row, text: str) -> dict[str, float | None]:
         return self.rewards_many([row], [text])[0]
@@ -176,6 +188,28 @@ class Rows:
 
     def baselines(self, row: Row) -> dict[str, str]:
         return {"empty": ""}
+
+
+def _ranked(record: dict[str, Any], where: str) -> dict[str, Any]:
+    """NeMo's ranked completions, {context, completions: [{rank, completion}]}, as prompt, chosen and rejected: best and worst rank."""
+    ranked = record.get("completions")
+    if not (isinstance(ranked, list) and ranked and all(isinstance(one, Mapping) and "rank" in one for one in ranked)):
+        return record
+    if len(ranked) < 2 or not all(isinstance(one["rank"], int) and "completion" in one for one in ranked):
+        raise DataError(
+            f"{where}: completions: write two or more of {{rank: 0, completion: ...}}, ranks being whole numbers"
+        )
+    best, worst = min(ranked, key=lambda one: one["rank"]), max(ranked, key=lambda one: one["rank"])
+    if best["rank"] == worst["rank"]:
+        raise DataError(f"{where}: completions: all have rank {best['rank']}, so none is better")
+    rest = {key: value for key, value in record.items() if key not in ("context", "completions")}
+    prompt = record.get("prompt", record.get("context"))
+    return {**rest, "prompt": prompt, "chosen": best["completion"], "rejected": worst["completion"]}
+
+
+def _said(value: Any, where: str) -> str:
+    """A text, or the last turn of a conversation."""
+    return _turns(value, where)[-1]["content"] if isinstance(value, list) else _text(value, where)
 
 
 def _asked_text(prompt: Prompt) -> str:

@@ -14,6 +14,7 @@ from d1jax.config import Config, Stage, TaskConfig, UserError
 from d1jax.config.setting import MOST
 from d1jax.config.stage import SAMPLED
 from d1jax.data.examples import Examples, Problems, tokenise
+from d1jax.data.pairs import StoredPairs, pairs_of_rows
 from d1jax.data.rows import check_references, identity_of_file, read_rows, read_training_rows
 from d1jax.models import sharding
 from d1jax.tasks.reward_functions import NAMED, resolve
@@ -29,6 +30,7 @@ class Context(Setup):
     train: Problems
     eval_sets: dict[str, Problems]
     data: dict[str, dict[str, Any]]  # setting -> which rows it gave: source, rows, sha256
+    pairs: StoredPairs | None = None  # what a preference stage with stored pairs learns from
     run: Context | None = (
         None  # of a stage with a task or sampler of its own: that of the run, by which it is evaluated
     )
@@ -73,6 +75,21 @@ def of_stages(context: Context, log: Callable[[str], None] = print) -> dict[str,
 
 
 def _of_stage(context: Context, stage: Stage, log: Callable[[str], None]) -> Context:
+    built = _with_own_sections(context, stage, log)
+    if stage.kind != "preference" or built.config.preference.data != "task":
+        return built
+    config = built.config
+    columns, setting = config.sampler.completion_length, f"{stage.name}.data"
+    pairs, left_out = pairs_of_rows(built.task, built.tokenizer, built.train, columns, config.task.too_long, setting)
+    if left_out:
+        log(
+            f"data: left out {left_out} of {len(built.train)} rows of {setting} that are too long (task.too_long: drop)"
+        )
+    return dataclasses.replace(built, pairs=pairs)
+
+
+def _with_own_sections(context: Context, stage: Stage, log: Callable[[str], None]) -> Context:
+    """The context under what a stage changes, with its own rows where it has a task of its own."""
     config = context.config.for_stage(stage.name)
     if not stage.shared:
         return dataclasses.replace(context, config=config)
@@ -202,7 +219,7 @@ def _reward_names(config: Config) -> list[tuple[str, list[str]]]:
     found = []
     for stage in config.stages:
         section = config.section_of(stage)
-        if stage.kind in ("rl", "preference", "generate"):
+        if stage.kind in ("rl", "generate") or (stage.kind == "preference" and not section.data):
             found.append((f"{stage.name}.reward_weights", list(section.reward_weights)))
         if stage.kind == "generate":
             found.append((f"{stage.name}.accept", list(section.accept)))
@@ -243,8 +260,9 @@ def check_rows_divide(config: Config, mesh: Mesh, training: bool) -> None:
             sizes[f"{stage.name}.batch_size"] = section.batch_size // section.grad_accumulation_steps
         if stage.kind not in SAMPLED:
             continue
-        sizes[f"{stage.name}.prompts_per_step x {stage.name}.num_generations"] = section.rollout_rows
-        sizes[f"{stage.name}.rollout_batch_size"] = section.rows_at_a_time
+        if not getattr(section, "data", ""):  # stored pairs are not sampled
+            sizes[f"{stage.name}.prompts_per_step x {stage.name}.num_generations"] = section.rollout_rows
+            sizes[f"{stage.name}.rollout_batch_size"] = section.rows_at_a_time
         if stage.kind == "rl":
             sizes[f"the rows of an update of {stage.name}"] = section.rollout_rows // section.grad_accumulation_steps
         if stage.kind == "preference":

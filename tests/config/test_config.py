@@ -550,6 +550,20 @@ IMPOSSIBLE = [
         {"stages": "[sft, {name: b, kind: rl, task: {eval_sets: {x: y.jsonl}}}]"},
         "stage 'b': evaluation sets belong to the run; write them in its section task",
     ),
+    (
+        {
+            "stages": "[{name: p, kind: preference}]",
+            "init_from": "x",
+            "preference.data": "task",
+            "preference.estimator": "trajectory",
+        },
+        "preference.estimator = trajectory looks at how a text was decoded, which stored pairs do not tell",
+    ),
+    ({"preference.loss": "{name: kto, desirable: 0, undesirable: 0}"}, "loss: desirable and undesirable are both 0"),
+    (
+        {"stages": "[{name: p, kind: preference}]", "init_from": "x", "preference.data": "keep"},
+        "stage 'p' learns from 'keep', which is no generate stage before it",
+    ),
     ({"evaluate.steps": "[4, 4]"}, "evaluate.steps = [4, 4] must be different numbers above 0"),
     (
         {"stages": "[sft, {name: e, kind: evaluate, steps: [3]}]", "sampler.block_length": "8", "sampler.steps": "4"},
@@ -659,6 +673,10 @@ IDLE = [
     ({"sampler.remasking.confidence_of": "sampling", "stages": "[sft]"}, "a temperature above 0, top_k or top_p"),
     ({"lora.alpha": "3"}, "lora.rank above 0"),
     ({"lora.targets": "[q_proj]"}, "lora.rank above 0"),
+    (
+        {"stages": "[preference]", "init_from": "x", "preference.data": "task", "preference.writer": "policy"},
+        "preference.data = ''",
+    ),
     ({"task.seed": "1", "task.train": "a.jsonl", "task.eval_sets": "{b: b.jsonl}"}, "a source that is generated"),
     ({"rl.estimator": "{name: elbo, upper_exponent: 2}"}, "rl.estimator.upper_share above 0"),
     ({"rl.prompt_mask": "0", "rl.mask_sharing": "row"}, "rl.prompt_mask above 0"),

@@ -120,3 +120,54 @@ def test_a_row_that_cannot_be_is_named(record, message):
 def test_an_option_that_cannot_be_is_told(options, message):
     with pytest.raises(ValueError, match=message):
         make("jsonl", **options)
+
+
+# -- preferences -------------------------------------------------------------------------------------------------------
+
+TURNS = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]
+BAD = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "no"}]
+
+
+@pytest.mark.parametrize(
+    ("record", "prompt", "pair"),
+    [
+        ({"prompt": "hi", "chosen": "hello", "rejected": "no"}, "hi", ("hello", "no")),
+        ({"chosen": TURNS, "rejected": BAD}, TURNS[:1], ("hello", "no")),
+        ({"prompt": TURNS[:1], "chosen": TURNS[1:], "rejected": BAD[1:]}, TURNS[:1], ("hello", "no")),
+        ({"prompt": "hi", "completion": "hello", "label": True}, "hi", ("hello", None)),
+        ({"prompt": "hi", "completion": "no", "label": False}, "hi", (None, "no")),
+        ({"prompt": TURNS[:1], "completion": BAD[1:], "label": False}, TURNS[:1], (None, "no")),
+        (
+            {"context": TURNS[:1], "completions": [
+                {"rank": 1, "completion": BAD[1:]}, {"rank": 0, "completion": TURNS[1:]},
+                {"rank": 2, "completion": [{"role": "assistant", "content": "!"}]},
+            ]},
+            TURNS[:1], ("hello", "!"),
+        ),
+        ({"prompt": "hi", "completion": "hello"}, "hi", (None, None)),
+    ],
+)  # fmt: skip
+def test_preferences_of_every_form(record, prompt, pair):
+    row = Rows().parse(record, "f:1")
+    assert row["prompt"] == prompt and Rows().pair(row) == pair
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        ({"prompt": "hi", "chosen": "a", "rejected": 3}, "f:1: rejected = 3: a text was expected"),
+        ({"prompt": "hi", "completion": None, "label": False}, "f:1: completion = None"),
+        ({"context": "hi", "completions": [{"rank": 0, "completion": "a"}]}, "two or more"),
+        (
+            {"context": "hi", "completions": [{"rank": 0, "completion": "a"}, {"rank": "1", "completion": "b"}]},
+            "ranks being whole",
+        ),
+        (
+            {"context": "hi", "completions": [{"rank": 0, "completion": "a"}, {"rank": 0, "completion": "b"}]},
+            "none is better",
+        ),
+    ],
+)
+def test_broken_preferences_are_named(record, message):
+    with pytest.raises(DataError, match=message):
+        Rows().parse(record, "f:1")
