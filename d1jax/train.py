@@ -8,10 +8,9 @@ The same command continues a run that was stopped, and prints the result of one 
 
 from __future__ import annotations
 
-import dataclasses
 import sys
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +21,15 @@ from d1jax.config.flags import asks_for_version, split_flags, version_text
 from d1jax.config.help import describe_origins, help_text
 from d1jax.config.parse import parse_with_origins
 from d1jax.config.values import plain
-from d1jax.data.examples import joined
 from d1jax.evaluation import grade, sampled, summary
 from d1jax.files import write_json, write_jsonl
-from d1jax.generation import rows as kept_rows
 from d1jax.generation import stage as generation
+from d1jax.generation.ready import ready
 from d1jax.inference.export import check_export, export
 from d1jax.inference.policy import Policy
 from d1jax.models.transformer import Variables
 from d1jax.preference import loop as preference
+from d1jax.reward_model import loop as reward_model
 from d1jax.rl import loop as rl
 from d1jax.sft import loop as sft
 from d1jax.telemetry.command_line import USER_MISTAKE, exit_code
@@ -113,19 +112,20 @@ def run(config: Config, again_from: str = "", only: str = "") -> dict[str, Any]:
                     continue
                 stop.check(f"before {stage.name}")
                 variables = held.before(stage)
-                if stage.kind not in TRAIN:
-                    _use(stage, contexts[stage.name], held, directory, stop)
+                if stage.kind not in (*TRAIN, "reward_model"):
+                    _use(stage, ready(stage, contexts, directory), held, directory, stop)
                     continue
-                seen = _with_kept_rows(stage, contexts, directory)
-                with StageLog(directory, metrics, stop, stage, config) as log:
-                    try:
-                        variables = TRAIN[stage.kind](seen, variables, log)
-                    except BaseException:
-                        # Stopped, diverged, a full disk: a report of what there is, if it can be written.
-                        if metrics.in_place():
-                            with suppress(OSError):
-                                write_report(directory.path)
-                        raise
+                seen = ready(stage, contexts, directory)
+                with (
+                    StageLog(directory, metrics, stop, stage, config) as log,
+                    _report_of_what_there_is(metrics, directory),
+                ):
+                    if stage.kind == "reward_model":
+                        _, worth = reward_model.train(seen, variables, log)
+                        write_json(directory.measured(stage.name), worth)
+                        print(f"{stage.name}: on {worth['pairs']} held-out pairs {_worth(worth)}", file=sys.stderr)
+                        continue
+                    variables = TRAIN[stage.kind](seen, variables, log)
                     selected = log.selected()
                 held.after(stage, variables)
                 if selected:
@@ -141,6 +141,26 @@ def run(config: Config, again_from: str = "", only: str = "") -> dict[str, Any]:
     report = f"report: {directory.path / 'report.html'}   " if config.trained_stages else ""
     print(f"\n{report}numbers: {directory.summary}")
     return result
+
+
+@contextmanager
+def _report_of_what_there_is(metrics: MetricsLog, directory: RunDirectory) -> Iterator[None]:
+    """Writes a report, if it can, where a stage ends early: stopped, diverged, a full disk."""
+    try:
+        yield
+    except BaseException:
+        if metrics.in_place():
+            with suppress(OSError):
+                write_report(directory.path)
+        raise
+
+
+def _worth(worth: Mapping[str, float]) -> str:
+    """What a reward model is worth, in words."""
+    return (
+        f"{worth['accuracy']:.1%} are ordered rightly, mean margin {worth['margin']:.2f}, calibration error "
+        f"{worth['calibration_error']:.3f}"
+    )
 
 
 def _use(stage: Stage, seen: Context, held: Held, directory: RunDirectory, stop: StopRequest) -> None:
@@ -159,23 +179,6 @@ def _out_and_record(stage: str, config: Config, directory: RunDirectory) -> tupl
     """Where an export stage writes, and what says that it has."""
     here = directory.exported(stage)
     return Path(config.export.out or here), here.with_suffix(".json")
-
-
-def _with_kept_rows(stage: Stage, contexts: Mapping[str, Context], directory: RunDirectory) -> Context:
-    """The context of a stage; of SFT and preferences with the rows that they learn from, which generate stages may have kept."""
-    seen = contexts[stage.name]
-    if stage.kind == "preference" and seen.config.preference.data not in ("", "task"):
-        name, columns = seen.config.preference.data, seen.config.sampler.completion_length
-        pairs = kept_rows.as_pairs(contexts[name], directory.kept(name), columns, f"{stage.name}.data")
-        return dataclasses.replace(seen, pairs=pairs)
-    if stage.kind != "sft":
-        return seen
-    columns = seen.config.sft.completion_length or seen.config.sampler.completion_length
-    parts = [
-        seen.train if name == "task" else kept_rows.as_problems(contexts[name], directory.kept(name), columns)
-        for name in seen.config.sft.data
-    ]
-    return dataclasses.replace(seen, train=joined(parts, seen.tokenizer.special.end))
 
 
 def _chosen(selected: Mapping[str, Any]) -> str:

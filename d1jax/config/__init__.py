@@ -23,6 +23,7 @@ from d1jax.config.model import ModelConfig as ModelConfig
 from d1jax.config.preference import Dpo as Dpo
 from d1jax.config.preference import Kto as Kto
 from d1jax.config.preference import PreferenceConfig as PreferenceConfig
+from d1jax.config.reward_model import RewardModelConfig as RewardModelConfig
 from d1jax.config.rl import Center as Center
 from d1jax.config.rl import Cispo as Cispo
 from d1jax.config.rl import CommitSteps as CommitSteps

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from d1jax.config.estimator import AnyEstimator, OneStep
+from d1jax.config.reward_model import MODEL
 from d1jax.config.setting import Rule, choice, section, setting, with_fields
 from d1jax.config.training import OptimizerConfig, RewardedConfig, TrainingConfig
 from d1jax.config.values import WithChoices
@@ -263,6 +264,11 @@ class RlConfig(WithChoices, RewardedConfig, TrainingConfig):
         """What has no meaning together; the rules that look at other sections are in schema.py."""
         yield from self.reward_rules("rl")
         yield from self.rollout_rules("rl")
+        yield (
+            self.supervision.name != "outcome" and any(name.startswith(MODEL) for name in self.reward_weights),
+            f"rl.supervision = {self.supervision.name} rewards unfinished texts by the task's rules, and a reward model judges whole ones; "
+            "set it to outcome",
+        )
         rows, parts, control = self.rollout_rows, self.grad_accumulation_steps, self.negative_control
         yield rows % parts != 0, f"rl.grad_accumulation_steps = {parts} does not divide the {rows} rows of a step"
         yield (

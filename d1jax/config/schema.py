@@ -11,6 +11,7 @@ from d1jax.config.after import EvaluateConfig, ExportConfig
 from d1jax.config.generation import GenerateConfig
 from d1jax.config.model import LoraConfig, MeshConfig, ModelConfig
 from d1jax.config.preference import PreferenceConfig
+from d1jax.config.reward_model import MODEL, RewardModelConfig
 from d1jax.config.rl import RlConfig
 from d1jax.config.sampler import SamplerConfig
 from d1jax.config.setting import MOST, Rule, rules_of, section, setting, with_fields
@@ -29,7 +30,7 @@ class Config:
     run_dir: str = setting("runs/run", "where everything goes")
     stages: tuple[Stage, ...] = setting(
         ("sft", "rl"),
-        "in this order, each a kind (sft, rl, preference, generate, evaluate, export) or {name: NAME, kind: KIND, key: value, ...}",
+        "in this order, each a kind (sft, rl, preference, generate, reward_model, evaluate, export) or {name: ..., kind: ..., ...}",
     )
     seed: int = setting(0, "of weights, masks, rollouts and row order", at_least=0, at_most=2**32 - 1)
     init_from: str = setting(
@@ -61,6 +62,7 @@ class Config:
     rl: RlConfig = section(RlConfig)
     preference: PreferenceConfig = section(PreferenceConfig)
     generate: GenerateConfig = section(GenerateConfig)
+    reward_model: RewardModelConfig = section(RewardModelConfig)
     evaluate: EvaluateConfig = section(EvaluateConfig)
     export: ExportConfig = section(ExportConfig)
     evaluation: EvaluationConfig = section(EvaluationConfig)
@@ -170,11 +172,17 @@ class Config:
             "rl.reference = moving with LoRA: the reference is the model without its adapter and never moves; set it to fixed",
         )
 
+    def models_of(self, stage: Stage) -> list[str]:
+        """The reward models that a stage asks."""
+        section = self.section_of(stage)
+        names = [*getattr(section, "reward_weights", ()), *(section.accept if stage.kind == "generate" else ())]
+        return [name.removeprefix(MODEL) for name in names if name.startswith(MODEL)]
+
     def _data_of(self, stage: Stage) -> tuple[str, ...]:
         """What a stage learns from, by name."""
         if stage.kind == "preference":
             return tuple(filter(None, [self.section_of(stage).data]))
-        return self.section_of(stage).data if stage.kind == "sft" else ()
+        return self.section_of(stage).data if stage.kind in ("sft", "reward_model") else ()
 
     def _selection(self) -> Iterator[Rule]:
         """The set by which checkpoints are chosen is evaluated during training, and none that a result is reported on."""
@@ -203,11 +211,12 @@ class Config:
 
     def _weights_of_stages(self) -> Iterator[Rule]:
         """A stage works with weights that are there when it begins."""
-        trained = [START]
+        trained, models = [START], []
         for stage in self.stages:
+            known = trained + models if stage.kind == "reward_model" else trained
             yield (
-                stage.weights != "" and stage.weights not in trained,
-                f"stage {stage.name!r}: from = {shown(stage.weights)} is no stage before it that trains; choices: {trained}",
+                stage.weights != "" and stage.weights not in known,
+                f"stage {stage.name!r}: from = {shown(stage.weights)} is no stage before it that trains; choices: {known}",
             )
             yield (
                 any(
@@ -221,8 +230,15 @@ class Config:
                 for name in idle
                 if name in stage.shared
             )
+            for name in self.models_of(stage):
+                yield (
+                    name not in models,
+                    f"stage {stage.name!r} names the reward {MODEL + name!r}, which no reward_model stage before it trains; choices: {models}",
+                )
             if stage.kind in TRAINING:
                 trained.append(stage.name)
+            if stage.kind == "reward_model":
+                models.append(stage.name)
 
     def _steps_of_evaluations(self) -> Iterator[Rule]:
         """The numbers of denoising steps that evaluate stages try are numbers that the sampler can take."""

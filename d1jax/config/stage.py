@@ -12,6 +12,7 @@ from d1jax.config.after import EvaluateConfig, ExportConfig
 from d1jax.config.errors import UserError
 from d1jax.config.generation import GenerateConfig
 from d1jax.config.preference import PreferenceConfig
+from d1jax.config.reward_model import RewardModelConfig
 from d1jax.config.rl import RlConfig
 from d1jax.config.sampler import SamplerConfig
 from d1jax.config.task import TaskConfig
@@ -24,6 +25,7 @@ SECTIONS = {
     "rl": RlConfig,
     "preference": PreferenceConfig,
     "generate": GenerateConfig,
+    "reward_model": RewardModelConfig,
     "evaluate": EvaluateConfig,
     "export": ExportConfig,
 }

@@ -5,7 +5,7 @@ R rows, P prompt columns, C completion columns.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,6 +26,40 @@ class StoredPairs:
     better: Problems
     worse: Problems
     matched: bool
+
+    def prompts(self) -> set[bytes]:
+        """The prompts of all rows, as their tokens."""
+        return {key for side in (self.better, self.worse) for key in prompt_keys(side)}
+
+    def without(self, prompts: set[bytes]) -> StoredPairs:
+        """The rows whose prompts are not among these."""
+        return self.where(lambda key: key not in prompts)
+
+    def where(self, wanted: Callable[[bytes], bool]) -> StoredPairs:
+        """The rows whose prompts are wanted. Of matched pairs both sides have the same prompts, so they stay matched."""
+        sides = (
+            side.at(np.array([place for place, key in enumerate(prompt_keys(side)) if wanted(key)], int))
+            for side in (self.better, self.worse)
+        )
+        return StoredPairs(*sides, self.matched)
+
+
+def prompt_keys(problems: Problems) -> list[bytes]:
+    """Of each row what tells its prompt from others."""
+    return [
+        prompt_P[:length].tobytes()
+        for prompt_P, length in zip(problems.prompt_RP, problems.prompt_length_R, strict=True)
+    ]
+
+
+def split_by_prompt(pairs: StoredPairs, share: float, seed: int) -> tuple[StoredPairs, StoredPairs]:
+    """(the pairs of most prompts, those of a `share` of them, one at least), by the seed. Raises UserError for a single prompt."""
+    keys = sorted(pairs.prompts())
+    if len(keys) < 2:
+        raise UserError("config: reward_model.data has pairs of one prompt only, so none can be held out; bring more")
+    count = min(max(round(share * len(keys)), 1), len(keys) - 1)
+    held = {keys[place] for place in np.random.default_rng(seed).permutation(len(keys))[:count]}
+    return pairs.without(held), pairs.where(held.__contains__)
 
 
 def pairs_of_rows(

@@ -38,6 +38,7 @@ from d1jax.training.optimizer import (
     new_state,
     placement,
 )
+from d1jax.training.pair_order import PairOrder
 from d1jax.training.setup import split, trained_table, with_adapter
 from d1jax.training.stage_log import Clock, StageLog
 
@@ -72,7 +73,9 @@ def train(context: Context, start: Variables, log: StageLog) -> Variables:
     items, first_step = log.resume(_items(state, reference))
     state, reference = TrainState(items["trainable"], items["optimizer"]), items.get("reference", reference)
 
-    make_pairs = Stored(context, context.pairs) if config.data else Written(context, log)
+    make_pairs = Written(context, log)
+    if config.data:
+        make_pairs = Stored(PairOrder(*context.pairs_of_sources, config.prompts_per_step, context.config.seed))
     for step in range(first_step, config.steps):
         key = jax.random.fold_in(context.key(log.stage), step)
         clock = Clock()

@@ -12,15 +12,13 @@ import jax
 import numpy as np
 from jax import Array
 
-from d1jax.data.order import RowOrder
-from d1jax.data.pairs import StoredPairs
-from d1jax.diffusion.canvas import Canvas
 from d1jax.models.transformer import Variables
 from d1jax.preference.loss import pairs_of
 from d1jax.rollouts import metrics
 from d1jax.rollouts.generate import Failures, Generator, fetch_and_grade
 from d1jax.training.context import Context
 from d1jax.training.likelihood import RolloutBatch
+from d1jax.training.pair_order import PairOrder
 from d1jax.training.stage_log import Clock, StageLog
 
 
@@ -71,34 +69,15 @@ class Written:
         return Made(batch, ~pairs.tied_Q, values)
 
 
-@dataclass
+@dataclass(frozen=True)
 class Stored:
-    """Pairs of a file or of a generate stage, in a shuffled order that is a function of the seed.
+    """Pairs of a file or of a generate stage."""
 
-    Single texts are drawn in equal numbers, wanted and unwanted, whatever their shares are.
-    """
-
-    context: Context
-    pairs: StoredPairs
-    orders: tuple[RowOrder, RowOrder] = field(init=False)
-
-    def __post_init__(self) -> None:
-        seed = self.context.config.seed
-        # Of matched pairs both sides are met in one order.
-        seeds = (seed + 2, seed + 2 if self.pairs.matched else seed + 3)
-        sides = (self.pairs.better, self.pairs.worse)
-        self.orders = tuple(RowOrder(len(side), seed) for side, seed in zip(sides, seeds, strict=True))
+    pairs: PairOrder
 
     def __call__(self, step: int, writer: Variables, key: Array, clock: Clock) -> Made:
-        count = self.context.config.preference.prompts_per_step
-        taken = [
-            side.at(order.take(step * count, count))
-            for side, order in zip((self.pairs.better, self.pairs.worse), self.orders, strict=True)
-        ]
-        target_BC, prompt_BP, length_B = (
-            np.concatenate([getattr(side, name) for side in taken])
-            for name in ("target_RC", "prompt_RP", "prompt_length_R")
-        )
+        count = self.pairs.count
+        both = jax.tree.map(lambda a, b: np.concatenate([a, b]), *self.pairs.take(step))
         mask_ids_B = np.tile(np.arange(count, dtype=np.int32), 2)
-        batch = RolloutBatch(Canvas(target_BC, prompt_BP, length_B), mask_ids_B, np.zeros_like(target_BC))
+        batch = RolloutBatch(both, mask_ids_B, np.zeros_like(both.completion_BC))
         return Made(batch, np.ones(count, bool), {})

@@ -13,6 +13,7 @@ import jax
 import numpy as np
 from jax import Array
 
+from d1jax.config.reward_model import MODEL
 from d1jax.config.training import SamplingConfig
 from d1jax.data.order import RowOrder
 from d1jax.diffusion import decoding
@@ -105,19 +106,35 @@ def fetch_and_grade(
     the devices as time/rollout_s, and the grading as time/reward_s.
     """
     judge = RewardFn(context.task, prompts.rows, prompts.ids, weights)
+    by_models = [_asked(context, prompts, part, index) for index, part in enumerate(parts)]
+    judge.any_rewarded = bool(context.reward_models)
     fetched: list[Rollout] = []
     texts: list[str] = []
     rewards: list[dict[str, np.ndarray]] = []
-    for part in parts:
-        fetched.append(jax.device_get(part))
+    for part, scores in zip(parts, by_models, strict=True):
+        decoded, scores = jax.device_get((part, scores))
+        fetched.append(decoded)
         clock.lap("time/rollout_s")
         written = decode.texts_of(context, fetched[-1])
-        rewards.append(judge.parts(written, first=len(texts)))
+        by_model = {MODEL + name: np.asarray(values_B, np.float64) for name, values_B in scores.items()}
+        rewards.append({**judge.parts(written, first=len(texts)), **by_model})
         texts += written
         clock.lap("time/reward_s")
     rollout = Rollout(*(np.concatenate(arrays) for arrays in zip(*fetched, strict=True)))
     parts_B = joined(rewards, [len(part.length_B) for part in fetched])
     return rollout, Graded(texts, parts_B, judge.total(parts_B).reshape(-1, group), judge)
+
+
+def _asked(context: Context, prompts: Prompts, part: Rollout, index: int) -> dict[str, Array]:
+    """{reward model: [B]} of a part of a rollout batch, handed over to the devices."""
+    size = part.tokens_BC.shape[0] if context.reward_models else 0
+    some = slice(index * size, (index + 1) * size)
+    mesh = context.mesh
+    prompt = (prompts.prompt_BP[some], prompts.prompt_length_B[some])
+    return {
+        name: model.scores(Canvas(part.tokens_BC, *sharding.shard_batch(mesh, prompt)))
+        for name, model in context.reward_models.items()
+    }
 
 
 @dataclass

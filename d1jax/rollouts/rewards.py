@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from d1jax.config.reward_model import MODEL
 from d1jax.tasks.judging import columns_of
 from d1jax.tasks.reward_functions import call as call_reward
 from d1jax.tasks.reward_functions import resolve
@@ -41,11 +42,12 @@ class RewardFn:
         self.failures: list[str] = []
         self.any_rewarded = False  # of the texts so far
         self._task, self._rows, self._ids, self._weights = task, rows, ids, weights
+        self._names = [name for name in weights if not name.startswith(MODEL)]  # those that are computed from texts
 
     def parts(self, texts: Sequence[str], first: int = 0) -> dict[str, np.ndarray]:
         """{name: [B]} of one text a row, from the row `first` on."""
         some = slice(first, first + len(texts))
-        found = reward_rows(self._task, self._rows[some], texts, self._weights, self._ids[some])
+        found = reward_rows(self._task, self._rows[some], texts, self._names, self._ids[some])
         self.failures += found.failures
         self.any_rewarded |= bool(found.rewarded_B.any())
         return found.parts_B

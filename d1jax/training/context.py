@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from jax.sharding import Mesh
 
 from d1jax.config import Config, Stage, TaskConfig, UserError
+from d1jax.config.reward_model import MODEL
 from d1jax.config.setting import MOST
 from d1jax.config.stage import SAMPLED
 from d1jax.data.examples import Examples, Problems, tokenise
 from d1jax.data.pairs import StoredPairs, pairs_of_rows
 from d1jax.data.rows import check_references, identity_of_file, read_rows, read_training_rows
+from d1jax.diffusion.reward_model import RewardModel
 from d1jax.models import sharding
 from d1jax.tasks.reward_functions import NAMED, resolve
 from d1jax.tasks.task import Row, Task
@@ -30,7 +32,10 @@ class Context(Setup):
     train: Problems
     eval_sets: dict[str, Problems]
     data: dict[str, dict[str, Any]]  # setting -> which rows it gave: source, rows, sha256
-    pairs: StoredPairs | None = None  # what a preference stage with stored pairs learns from
+    pairs_of_sources: tuple[
+        StoredPairs, ...
+    ] = ()  # what a stage with stored pairs learns from, in the order of its `data`
+    reward_models: Mapping[str, RewardModel] = field(default_factory=dict)  # that a stage names as rewards
     run: Context | None = (
         None  # of a stage with a task or sampler of its own: that of the run, by which it is evaluated
     )
@@ -76,7 +81,7 @@ def of_stages(context: Context, log: Callable[[str], None] = print) -> dict[str,
 
 def _of_stage(context: Context, stage: Stage, log: Callable[[str], None]) -> Context:
     built = _with_own_sections(context, stage, log)
-    if stage.kind != "preference" or built.config.preference.data != "task":
+    if "task" not in names_of_pairs(built.config, stage):
         return built
     config = built.config
     columns, setting = config.sampler.completion_length, f"{stage.name}.data"
@@ -85,7 +90,14 @@ def _of_stage(context: Context, stage: Stage, log: Callable[[str], None]) -> Con
         log(
             f"data: left out {left_out} of {len(built.train)} rows of {setting} that are too long (task.too_long: drop)"
         )
-    return dataclasses.replace(built, pairs=pairs)
+    return dataclasses.replace(built, pairs_of_sources=(pairs,))
+
+
+def names_of_pairs(config: Config, stage: Stage) -> tuple[str, ...]:
+    """Where the pairs of a stage come from: task, or the names of generate stages."""
+    if stage.kind == "preference":
+        return tuple(filter(None, (config.preference.data,)))
+    return config.reward_model.data if stage.kind == "reward_model" else ()
 
 
 def _with_own_sections(context: Context, stage: Stage, log: Callable[[str], None]) -> Context:
@@ -220,9 +232,10 @@ def _reward_names(config: Config) -> list[tuple[str, list[str]]]:
     for stage in config.stages:
         section = config.section_of(stage)
         if stage.kind in ("rl", "generate") or (stage.kind == "preference" and not section.data):
-            found.append((f"{stage.name}.reward_weights", list(section.reward_weights)))
+            names = [name for name in section.reward_weights if not name.startswith(MODEL)]
+            found.append((f"{stage.name}.reward_weights", names))
         if stage.kind == "generate":
-            found.append((f"{stage.name}.accept", list(section.accept)))
+            found.append((f"{stage.name}.accept", [name for name in section.accept if not name.startswith(MODEL)]))
     return found
 
 
@@ -258,6 +271,8 @@ def check_rows_divide(config: Config, mesh: Mesh, training: bool) -> None:
         section = config.section_of(stage)
         if stage.kind == "sft":
             sizes[f"{stage.name}.batch_size"] = section.batch_size // section.grad_accumulation_steps
+        if stage.kind == "reward_model":
+            sizes[f"the pairs of an update of {stage.name}"] = section.batch_size // section.grad_accumulation_steps
         if stage.kind not in SAMPLED:
             continue
         if not getattr(section, "data", ""):  # stored pairs are not sampled

@@ -116,4 +116,6 @@ def is_finished(run: RunDirectory, config: Config, stage: Stage) -> bool:
     if stage.kind == "export":
         return run.exported(name).with_suffix(".json").exists()
     steps = config.section_of(stage).steps
+    if stage.kind == "reward_model":
+        return run.measured(name).exists()
     return run.evaluation(name).exists() and run.saved_steps([name]).get(name, 0) >= steps

@@ -5,7 +5,7 @@ from __future__ import annotations
 from d1jax.config.stage import START, TRAINING, Stage
 from d1jax.models.transformer import Variables
 from d1jax.weights.run import RunDirectory
-from d1jax.weights.variables import RunModel, start_variables, variables_at
+from d1jax.weights.variables import RunModel, reward_variables_at, start_variables, variables_at
 
 
 class Held:
@@ -19,6 +19,8 @@ class Held:
     def before(self, stage: Stage) -> Variables:
         """The weights that a stage works with, read where they are not held."""
         wanted = stage.weights or self._last
+        if stage.kind == "reward_model" and self._run.measured(wanted).exists():
+            return reward_variables_at(self._built, self._run, wanted)  # of an earlier reward model, which is no policy
         if wanted == START != self.name:
             self.variables = start_variables(self._built, self._run)
         elif wanted != self.name:

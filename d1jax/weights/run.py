@@ -1,7 +1,7 @@
 """The directory of one run: its paths, and what a reader asks of it. `weights/source.py` opens it like a checkpoint.
 
 config.yaml  data.json  init_from.json  adapter.json  source/  metrics.jsonl  checkpoints/<stage>/<step>/
-evaluations/<stage>.json  evaluations/<stage>.sampled.json  .sampled.jsonl
+evaluations/<stage>.json  evaluations/<stage>.reward_model.json  evaluations/<stage>.sampled.json  .sampled.jsonl
 exports/<stage>/  generated/<stage>.jsonl  generated/<stage>.json  samples.jsonl
 redone/<n>/  summary.json  report.html  collapsed/<stage>/<step>/  damaged/<stage>/<step>/
 """
@@ -78,6 +78,10 @@ class RunDirectory:
     def sampled(self, stage: str) -> Path:
         """The numbers of an evaluate stage; its samples are beside them in a .jsonl."""
         return self.path / "evaluations" / f"{stage}.sampled.json"
+
+    def measured(self, stage: str) -> Path:
+        """What a reward model is worth on held-out pairs."""
+        return self.path / "evaluations" / f"{stage}.reward_model.json"
 
     def exported(self, stage: str) -> Path:
         """The checkpoint that an export stage writes where it names no directory."""

@@ -15,6 +15,8 @@ from jax.sharding import Mesh
 from d1jax.config import Config, ModelConfig, UserError
 from d1jax.files import write_json
 from d1jax.models import lora
+from d1jax.models.reward_head import HEAD, new_head
+from d1jax.models.sharding import replicated
 from d1jax.models.transformer import MASTER, Transformer, Variables, abstract_variables, initialize
 from d1jax.weights.checkpoints import Checkpoints, DamagedCheckpoint
 from d1jax.weights.hf_io import load_weights, not_finite_at
@@ -142,6 +144,28 @@ def variables_at(built: RunModel, run: RunDirectory, stage: str, step: int | Non
                 "take an earlier step"
             )
     return {**frozen, **loaded["trainable"]}, step
+
+
+def reward_variables_at(built: RunModel, run: RunDirectory, stage: str) -> Variables:
+    """The weights of a reward model with its head, at its last step. Raises UserError if there are none."""
+    if not run.checkpoints(stage).is_dir():
+        raise UserError(f"run {str(run.path)!r} has no checkpoint of stage {stage!r} yet")
+    checkpoints = Checkpoints(run.checkpoints(stage))
+    try:
+        step = _saved_step(checkpoints, run, stage, None)
+        names = ("lora",) if built.config.lora.rank else ("params",)
+        frozen = {"params": start_variables(built, run)["params"]} if built.config.lora.rank else {}
+        trained = {**abstract_variables(built.model, built.mesh, names), HEAD: _abstract_head(built)}
+        like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, MASTER, sharding=x.sharding), trained)
+        loaded = load_or_name_the_last_good(checkpoints, step, {"trainable": like}, run.path, stage)
+    finally:
+        checkpoints.close()
+    return {**frozen, **loaded["trainable"]}
+
+
+def _abstract_head(built: RunModel) -> Variables:
+    shapes = jax.eval_shape(lambda: new_head(built.model.config.width))
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated(built.mesh)), shapes)
 
 
 def _saved_step(checkpoints: Checkpoints, run: RunDirectory, stage: str, step: int | None) -> int:

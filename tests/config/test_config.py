@@ -564,6 +564,27 @@ IMPOSSIBLE = [
         {"stages": "[{name: p, kind: preference}]", "init_from": "x", "preference.data": "keep"},
         "stage 'p' learns from 'keep', which is no generate stage before it",
     ),
+    ({"reward_model.data": "[]"}, "reward_model.data = [] must name something, and nothing twice"),
+    (
+        {"reward_model.grad_accumulation_steps": "5"},
+        "reward_model.grad_accumulation_steps = 5 does not divide the 32 pairs",
+    ),
+    (
+        {"stages": "[sft, {name: a, kind: generate}, {name: m, kind: reward_model, data: [task, a], replay: 0.01}]"},
+        "stage 'm': reward_model.replay = 0.01 of 32 pairs is less than one of each of ['a']",
+    ),
+    (
+        {"stages": "[sft, {name: r, kind: rl, reward_weights: {'model:m': 1}}]"},
+        "stage 'r' names the reward 'model:m', which no reward_model stage before it trains; choices: []",
+    ),
+    (
+        {
+            "stages": "[sft, {name: m, kind: reward_model}, rl]",
+            "rl.reward_weights": "{'model:m': 1}",
+            "rl.supervision": "text_steps",
+        },
+        "rl.supervision = text_steps rewards unfinished texts by the task's rules, and a reward model judges whole ones",
+    ),
     ({"evaluate.steps": "[4, 4]"}, "evaluate.steps = [4, 4] must be different numbers above 0"),
     (
         {"stages": "[sft, {name: e, kind: evaluate, steps: [3]}]", "sampler.block_length": "8", "sampler.steps": "4"},

@@ -73,10 +73,11 @@ def test_every_part_is_handed_over_before_the_first_is_graded_and_graded_before_
         events.append(f"handed over {at}")
         return at
 
-    def fetch(at):
+    def fetch(handed_over):
+        at, _ = handed_over
         events.append(f"fetched {at}")
         rows = np.zeros((2, 3))
-        return Rollout(*[rows] * 5, np.array([3, 3]), *[np.zeros(2)] * 2, rows)
+        return Rollout(*[rows] * 5, np.array([3, 3]), *[np.zeros(2)] * 2, rows), {}
 
     monkeypatch.setattr("d1jax.rollouts.generate.jax.device_get", fetch)
     monkeypatch.setattr("d1jax.rollouts.generate.decode.texts_of", lambda context, rollout: ["x", "y"])
@@ -84,7 +85,7 @@ def test_every_part_is_handed_over_before_the_first_is_graded_and_graded_before_
     rows = [{"n": n} for n in range(4)]
     train = Problems(rows)
     context = SimpleNamespace(
-        config=Config(), train=train, mesh=None, task=Task(events),
+        config=Config(), train=train, mesh=None, task=Task(events), reward_models={},
         sampler=lambda temperature, record_entropy: SimpleNamespace(sample=sample),
     )  # fmt: skip
     generate = Generator(context, RlConfig(prompts_per_step=4, num_generations=2, rollout_batch_size=2))

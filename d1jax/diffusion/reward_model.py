@@ -1,0 +1,56 @@
+"""A reward model: the bidirectional backbone, and one number for each token of a text, whose mean is the text's score.
+
+Every state sees the whole text, so no last token has to stand for it.
+
+B rows, C completion columns, T columns of a canvas, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from d1jax.data.tokenizers import SpecialTokens
+from d1jax.diffusion.canvas import Canvas, through_first_end
+from d1jax.models.reward_head import HEAD
+from d1jax.models.transformer import Transformer, Variables, hidden_states
+
+
+def token_scores(model: Transformer, variables: Variables, canvas: Canvas) -> Array:
+    """[B, C] fp32: hidden state of each completion column times the head."""
+    backbone = {name: value for name, value in variables.items() if name != HEAD}
+    hidden_BTD = hidden_states(model, backbone, canvas.tokens_BT, canvas.positions_BT, canvas.length_B)
+    hidden_BCD = hidden_BTD[:, : canvas.completion_BC.shape[1]].astype(jnp.float32)
+    head: Mapping[str, Any] = variables[HEAD]
+    return hidden_BCD @ head["kernel"] + head["bias"]
+
+
+def text_scores(model: Transformer, variables: Variables, canvas: Canvas, special: SpecialTokens) -> Array:
+    """[B]: the mean of the token scores over the text, through the first token that ends it."""
+    text_BC = through_first_end(canvas.completion_BC, special.end_ids)
+    scores_BC = token_scores(model, variables, canvas)
+    return jnp.sum(scores_BC * text_BC, axis=1) / jnp.sum(text_BC, axis=1)
+
+
+@dataclass(frozen=True)
+class RewardModel:
+    """A trained reward model on its devices."""
+
+    model: Transformer
+    variables: Variables
+    special: SpecialTokens
+
+    def scores(self, canvas: Canvas) -> Array:
+        """[B], computed where the model lies; the call returns before that is done."""
+        return _scores(self.model, self.special, self.variables, canvas)
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _scores(model: Transformer, special: SpecialTokens, variables: Variables, canvas: Canvas) -> Array:
+    return text_scores(model, variables, canvas, special)
