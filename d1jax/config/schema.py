@@ -233,7 +233,7 @@ class Config:
             for name in self.models_of(stage):
                 yield (
                     name not in models,
-                    f"stage {stage.name!r} names the reward {MODEL + name!r}, which no reward_model stage before it trains; choices: {models}",
+                    f"stage {stage.name!r} asks {MODEL + name!r}, but no reward_model stage before it has that name; choices: {models}",
                 )
             if stage.kind in TRAINING:
                 trained.append(stage.name)

@@ -575,7 +575,7 @@ IMPOSSIBLE = [
     ),
     (
         {"stages": "[sft, {name: r, kind: rl, reward_weights: {'model:m': 1}}]"},
-        "stage 'r' names the reward 'model:m', which no reward_model stage before it trains; choices: []",
+        "stage 'r' asks 'model:m', but no reward_model stage before it has that name; choices: []",
     ),
     (
         {

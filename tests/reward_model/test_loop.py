@@ -104,7 +104,8 @@ def test_a_stopped_stage_ends_with_the_same_weights_and_adapters_are_learnt_alon
 def test_later_stages_ask_the_model_and_its_scores_are_those_of_a_pass_by_hand(tmp_path, monkeypatch):
     stages = (
         "[sft, {name: judge, kind: reward_model}, {name: keep, kind: generate, from: sft, accept: {'model:judge': -100},"
-        " keep_per_prompt: 0, prompts: 8, prompts_per_step: 8, num_generations: 4, rollout_batch_size: 16, reward_weights: {'model:judge': 2}},"
+        " keep_per_prompt: 0, prompts: 8, prompts_per_step: 8, num_generations: 4, rollout_batch_size: 16,"
+        " reward_weights: {'model:judge': 2}},"
         " {name: rl, kind: rl, from: sft}, {name: again, kind: reward_model, from: judge, data: [keep, task], steps: 3, replay: 0.25}]"
     )
     changes = {"stages": stages, "rl.reward_weights": "{'model:judge': 1, format: 0.5}", **RL}
