@@ -33,6 +33,7 @@ from d1jax.config.rl import NoKl as NoKl
 from d1jax.config.rl import Outcome as Outcome
 from d1jax.config.rl import PolicyGradient as PolicyGradient
 from d1jax.config.rl import Ppo as Ppo
+from d1jax.config.rl import Regression as Regression
 from d1jax.config.rl import Reward as Reward
 from d1jax.config.rl import RlConfig as RlConfig
 from d1jax.config.rl import Rloo as Rloo

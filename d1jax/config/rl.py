@@ -45,7 +45,18 @@ class PolicyGradient:
     level: ClassVar[str] = "token"
 
 
-PolicyLoss = Ppo | Cispo | PolicyGradient
+@dataclass(frozen=True)
+class Regression:
+    """(clip(log r) / L - scale A)^2 of a text, r = p / p_old: its score moves by its advantage (GDSD, arXiv 2605.29398)."""
+
+    name: ClassVar[str] = "regression"
+    level: ClassVar[str] = "sequence_sum"
+    scale: float = setting(1.0, "psi, nats a token that a score moves by where the advantage is 1", above=0)
+    clip_low: float = setting(0.0004, "no gradient where r is below 1 - clip_low", above=0, below=1)
+    clip_high: float = setting(0.0004, "nor above 1 + clip_high", above=0)
+
+
+PolicyLoss = Ppo | Cispo | PolicyGradient | Regression
 
 
 # -- advantages --------------------------------------------------------------------------------------------------------
@@ -277,7 +288,7 @@ class RlConfig(WithChoices, RewardedConfig, TrainingConfig):
         yield (
             by_steps and self.policy_loss.level != "token",
             f"rl.policy_loss.level = {self.policy_loss.level} with {steps}: a ratio of many tokens has one advantage, steps have "
-            "several; set it to token",
+            "several; set rl.policy_loss to ppo, whose level is token",
         )
         yield (
             by_steps and self.advantage.name not in ("center", "zscore"),

@@ -14,7 +14,7 @@ import numpy as np
 from jax import Array
 
 from d1jax.config import KlInLoss, RlConfig
-from d1jax.config.rl import Kl, PolicyLoss
+from d1jax.config.rl import Kl, PolicyLoss, Regression
 from d1jax.models.transformer import Variables
 from d1jax.training.likelihood import RolloutBatch, Scorer
 
@@ -24,7 +24,7 @@ MAX_LOG_RATIO = 20.0  # nats, of what is exponentiated: a ratio of 5e8 is far ou
 class TokenTerms(NamedTuple):
     """Per completion token, fp32. Under a ratio of sequences all of its tokens have the same value."""
 
-    policy_BC: Array  # the surrogate alone; exactly 0 where the advantage is 0
+    policy_BC: Array  # the surrogate alone; exactly 0 where the advantage is 0 (regression: before the first update)
     loss_BC: Array
     ratio_BC: Array
     kl_BC: Array
@@ -43,7 +43,7 @@ def token_terms(
     """policy loss(ratio, advantage) + kl.coefficient x KL where a KL is in the loss; log ratio = logp - old at the level of the loss.
 
     ppo: -min(r A, clip(r, 1 - low, 1 + high) A), DeepSeekMath, arXiv 2402.03300, eq. 3. cispo: -sg(min(r, 1 + high)) A log p, so that
-    a clipped token keeps its gradient (MiniMax-M1, arXiv 2506.13585). policy_gradient: -A log p; the ratio is 1.
+    a clipped token keeps its gradient (MiniMax-M1, arXiv 2506.13585). policy_gradient: -A log p; the ratio is 1. regression: see there.
 
     Every term and its gradient is finite for every finite log-probability: beyond e^20 exp is continued by its tangent (see `exp`). So a
     completion of advantage 0 gives exactly 0 and a clipped one no gradient, however far the policies are apart. ppo at a negative
@@ -57,6 +57,8 @@ def token_terms(
     low, high = clip_range(policy_loss)
     if policy_loss.name == "policy_gradient":
         policy_BC = -advantage_BC * logp_BC
+    elif policy_loss.name == "regression":
+        policy_BC = regression(log_ratio_BC, advantage_BC, mask_BC, policy_loss)
     elif policy_loss.name == "cispo":
         policy_BC = -jax.lax.stop_gradient(jnp.minimum(ratio_BC, high)) * advantage_BC * log_ratio_BC
     else:
@@ -75,9 +77,23 @@ def token_terms(
     )
 
 
+def regression(log_ratio_BC: Array, advantage_BC: Array, mask_BC: Array, policy_loss: Regression) -> Array:
+    """[B, C]: (clip(log ratio of the text, log(1 - low), log(1 + high)) / L - psi A)^2, the same number for all tokens of a text.
+
+    The clip does not look at the advantage: outside of it a text has no gradient in either direction. `loss_aggregation: grpo` makes
+    it the mean over texts.
+
+    Source: GDSD, arXiv 2605.29398; the released code, github.com/GaryBall/GDSD, compute_loss of its class GDSDTLCTrainer.
+    Differs from that code: L is the length of the text (there: the columns of the completion, all of which are scored).
+    """
+    lowest, highest = np.log(np.array(clip_range(policy_loss)))
+    moved_BC = jnp.clip(log_ratio_BC, lowest, highest) / _length(mask_BC)
+    return (moved_BC - policy_loss.scale * advantage_BC) ** 2
+
+
 def clip_range(policy_loss: PolicyLoss) -> tuple[float, float]:
     """Between which ratios nothing is clipped."""
-    low = 1 - policy_loss.clip_low if policy_loss.name == "ppo" else 0.0
+    low = 1 - policy_loss.clip_low if policy_loss.name in ("ppo", "regression") else 0.0
     high = jnp.inf if policy_loss.name == "policy_gradient" else 1 + policy_loss.clip_high
     return low, high
 

@@ -493,6 +493,7 @@ IMPOSSIBLE = [
         {"rl.supervision": "text_steps", "rl.policy_loss.level": "sequence_mean"},
         "has one advantage, steps have several",
     ),
+    ({"rl.supervision": "text_steps", "rl.policy_loss": "regression"}, "set rl.policy_loss to ppo"),
     ({"rl.supervision": "text_steps", "rl.advantage": "softmax"}, "set it to center or zscore"),
     (
         {"rl.supervision": "text_steps", "rl.kl": "reward"},

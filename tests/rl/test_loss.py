@@ -1,12 +1,14 @@
 """Loss terms against numpy written from the equations, and against the golden diffu-GRPO step."""
 
+import hypothesis
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from hypothesis import strategies
 
-from d1jax.config import Cispo, KlInLoss, PolicyGradient, Ppo, RlConfig
+from d1jax.config import Cispo, KlInLoss, PolicyGradient, Ppo, Regression, RlConfig
 from d1jax.diffusion.canvas import Canvas
 from d1jax.diffusion.likelihood import Views, score
 from d1jax.models.families import FAMILIES
@@ -59,6 +61,9 @@ def plain_terms(new, old, reference, advantage, mask, config):
             r, a = np.exp(log_ratio), advantage[i]
             if policy_loss.name == "policy_gradient":
                 value = -a * new[i, k]
+            elif policy_loss.name == "regression":
+                low, high = np.log(1 - policy_loss.clip_low), np.log(1 + policy_loss.clip_high)
+                value = (min(max(log_ratio, low), high) / length - policy_loss.scale * a) ** 2
             elif policy_loss.name == "cispo":
                 value = -min(r, 1 + policy_loss.clip_high) * a * log_ratio
             else:
@@ -77,6 +82,7 @@ AXES = [
     {"policy_loss": PolicyGradient()},
     *({"policy_loss": Ppo(level, 0.2, 0.3)} for level in LEVELS),
     *({"policy_loss": Cispo(level, 0.3)} for level in LEVELS),
+    {"policy_loss": Regression(0.7, 0.6, 1.5)},
     *({"kl": KlInLoss(0.1, estimator)} for estimator in ("k2", "k3")),
     {"kl": KlInLoss(0.1, "k2", "sequence"), "policy_loss": Ppo("sequence_mean", 0.2, 0.3)},
 ]
@@ -108,6 +114,27 @@ def test_cispo_keeps_the_gradient_of_a_clipped_token():
         new
     )
     np.testing.assert_allclose(gradient, [[-1.2]], rtol=1e-6)
+
+
+@hypothesis.given(
+    strategies.lists(strategies.floats(-400, 400, width=32), min_size=1, max_size=6),
+    strategies.floats(-3, 3, width=32),
+    strategies.floats(0.125, 20, width=32),
+)
+def test_a_regressed_score_moves_towards_its_advantage_inside_the_clip_only(apart, advantage, scale):
+    """d/d log p_k of (x / L - psi A)^2 is 2 (x / L - psi A) / L for every token, x the change of the sum; 0 where x is clipped."""
+    new = jnp.asarray([apart], jnp.float32)
+    config, mask = RlConfig(policy_loss=Regression(scale, 0.2, 0.3)), jnp.ones(new.shape, bool)
+    total, length = float(new.sum()), len(apart)
+    inside = np.log(0.8) < total < np.log(1.3)
+
+    def loss(x):
+        return token_terms(x, jnp.zeros(new.shape), None, each([advantage], length), mask, config).loss_BC[0, 0]
+
+    value, gradient = jax.value_and_grad(loss)(new)
+    left = np.clip(total, np.log(0.8), np.log(1.3)) / length - scale * advantage
+    np.testing.assert_allclose(value, left**2, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(gradient, np.full((1, length), 2 * left / length * inside), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["k2", "k3"])

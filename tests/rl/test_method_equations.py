@@ -98,14 +98,14 @@ def elbo(logp, case, row):
     return total
 
 
-def coupled_elbo(logp, case, row):
+def coupled_elbo(logp, case, row, pairs=2):
     """ESPO: two pairs; (L + 1) / n on a masking of n tokens and (L + 1) / (L - n) on its complement, halved."""
     length, total = case.length[row], 0.0
-    for pair in range(2):
+    for pair in range(pairs):
         for view in (2 * pair, 2 * pair + 1):
             masked = [k for k in case.tokens(row) if case.masked[view, row, k]]
             if masked:
-                total += (length + 1) / len(masked) * sum(logp[view, row, k] for k in masked) / 2 / 2
+                total += (length + 1) / len(masked) * sum(logp[view, row, k] for k in masked) / 2 / pairs
     return total
 
 
@@ -179,6 +179,17 @@ def espo(case):
     return float(np.mean(rows))
 
 
+def gdsd(case):
+    """(clip(L_new - L_old) / L - psi A)^2 of one pair, psi = 1, plus 1e-3 of half the square of L_new - L_reference, over L."""
+    rows = []
+    for row in case.rows():
+        new, old, reference = (coupled_elbo(logp, case, row, pairs=1) for logp in (case.new, case.old, case.reference))
+        length = case.length[row]
+        moved = min(max(new - old, np.log(1 - 4e-4)), np.log(1 + 4e-4)) / length
+        rows.append((moved - case.advantage[row]) ** 2 + 0.001 * (new - reference) ** 2 / 2 / length)
+    return float(np.mean(rows))
+
+
 def gdpo(case):
     ratios = [np.exp(quadrature(case.new, case, row) - quadrature(case.old, case, row)) for row in case.rows()]
     return float(np.mean([clipped(r, a, 0.5) for r, a in zip(ratios, case.advantage, strict=True)]))
@@ -245,6 +256,7 @@ EQUATIONS = {
     "wd1": wd1,
     "spg": spg,
     "espo": espo,
+    "gdsd": gdsd,
     "gdpo": gdpo,
     "igpo": igpo,
     "d2": lambda case: over_tokens(token_losses(case, trajectory(segments=4), 0.5, 0.04)),
