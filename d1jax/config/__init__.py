@@ -37,6 +37,7 @@ from d1jax.config.rl import Regression as Regression
 from d1jax.config.rl import Reward as Reward
 from d1jax.config.rl import RlConfig as RlConfig
 from d1jax.config.rl import Rloo as Rloo
+from d1jax.config.rl import SelfNormalized as SelfNormalized
 from d1jax.config.rl import Softmax as Softmax
 from d1jax.config.rl import StopOnCollapse as StopOnCollapse
 from d1jax.config.rl import TextSteps as TextSteps

@@ -56,7 +56,16 @@ class Regression:
     clip_high: float = setting(0.0004, "nor above 1 + clip_high", above=0)
 
 
-PolicyLoss = Ppo | Cispo | PolicyGradient | Regression
+@dataclass(frozen=True)
+class SelfNormalized:
+    """-sg(w) A log p, w = min(r, 1 + clip_high) of a text over its mean in the group (StableDRL, arXiv 2603.06743)."""
+
+    name: ClassVar[str] = "self_normalized"
+    level: ClassVar[str] = "sequence_mean"
+    clip_high: float = setting(4.0, "the ratio r is clipped above 1 + clip_high, whatever the advantage", at_least=0)
+
+
+PolicyLoss = Ppo | Cispo | PolicyGradient | Regression | SelfNormalized
 
 
 # -- advantages --------------------------------------------------------------------------------------------------------
@@ -244,7 +253,9 @@ class RlConfig(WithChoices, RewardedConfig, TrainingConfig):
     fresh_masks: bool = setting(
         True, "a new prompt mask in every inner update (false: d1's ablation, one mask for all)"
     )
-    policy_loss: PolicyLoss = choice(Ppo(), "what advantages become: ppo and cispo compare with the old likelihood")
+    policy_loss: PolicyLoss = choice(
+        Ppo(), "what advantages become: all but policy_gradient compare with the old likelihood"
+    )
     advantage: Advantage = choice(Center(), "how a group's rewards become advantages")
     supervision: Supervision = choice(
         Outcome(), "one reward a completion, or the gain of each line or of each part of the decoding (DeepSeekMath)"

@@ -14,7 +14,7 @@ import numpy as np
 from jax import Array
 
 from d1jax.config import KlInLoss, RlConfig
-from d1jax.config.rl import Kl, PolicyLoss, Regression
+from d1jax.config.rl import Kl, PolicyLoss, Regression, SelfNormalized
 from d1jax.models.transformer import Variables
 from d1jax.training.likelihood import RolloutBatch, Scorer
 
@@ -44,6 +44,7 @@ def token_terms(
 
     ppo: -min(r A, clip(r, 1 - low, 1 + high) A), DeepSeekMath, arXiv 2402.03300, eq. 3. cispo: -sg(min(r, 1 + high)) A log p, so that
     a clipped token keeps its gradient (MiniMax-M1, arXiv 2506.13585). policy_gradient: -A log p; the ratio is 1. regression: see there.
+    self_normalized: -A log p, where the advantages come with their `self_normalized_weights`.
 
     Every term and its gradient is finite for every finite log-probability: beyond e^20 exp is continued by its tangent (see `exp`). So a
     completion of advantage 0 gives exactly 0 and a clipped one no gradient, however far the policies are apart. ppo at a negative
@@ -55,7 +56,7 @@ def token_terms(
     log_ratio_BC = LEVELS[policy_loss.level]((logp_BC - old_logp_BC) * mask_BC, mask_BC)
     ratio_BC = safe_exp(log_ratio_BC)
     low, high = clip_range(policy_loss)
-    if policy_loss.name == "policy_gradient":
+    if policy_loss.name in ("policy_gradient", "self_normalized"):
         policy_BC = -advantage_BC * logp_BC
     elif policy_loss.name == "regression":
         policy_BC = regression(log_ratio_BC, advantage_BC, mask_BC, policy_loss)
@@ -89,6 +90,23 @@ def regression(log_ratio_BC: Array, advantage_BC: Array, mask_BC: Array, policy_
     lowest, highest = np.log(np.array(clip_range(policy_loss)))
     moved_BC = jnp.clip(log_ratio_BC, lowest, highest) / _length(mask_BC)
     return (moved_BC - policy_loss.scale * advantage_BC) ** 2
+
+
+def self_normalized_weights(
+    logp_BC: Array, old_logp_BC: Array, mask_BC: Array, group: int, policy_loss: SelfNormalized
+) -> Array:
+    """[B, 1]: G softmax over the group of min(log r, log(1 + high)), log r at the level of the loss: weights of a group have the mean 1.
+
+    So a text whose score jumped has no large weight, and does not make the update larger. The clip does not look at the advantage.
+
+    Source: StableDRL, arXiv 2603.06743; compute_loss_spg of the released code, github.com/JianyuanZhong/StableDRL.
+    Differs from that code: new and old scores share their masks (there: each has its own, so weights differ before any learning).
+    """
+    log_ratio_BC = LEVELS[policy_loss.level]((logp_BC - old_logp_BC) * mask_BC, mask_BC)
+    log_ratio_QG = log_ratio_BC[:, 0].reshape(-1, group)
+    _, highest = clip_range(policy_loss)
+    weight_QG = group * jax.nn.softmax(jnp.minimum(log_ratio_QG, np.log(highest)), axis=1)
+    return weight_QG.reshape(-1, 1)
 
 
 def clip_range(policy_loss: PolicyLoss) -> tuple[float, float]:

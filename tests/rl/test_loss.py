@@ -8,11 +8,11 @@ import optax
 import pytest
 from hypothesis import strategies
 
-from d1jax.config import Cispo, KlInLoss, PolicyGradient, Ppo, Regression, RlConfig
+from d1jax.config import Cispo, KlInLoss, PolicyGradient, Ppo, Regression, RlConfig, SelfNormalized
 from d1jax.diffusion.canvas import Canvas
 from d1jax.diffusion.likelihood import Views, score
 from d1jax.models.families import FAMILIES
-from d1jax.rl.loss import AGGREGATIONS, KL, LEVELS, k3, safe_exp, token_terms
+from d1jax.rl.loss import AGGREGATIONS, KL, LEVELS, k3, safe_exp, self_normalized_weights, token_terms
 from d1jax.weights.names import to_published
 
 
@@ -59,7 +59,7 @@ def plain_terms(new, old, reference, advantage, mask, config):
                 policy_loss.level
             ]
             r, a = np.exp(log_ratio), advantage[i]
-            if policy_loss.name == "policy_gradient":
+            if policy_loss.name in ("policy_gradient", "self_normalized"):
                 value = -a * new[i, k]
             elif policy_loss.name == "regression":
                 low, high = np.log(1 - policy_loss.clip_low), np.log(1 + policy_loss.clip_high)
@@ -83,6 +83,7 @@ AXES = [
     *({"policy_loss": Ppo(level, 0.2, 0.3)} for level in LEVELS),
     *({"policy_loss": Cispo(level, 0.3)} for level in LEVELS),
     {"policy_loss": Regression(0.7, 0.6, 1.5)},
+    {"policy_loss": SelfNormalized(0.3)},
     *({"kl": KlInLoss(0.1, estimator)} for estimator in ("k2", "k3")),
     {"kl": KlInLoss(0.1, "k2", "sequence"), "policy_loss": Ppo("sequence_mean", 0.2, 0.3)},
 ]
@@ -135,6 +136,26 @@ def test_a_regressed_score_moves_towards_its_advantage_inside_the_clip_only(apar
     left = np.clip(total, np.log(0.8), np.log(1.3)) / length - scale * advantage
     np.testing.assert_allclose(value, left**2, rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(gradient, np.full((1, length), 2 * left / length * inside), rtol=1e-4, atol=1e-5)
+
+
+@hypothesis.given(
+    strategies.lists(
+        strategies.lists(strategies.floats(-400, 400, width=32), min_size=3, max_size=3), min_size=4, max_size=4
+    ),
+    strategies.floats(0, 10, width=32),
+)
+def test_self_normalized_weights_are_clipped_ratios_over_their_mean_in_the_group(apart, high):
+    """Two groups of two rows of three, two, one and three tokens; ratios of means over a text from e^-400 to e^400."""
+    new, lengths = jnp.asarray(apart, jnp.float32), (3, 2, 1, 3)
+    mask = jnp.arange(3, dtype=jnp.int32)[None, :] < jnp.array(lengths, jnp.int32)[:, None]
+    found = self_normalized_weights(new, jnp.zeros(new.shape), mask, 2, SelfNormalized(high))
+    expected = []
+    for first in (0, 2):
+        means = [sum(apart[row][: lengths[row]]) / lengths[row] for row in (first, first + 1)]
+        logs = [min(mean, np.log(1 + high)) for mean in means]
+        ratios = [np.exp(one - max(logs)) for one in logs]  # a common factor cancels
+        expected += [[ratio / (sum(ratios) / 2)] for ratio in ratios]
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["k2", "k3"])
@@ -196,7 +217,7 @@ def test_a_group_that_is_left_out_is_in_no_mean_over_groups():
 
 EXTREMES = [
     (policy_loss, KlInLoss(0.1, estimator, level))
-    for policy_loss in (PolicyGradient(), *(made(level) for level in LEVELS for made in (Ppo, Cispo)))
+    for policy_loss in (PolicyGradient(), SelfNormalized(), *(made(level) for level in LEVELS for made in (Ppo, Cispo)))
     for estimator, level in (("k2", "token"), ("k3", "token"), ("k2", "sequence"))
 ]
 

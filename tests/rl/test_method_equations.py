@@ -209,9 +209,9 @@ def just_grpo(case):
     return total / (len(case.length) * case.new.shape[2])
 
 
-def spg(case):
-    """A >= 0: the lower bound; A < 0: half of it, half the upper bound with b = 1.5. Weighted by length, over all tokens."""
-    block, total = BLOCK, 0.0
+def spg_scores(logp, case):
+    """A >= 0: the lower bound; A < 0: half of it, half the upper bound with b = 1.5. Sums over a text."""
+    block, scores = BLOCK, []
     for row in case.rows():
         length = case.length[row]
         blocks = -(-length // block)
@@ -222,12 +222,27 @@ def spg(case):
             masked = [k for k in inside if case.masked[n, row, k]]
             share = len(masked) / (blocks * len(inside))  # of all tokens; here blocks are counted as if all were full
             for k in masked:
-                lower += case.new[n, row, k] / share / 2
-                powers[k] = powers.get(k, 0.0) + np.exp(case.new[n, row, k]) ** 1.5 / share / 2
+                lower += logp[n, row, k] / share / 2
+                powers[k] = powers.get(k, 0.0) + np.exp(logp[n, row, k]) ** 1.5 / share / 2
         upper = length / len(powers) * sum(np.log(power) / 1.5 for power in powers.values())
-        chosen = lower if case.advantage[row] >= 0 else (lower + upper) / 2
-        total -= case.advantage[row] * chosen
-    return total / case.length.sum()
+        scores.append(lower if case.advantage[row] >= 0 else (lower + upper) / 2)
+    return np.array(scores)
+
+
+def spg(case):
+    """-A x score, weighted by length: over all tokens."""
+    return -np.sum(case.advantage * spg_scores(case.new, case)) / case.length.sum()
+
+
+def stable_drl(case, group=4):
+    """The sum over a group of -w A score / L, w = min(r, 5) / its sum over the group, r = exp((score - old score) / L); mean of groups."""
+    new, old = (spg_scores(logp, case) / case.length for logp in (case.new, case.old))
+    total = 0.0
+    for first in range(0, len(new), group):
+        ratios = [min(np.exp(new[row] - old[row]), 5.0) for row in range(first, first + group)]
+        for ratio, row in zip(ratios, range(first, first + group), strict=True):
+            total -= ratio / sum(ratios) * case.advantage[row] * new[row]
+    return total / (len(new) // group)
 
 
 def imitation(case):
@@ -255,6 +270,7 @@ EQUATIONS = {
     "unigrpo": unigrpo,
     "wd1": wd1,
     "spg": spg,
+    "stable_drl": stable_drl,
     "espo": espo,
     "gdsd": gdsd,
     "gdpo": gdpo,
