@@ -163,13 +163,20 @@ class KlInLoss:
     name: ClassVar[str] = "loss"
     coefficient: float = setting(0.04, "beta", above=0)
     estimator: Literal["k2", "k3"] = setting("k3", "k2: squared difference / 2; k3: exp(d) - d - 1")
-    level: Literal["token", "sequence"] = setting("token", "of each token, or of their sum / L")
+    level: Literal["token", "sequence", "relative"] = setting(
+        "token", "of each token; of their sum / L; or of their mean, less that of the group (RSPO, arXiv 2605.10218)"
+    )
     to: Literal["reference", "old"] = setting("reference", "the policy at the start, or that of the rollouts (TraceRL)")
 
     def rules(self) -> Iterator[Rule]:
         yield (
             self.estimator == "k3" and self.level == "sequence",
             "estimator = k3 on sequences: exp of a sum over tokens has no bound; set it to k2, or level = token",
+        )
+        yield (
+            self.level == "relative" and (self.estimator, self.to) != ("k2", "reference"),
+            f"level = relative with estimator = {self.estimator} and to = {self.to}: it is half the square of a change since the "
+            "reference; set estimator = k2 and to = reference",
         )
 
 

@@ -117,12 +117,29 @@ def clip_range(policy_loss: PolicyLoss) -> tuple[float, float]:
 
 
 def kl_of(kl: KlInLoss, logp_BC: Array, reference_logp_BC: Array, mask_BC: Array) -> Array:
-    """[B, C]: the KL of each token, or that of the sums over a text, shared by its tokens."""
+    """[B, C]: the KL of each token; that of the sums over a text, shared by its tokens; or of the means over a text (relative)."""
     estimate = KL[kl.estimator]
     if kl.level == "token":
         return estimate(logp_BC, reference_logp_BC)
+    length_B1 = _length(mask_BC)
     sums = (jnp.sum(x * mask_BC, axis=1, keepdims=True) for x in (logp_BC, reference_logp_BC))
-    return jnp.broadcast_to(estimate(*sums) / _length(mask_BC), logp_BC.shape)
+    if kl.level == "relative":
+        return jnp.broadcast_to(estimate(*(sum_B1 / length_B1 for sum_B1 in sums)), logp_BC.shape)
+    return jnp.broadcast_to(estimate(*sums) / length_B1, logp_BC.shape)
+
+
+def relative_to_group(logp_BC: Array, reference_logp_BC: Array, mask_BC: Array, group: int) -> Array:
+    """[B, C]: reference scores plus the group's mean of d = mean over a text of log p - log p_reference, so that d to them is centred.
+
+    The KL of `relative` is then d'^2 / 2 with d' = d - sg(mean of d over the group). With policy_gradient, the aggregation grpo and the
+    coefficient lambda its gradient is that of RSPO's loss, -mean sg(A - lambda d') d': A / lambda is what d' is drawn to.
+
+    Source: RSPO, arXiv 2605.10218, eq. 3.3, as restated in FORMULATIONS_V2 of github.com/SDogya/automatic-eureka (section 5.2).
+    Differs: d is centred over a group (there: over a micro-batch).
+    """
+    apart_BC = LEVELS["sequence_mean"]((logp_BC - reference_logp_BC) * mask_BC, mask_BC)
+    mean_Q1 = jnp.mean(apart_BC[:, 0].reshape(-1, group), axis=1, keepdims=True)
+    return reference_logp_BC + jnp.repeat(mean_Q1, group, axis=0)
 
 
 def safe_exp(x: Array) -> Array:

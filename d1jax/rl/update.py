@@ -17,7 +17,7 @@ from jax import Array
 from d1jax.config import RlConfig
 from d1jax.models.transformer import Variables
 from d1jax.rl import metrics
-from d1jax.rl.loss import AGGREGATIONS, self_normalized_weights, token_terms
+from d1jax.rl.loss import AGGREGATIONS, relative_to_group, self_normalized_weights, token_terms
 from d1jax.training.likelihood import RolloutBatch, Scorer
 from d1jax.training.optimizer import TrainState, apply_gradient, bad_updates, gradients, placement
 
@@ -135,16 +135,21 @@ def make_update(scorer: Scorer, optimizer: optax.GradientTransformation, config:
 def _compared_in_groups(
     scorer: Scorer, config: RlConfig, variables: Variables, rows: Rows, u: Array, key: Array
 ) -> Rows:
-    """The rows with what follows from the current scores of whole groups: micro-batches cut groups, so it takes a pass of its own before them.
+    """The rows with what follows from the current scores of whole groups, in a pass of its own: micro-batches cut groups.
 
-    self_normalized: the advantages times their weights. Other methods compare nothing, and get the rows as they are.
+    self_normalized: the advantages times their weights. A relative KL: reference scores that its groups are centred on. Methods without
+    either have no such pass.
     """
-    if config.policy_loss.name != "self_normalized":
-        return rows
     batch, counted_BC, group = rows.batch, rows.weight_BC > 0, config.num_generations
-    logp_BC = _later_logps(scorer, variables, batch, u, key)
-    weight_B1 = self_normalized_weights(logp_BC, rows.old_logp_BC, counted_BC, group, config.policy_loss)
-    return rows._replace(batch=batch._replace(advantage_BC=weight_B1 * batch.advantage_BC))
+    if config.policy_loss.name == "self_normalized":
+        logp_BC = _later_logps(scorer, variables, batch, u, key)
+        weight_B1 = self_normalized_weights(logp_BC, rows.old_logp_BC, counted_BC, group, config.policy_loss)
+        rows = rows._replace(batch=batch._replace(advantage_BC=weight_B1 * batch.advantage_BC))
+    if config.kl.name == "loss" and config.kl.level == "relative":
+        logp_BC = scorer.logps(variables, batch.rollout, key, batch.advantage_BC)
+        centred_BC = relative_to_group(logp_BC, rows.reference_logp_BC, counted_BC, group)
+        rows = rows._replace(reference_logp_BC=centred_BC)
+    return rows
 
 
 def _later_logps(scorer: Scorer, variables: Variables, batch: Batch, u: Array, key: Array) -> Array:

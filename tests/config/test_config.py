@@ -467,6 +467,7 @@ IMPOSSIBLE = [
         "must satisfy 0 <= low < high <= 1",
     ),
     ({"rl.kl": "loss", "rl.kl.level": "sequence"}, "exp of a sum over tokens has no bound"),
+    ({"rl.kl": "loss", "rl.kl.level": "relative"}, "set estimator = k2 and to = reference"),
     (
         {"rl.kl": "loss", "rl.kl.to": "old", "rl.reference": "moving"},
         "nothing looks at a reference",

@@ -12,7 +12,16 @@ from d1jax.config import Cispo, KlInLoss, PolicyGradient, Ppo, Regression, RlCon
 from d1jax.diffusion.canvas import Canvas
 from d1jax.diffusion.likelihood import Views, score
 from d1jax.models.families import FAMILIES
-from d1jax.rl.loss import AGGREGATIONS, KL, LEVELS, k3, safe_exp, self_normalized_weights, token_terms
+from d1jax.rl.loss import (
+    AGGREGATIONS,
+    KL,
+    LEVELS,
+    k3,
+    relative_to_group,
+    safe_exp,
+    self_normalized_weights,
+    token_terms,
+)
 from d1jax.weights.names import to_published
 
 
@@ -70,8 +79,10 @@ def plain_terms(new, old, reference, advantage, mask, config):
                 value = -min(r * a, min(max(r, 1 - policy_loss.clip_low), 1 + policy_loss.clip_high) * a)
             if kl.name == "loss":
                 p, q = new[i, k], reference[i, k]
-                if kl.level == "sequence":
+                if kl.level != "token":
                     p, q = (new[i] * mask[i]).sum(), (reference[i] * mask[i]).sum()
+                if kl.level == "relative":
+                    p, q = p / length, q / length
                 penalty = {"k2": (p - q) ** 2 / 2, "k3": np.exp(q - p) - (q - p) - 1}[kl.estimator]
                 value += kl.coefficient * penalty / (length if kl.level == "sequence" else 1)
             loss[i, k] = value
@@ -85,6 +96,7 @@ AXES = [
     {"policy_loss": Regression(0.7, 0.6, 1.5)},
     {"policy_loss": SelfNormalized(0.3)},
     *({"kl": KlInLoss(0.1, estimator)} for estimator in ("k2", "k3")),
+    {"kl": KlInLoss(0.1, "k2", "relative")},
     {"kl": KlInLoss(0.1, "k2", "sequence"), "policy_loss": Ppo("sequence_mean", 0.2, 0.3)},
 ]
 
@@ -158,6 +170,34 @@ def test_self_normalized_weights_are_clipped_ratios_over_their_mean_in_the_group
     np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-6)
 
 
+def rspo_gradient(new, reference, advantage, lengths, group, strength):
+    """Of -mean over texts of sg(A - lambda d') d', d' = d - sg(mean of d in the group), by hand: a token of a text of L has 1 / L of it."""
+    d = [sum(new[i][:n] - reference[i][:n]) / n for i, n in enumerate(lengths)]
+    gradient = np.zeros(new.shape)
+    for i, n in enumerate(lengths):
+        first = i // group * group
+        centred = d[i] - sum(d[first : first + group]) / group
+        gradient[i, :n] = -(advantage[i] - strength * centred) / n / len(lengths)
+    return gradient
+
+
+@hypothesis.given(strategies.integers(0, 2**31), strategies.floats(0.0078125, 2, width=32))
+def test_a_relative_kl_with_policy_gradient_has_the_gradient_of_rspo(seed, strength):
+    rng = np.random.default_rng(seed)
+    new, reference = (-rng.exponential(1.0, (6, 5)).astype(np.float32) for _ in range(2))
+    advantage, lengths = rng.standard_normal(6).astype(np.float32), rng.integers(1, 6, 6)
+    mask = np.arange(5)[None] < lengths[:, None]
+    config = RlConfig(policy_loss=PolicyGradient(), kl=KlInLoss(strength, "k2", "relative"))
+    centred = relative_to_group(new, reference, jnp.asarray(mask), 3)
+
+    def loss(x):
+        terms = token_terms(x, x, centred, each(advantage, 5), jnp.asarray(mask), config)
+        return jnp.sum(AGGREGATIONS["grpo"](mask.astype(np.float32), 3) * terms.loss_BC)
+
+    expected = rspo_gradient(new, reference, advantage, lengths, 3, strength)
+    np.testing.assert_allclose(jax.grad(loss)(jnp.asarray(new)), expected, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("name", ["k2", "k3"])
 def test_kl_losses_pull_towards_the_reference_as_the_kl_does(name):
     """k2: its expected gradient under the policy is that of KL(policy || reference), exactly."""
@@ -218,7 +258,7 @@ def test_a_group_that_is_left_out_is_in_no_mean_over_groups():
 EXTREMES = [
     (policy_loss, KlInLoss(0.1, estimator, level))
     for policy_loss in (PolicyGradient(), SelfNormalized(), *(made(level) for level in LEVELS for made in (Ppo, Cispo)))
-    for estimator, level in (("k2", "token"), ("k3", "token"), ("k2", "sequence"))
+    for estimator, level in (("k2", "token"), ("k3", "token"), ("k2", "sequence"), ("k2", "relative"))
 ]
 
 

@@ -190,6 +190,20 @@ def gdsd(case):
     return float(np.mean(rows))
 
 
+def rspo(case, group=4):
+    """-A d + 0.01 / 2 d'^2, d = the change of ELBO / L since the reference, d' = d less its mean in the group; here with ELBO / L for d."""
+    new, reference = (
+        np.array([elbo(logp, case, row) for row in case.rows()]) / case.length for logp in (case.new, case.reference)
+    )
+    rows = []
+    for row in case.rows():
+        first = row // group * group
+        others = [new[k] - reference[k] for k in range(first, first + group)]
+        centred = new[row] - reference[row] - sum(others) / group
+        rows.append(-case.advantage[row] * new[row] + 0.01 * centred**2 / 2)
+    return float(np.mean(rows))
+
+
 def gdpo(case):
     ratios = [np.exp(quadrature(case.new, case, row) - quadrature(case.old, case, row)) for row in case.rows()]
     return float(np.mean([clipped(r, a, 0.5) for r, a in zip(ratios, case.advantage, strict=True)]))
@@ -273,6 +287,7 @@ EQUATIONS = {
     "stable_drl": stable_drl,
     "espo": espo,
     "gdsd": gdsd,
+    "rspo": rspo,
     "gdpo": gdpo,
     "igpo": igpo,
     "d2": lambda case: over_tokens(token_losses(case, trajectory(segments=4), 0.5, 0.04)),

@@ -74,6 +74,7 @@ SPLIT = (
     "stable_drl",
     "espo",
     "gdsd",
+    "rspo",
     "gdpo",
     "d2",
     "just_grpo",
