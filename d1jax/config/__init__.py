@@ -14,6 +14,7 @@ from d1jax.config.estimator import Elbo as Elbo
 from d1jax.config.estimator import Estimator as Estimator
 from d1jax.config.estimator import OneStep as OneStep
 from d1jax.config.estimator import Quadrature as Quadrature
+from d1jax.config.estimator import Strata as Strata
 from d1jax.config.estimator import Trajectory as Trajectory
 from d1jax.config.generation import GenerateConfig as GenerateConfig
 from d1jax.config.model import Alignment as Alignment

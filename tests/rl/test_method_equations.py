@@ -88,6 +88,12 @@ def left_to_right(logp, case, row, k):
     return logp[k, row, k]
 
 
+def stratum(logp, case, row, k):
+    """The one view in which the position is masked."""
+    (view,) = (n for n in range(len(logp)) if case.masked[n, row, k])
+    return logp[view, row, k]
+
+
 def elbo(logp, case, row):
     """LLaDA, eq. 6: mean over maskings of L / n x the sum of what is masked."""
     views, length = len(logp), case.length[row]
@@ -298,6 +304,7 @@ EQUATIONS = {
     "cispo": cispo,
     "ppo_kl": lambda case: over_rows(token_losses(case, trajectory(shrink=1), 0.2)),
     "grpo": lambda case: over_rows(token_losses(case, first_view, 0.2, 0.04)),
+    "strata": lambda case: over_rows(token_losses(case, stratum, 0.2, 0.04)),
     "decoupled": lambda case: over_rows(token_losses(case, first_view, 0.2, 0.04)),
     "grpo_process": lambda case: over_rows(token_losses(case, first_view, 0.2, 0.04)),
     "grpo_lines": lambda case: over_rows(token_losses(case, first_view, 0.2, 0.04)),

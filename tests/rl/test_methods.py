@@ -75,6 +75,7 @@ SPLIT = (
     "espo",
     "gdsd",
     "rspo",
+    "strata",
     "gdpo",
     "d2",
     "just_grpo",
