@@ -97,6 +97,7 @@ def update_passes(config: Config) -> int:
 
     N is the number of views. Each of the mu inner updates takes a forward and a backward pass of every view, one pass of the reference
     where the loss reads it, and one of the old policy where its scores are read. The first inner update has the old scores for nothing.
+    Weights that are normalised over groups take N (mu - 1) more, of the current policy, and a KL that is centred in them N mu.
     Preferences have one update a step, which reads the reference.
     """
     stage = stage_of(config)
@@ -105,10 +106,13 @@ def update_passes(config: Config) -> int:
         return views * (FORWARD_AND_BACKWARD + 1)
     in_loss = stage.kl.name == "loss"
     reference = in_loss and stage.kl.to == "reference"
+    weighted, centred = stage.policy_loss.name == "self_normalized", in_loss and stage.kl.level == "relative"
     old = stage.policy_loss.name != "policy_gradient" or (in_loss and stage.kl.to == "old")
     in_reward = stage.kl.name == "reward"
     mu = stage.num_iterations
-    return views * (FORWARD_AND_BACKWARD * mu + reference * mu + old * (mu - 1) + 2 * in_reward)
+    return views * (
+        FORWARD_AND_BACKWARD * mu + reference * mu + (old + weighted) * (mu - 1) + centred * mu + 2 * in_reward
+    )
 
 
 def row_passes(config: Config) -> int:

@@ -14,6 +14,7 @@ from d1jax.config.estimator import Elbo as Elbo
 from d1jax.config.estimator import Estimator as Estimator
 from d1jax.config.estimator import OneStep as OneStep
 from d1jax.config.estimator import Quadrature as Quadrature
+from d1jax.config.estimator import Strata as Strata
 from d1jax.config.estimator import Trajectory as Trajectory
 from d1jax.config.generation import GenerateConfig as GenerateConfig
 from d1jax.config.model import Alignment as Alignment
@@ -37,9 +38,11 @@ from d1jax.config.rl import NoKl as NoKl
 from d1jax.config.rl import Outcome as Outcome
 from d1jax.config.rl import PolicyGradient as PolicyGradient
 from d1jax.config.rl import Ppo as Ppo
+from d1jax.config.rl import Regression as Regression
 from d1jax.config.rl import Reward as Reward
 from d1jax.config.rl import RlConfig as RlConfig
 from d1jax.config.rl import Rloo as Rloo
+from d1jax.config.rl import SelfNormalized as SelfNormalized
 from d1jax.config.rl import Softmax as Softmax
 from d1jax.config.rl import StopOnCollapse as StopOnCollapse
 from d1jax.config.rl import TextSteps as TextSteps

@@ -157,4 +157,13 @@ class Autoregressive(Estimator):
         return self.subset < 1
 
 
-AnyEstimator = OneStep | Elbo | Coupled | Quadrature | Block | Trajectory | Autoregressive
+@dataclass(frozen=True)
+class Strata(Estimator):
+    """Each of K parts of the text masked alone, so that a token sees nearly all of it (DACA-GRPO, arXiv 2605.16342)."""
+
+    name: ClassVar[str] = "strata"
+    draws_masks: ClassVar[bool] = True
+    samples: int = setting(4, "strata that the positions of a text are dealt to", above=0, at_most=MAX_SAMPLES)
+
+
+AnyEstimator = OneStep | Elbo | Coupled | Quadrature | Block | Trajectory | Autoregressive | Strata

@@ -46,7 +46,27 @@ class PolicyGradient:
     level: ClassVar[str] = "token"
 
 
-PolicyLoss = Ppo | Cispo | PolicyGradient
+@dataclass(frozen=True)
+class Regression:
+    """(clip(log r) / L - scale A)^2 of a text, r = p / p_old: its score moves by its advantage (GDSD, arXiv 2605.29398)."""
+
+    name: ClassVar[str] = "regression"
+    level: ClassVar[str] = "sequence_sum"
+    scale: float = setting(1.0, "psi, nats a token that a score moves by where the advantage is 1", above=0)
+    clip_low: float = setting(0.0004, "no gradient where r is below 1 - clip_low", above=0, below=1)
+    clip_high: float = setting(0.0004, "nor above 1 + clip_high", above=0)
+
+
+@dataclass(frozen=True)
+class SelfNormalized:
+    """-sg(w) A log p, w = min(r, 1 + clip_high) of a text over its mean in the group (StableDRL, arXiv 2603.06743)."""
+
+    name: ClassVar[str] = "self_normalized"
+    level: ClassVar[str] = "sequence_mean"
+    clip_high: float = setting(4.0, "the ratio r is clipped above 1 + clip_high, whatever the advantage", at_least=0)
+
+
+PolicyLoss = Ppo | Cispo | PolicyGradient | Regression | SelfNormalized
 
 
 # -- advantages --------------------------------------------------------------------------------------------------------
@@ -144,13 +164,20 @@ class KlInLoss:
     name: ClassVar[str] = "loss"
     coefficient: float = setting(0.04, "beta", above=0)
     estimator: Literal["k2", "k3"] = setting("k3", "k2: squared difference / 2; k3: exp(d) - d - 1")
-    level: Literal["token", "sequence"] = setting("token", "of each token, or of their sum / L")
+    level: Literal["token", "sequence", "relative"] = setting(
+        "token", "of each token; of their sum / L; or of their mean, less that of the group (RSPO, arXiv 2605.10218)"
+    )
     to: Literal["reference", "old"] = setting("reference", "the policy at the start, or that of the rollouts (TraceRL)")
 
     def rules(self) -> Iterator[Rule]:
         yield (
             self.estimator == "k3" and self.level == "sequence",
             "estimator = k3 on sequences: exp of a sum over tokens has no bound; set it to k2, or level = token",
+        )
+        yield (
+            self.level == "relative" and (self.estimator, self.to) != ("k2", "reference"),
+            f"level = relative with estimator = {self.estimator} and to = {self.to}: it is half the square of a change since the "
+            "reference; set estimator = k2 and to = reference",
         )
 
 
@@ -234,7 +261,9 @@ class RlConfig(WithChoices, RewardedConfig, TrainingConfig):
     fresh_masks: bool = setting(
         True, "a new prompt mask in every inner update (false: d1's ablation, one mask for all)"
     )
-    policy_loss: PolicyLoss = choice(Ppo(), "what advantages become: ppo and cispo compare with the old likelihood")
+    policy_loss: PolicyLoss = choice(
+        Ppo(), "what advantages become: all but policy_gradient compare with the old likelihood"
+    )
     advantage: Advantage = choice(Center(), "how a group's rewards become advantages")
     supervision: Supervision = choice(
         Outcome(), "one reward a completion, or the gain of each line or of each part of the decoding (DeepSeekMath)"
@@ -283,7 +312,7 @@ class RlConfig(WithChoices, RewardedConfig, TrainingConfig):
         yield (
             by_steps and self.policy_loss.level != "token",
             f"rl.policy_loss.level = {self.policy_loss.level} with {steps}: a ratio of many tokens has one advantage, steps have "
-            "several; set it to token",
+            "several; set rl.policy_loss to ppo, whose level is token",
         )
         yield (
             by_steps and self.advantage.name not in ("center", "zscore"),

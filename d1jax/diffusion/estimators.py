@@ -229,6 +229,22 @@ def autoregressive(text: Text, estimator: AnyEstimator, sampler: SamplerConfig) 
     return [MaskSample((place_BC >= k_B1) | text.behind_BC, (place_BC == k_B1).astype(jnp.float32)) for k_B1 in chosen]
 
 
+def strata(text: Text, estimator: AnyEstimator, sampler: SamplerConfig) -> list[MaskSample]:
+    """The positions of the text dealt to K strata, a view a stratum that masks it alone: score_k = log p(o_k | q, o without k's stratum).
+
+    A pseudo-likelihood, no bound: K = 1 is `one_step`, and from K = L on each token is predicted from all others. Sizes differ by at
+    most one.
+
+    Source: DACA-GRPO, arXiv 2605.16342, the abstract on its stratified masking likelihood; the rest of the paper could not be read here.
+    Ours, because the abstract does not say it: positions are dealt at random, anew in every inner update.
+    """
+    columns = text.valid_BC.shape[1]
+    uniform_BC = jnp.where(text.valid_BC, text.uniforms(0, columns), jnp.inf)
+    stratum_BC = jnp.argsort(jnp.argsort(uniform_BC, axis=1), axis=1) % estimator.samples
+    strata_NBC = [text.valid_BC & (stratum_BC == one) for one in range(estimator.samples)]
+    return [MaskSample(one_BC | text.behind_BC, one_BC.astype(jnp.float32)) for one_BC in strata_NBC]
+
+
 Plan = Callable[[Text, AnyEstimator, SamplerConfig], list[MaskSample]]
 PLANS: dict[str, Plan] = {
     "one_step": one_step,
@@ -238,6 +254,7 @@ PLANS: dict[str, Plan] = {
     "block": block,
     "trajectory": trajectory,
     "autoregressive": autoregressive,
+    "strata": strata,
 }
 
 

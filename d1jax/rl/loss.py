@@ -14,7 +14,7 @@ import numpy as np
 from jax import Array
 
 from d1jax.config import KlInLoss, RlConfig
-from d1jax.config.rl import Kl, PolicyLoss
+from d1jax.config.rl import Kl, PolicyLoss, Regression, SelfNormalized
 from d1jax.models.transformer import Variables
 from d1jax.training.likelihood import RolloutBatch, Scorer
 
@@ -24,7 +24,7 @@ MAX_LOG_RATIO = 20.0  # nats, of what is exponentiated: a ratio of 5e8 is far ou
 class TokenTerms(NamedTuple):
     """Per completion token, fp32. Under a ratio of sequences all of its tokens have the same value."""
 
-    policy_BC: Array  # the surrogate alone; exactly 0 where the advantage is 0
+    policy_BC: Array  # the surrogate alone; exactly 0 where the advantage is 0 (regression: before the first update)
     loss_BC: Array
     ratio_BC: Array
     kl_BC: Array
@@ -43,7 +43,8 @@ def token_terms(
     """policy loss(ratio, advantage) + kl.coefficient x KL where a KL is in the loss; log ratio = logp - old at the level of the loss.
 
     ppo: -min(r A, clip(r, 1 - low, 1 + high) A), DeepSeekMath, arXiv 2402.03300, eq. 3. cispo: -sg(min(r, 1 + high)) A log p, so that
-    a clipped token keeps its gradient (MiniMax-M1, arXiv 2506.13585). policy_gradient: -A log p; the ratio is 1.
+    a clipped token keeps its gradient (MiniMax-M1, arXiv 2506.13585). policy_gradient: -A log p; the ratio is 1. regression: see there.
+    self_normalized: -A log p, where the advantages come with their `self_normalized_weights`.
 
     Every term and its gradient is finite for every finite log-probability: beyond e^20 exp is continued by its tangent (see `exp`). So a
     completion of advantage 0 gives exactly 0 and a clipped one no gradient, however far the policies are apart. ppo at a negative
@@ -55,8 +56,10 @@ def token_terms(
     log_ratio_BC = LEVELS[policy_loss.level]((logp_BC - old_logp_BC) * mask_BC, mask_BC)
     ratio_BC = safe_exp(log_ratio_BC)
     low, high = clip_range(policy_loss)
-    if policy_loss.name == "policy_gradient":
+    if policy_loss.name in ("policy_gradient", "self_normalized"):
         policy_BC = -advantage_BC * logp_BC
+    elif policy_loss.name == "regression":
+        policy_BC = regression(log_ratio_BC, advantage_BC, mask_BC, policy_loss)
     elif policy_loss.name == "cispo":
         policy_BC = -jax.lax.stop_gradient(jnp.minimum(ratio_BC, high)) * advantage_BC * log_ratio_BC
     else:
@@ -75,20 +78,68 @@ def token_terms(
     )
 
 
+def regression(log_ratio_BC: Array, advantage_BC: Array, mask_BC: Array, policy_loss: Regression) -> Array:
+    """[B, C]: (clip(log ratio of the text, log(1 - low), log(1 + high)) / L - psi A)^2, the same number for all tokens of a text.
+
+    The clip does not look at the advantage: outside of it a text has no gradient in either direction. `loss_aggregation: grpo` makes
+    it the mean over texts.
+
+    Source: GDSD, arXiv 2605.29398; the released code, github.com/GaryBall/GDSD, compute_loss of its class GDSDTLCTrainer.
+    Differs from that code: L is the length of the text (there: the columns of the completion, all of which are scored).
+    """
+    lowest, highest = np.log(np.array(clip_range(policy_loss)))
+    moved_BC = jnp.clip(log_ratio_BC, lowest, highest) / _length(mask_BC)
+    return (moved_BC - policy_loss.scale * advantage_BC) ** 2
+
+
+def self_normalized_weights(
+    logp_BC: Array, old_logp_BC: Array, mask_BC: Array, group: int, policy_loss: SelfNormalized
+) -> Array:
+    """[B, 1]: G softmax over the group of min(log r, log(1 + high)), log r at the level of the loss: weights of a group have the mean 1.
+
+    So a text whose score jumped has no large weight, and does not make the update larger. The clip does not look at the advantage.
+
+    Source: StableDRL, arXiv 2603.06743; compute_loss_spg of the released code, github.com/JianyuanZhong/StableDRL.
+    Differs from that code: new and old scores share their masks (there: each has its own, so weights differ before any learning).
+    """
+    log_ratio_BC = LEVELS[policy_loss.level]((logp_BC - old_logp_BC) * mask_BC, mask_BC)
+    log_ratio_QG = log_ratio_BC[:, 0].reshape(-1, group)
+    _, highest = clip_range(policy_loss)
+    weight_QG = group * jax.nn.softmax(jnp.minimum(log_ratio_QG, np.log(highest)), axis=1)
+    return weight_QG.reshape(-1, 1)
+
+
 def clip_range(policy_loss: PolicyLoss) -> tuple[float, float]:
     """Between which ratios nothing is clipped."""
-    low = 1 - policy_loss.clip_low if policy_loss.name == "ppo" else 0.0
+    low = 1 - policy_loss.clip_low if policy_loss.name in ("ppo", "regression") else 0.0
     high = jnp.inf if policy_loss.name == "policy_gradient" else 1 + policy_loss.clip_high
     return low, high
 
 
 def kl_of(kl: KlInLoss, logp_BC: Array, reference_logp_BC: Array, mask_BC: Array) -> Array:
-    """[B, C]: the KL of each token, or that of the sums over a text, shared by its tokens."""
+    """[B, C]: the KL of each token; that of the sums over a text, shared by its tokens; or of the means over a text (relative)."""
     estimate = KL[kl.estimator]
     if kl.level == "token":
         return estimate(logp_BC, reference_logp_BC)
+    length_B1 = _length(mask_BC)
     sums = (jnp.sum(x * mask_BC, axis=1, keepdims=True) for x in (logp_BC, reference_logp_BC))
-    return jnp.broadcast_to(estimate(*sums) / _length(mask_BC), logp_BC.shape)
+    if kl.level == "relative":
+        return jnp.broadcast_to(estimate(*(sum_B1 / length_B1 for sum_B1 in sums)), logp_BC.shape)
+    return jnp.broadcast_to(estimate(*sums) / length_B1, logp_BC.shape)
+
+
+def relative_to_group(logp_BC: Array, reference_logp_BC: Array, mask_BC: Array, group: int) -> Array:
+    """[B, C]: reference scores plus the group's mean of d = mean over a text of log p - log p_reference, so that d to them is centred.
+
+    The KL of `relative` is then d'^2 / 2 with d' = d - sg(mean of d over the group). With policy_gradient, the aggregation grpo and the
+    coefficient lambda its gradient is that of RSPO's loss, -mean sg(A - lambda d') d': A / lambda is what d' is drawn to.
+
+    Source: RSPO, arXiv 2605.10218, eq. 3.3, as restated in FORMULATIONS_V2 of github.com/SDogya/automatic-eureka (section 5.2).
+    Differs: d is centred over a group (there: over a micro-batch).
+    """
+    apart_BC = LEVELS["sequence_mean"]((logp_BC - reference_logp_BC) * mask_BC, mask_BC)
+    mean_Q1 = jnp.mean(apart_BC[:, 0].reshape(-1, group), axis=1, keepdims=True)
+    return reference_logp_BC + jnp.repeat(mean_Q1, group, axis=0)
 
 
 def safe_exp(x: Array) -> Array:

@@ -17,7 +17,7 @@ from jax import Array
 from d1jax.config import RlConfig
 from d1jax.models.transformer import Variables
 from d1jax.rl import metrics
-from d1jax.rl.loss import AGGREGATIONS, token_terms
+from d1jax.rl.loss import AGGREGATIONS, relative_to_group, self_normalized_weights, token_terms
 from d1jax.training.likelihood import RolloutBatch, Scorer
 from d1jax.training.optimizer import TrainState, apply_gradient, bad_updates, gradients, placement
 
@@ -98,7 +98,8 @@ def make_update(scorer: Scorer, optimizer: optax.GradientTransformation, config:
         u_U = jnp.arange(config.num_iterations, dtype=jnp.int32)
         old_logp_UBC = reference_logp_UBC = None
         if with_old:
-            old_logp_UBC = _old_logps(scorer, {**frozen, **state.trainable}, batch, u_U, keys_U)
+            behaviour = {**frozen, **state.trainable}
+            old_logp_UBC = jax.lax.map(lambda x: _later_logps(scorer, behaviour, batch, *x), (u_U, keys_U))
         if with_reference:
             reference_logp_UBC = jax.lax.map(
                 lambda key: scorer.logps(reference, batch.rollout, key, batch.advantage_BC), keys_U
@@ -109,6 +110,7 @@ def make_update(scorer: Scorer, optimizer: optax.GradientTransformation, config:
             counted_BC = scorer.counted_BC(key, batch.rollout).astype(jnp.float32)
             weight_BC = AGGREGATIONS[config.loss_aggregation](counted_BC, config.num_generations)
             rows = Rows(batch, weight_BC, old_logp_BC, reference_logp_BC)
+            rows = _compared_in_groups(scorer, config, {**frozen, **state.trainable}, rows, u, key)
             value, raw, gradient = gradients(
                 lambda trainable, rows: loss(trainable, rows, frozen, key, u == 0),
                 state.trainable, rows, config.grad_accumulation_steps,
@@ -130,18 +132,32 @@ def make_update(scorer: Scorer, optimizer: optax.GradientTransformation, config:
     return update
 
 
-def _old_logps(scorer: Scorer, behaviour: Variables, batch: Batch, u_U: Array, keys_U: Array) -> Array:
-    """[U, B, C]: scores of the policy that wrote the batch, under the masks of each inner update but the first; zeros there.
+def _compared_in_groups(
+    scorer: Scorer, config: RlConfig, variables: Variables, rows: Rows, u: Array, key: Array
+) -> Rows:
+    """The rows with what follows from the current scores of whole groups, in a pass of its own: micro-batches cut groups.
 
-    The first inner update needs none; a branch inside the map saves that pass and keeps one program for all.
+    self_normalized: the advantages times their weights. A relative KL: reference scores that its groups are centred on. Methods without
+    either have no such pass.
+    """
+    batch, counted_BC, group = rows.batch, rows.weight_BC > 0, config.num_generations
+    if config.policy_loss.name == "self_normalized":
+        logp_BC = _later_logps(scorer, variables, batch, u, key)
+        weight_B1 = self_normalized_weights(logp_BC, rows.old_logp_BC, counted_BC, group, config.policy_loss)
+        rows = rows._replace(batch=batch._replace(advantage_BC=weight_B1 * batch.advantage_BC))
+    if config.kl.name == "loss" and config.kl.level == "relative":
+        logp_BC = scorer.logps(variables, batch.rollout, key, batch.advantage_BC)
+        centred_BC = relative_to_group(logp_BC, rows.reference_logp_BC, counted_BC, group)
+        rows = rows._replace(reference_logp_BC=centred_BC)
+    return rows
+
+
+def _later_logps(scorer: Scorer, variables: Variables, batch: Batch, u: Array, key: Array) -> Array:
+    """[B, C]: scores under the masks of inner update u, of the policy that wrote the batch or of the current one; zeros for the first.
+
+    In the first inner update the two are one policy, and what compares them needs no score; a branch saves that pass and keeps one program.
     """
     nothing_BC = jnp.zeros(batch.advantage_BC.shape, jnp.float32)
-
-    def scores(x: tuple[Array, Array]) -> Array:
-        u, key = x
-        later = u > 0
-        return jax.lax.cond(
-            later, lambda: scorer.logps(behaviour, batch.rollout, key, batch.advantage_BC), lambda: nothing_BC
-        )
-
-    return jax.lax.map(scores, (u_U, keys_U))
+    return jax.lax.cond(
+        u > 0, lambda: scorer.logps(variables, batch.rollout, key, batch.advantage_BC), lambda: nothing_BC
+    )

@@ -467,6 +467,7 @@ IMPOSSIBLE = [
         "must satisfy 0 <= low < high <= 1",
     ),
     ({"rl.kl": "loss", "rl.kl.level": "sequence"}, "exp of a sum over tokens has no bound"),
+    ({"rl.kl": "loss", "rl.kl.level": "relative"}, "set estimator = k2 and to = reference"),
     (
         {"rl.kl": "loss", "rl.kl.to": "old", "rl.reference": "moving"},
         "nothing looks at a reference",
@@ -493,6 +494,7 @@ IMPOSSIBLE = [
         {"rl.supervision": "text_steps", "rl.policy_loss.level": "sequence_mean"},
         "has one advantage, steps have several",
     ),
+    ({"rl.supervision": "text_steps", "rl.policy_loss": "regression"}, "set rl.policy_loss to ppo"),
     ({"rl.supervision": "text_steps", "rl.advantage": "softmax"}, "set it to center or zscore"),
     (
         {"rl.supervision": "text_steps", "rl.kl": "reward"},

@@ -22,6 +22,7 @@ from d1jax.config import (
     RlConfig,
     Rloo,
     SamplerConfig,
+    Strata,
     Threshold,
     Trajectory,
 )
@@ -285,6 +286,21 @@ def test_autoregressive_scores_each_position_with_all_later_ones_masked(world):
 
 # -- what every plan keeps ---------------------------------------------------------------------------------------------
 
+
+@pytest.mark.parametrize("samples", [1, 2, 3, 4, 6])
+def test_a_token_is_scored_with_a_stratum_masked_and_every_other_token_seen(world, samples):
+    """Over all ways to deal four positions: a token's stratum has n of them with probability n / 4, and any others beside it alike."""
+    tables = {0: (np.array(PERMUTATIONS) + 0.5) / LENGTH}
+    found = scores(world, "strata", tables, Strata(samples))
+    sizes = [len(range(one, LENGTH, samples)) for one in range(samples)]
+    expected = np.zeros(LENGTH)
+    for k, size in itertools.product(range(LENGTH), sizes):
+        others = itertools.combinations([place for place in range(LENGTH) if place != k], size - 1) if size else ()
+        with_k = [world[2]((k, *beside))[k] for beside in others]
+        expected[k] += size / LENGTH * np.mean(with_k) if size else 0.0
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
 EVERY = [
     OneStep(),
     Elbo(samples=2),
@@ -297,6 +313,7 @@ EVERY = [
     Trajectory(samples=2),
     Trajectory(shrink=2),
     Autoregressive(),
+    Strata(samples=3),
 ]
 
 
@@ -410,6 +427,7 @@ EVERY = [
     Trajectory(samples=3),
     Trajectory(shrink=1),
     Autoregressive(),
+    Strata(samples=3),
 ]
 
 
@@ -431,7 +449,7 @@ def test_views_of_a_group_are_disjoint_and_share_the_head_without_changing_a_sco
     pairs = getattr(estimator, "samples", 1) + getattr(estimator, "full_mask", False)
     heads = {"coupled": groups.max() + 1 == pairs, "elbo": groups.max() == 1}
     assert heads.get(estimator.name, True) and (groups.max() == 0) == (
-        estimator.name in ("one_step", "trajectory", "autoregressive")
+        estimator.name in ("one_step", "trajectory", "autoregressive", "strata")
     )
 
     def total(variables, views):

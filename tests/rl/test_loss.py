@@ -1,16 +1,27 @@
 """Loss terms against numpy written from the equations, and against the golden diffu-GRPO step."""
 
+import hypothesis
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from hypothesis import strategies
 
-from d1jax.config import Cispo, KlInLoss, PolicyGradient, Ppo, RlConfig
+from d1jax.config import Cispo, KlInLoss, PolicyGradient, Ppo, Regression, RlConfig, SelfNormalized
 from d1jax.diffusion.canvas import Canvas
 from d1jax.diffusion.likelihood import Views, score
 from d1jax.models.families import FAMILIES
-from d1jax.rl.loss import AGGREGATIONS, KL, LEVELS, k3, safe_exp, token_terms
+from d1jax.rl.loss import (
+    AGGREGATIONS,
+    KL,
+    LEVELS,
+    k3,
+    relative_to_group,
+    safe_exp,
+    self_normalized_weights,
+    token_terms,
+)
 from d1jax.weights.names import to_published
 
 
@@ -57,16 +68,21 @@ def plain_terms(new, old, reference, advantage, mask, config):
                 policy_loss.level
             ]
             r, a = np.exp(log_ratio), advantage[i]
-            if policy_loss.name == "policy_gradient":
+            if policy_loss.name in ("policy_gradient", "self_normalized"):
                 value = -a * new[i, k]
+            elif policy_loss.name == "regression":
+                low, high = np.log(1 - policy_loss.clip_low), np.log(1 + policy_loss.clip_high)
+                value = (min(max(log_ratio, low), high) / length - policy_loss.scale * a) ** 2
             elif policy_loss.name == "cispo":
                 value = -min(r, 1 + policy_loss.clip_high) * a * log_ratio
             else:
                 value = -min(r * a, min(max(r, 1 - policy_loss.clip_low), 1 + policy_loss.clip_high) * a)
             if kl.name == "loss":
                 p, q = new[i, k], reference[i, k]
-                if kl.level == "sequence":
+                if kl.level != "token":
                     p, q = (new[i] * mask[i]).sum(), (reference[i] * mask[i]).sum()
+                if kl.level == "relative":
+                    p, q = p / length, q / length
                 penalty = {"k2": (p - q) ** 2 / 2, "k3": np.exp(q - p) - (q - p) - 1}[kl.estimator]
                 value += kl.coefficient * penalty / (length if kl.level == "sequence" else 1)
             loss[i, k] = value
@@ -77,7 +93,10 @@ AXES = [
     {"policy_loss": PolicyGradient()},
     *({"policy_loss": Ppo(level, 0.2, 0.3)} for level in LEVELS),
     *({"policy_loss": Cispo(level, 0.3)} for level in LEVELS),
+    {"policy_loss": Regression(0.7, 0.6, 1.5)},
+    {"policy_loss": SelfNormalized(0.3)},
     *({"kl": KlInLoss(0.1, estimator)} for estimator in ("k2", "k3")),
+    {"kl": KlInLoss(0.1, "k2", "relative")},
     {"kl": KlInLoss(0.1, "k2", "sequence"), "policy_loss": Ppo("sequence_mean", 0.2, 0.3)},
 ]
 
@@ -108,6 +127,75 @@ def test_cispo_keeps_the_gradient_of_a_clipped_token():
         new
     )
     np.testing.assert_allclose(gradient, [[-1.2]], rtol=1e-6)
+
+
+@hypothesis.given(
+    strategies.lists(strategies.floats(-400, 400, width=32), min_size=1, max_size=6),
+    strategies.floats(-3, 3, width=32),
+    strategies.floats(0.125, 20, width=32),
+)
+def test_a_regressed_score_moves_towards_its_advantage_inside_the_clip_only(apart, advantage, scale):
+    """d/d log p_k of (x / L - psi A)^2 is 2 (x / L - psi A) / L for every token, x the change of the sum; 0 where x is clipped."""
+    new = jnp.asarray([apart], jnp.float32)
+    config, mask = RlConfig(policy_loss=Regression(scale, 0.2, 0.3)), jnp.ones(new.shape, bool)
+    total, length = float(new.sum()), len(apart)
+    inside = np.log(0.8) < total < np.log(1.3)
+
+    def loss(x):
+        return token_terms(x, jnp.zeros(new.shape), None, each([advantage], length), mask, config).loss_BC[0, 0]
+
+    value, gradient = jax.value_and_grad(loss)(new)
+    left = np.clip(total, np.log(0.8), np.log(1.3)) / length - scale * advantage
+    np.testing.assert_allclose(value, left**2, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(gradient, np.full((1, length), 2 * left / length * inside), rtol=1e-4, atol=1e-5)
+
+
+@hypothesis.given(
+    strategies.lists(
+        strategies.lists(strategies.floats(-400, 400, width=32), min_size=3, max_size=3), min_size=4, max_size=4
+    ),
+    strategies.floats(0, 10, width=32),
+)
+def test_self_normalized_weights_are_clipped_ratios_over_their_mean_in_the_group(apart, high):
+    """Two groups of two rows of three, two, one and three tokens; ratios of means over a text from e^-400 to e^400."""
+    new, lengths = jnp.asarray(apart, jnp.float32), (3, 2, 1, 3)
+    mask = jnp.arange(3, dtype=jnp.int32)[None, :] < jnp.array(lengths, jnp.int32)[:, None]
+    found = self_normalized_weights(new, jnp.zeros(new.shape), mask, 2, SelfNormalized(high))
+    expected = []
+    for first in (0, 2):
+        means = [sum(apart[row][: lengths[row]]) / lengths[row] for row in (first, first + 1)]
+        logs = [min(mean, np.log(1 + high)) for mean in means]
+        ratios = [np.exp(one - max(logs)) for one in logs]  # a common factor cancels
+        expected += [[ratio / (sum(ratios) / 2)] for ratio in ratios]
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-6)
+
+
+def rspo_gradient(new, reference, advantage, lengths, group, strength):
+    """Of -mean over texts of sg(A - lambda d') d', d' = d - sg(mean of d in the group), by hand: a token of a text of L has 1 / L of it."""
+    d = [sum(new[i][:n] - reference[i][:n]) / n for i, n in enumerate(lengths)]
+    gradient = np.zeros(new.shape)
+    for i, n in enumerate(lengths):
+        first = i // group * group
+        centred = d[i] - sum(d[first : first + group]) / group
+        gradient[i, :n] = -(advantage[i] - strength * centred) / n / len(lengths)
+    return gradient
+
+
+@hypothesis.given(strategies.integers(0, 2**31), strategies.floats(0.0078125, 2, width=32))
+def test_a_relative_kl_with_policy_gradient_has_the_gradient_of_rspo(seed, strength):
+    rng = np.random.default_rng(seed)
+    new, reference = (-rng.exponential(1.0, (6, 5)).astype(np.float32) for _ in range(2))
+    advantage, lengths = rng.standard_normal(6).astype(np.float32), rng.integers(1, 6, 6)
+    mask = np.arange(5)[None] < lengths[:, None]
+    config = RlConfig(policy_loss=PolicyGradient(), kl=KlInLoss(strength, "k2", "relative"))
+    centred = relative_to_group(new, reference, jnp.asarray(mask), 3)
+
+    def loss(x):
+        terms = token_terms(x, x, centred, each(advantage, 5), jnp.asarray(mask), config)
+        return jnp.sum(AGGREGATIONS["grpo"](mask.astype(np.float32), 3) * terms.loss_BC)
+
+    expected = rspo_gradient(new, reference, advantage, lengths, 3, strength)
+    np.testing.assert_allclose(jax.grad(loss)(jnp.asarray(new)), expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["k2", "k3"])
@@ -169,8 +257,8 @@ def test_a_group_that_is_left_out_is_in_no_mean_over_groups():
 
 EXTREMES = [
     (policy_loss, KlInLoss(0.1, estimator, level))
-    for policy_loss in (PolicyGradient(), *(made(level) for level in LEVELS for made in (Ppo, Cispo)))
-    for estimator, level in (("k2", "token"), ("k3", "token"), ("k2", "sequence"))
+    for policy_loss in (PolicyGradient(), SelfNormalized(), *(made(level) for level in LEVELS for made in (Ppo, Cispo)))
+    for estimator, level in (("k2", "token"), ("k3", "token"), ("k2", "sequence"), ("k2", "relative"))
 ]
 
 

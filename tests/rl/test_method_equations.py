@@ -88,6 +88,12 @@ def left_to_right(logp, case, row, k):
     return logp[k, row, k]
 
 
+def stratum(logp, case, row, k):
+    """The one view in which the position is masked."""
+    (view,) = (n for n in range(len(logp)) if case.masked[n, row, k])
+    return logp[view, row, k]
+
+
 def elbo(logp, case, row):
     """LLaDA, eq. 6: mean over maskings of L / n x the sum of what is masked."""
     views, length = len(logp), case.length[row]
@@ -98,14 +104,14 @@ def elbo(logp, case, row):
     return total
 
 
-def coupled_elbo(logp, case, row):
+def coupled_elbo(logp, case, row, pairs=2):
     """ESPO: two pairs; (L + 1) / n on a masking of n tokens and (L + 1) / (L - n) on its complement, halved."""
     length, total = case.length[row], 0.0
-    for pair in range(2):
+    for pair in range(pairs):
         for view in (2 * pair, 2 * pair + 1):
             masked = [k for k in case.tokens(row) if case.masked[view, row, k]]
             if masked:
-                total += (length + 1) / len(masked) * sum(logp[view, row, k] for k in masked) / 2 / 2
+                total += (length + 1) / len(masked) * sum(logp[view, row, k] for k in masked) / 2 / pairs
     return total
 
 
@@ -179,6 +185,31 @@ def espo(case):
     return float(np.mean(rows))
 
 
+def gdsd(case):
+    """(clip(L_new - L_old) / L - psi A)^2 of one pair, psi = 1, plus 1e-3 of half the square of L_new - L_reference, over L."""
+    rows = []
+    for row in case.rows():
+        new, old, reference = (coupled_elbo(logp, case, row, pairs=1) for logp in (case.new, case.old, case.reference))
+        length = case.length[row]
+        moved = min(max(new - old, np.log(1 - 4e-4)), np.log(1 + 4e-4)) / length
+        rows.append((moved - case.advantage[row]) ** 2 + 0.001 * (new - reference) ** 2 / 2 / length)
+    return float(np.mean(rows))
+
+
+def rspo(case, group=4):
+    """-A d + 0.01 / 2 d'^2, d = the change of ELBO / L since the reference, d' = d less its mean in the group; here with ELBO / L for d."""
+    new, reference = (
+        np.array([elbo(logp, case, row) for row in case.rows()]) / case.length for logp in (case.new, case.reference)
+    )
+    rows = []
+    for row in case.rows():
+        first = row // group * group
+        others = [new[k] - reference[k] for k in range(first, first + group)]
+        centred = new[row] - reference[row] - sum(others) / group
+        rows.append(-case.advantage[row] * new[row] + 0.01 * centred**2 / 2)
+    return float(np.mean(rows))
+
+
 def gdpo(case):
     ratios = [np.exp(quadrature(case.new, case, row) - quadrature(case.old, case, row)) for row in case.rows()]
     return float(np.mean([clipped(r, a, 0.5) for r, a in zip(ratios, case.advantage, strict=True)]))
@@ -198,9 +229,9 @@ def just_grpo(case):
     return total / (len(case.length) * case.new.shape[2])
 
 
-def spg(case):
-    """A >= 0: the lower bound; A < 0: half of it, half the upper bound with b = 1.5. Weighted by length, over all tokens."""
-    block, total = BLOCK, 0.0
+def spg_scores(logp, case):
+    """A >= 0: the lower bound; A < 0: half of it, half the upper bound with b = 1.5. Sums over a text."""
+    block, scores = BLOCK, []
     for row in case.rows():
         length = case.length[row]
         blocks = -(-length // block)
@@ -211,12 +242,27 @@ def spg(case):
             masked = [k for k in inside if case.masked[n, row, k]]
             share = len(masked) / (blocks * len(inside))  # of all tokens; here blocks are counted as if all were full
             for k in masked:
-                lower += case.new[n, row, k] / share / 2
-                powers[k] = powers.get(k, 0.0) + np.exp(case.new[n, row, k]) ** 1.5 / share / 2
+                lower += logp[n, row, k] / share / 2
+                powers[k] = powers.get(k, 0.0) + np.exp(logp[n, row, k]) ** 1.5 / share / 2
         upper = length / len(powers) * sum(np.log(power) / 1.5 for power in powers.values())
-        chosen = lower if case.advantage[row] >= 0 else (lower + upper) / 2
-        total -= case.advantage[row] * chosen
-    return total / case.length.sum()
+        scores.append(lower if case.advantage[row] >= 0 else (lower + upper) / 2)
+    return np.array(scores)
+
+
+def spg(case):
+    """-A x score, weighted by length: over all tokens."""
+    return -np.sum(case.advantage * spg_scores(case.new, case)) / case.length.sum()
+
+
+def stable_drl(case, group=4):
+    """The sum over a group of -w A score / L, w = min(r, 5) / its sum over the group, r = exp((score - old score) / L); mean of groups."""
+    new, old = (spg_scores(logp, case) / case.length for logp in (case.new, case.old))
+    total = 0.0
+    for first in range(0, len(new), group):
+        ratios = [min(np.exp(new[row] - old[row]), 5.0) for row in range(first, first + group)]
+        for ratio, row in zip(ratios, range(first, first + group), strict=True):
+            total -= ratio / sum(ratios) * case.advantage[row] * new[row]
+    return total / (len(new) // group)
 
 
 def imitation(case):
@@ -244,7 +290,10 @@ EQUATIONS = {
     "unigrpo": unigrpo,
     "wd1": wd1,
     "spg": spg,
+    "stable_drl": stable_drl,
     "espo": espo,
+    "gdsd": gdsd,
+    "rspo": rspo,
     "gdpo": gdpo,
     "igpo": igpo,
     "d2": lambda case: over_tokens(token_losses(case, trajectory(segments=4), 0.5, 0.04)),
@@ -255,6 +304,7 @@ EQUATIONS = {
     "cispo": cispo,
     "ppo_kl": lambda case: over_rows(token_losses(case, trajectory(shrink=1), 0.2)),
     "grpo": lambda case: over_rows(token_losses(case, first_view, 0.2, 0.04)),
+    "strata": lambda case: over_rows(token_losses(case, stratum, 0.2, 0.04)),
     "decoupled": lambda case: over_rows(token_losses(case, first_view, 0.2, 0.04)),
     "grpo_process": lambda case: over_rows(token_losses(case, first_view, 0.2, 0.04)),
     "grpo_lines": lambda case: over_rows(token_losses(case, first_view, 0.2, 0.04)),

@@ -67,7 +67,23 @@ def test_the_ratio_is_one_at_the_first_inner_update(toy, method, built):
 
 
 # At least one method of every estimator, aggregation, policy loss, level and KL.
-SPLIT = ("d1", "coupled_grpo", "spg", "espo", "gdpo", "d2", "just_grpo", "unigrpo", "ppo_kl", "cispo", "wd1")
+SPLIT = (
+    "d1",
+    "coupled_grpo",
+    "spg",
+    "stable_drl",
+    "espo",
+    "gdsd",
+    "rspo",
+    "strata",
+    "gdpo",
+    "d2",
+    "just_grpo",
+    "unigrpo",
+    "ppo_kl",
+    "cispo",
+    "wd1",
+)
 
 
 def test_the_methods_whose_batches_are_split_are_of_every_kind(toy):
