@@ -5,7 +5,6 @@ R rows, C target columns.
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -112,15 +111,10 @@ def as_problems(context: Context, path: Path, columns: int) -> Problems:
     The file holds what the model wrote; it is read as token ids, never as control text. Raises UserError where a completion does not fit.
     """
     records = read(context, path)
-    train, end = context.train, context.tokenizer.special.end
     longest = max(len(one["tokens"]) for one in records)
     if longest > columns:
         raise UserError(
             f"{path}: a completion has {longest} tokens, more than the {columns} of sft.completion_length; raise it"
         )
-    places_R = np.array([one["row"] for one in records])
-    target_RC = np.full((len(records), columns), end, np.int32)
-    for index, one in enumerate(records):
-        target_RC[index, : len(one["tokens"])] = one["tokens"]
-    has_target_R = np.ones(len(records), bool)
-    return dataclasses.replace(train.at(places_R), target_RC=target_RC, has_target_R=has_target_R)
+    places, tokens = [one["row"] for one in records], [one["tokens"] for one in records]
+    return completed(context.train, places, tokens, columns, context.tokenizer.special.end)

@@ -10,7 +10,7 @@ from d1jax.inference.policy import Policy, save_pretrained
 
 
 def check_export(config: ExportConfig, stage: str, out: Path, record: Path) -> None:
-    """Raises UserError, before anything is trained, where an export that is not done yet could not be written to `out`."""
+    """Raises UserError, before anything is trained, where an export that has not begun yet could not be written to `out`."""
     if record.exists():
         return
     try:
@@ -20,8 +20,16 @@ def check_export(config: ExportConfig, stage: str, out: Path, record: Path) -> N
 
 
 def export(policy: Policy, config: ExportConfig, weights: str, out: Path, record: Path) -> None:
-    """Writes the checkpoint, then `record`: {"out", "weights": the stage whose weights these are}. Does nothing where that is there."""
-    if record.exists():
+    """Writes `record`, {"out", "weights": the stage whose weights these are}, then the checkpoint. Does nothing where that was done.
+
+    The record comes first: it says that `out` is this stage's own, so that a run which was killed between the two goes on.
+    """
+    if is_exported(out, record):
         return
-    save_pretrained(policy, out, native=config.form == "d1jax", dtype=config.weights_dtype or None)
     write_json(record, {"out": str(out), "weights": weights})
+    save_pretrained(policy, out, native=config.form == "d1jax", dtype=config.weights_dtype or None)
+
+
+def is_exported(out: Path, record: Path) -> bool:
+    """Whether the checkpoint is there; it is written beside and renamed, so it is whole then."""
+    return record.exists() and out.is_dir() and any(out.iterdir())

@@ -32,13 +32,12 @@ class Context(Setup):
     train: Problems
     eval_sets: dict[str, Problems]
     data: dict[str, dict[str, Any]]  # setting -> which rows it gave: source, rows, sha256
-    pairs_of_sources: tuple[
-        StoredPairs, ...
-    ] = ()  # what a stage with stored pairs learns from, in the order of its `data`
-    reward_models: Mapping[str, RewardModel] = field(default_factory=dict)  # that a stage names as rewards
-    run: Context | None = (
-        None  # of a stage with a task or sampler of its own: that of the run, by which it is evaluated
-    )
+    # What a stage with stored pairs learns from, in the order of its `data`.
+    pairs_of_sources: tuple[StoredPairs, ...] = ()
+    # Those that a stage names as rewards.
+    reward_models: Mapping[str, RewardModel] = field(default_factory=dict)
+    # Of a stage with a task or sampler of its own: the context of the run, by which it is evaluated.
+    run: Context | None = None
 
     @property
     def evaluated(self) -> Context:

@@ -15,6 +15,7 @@ from d1jax.config.stage import TRAINING
 from d1jax.config.stored import from_yaml, to_yaml
 from d1jax.files import atomic_write
 from d1jax.training.optimizer import make_schedule
+from d1jax.training.redo import left_by
 
 if TYPE_CHECKING:
     from d1jax.weights.run import RunDirectory
@@ -39,7 +40,7 @@ def check_longer(run: RunDirectory, old: Config, new: Config) -> None:
     for stage, what in _grown(run, old, new).items():
         before = steps_of(old, stage)
         after = new.stage_names[new.stage_names.index(stage) + 1 :]
-        later = [other for other in after if other in saved or run.kept(other).exists()]
+        later = [other for other in after if left_by(run, other)]
         if later:
             raise UserError(
                 f"{what}: stage {later[0]!r} has begun from the weights of {stage} step {before} already; choose another run_dir, "

@@ -56,7 +56,7 @@ def set_aside(run: RunDirectory, old: Config, new: Config, name: str) -> list[st
         )
     # Of the old run also stages that are there no more: they came after what stays.
     again = [*stages, *(stage for stage in old.stage_names if stage not in new.stage_names)]
-    paths = [path for stage in again for path in _left_by(run, stage)]
+    paths = [path for stage in again for path in left_by(run, stage)]
     if not paths:
         atomic_write(run.config, to_yaml(new))
         return []
@@ -74,7 +74,7 @@ def set_aside(run: RunDirectory, old: Config, new: Config, name: str) -> list[st
     return [f"from {name}: what {', '.join(stages)} had left is now in {aside}"]
 
 
-def _left_by(run: RunDirectory, stage: str) -> list[Path]:
+def left_by(run: RunDirectory, stage: str) -> list[Path]:
     """The files and directories that a stage has written."""
     exact = [run.checkpoints(stage), run.collapsed(stage), run.damaged(stage), run.exported(stage)]
     named = [
@@ -114,7 +114,8 @@ def is_finished(run: RunDirectory, config: Config, stage: Stage) -> bool:
     if stage.kind == "evaluate":
         return run.sampled(name).exists()
     if stage.kind == "export":
-        return run.exported(name).with_suffix(".json").exists()
+        record = run.exported(name).with_suffix(".json")
+        return record.exists() and Path(read_record(record)["out"]).is_dir()
     steps = config.section_of(stage).steps
     if stage.kind == "reward_model":
         return run.measured(name).exists()

@@ -26,8 +26,9 @@ class RunDirectory:
 
     @property
     def begun(self) -> bool:
-        """Whether anything that was learnt or sampled is saved."""
-        return any(self.path.glob("checkpoints/*/[0-9]*")) or any(self.path.glob("generated/*.jsonl"))
+        """Whether anything that was learnt, sampled, measured or exported is saved: it belongs to the configuration that made it."""
+        left = ("checkpoints/*/[0-9]*", "generated/*.jsonl", "evaluations/*.sampled.json", "exports/*.json")
+        return any(path for pattern in left for path in self.path.glob(pattern))
 
     @property
     def config(self) -> Path:

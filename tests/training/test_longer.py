@@ -97,15 +97,24 @@ def test_fewer_steps_or_another_change_beside_are_refused_as_before(tmp_path):
             run(tmp_path / "run", stages="[sft]", **change)
 
 
-def test_a_stage_is_not_made_longer_under_rows_that_were_sampled_from_it(tmp_path):
-    """The generate stage itself is left out here: what counts is that its rows are there."""
-    settings = {"stages": "[sft, {name: keep, kind: generate}]", "sft.steps": 2, "run_dir": tmp_path}
+@pytest.mark.parametrize(
+    ("kind", "left"),
+    [
+        ("generate", "generated/later.jsonl"),
+        ("evaluate", "evaluations/later.sampled.json"),
+        ("export", "exports/later.json"),
+    ],
+)
+def test_a_stage_is_not_made_longer_under_what_was_made_of_it(tmp_path, kind, left):
+    """The later stage itself is left out here: what counts is that its file is there."""
+    settings = {"stages": f"[sft, {{name: later, kind: {kind}}}]", "sft.steps": 2, "run_dir": tmp_path}
     old = parse([f"--{key}={value}" for key, value in settings.items()])
     new = parse([f"--{key}={value}" for key, value in {**settings, "sft.steps": 4}.items()])
     directory = RunDirectory(tmp_path)
     check_longer(directory, old, new)
-    directory.kept("keep").parent.mkdir()
-    directory.kept("keep").write_text("{}\n")
+    assert not directory.begun
+    (tmp_path / left).parent.mkdir()
+    (tmp_path / left).write_text("{}\n")
     assert directory.begun
-    with pytest.raises(UserError, match="stage 'keep' has begun from the weights of sft step 2 already"):
+    with pytest.raises(UserError, match="stage 'later' has begun from the weights of sft step 2 already"):
         check_longer(directory, old, new)

@@ -13,6 +13,7 @@ from d1jax.telemetry.report.wording import finite, set_name, stage_name
 
 TRAINED = ("sft", "rl", "preference")
 SAMPLED = ("rl", "preference")
+PAIRED = ("preference", "reward_model")
 
 
 @dataclass(frozen=True)
@@ -45,11 +46,11 @@ PANELS = (
     Panel("Spread of the log ratio", ("rl",), r"ratio/log_rms", "rms"),
     Panel("Completion length", SAMPLED, r"completions/mean_length", "tokens"),
     Panel("Left-to-right decoding (k = 1)", SAMPLED, r"decoding/(local|global)_ar_1", "share of tokens"),
-    Panel("Margin of the chosen", ("preference",), r"rewards/margins", "implicit reward"),
-    Panel("Chosen above rejected", ("preference",), r"rewards/accuracies", "share of pairs"),
+    Panel("Margin of the chosen", PAIRED, r"rewards/margins", "implicit reward"),
+    Panel("Chosen above rejected", PAIRED, r"rewards/accuracies", "share of pairs"),
     Panel("Pairs without a difference", ("preference",), r"pairs/tied", "share of pairs"),
-    Panel("{stage} loss", SAMPLED, r"loss", "loss"),
-    Panel("Gradient norm, {stage}", TRAINED, r"grad_norm", "norm"),
+    Panel("{stage} loss", (*SAMPLED, "reward_model"), r"loss", "loss"),
+    Panel("Gradient norm, {stage}", (*TRAINED, "reward_model"), r"grad_norm", "norm"),
     Panel("Time per step, {stage}", ("sft",), r"time/(.+)_s", "seconds", smooth=False),
     Panel("Time per phase, {stage}", SAMPLED, r"time/(.+)_s", "seconds", smooth=False),
 )
