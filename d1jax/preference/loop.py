@@ -151,7 +151,7 @@ def make_update(
                             for part in (slice(0, count), slice(count, None)))  # fmt: skip
         rows = Rows(chosen[0], rejected[0], chosen[1], rejected[1], kept_Q / pairs)
         # The mean over the whole batch, of which a micro-batch sees a part; a pass of its own, without a gradient.
-        baseline = jnp.zeros(())
+        baseline = jnp.zeros((), jnp.float32)
         if config.loss.name == "kto":
             logp_BC = scorer.logps({**frozen, **state.trainable}, batch, key)
             baseline = jnp.mean(gains(logp_BC, reference_logp_BC, scorer.counted_BC(key, batch)))

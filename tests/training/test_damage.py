@@ -129,7 +129,7 @@ def test_a_seed_of_more_than_32_bits_is_refused(folder, capsys, seed):
     ids=["memory", "disk", "directory", "Ctrl-C"],
 )  # fmt: skip
 def test_what_ends_a_run_is_a_line_and_a_code(tmp_path, capsys, monkeypatch, error, code, line):
-    def fail(config):
+    def fail(config, again_from, only):
         raise error
 
     monkeypatch.setattr(train, "run", fail)
