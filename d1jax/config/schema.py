@@ -178,6 +178,10 @@ class Config:
         names = [*getattr(section, "reward_weights", ()), *(section.accept if stage.kind == "generate" else ())]
         return [name.removeprefix(MODEL) for name in names if name.startswith(MODEL)]
 
+    def step_model_of(self, stage: Stage) -> str:
+        """The reward model that a stage asks for the rewards of single steps; "" where it asks none."""
+        return getattr(self.section_of(stage).supervision, "model", "") if stage.kind == "rl" else ""
+
     def _data_of(self, stage: Stage) -> tuple[str, ...]:
         """What a stage learns from, by name."""
         if stage.kind == "preference":
@@ -230,11 +234,17 @@ class Config:
                 for name in idle
                 if name in stage.shared
             )
-            for name in self.models_of(stage):
+            of_steps = self.step_model_of(stage)
+            for name in (*self.models_of(stage), *filter(None, (of_steps,))):
                 yield (
                     name not in models,
                     f"stage {stage.name!r} asks {MODEL + name!r}, but no reward_model stage before it has that name; choices: {models}",
                 )
+            yield (
+                of_steps in models and self.section_of(self.stage(of_steps)).loss != "stepwise",
+                f"stage {stage.name!r}: supervision asks {of_steps!r} about single lines, but it learns from whole texts; give that stage "
+                "loss: stepwise",
+            )
             if stage.kind in TRAINING:
                 trained.append(stage.name)
             if stage.kind == "reward_model":
