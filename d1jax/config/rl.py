@@ -115,7 +115,19 @@ class Decoupled:
     name: ClassVar[str] = "decoupled"
 
 
-Advantage = Center | Zscore | Rloo | Softmax | Reward | Decoupled
+@dataclass(frozen=True)
+class Gae:
+    """Generalised advantage estimation over denoising steps with a learnt value model (PPO; TraceRL, arXiv 2509.06949)."""
+
+    name: ClassVar[str] = "gae"
+    discount: float = setting(1.0, "gamma, of what later steps earn", at_least=0, at_most=1)
+    trace: float = setting(1.0, "lambda: 1 = the whole return, 0 = the value of the next step", at_least=0, at_most=1)
+    shrink: int = setting(1, "denoising steps that count as one", above=0)
+    value_learning_rate: float = setting(5e-6, "peak, of the value model", above=0)
+    value_clip: float = setting(0.2, "an update moves a value by at most this from what it was at the rollout", above=0)
+
+
+Advantage = Center | Zscore | Rloo | Softmax | Reward | Decoupled | Gae
 
 
 # -- supervision -------------------------------------------------------------------------------------------------------
@@ -264,7 +276,9 @@ class RlConfig(WithChoices, RewardedConfig, TrainingConfig):
     policy_loss: PolicyLoss = choice(
         Ppo(), "what advantages become: all but policy_gradient compare with the old likelihood"
     )
-    advantage: Advantage = choice(Center(), "how a group's rewards become advantages")
+    advantage: Advantage = choice(
+        Center(), "how rewards become advantages: against the group, or (gae) against learnt values"
+    )
     supervision: Supervision = choice(
         Outcome(), "one reward a completion, or the gain of each line or of each part of the decoding (DeepSeekMath)"
     )
@@ -309,6 +323,17 @@ class RlConfig(WithChoices, RewardedConfig, TrainingConfig):
             "rl.reference = moving but nothing looks at a reference (no KL to it); leave it out",
         )
         by_steps, steps = self.supervision.name != "outcome", f"rl.supervision = {self.supervision.name}"
+        by_values = self.advantage.name == "gae"
+        yield (
+            by_values and self.policy_loss.level != "token",
+            f"rl.policy_loss.level = {self.policy_loss.level} with rl.advantage = gae: a ratio of many tokens has one advantage, and here "
+            "each step has its own; set rl.policy_loss to ppo, whose level is token",
+        )
+        yield (
+            by_values and control == "shuffled_rewards",
+            "rl.negative_control = shuffled_rewards with rl.advantage = gae: the value model would learn the rewards as they are; set "
+            "rl.advantage to center",
+        )
         yield (
             by_steps and self.policy_loss.level != "token",
             f"rl.policy_loss.level = {self.policy_loss.level} with {steps}: a ratio of many tokens has one advantage, steps have "

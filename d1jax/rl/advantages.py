@@ -14,7 +14,7 @@ from d1jax.config import RlConfig
 from d1jax.config.rl import Advantage
 from d1jax.data.tokenizers import Tokenizer
 from d1jax.diffusion.rollout import Rollout
-from d1jax.rl import supervision
+from d1jax.rl import gae, supervision
 from d1jax.rollouts.rewards import TIE, equal_groups, tolerance
 
 
@@ -108,16 +108,23 @@ def compute_advantages(
     tokenizer: Tokenizer,
     judge: Callable[[list[str]], np.ndarray],
     seed: tuple[int, int],
+    value_BC: np.ndarray | None = None,
 ) -> np.ndarray:
     """[B, C] fp32: the advantage of every token of a rollout batch.
 
     `parts_B` are the single rewards, which the decoupled advantage normalises.
-    `judge` gives the reward of one text a row, for process supervision. Negative controls: "shuffled_rewards" gives rewards to the wrong
+    `judge` gives the reward of one text a row, for process supervision; `value_BC` are those of the value model, which gae needs.
+    Negative controls: "shuffled_rewards" gives rewards to the wrong
     completions (by `seed`), "zero_advantages" gives none.
     """
     rows, columns = rollout.tokens_BC.shape
     if config.negative_control == "zero_advantages":
         return np.zeros((rows, columns), np.float32)
+    if config.advantage.name == "gae":
+        text_BC = np.arange(columns)[None, :] < rollout.length_B[:, None]
+        step_BC, text_BC = gae.steps_of(rollout.unmask_step_BC, text_BC, config.advantage.shrink)
+        rule = (config.advantage.discount, config.advantage.trace)
+        return gae.advantages(reward_QG.reshape(-1), value_BC, step_BC, text_BC, *rule).astype(np.float32)
     weights = config.reward_weights
     parts_NQG = np.stack([parts_B[name].reshape(reward_QG.shape) for name in weights])
     if config.negative_control == "shuffled_rewards":

@@ -98,12 +98,14 @@ def no_signal(history: Sequence[Mapping[str, float]], step: int, config: RlConfi
     """A warning for the log after the first steps, where nearly all groups have equal rewards; [] otherwise.
 
     A group's advantages are differences of its rewards: equal ones, all 0 or all 1, teach nothing. Not so where the reward itself is the
-    advantage, where steps of a text have rewards of their own, or where a KL is taken off the reward.
+    advantage or is compared with a value, where steps of a text have rewards of their own, or where a KL is taken off the reward.
     """
     first = min(FIRST_STEPS, config.steps)
     if step != first or len(history) < first:
         return []
-    if config.supervision.name != "outcome" or "reward" in (config.kl.name, config.advantage.name):
+    if config.supervision.name != "outcome" or config.kl.name == "reward":
+        return []
+    if config.advantage.name in ("reward", "gae"):
         return []
     share = float(np.mean([values["frac_reward_zero_std"] for values in history[-first:]]))
     reward = float(np.mean([values["reward"] for values in history[-first:]]))

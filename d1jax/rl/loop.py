@@ -24,6 +24,7 @@ from d1jax.rl.advantages import compute_advantages
 from d1jax.rl.loss import make_kl_in_reward
 from d1jax.rl.reference import at_the_start, moved
 from d1jax.rl.update import Batch, make_update
+from d1jax.rl.value_model import make_value_model
 from d1jax.rollouts import metrics as rollout_metrics
 from d1jax.rollouts.generate import Failures, Generator, fetch_and_grade
 from d1jax.training.context import Context
@@ -52,7 +53,8 @@ def train(context: Context, start: Variables, log: StageLog) -> Variables:
     start_scores = diagnostics.make_start_scores(scorer, config)
     with_kl = make_kl_in_reward(scorer, config.kl)
     reference = at_the_start(config, context.config.model, state.trainable, frozen)
-    state, reference, first_step = _resumed(log, state, reference)
+    value_model = make_value_model(context, config, scorer, state.trainable, total_updates)
+    state, reference, value_state, first_step = _resumed(log, state, reference, value_model.start)
     log.notes(diagnostics.notes(config, sampler))
 
     generate = Generator(context, config, record_entropy=config.estimator.needs_entropy)
@@ -75,8 +77,9 @@ def train(context: Context, start: Variables, log: StageLog) -> Variables:
         clock.lap("time/reward_s")
 
         # -- advantages, a number a token
+        value_BC = value_model.values(value_state, frozen, batch)
         advantage_BC = compute_advantages(
-            config, rollout, reward_QG, graded.parts_B, context.tokenizer, graded.judge, (seed, step)
+            config, rollout, reward_QG, graded.parts_B, context.tokenizer, graded.judge, (seed, step), value_BC
         )
         train_batch = Batch(batch, sharding.shard_batch(context.mesh, advantage_BC))
 
@@ -89,6 +92,7 @@ def train(context: Context, start: Variables, log: StageLog) -> Variables:
             checked = jax.device_get((first_scores, start_scores_2BC))
             log.notes(diagnostics.check_start(*checked, advantage_BC, config, context.config.model.dtype))
         reference = moved(config, reference, {**frozen, **state.trainable}, step)
+        value_state, of_values = value_model.update(value_state, frozen, batch, value_BC, reward_QG.reshape(-1))
         clock.lap("time/update_s")
 
         # -- metrics, checks, checkpoint
@@ -98,6 +102,7 @@ def train(context: Context, start: Variables, log: StageLog) -> Variables:
                 rollout, graded.texts, group, special.end_ids, context.task.columns is not None
             ),
             **metrics.of_update(update_metrics, config),
+            **of_values,
             "learning_rate": float(schedule(step * config.num_iterations)),
             **clock.laps,
         }
@@ -108,7 +113,7 @@ def train(context: Context, start: Variables, log: StageLog) -> Variables:
         signs = diagnostics.collapsed(log.recent, group, config.collapse)
         if signs:
             log.quarantine(step + 1, config.collapse.patience, signs)
-        log.save_checkpoint(step + 1, _items(state, reference))
+        log.save_checkpoint(step + 1, _items(state, reference, value_state))
     return {**frozen, **state.trainable}
 
 
@@ -128,13 +133,17 @@ def _keys(context: Context, stage: str, step: int) -> tuple[jax.Array, jax.Array
     return jax.random.fold_in(key, 0), jax.random.fold_in(key, 1)
 
 
-def _resumed(log: StageLog, state: TrainState, reference: Variables) -> tuple[TrainState, Variables, int]:
-    """(state, reference, first step to do): as given, or as the last checkpoint has them."""
-    items, first_step = log.resume(_items(state, reference))
-    return TrainState(items["trainable"], items["optimizer"]), items.get("reference", reference), first_step
+def _resumed(
+    log: StageLog, state: TrainState, reference: Variables, values: TrainState | None
+) -> tuple[TrainState, Variables, TrainState | None, int]:
+    """(state, reference, state of the value model, first step to do): as given, or as the last checkpoint has them."""
+    items, first_step = log.resume(_items(state, reference, values))
+    resumed = TrainState(items["trainable"], items["optimizer"])
+    return resumed, items.get("reference", reference), items.get("value_model"), first_step
 
 
-def _items(state: TrainState, reference: Variables) -> dict[str, Any]:
+def _items(state: TrainState, reference: Variables, values: TrainState | None) -> dict[str, Any]:
     """What a checkpoint holds. Under LoRA the reference is what the stage began with: it moves in full fine-tuning only."""
     saved = {"reference": reference} if reference and "params" in state.trainable else {}
+    saved |= {} if values is None else {"value_model": values}
     return {"trainable": state.trainable, "optimizer": state.optimizer, **saved}

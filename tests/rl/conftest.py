@@ -9,6 +9,7 @@ import pytest
 
 from d1jax.config import ModelConfig, OptimizerConfig, SamplerConfig
 from d1jax.config.parse import parse
+from d1jax.config.rl import Center
 from d1jax.data.tokenizers import SpecialTokens
 from d1jax.diffusion.canvas import Canvas
 from d1jax.rl.advantages import group_advantages
@@ -59,7 +60,8 @@ def advantages(method, rewards):
     """[B]: of two groups of four."""
     if method.advantage.name == "reward":
         rewards = (rewards > 0.3) * 1.0 * (rewards.max() > rewards.min())  # of equal ones none is right
-    return group_advantages(method.advantage, rewards).reshape(-1)
+    rule = Center() if method.advantage.name == "gae" else method.advantage  # whose advantages come from values
+    return group_advantages(rule, rewards).reshape(-1)
 
 
 def batch(advantage):

@@ -302,6 +302,7 @@ EQUATIONS = {
     "just_grpo": just_grpo,
     "online_rft": imitation,
     "cispo": cispo,
+    "ppo": lambda case: over_rows(token_losses(case, trajectory(shrink=1), 0.2, 0.01, to="old")),
     "ppo_kl": lambda case: over_rows(token_losses(case, trajectory(shrink=1), 0.2)),
     "grpo": lambda case: over_rows(token_losses(case, first_view, 0.2, 0.04)),
     "strata": lambda case: over_rows(token_losses(case, stratum, 0.2, 0.04)),

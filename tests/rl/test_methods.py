@@ -135,7 +135,7 @@ def test_the_files_use_every_choice_of_every_axis(toy):
     used = [parse(["--config", str(toy.quickstart), "--rl", str(path)]).rl for path in toy.files]
     assert set(PLANS) == {config.estimator.name for config in used}
     assert set(LEVELS) == {config.policy_loss.level for config in used}
-    assert set(ADVANTAGES) == {config.advantage.name for config in used}
+    assert {*ADVANTAGES, "gae"} == {config.advantage.name for config in used}
     assert set(AGGREGATIONS) == {config.loss_aggregation for config in used}
     assert set(KL) == {"k1", *(config.kl.estimator for config in used if config.kl.name == "loss")}
     for axis in ("policy_loss", "kl", "supervision"):
