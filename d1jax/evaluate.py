@@ -17,7 +17,7 @@
 --chat false, --style bare, --system TEXT, --template TEXT, --prefill TEXT, --sampler.top_p 0.9   any other setting
 
 python -m d1jax.evaluate --regrade FILE --task gsm8k: stored generations graded again, without a model.
---style bare: a program needs no fence.
+--style bare: a program needs no fence, an answer of countdown or sudoku no tags.
 
 python -m d1jax.evaluate --run runs/quickstart: the table of a run again, on its own evaluation sets, without training.
 

@@ -64,6 +64,8 @@ def _check(argv: Sequence[str]) -> int:
     for name in ("task", "train", "test"):
         if not own.get(name):
             raise UserError(f"--{name} is missing; e.g. --task gsm8k --train train.jsonl --test test.jsonl")
+    if "rows" in own and GENERATED not in (own["train"], own["test"]):
+        raise UserError("--rows is for sources that are generated, and neither of these is; leave it out")
     lines = _number(own, "lines", 10)
     train, test, kinds = _sources(own)
     overlaps = {name: overlap(train, test, keys, lines) for name, keys in kinds.items()}

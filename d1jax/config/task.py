@@ -65,6 +65,11 @@ class TaskConfig:
             not set(self.held_out_by_solution) <= set(self.eval_sets),
             f"task.held_out_by_solution = {list(self.held_out_by_solution)} names sets that are not in task.eval_sets",
         )
+        for option, ours in (("style", "style"), ("split_seed", "seed")):
+            yield (
+                option in self.options,
+                f"task.options.{option} = {shown(self.options.get(option))} is set by task.{ours}; give that",
+            )
 
 
 @with_fields

@@ -31,6 +31,8 @@ from d1jax.tasks.judging import grade_all, offers
 from d1jax.tasks.task import Row
 
 PLAYED = 16  # rows whose denoising is kept
+SUMMARISED = ("grade", "offer", "tokens", "nfe", "seconds", "local_ar", "global_ar", "ended")
+"""What the numbers of a cell are made of; a sample without one of them is damaged."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,7 @@ def run_cell(policy: Policy, cell: Cell, folder: Path, model: Mapping[str, Any],
     """
     path, count = folder / f"{cell.label}.jsonl", cell.config.samples
     refuse_others(cell, folder, model)
-    done = _continued(path, cell.settings(model))
+    done = _continued(path, cell, model)
     wanted = [number for number in range(len(cell.rows) * count) if (number // count, number % count) not in done]
     if wanted:
         ids = {place: cell.prompter.ids(cell.rows[place], policy.tokenizer) for place in {n // count for n in wanted}}
@@ -90,11 +92,16 @@ def _check_room(policy: Policy, cell: Cell, ids: Mapping[int, list[int]]) -> Non
         )
 
 
+def _has_samples(path: Path) -> bool:
+    """Whether an earlier start has come as far as a first sample: it may have run out of memory before, or lacked room for a prompt."""
+    return path.exists() and path.stat().st_size > 0
+
+
 def refuse_others(cell: Cell, folder: Path, model: Mapping[str, Any]) -> None:
     """Raises UserError where the file of a cell holds samples of other settings, rows or weights."""
     path = folder / f"{cell.label}.jsonl"
     beside = path.with_suffix(".settings.json")
-    if not path.exists():
+    if not _has_samples(path):
         return
     if not beside.exists():
         raise UserError(
@@ -114,21 +121,37 @@ def refuse_others(cell: Cell, folder: Path, model: Mapping[str, Any]) -> None:
         )
 
 
-def _continued(path: Path, settings: Mapping[str, Any]) -> dict[tuple[int, int], dict[str, Any]]:
-    """What an earlier start has left, a half-written last line cut off."""
-    if not path.exists():
-        write_json(path.with_suffix(".settings.json"), settings)
+def _continued(path: Path, cell: Cell, model: Mapping[str, Any]) -> dict[tuple[int, int], dict[str, Any]]:
+    """What an earlier start has left, a half-written last line cut off. Raises UserError for a line that is no sample of the cell."""
+    if not _has_samples(path):
+        write_json(path.with_suffix(".settings.json"), cell.settings(model))
         return {}
     content = path.read_bytes()
     whole = content[: content.rfind(b"\n") + 1]
     if len(whole) < len(content):
         with open(path, "r+b") as file:
             file.truncate(len(whole))
-    try:
-        found = [json.loads(line) for line in whole.decode().split("\n") if line]
-        return {(one["row"], one["sample"]): one for one in found}
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: is damaged ({error}); move it away, and the same command makes it again") from None
+    done = {}
+    for number, line in enumerate(whole.split(b"\n")[:-1], start=1):
+        try:
+            one = json.loads(line)
+            _check_sample(one, cell)
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(
+                f"{path}:{number}: is damaged ({type(error).__name__}: {error}); move the file away, and the same command makes it again"
+            ) from None
+        done[one["row"], one["sample"]] = one
+    return done
+
+
+def _check_sample(one: Any, cell: Cell) -> None:
+    """Raises KeyError, TypeError or ValueError where a stored value is no sample of the cell."""
+    place = (one["row"], one["sample"])
+    if not (0 <= place[0] < len(cell.rows) and 0 <= place[1] < cell.config.samples):
+        raise ValueError(f"there is no row {place[0]} with a sample {place[1]}")
+    for key in SUMMARISED:
+        one[key]
+    one["grade"]["solved"]
 
 
 def _batches(

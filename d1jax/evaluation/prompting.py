@@ -53,7 +53,14 @@ class Prompter:
         return "".join(shown) + self.asked(row) + ("\n" if self.shots else "")
 
     def ids(self, row: Row, tokenizer: Tokenizer) -> list[int]:
-        """The prompt as token ids, what the answer begins with included. Raises UserError for what cannot be written."""
+        """The prompt as token ids, what the answer begins with included. Raises UserError for what cannot be written, and for a system
+        message where there is no chat that it could stand in.
+        """
+        if self.config.system and not tokenizer.chats:
+            raise UserError(
+                f"system = {self.config.system!r:.60}: the checkpoint has no chat template, so the message would not reach it; leave it "
+                "out (--system ''), or put it into template"
+            )
         try:
             if self.config.chat and tokenizer.chats:
                 ids = tokenizer.prompt(self.chat(row))

@@ -25,6 +25,9 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 """What a task is made with beside its style: stored rows may have any number of numbers."""
 
+JUDGED_ALIKE = ("gsm8k", "math", "arithmetic")
+"""Tasks whose style changes the prompt alone."""
+
 
 def regrade(path: str | Path, task_name: str, style: str = "instruct") -> list[dict[str, Any]]:
     """One result for each `gen_length` of the rows of a file, in ascending order; rows without one are under null.
@@ -33,7 +36,8 @@ def regrade(path: str | Path, task_name: str, style: str = "instruct") -> list[d
     {"prompt", "answer", "completion"}; or it is one JSON object {"generations": [rows], "gen_length"}, as d1 writes it. For code a row
     of the data set with its tests, and "completion" or "generations". End-of-text tokens are taken out before grading.
 
-    `task_name` is a task, or a benchmark: humaneval is graded by code. In `style` "bare" a program needs no fence.
+    `task_name` is a task, or a benchmark: humaneval is graded by code. In `style` "bare" a program needs no
+    fence, and an answer of countdown or sudoku no tags.
 
     A result has "task", "gen_length", "n", "correct" and "accuracy" = correct / n, in rows. Of Sudoku they are blank cells, read
     and compared with the stored solution by d1's rule, so that they are the published accuracy; beside them stand
@@ -65,6 +69,10 @@ def stored_rows(path: Path, task: Any) -> Iterator[tuple[int | None, Row, str]]:
 def task_of(name: str, style: str = "instruct") -> Any:
     """What grades stored rows of a task or benchmark. Raises UserError where there is none of that name, or it cannot read them."""
     graded_by = BENCHMARKS[name].task if name in BENCHMARKS else name
+    if style == "bare" and graded_by in JUDGED_ALIKE:
+        raise UserError(
+            f"--style bare: without effect with --task {name}, whose texts are judged alike in both styles; leave it out"
+        )
     try:
         task = make(graded_by, style=style, split_seed=0, **OPTIONS.get(graded_by, {}))
     except DataError:

@@ -24,6 +24,12 @@ from d1jax.tasks.benchmarks import GENERATED, GENERATED_ROWS, Benchmark, benchma
 from d1jax.tasks.hub import HUB
 from d1jax.tasks.task import DataError, Row, Task
 
+OF_THE_HARNESS = {
+    "style": "the style is --style",
+    "split_seed": "rows that are generated are always those of split seed 0, so that two numbers are of the same rows",
+}
+"""Fields of every task that are not among a benchmark's options, and why."""
+
 
 @dataclass(frozen=True)
 class Asked:
@@ -61,6 +67,9 @@ def plan(asked: Asked) -> list[Cell]:
         )
     known_as = {name: _known(name) for name in asked.benchmarks}
     variants_of = {name: asked.variants(name) for name in asked.benchmarks}
+    for name in asked.shots:
+        if not variants_of[name][0].few_shot:
+            raise UserError(no_effect(f"command line: --shots {name}={asked.shots[name]}", "few_shot above 0"))
     _check_has_effect(asked, [one for variants in variants_of.values() for one in variants])
     cells = []
     for name in asked.benchmarks:
@@ -111,10 +120,15 @@ def _is_given(given: Any, name: str) -> bool:
 
 
 def _task(known: Benchmark, config: BenchmarkConfig) -> Task:
+    own = sorted(OF_THE_HARNESS.keys() & config.options.keys())
+    if own:
+        raise UserError(f"options.{own[0]} = {config.options[own[0]]!r:.60}: {OF_THE_HARNESS[own[0]]}; leave it out")
     try:
         return make(known.task, style=config.style, split_seed=0, **{**known.options, **config.options})
+    except DataError:
+        raise
     except ValueError as error:
-        raise UserError(str(error)) from None
+        raise UserError(str(error).replace("task.name =", "--tasks", 1)) from None
 
 
 def _rows(task: Task, source: str, split: str, limit: int, instead: str) -> list[Row]:

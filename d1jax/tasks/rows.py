@@ -81,8 +81,8 @@ class Rows:
         }
         if isinstance(record.get("completions"), list):
             row["steps"] = _steps(record, where)
-        if isinstance(record.get("label"), bool):
-            row["labelled"] = _said(record.get("completion"), f"{where}: completion")
+        if isinstance(record.get("label"), bool) and "completion" in record:
+            row["labelled"] = _said(record["completion"], f"{where}: completion")
         if answer is not None:
             row["answer"] = str(answer)
         return row
@@ -98,7 +98,8 @@ class Rows:
             return turns[:-1], turns[-1]["content"]
         if "text" in record and "prompt" not in record:
             return "", _text(record["text"], f"{where}: text")
-        chosen = record.get("completion", record.get("chosen"))
+        name = "completion" if "completion" in record else "chosen"
+        chosen = record.get(name)
         if "prompt" not in record:
             if isinstance(chosen, list):  # TRL's implicit prompt: what both have in front
                 turns = _turns(chosen, f"{where}: chosen")
@@ -115,8 +116,8 @@ class Rows:
         if record.get("label") is False:  # unpaired preference: what was not wanted is not taught
             return prompt, None
         if isinstance(chosen, list):
-            chosen = _turns(chosen, f"{where}: completion")[-1]["content"]
-        return prompt, None if chosen is None else _text(chosen, f"{where}: completion")
+            chosen = _turns(chosen, f"{where}: {name}")[-1]["content"]
+        return prompt, None if chosen is None else _text(chosen, f"{where}: {name}")
 
     def prompt(self, row: Row) -> Prompt:
         return row["prompt"]
@@ -168,7 +169,10 @@ class Rows:
             except DataError:
                 raise
             except Exception as error:  # a user's own function
-                raise DataError(f"judge {self.judge!r}: {type(error).__name__}: {error}") from error
+                raise DataError(
+                    f"judge {self.judge!r}, {len(places)} texts: {type(error).__name__}: {error}; mend the function, or let it return None "
+                    "for a text that it cannot judge"
+                ) from error
             for place, value in zip(places, values, strict=True):
                 found[place] = value
         return found
@@ -236,7 +240,10 @@ def _asked_text(prompt: Prompt) -> str:
 
 def _text(value: Any, where: str) -> str:
     if not isinstance(value, str):
-        raise DataError(f"{where} = {value!r:.60}: a text was expected")
+        raise DataError(
+            f"{where} = {value!r:.60}: a text was expected; write it as a JSON string, or give the field another name where it means "
+            "something else"
+        )
     return value
 
 

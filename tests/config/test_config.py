@@ -622,6 +622,8 @@ IMPOSSIBLE = [
         {"stages": "[sft, {name: e, kind: export, sampler: {steps: 3}}]"},
         "the kind export reads no sampler of its own",
     ),
+    ({"task.options": "{style: bare}"}, "task.options.style = 'bare' is set by task.style; give that"),
+    ({"task.options": "{split_seed: 1}"}, "task.options.split_seed = 1 is set by task.seed; give that"),
     ({"sft.data": "[]"}, "sft.data = [] must name something, and nothing twice"),
     ({"sft.data": "[keep]"}, "stage 'sft' learns from 'keep', which is no generate stage before it"),
     ({"stages": "[sft, {name: a, kind: rl, num_generations: 1}]"}, "rl.num_generations = 1 must be at least 2"),

@@ -101,10 +101,32 @@ def test_damaged_files_are_named(finished, tmp_path):
         with pytest.raises(benchmark_command.UserError, match=re.escape(f"{beside}: is damaged")):
             run_cell(None, cell(), tmp_path, MODEL, batch=3)
     beside.write_bytes(settings)
-    for damage in (b'{"row": 0}\n', b"7\n", b"\xff\n", b"{\n"):
-        samples.write_bytes(damage)
-        with pytest.raises(benchmark_command.UserError, match=re.escape(f"{samples}: is damaged")):
+    whole = (folder / f"{label}.jsonl").read_bytes()
+    first = whole[: whole.index(b"\n") + 1]
+    elsewhere, ungraded = first.replace(b'"row": 0', b'"row": 3'), first.replace(b'"solved"', b'"solve"')
+    for damage in (
+        b'{"row": 0}\n',
+        b"7\n",
+        b"\xff\n",
+        b"{\n",
+        b"\n",
+        elsewhere,
+        ungraded,
+        first.replace(b'"nfe"', b'"n"'),
+    ):
+        samples.write_bytes(first + damage)
+        with pytest.raises(benchmark_command.UserError, match=re.escape(f"{samples}:2: is damaged")):
             run_cell(None, cell(), tmp_path, MODEL, batch=3)
+        assert samples.read_bytes() == first + damage
+
+
+def test_an_evaluation_that_ended_before_its_first_sample_is_in_nobodys_way(sudoku_policy, finished, tmp_path):
+    label = cell().label
+    (tmp_path / f"{label}.jsonl").write_bytes(b"")
+    (tmp_path / f"{label}.settings.json").write_text('{"config": "another"}')
+    run_cell(sudoku_policy, cell(), tmp_path, MODEL, batch=3)
+    for name in (f"{label}.jsonl", f"{label}.settings.json"):
+        assert untimed(tmp_path / name) == untimed(finished[0] / name)
 
 
 def test_a_batch_is_graded_while_the_next_one_is_decoded(sudoku_policy, finished, tmp_path, monkeypatch):
@@ -227,6 +249,10 @@ MISTAKES = {
     "shots above the rows": (
         ["--few_shot", "3", "--shots", "sudoku=SHOTS"], "few_shot = 3: of 2 rows for worked examples only 1 have", "--shots",
     ),
+    "shots that nothing reads": (["--shots", "sudoku=SHOTS"], "--shots sudoku=", "without effect here, read only with few_shot above 0"),
+    "style among the options": (["--options", "{style: bare}"], "options.style = 'bare': the style is --style", "leave it out"),
+    "split seed among the options": (["--options", "{split_seed: 1}"], "options.split_seed = 1: rows that are generated", "leave it out"),
+    "task of their own that is not there": (["--tasks", "my/no.py:Mine"], "--tasks 'my/no.py:Mine': there is no file", ""),
     "few_shot out of bounds": (["--few_shot", "-1"], "few_shot", "-1"),
     "own flag twice": (["--batch", "2", "--batch", "3"], "--batch is given twice", "once is meant"),
     "setting twice": (["--limit", "2", "--limit", "3"], "--limit is given twice", "once is meant"),

@@ -111,6 +111,12 @@ def test_a_tokenizer_without_a_chat_continues_a_text():
     assert tokenizer.asked == [("prompt", "q\na\n\n1 + 1?\n")]
 
 
+def test_a_system_message_that_no_chat_would_hold_is_told():
+    for tokenizer in (Chatty(chats=False), CharacterTokenizer("1 +?")):
+        with pytest.raises(UserError, match=r"system = 'Be brief\.': the checkpoint has no chat template.*--system ''"):
+            prompter(system="Be brief.").ids(ROW, tokenizer)
+
+
 def test_a_prompt_that_cannot_be_written_names_the_task():
     with pytest.raises(UserError, match="a prompt of task 'gsm8k' cannot be written"):
         prompter().ids({**ROW, "question": "ü?"}, CharacterTokenizer("abc?"))

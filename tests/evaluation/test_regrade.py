@@ -143,6 +143,7 @@ def test_a_published_row_of_mbpp_with_a_completion(tmp_path):
         ([{**ADDS, "completion": [RIGHT]}], "code", "FILE:1: completion = ["),
         ([{"question": "q", "generations": "a"}], "gsm8k", "FILE:1: no 'ground_truth' among the keys ('question', 'generations'); a"),
         ([EGGS, {"prompt": "q", "answer": "3"}], "gsm8k", "FILE:2: no 'completion' among the keys"),
+        ([{"question": "q", "ground_truth": 3}], "gsm8k", "FILE:1: no 'generations' among the keys"),
         ([{**EGGS, "generations": ["a", "b"]}], "gsm8k", "FILE:1: generations = ['a', 'b']: a text was expected; write one row for each"),
         ([{**EGGS, "ground_truth": "many"}], "gsm8k", "FILE:1: the stored answer = 'many' states no number"),
         ([{**EGGS, "gen_length": "long"}], "gsm8k", "FILE:1: gen_length = 'long'"),
@@ -170,6 +171,10 @@ def test_mistakes_are_told_in_one_line(tmp_path, capsys, rows, task, told):
         (["--regrade", "x.jsonl", "--task", "gsm8k", "--limit", "3"], "--regrade does not read --limit"),
         (["--regrade"], "--regrade has no value"),
         (["--regrade", "x.jsonl", "--task", "code", "--style", "loose"], "style = 'loose' is not one of"),
+        (
+            ["--regrade", "x.jsonl", "--task", "math500", "--style", "bare"],
+            "--style bare: without effect with --task math500",
+        ),
     ],
 )
 def test_mistakes_in_the_command_are_told(capsys, argv, told):

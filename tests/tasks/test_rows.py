@@ -23,6 +23,7 @@ FORMS = {
     "preference, implicit prompt": ({"chosen": [USER, ASSISTANT], "rejected": [USER, ASSISTANT]}, [USER], "4"),
     "unpaired, wanted": ({"prompt": "2+2?", "completion": "4", "label": True}, "2+2?", "4"),
     "unpaired, not wanted": ({"prompt": "2+2?", "completion": "5", "label": False}, "2+2?", None),
+    "a label of their own": ({"prompt": "2+2?", "answer": "4", "label": True}, "2+2?", None),
     "stepwise": ({"prompt": "2+2?", "completions": ["a", "b", "c"], "labels": [True, False, True]}, "2+2?", "a\nc"),
 }
 
@@ -99,7 +100,8 @@ def test_a_row_without_an_answer_has_no_reference_where_one_is_compared():
         ({"prompt": [{"role": "user"}]}, "rows:7: prompt = .*: write messages"),
         ({"messages": [ASSISTANT]}, "has one turn of the assistant"),
         ({"prompt": "q", "answer": [1]}, r"rows:7: answer = \[1\]"),
-        ({"prompt": "q", "completion": 3}, "rows:7: completion = 3"),
+        ({"prompt": "q", "completion": 3}, "rows:7: completion = 3: a text was expected; write it as a JSON string"),
+        ({"prompt": "q", "chosen": 3}, "rows:7: chosen = 3"),
         ({"prompt": "q", "answer": True}, "rows:7: answer = True"),
         ({"prompt": "q", "answer": float("nan")}, "rows:7: answer = nan"),
         ({"prompt": "q", "answer": "  "}, "rows:7: answer is blank"),

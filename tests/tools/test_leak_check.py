@@ -160,6 +160,7 @@ def test_generated_splits_share_nothing(check, task):
         ("jsonl", ["--ngram", "13", "--ngram", "8"], "--ngram is given twice"),
         ("jsonl", ["--field", "asked"], "train.jsonl:1: asked = None: no text among the keys (prompt); name it with --field"),
         ("countdown", ["--ngram", "13"], "--ngram is for texts"),
+        ("sudoku", ["--rows", "10"], "--rows is for sources that are generated"),
         ("sudoku", [], "train.jsonl:1: no puzzle among the keys"),
     ],
 )  # fmt: skip

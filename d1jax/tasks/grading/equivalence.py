@@ -44,6 +44,8 @@ _SPACE_TO_DROP = re.compile(r"(?<![A-Za-z0-9]) | (?![A-Za-z0-9])|(?<=[0-9]) (?=[
 _TWO_NUMBERS = re.compile(r"[0-9] [0-9]")
 _VARIABLE = re.compile(r"(?<![\\A-Za-z])[A-Za-z](?![A-Za-z])")
 _ONE_NAME = re.compile(r"\A[A-Za-z]\s*(?:=|\\in(?![A-Za-z]))\s*")
+# x=1,x=2: solutions of one variable
+_EACH_NAMED = re.compile(r"([A-Za-z])=[^=,]+(?:,\1=[^=,]+)+")
 _SPELLINGS = str.maketrans(
     {"−": "-", "–": "-", "×": "*", "·": "*", "π": "\\pi ", "∞": "\\infty ", "√": "\\sqrt ", "∪": "\\cup "}
 )
@@ -138,7 +140,8 @@ def _is_equation(form: str) -> bool:
 def normal_form(answer: str) -> str:
     r"""One spelling for answers that differ in layout only: spaces, `\left`, `\,`, `$ $`, `\dfrac`, degrees, braces left out
     (`\frac12`, `\sqrt3`, `x^{2}`), `\text{ }`, a unit in `\text{ }` behind a number, commas for thousands, `and` and `or` for a
-    comma, a name before `=` (`x = 5`), a period at the end. `2 1/2` becomes `2\frac{1}{2}`, and solved inequalities intervals.
+    comma, a name before `=` (`x = 5`, and `x = 1, x = 2` of one variable), a period at the
+    end. `2 1/2` becomes `2\frac{1}{2}`, and solved inequalities intervals.
     """
     text = _UNIT.sub("", _SPACE.sub(" ", _GROUPED.sub(",", answer.translate(_SPELLINGS))))
     text = _MIXED.sub(_as_mixed, text)
@@ -152,6 +155,8 @@ def normal_form(answer: str) -> str:
     text = _SPACED_THOUSANDS.sub(lambda match: match[1].replace(" ", ""), text)
     text = _SPACE_TO_DROP.sub("", text).removesuffix(".")
     text = _as_interval(_BRACED_SIGN.sub(r"\1\2", text))
+    if named := _EACH_NAMED.fullmatch(text):
+        return text.replace(f"{named[1]}=", "")
     return text if len(_COMPARED.findall(text)) > 1 else _ONE_NAME.sub("", text)
 
 

@@ -10,7 +10,7 @@ LAYOUTS = (("question", "ground_truth", "generations"), ("prompt", "answer", "co
 
 def completion_of(record: dict[str, Any], where: str) -> tuple[Any, Any, str]:
     """(problem, reference answer, text) of a record in one of LAYOUTS. The reference may be null. Raises DataError."""
-    problem, reference, text = LAYOUTS[0] if "generations" in record else LAYOUTS[1]
+    problem, reference, text = _nearest_layouts(record)[0]
     for key in (problem, reference, text):
         if key not in record:
             raise DataError(
@@ -24,7 +24,7 @@ def completion_of(record: dict[str, Any], where: str) -> tuple[Any, Any, str]:
 
 def text_of(record: dict[str, Any], where: str) -> str:
     """The generated text of a record. Raises DataError where it has none."""
-    key = next((layout[2] for layout in LAYOUTS if layout[2] in record), None)
+    key = next((layout[2] for layout in _nearest_layouts(record) if layout[2] in record), None)
     if key is None:
         raise DataError(
             f"{where}: no generated text among the keys ({', '.join(map(repr, record)) or 'none'}); write it under "
@@ -33,6 +33,11 @@ def text_of(record: dict[str, Any], where: str) -> str:
     if not isinstance(record[key], str):
         raise DataError(f"{where}: {key} = {record[key]!r:.60}: a text was expected; write one row for each text")
     return record[key]
+
+
+def _nearest_layouts(record: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """LAYOUTS, that first of which a record has the most fields: the one that is missing is then named."""
+    return sorted(LAYOUTS, key=lambda layout: -sum(key in record for key in layout))
 
 
 def given_text(record: dict[str, Any], key: str, where: str, cure: str) -> str:

@@ -247,14 +247,23 @@ def test_a_missing_library_is_told_with_its_cure(monkeypatch):
 @pytest.mark.parametrize(
     ("gold", "offered"),
     [("\\text{(C)}", "C or D"), ("\\text{(C)}", "C, D"), ("\\text{C}", "C and D"), ("6", "6 \\text{ million}"), ("6", "6 million"),
-     ("6", "6\\text{ but also 7}"), ("6", "6_7"), ("3", "x+y=3"), ("x+y=3", "3"), ("(1,2)", "\\{1,2\\}")],
+     ("6", "6\\text{ but also 7}"), ("6", "6_7"), ("3", "x = 3 or x = 5"), ("1,2", "x = 1, y = 2"),
+     ("3", "x+y=3"), ("x+y=3", "3"), ("(1,2)", "\\{1,2\\}")],
 )  # fmt: skip
 def test_a_hedge_is_no_answer(gold, offered):
     assert equivalent(gold, offered) is False
 
 
 @pytest.mark.parametrize(
-    ("gold", "offered"), [("31", "8 + 8 + 15 = 31 units"), ("5", "x=5"), ("(0,1]", "0 < x \\leqslant 1")]
+    ("gold", "offered"),
+    [
+        ("31", "8 + 8 + 15 = 31 units"),
+        ("5", "x=5"),
+        ("1,2", "x = 1 or x = 2"),
+        ("-\\frac{1}{2}, 3", "x=3,x=-\\frac12"),
+        ("x=1,x=2", "2, 1"),
+        ("(0,1]", "0 < x \\leqslant 1"),
+    ],
 )
 def test_what_is_worked_out_or_named_is_one(gold, offered):
     assert equivalent(gold, offered) is True
