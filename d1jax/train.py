@@ -25,6 +25,7 @@ from d1jax.evaluation import grade, sampled, summary
 from d1jax.files import write_json, write_jsonl
 from d1jax.generation import stage as generation
 from d1jax.generation.ready import ready
+from d1jax.generation.teacher import check_teachers
 from d1jax.inference.export import check_export, export
 from d1jax.inference.policy import Policy
 from d1jax.models.transformer import Variables
@@ -87,6 +88,7 @@ def run(config: Config, again_from: str = "", only: str = "") -> dict[str, Any]:
         context = build(config)
         config = context.config  # with the architecture of what it starts from
         contexts = of_stages(context)
+        check_teachers(contexts, config.stages)
         directory, lock = claim(config, again_from)
         trackers = Trackers(config.track, directory.path, plain(config))
         with lock, MetricsLog(directory.path, trackers) as metrics, jax.set_mesh(context.mesh):

@@ -496,6 +496,10 @@ IMPOSSIBLE = [
     ),
     ({"rl.supervision": "text_steps", "rl.policy_loss": "regression"}, "set rl.policy_loss to ppo"),
     ({"rl.supervision": "text_steps", "rl.advantage": "softmax"}, "set it to center or zscore"),
+    (
+        {"stages": "[sft, {name: keep, kind: generate, teacher: runs/other, from: sft}]"},
+        "from = 'sft' with a teacher, which writes everything; leave one of them out",
+    ),
     ({"rl.supervision": "model_steps"}, "model is empty; name a reward_model stage whose loss is stepwise"),
     (
         {
