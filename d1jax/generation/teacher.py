@@ -41,7 +41,10 @@ def check_teachers(contexts: Mapping[str, Context], stages: tuple[Stage, ...]) -
         tokenizer = load_tokenizer(source.files) if source.files is not None else None
         if tokenizer is None:
             raise UserError(f"config: {_named(context, stage.name)} has no tokenizer, so its completions are no texts")
-        longest = _prompts(context, tokenizer).longest_prompt
+        try:
+            longest = _prompts(context, tokenizer).longest_prompt
+        except UserError as error:
+            raise UserError(f"config: {_named(context, stage.name)} cannot read the prompts: {error}") from None
         limit, columns = source.model.max_positions, context.config.sampler.completion_length
         if limit and longest + columns > limit:
             raise UserError(

@@ -48,9 +48,11 @@ def test_a_teacher_that_cannot_write_is_refused_before_anything_is_done(small_ru
         " accept: {}, reward_weights: {'model:judge': 1}}]"
     )
     rows = tmp_path / "rows.jsonl"
-    rows.write_text("".join(json.dumps({"prompt": f"{n}", "chosen": "1", "rejected": "2"}) + "\n" for n in range(9)))
+    rows.write_text(
+        "".join(json.dumps({"prompt": f"{n % 5}{n // 5}", "chosen": "1", "rejected": "2"}) + "\n" for n in range(9))
+    )
     test = tmp_path / "test.jsonl"
-    test.write_text(json.dumps({"prompt": "99", "answer": "1"}) + "\n")
+    test.write_text(json.dumps({"prompt": "44", "answer": "1"}) + "\n")
     own = {
         "task.name": "jsonl",
         "task.train": rows,
