@@ -18,6 +18,7 @@ from d1jax.data.pairs import StoredPairs
 from d1jax.data.tokenizers import SpecialTokens
 from d1jax.diffusion.canvas import Canvas
 from d1jax.diffusion.reward_model import RewardModel, text_scores
+from d1jax.evaluation.statistics import wilson_interval
 from d1jax.models import sharding
 from d1jax.models.transformer import Transformer, Variables
 from d1jax.reward_model.loss import LOSSES, accuracy, quality
@@ -85,7 +86,7 @@ def metrics(scores: tuple[Array, Array], rows: Rows) -> dict[str, Array]:
 
 
 def measured(context: Context, variables: Variables, pairs: StoredPairs, size: int) -> dict[str, Any]:
-    """{"pairs", "accuracy", "margin", "calibration_error"} on held-out pairs; single texts are paired as they come."""
+    """{"pairs", "accuracy", "ci95" of it, "margin", "calibration_error"} on held-out pairs; single texts are paired as they come."""
     judge = RewardModel(context.model, variables, context.tokenizer.special)
     count = min(len(pairs.better), len(pairs.worse))
     scores = []
@@ -97,4 +98,5 @@ def measured(context: Context, variables: Variables, pairs: StoredPairs, size: i
             canvas = Canvas(rows.target_RC, rows.prompt_RP, rows.prompt_length_R)
             found.append(jax.device_get(judge.scores(sharding.shard_batch(context.mesh, canvas))))
         scores.append(np.concatenate(found)[:count].astype(np.float64))
-    return {"pairs": count, **quality(*scores)}
+    worth = quality(*scores)
+    return {"pairs": count, **worth, "ci95": list(wilson_interval(worth["accuracy"] * count, count))}

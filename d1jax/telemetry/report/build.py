@@ -14,6 +14,7 @@ from d1jax.telemetry.report.curves import curves
 from d1jax.telemetry.report.decoding_order import heat_maps, order_curves
 from d1jax.telemetry.report.rendering import render
 from d1jax.telemetry.report.results import primary_stages, results, selections, verdict
+from d1jax.telemetry.report.reward_models import reward_model_rows
 from d1jax.telemetry.report.run_data import RunData, by_sample, mapping, read_run
 from d1jax.telemetry.report.sampled import sampled_charts, sampled_rows
 from d1jax.telemetry.report.samples import card
@@ -45,6 +46,7 @@ def report_html(run: RunData) -> str:
         selections=selections(run),
         sampled_charts=sampled_charts(run),
         sampled_rows=sampled_rows(run),
+        reward_models=reward_model_rows(run),
         curves=curves(run),
         cards=[card(group) for group in shown],
         unfolded=SAMPLES_SHOWN,
