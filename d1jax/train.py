@@ -25,6 +25,7 @@ from d1jax.evaluation import grade, sampled, summary
 from d1jax.files import write_json, write_jsonl
 from d1jax.generation import stage as generation
 from d1jax.generation.ready import ready
+from d1jax.generation.teacher import check_teachers
 from d1jax.inference.export import check_export, export
 from d1jax.inference.policy import Policy
 from d1jax.models.transformer import Variables
@@ -45,7 +46,7 @@ from d1jax.training.setup import save_source
 from d1jax.training.stage_log import StageLog, check_in_place
 from d1jax.training.stopping import StopRequest
 from d1jax.weights.held import Held
-from d1jax.weights.run import RunDirectory
+from d1jax.weights.run import RunDirectory, read_record
 from d1jax.weights.variables import mark_one_adapter
 
 TRAIN = {"sft": sft.train, "rl": rl.train, "preference": preference.train}
@@ -87,6 +88,7 @@ def run(config: Config, again_from: str = "", only: str = "") -> dict[str, Any]:
         context = build(config)
         config = context.config  # with the architecture of what it starts from
         contexts = of_stages(context)
+        check_teachers(contexts, config.stages)
         directory, lock = claim(config, again_from)
         trackers = Trackers(config.track, directory.path, plain(config))
         with lock, MetricsLog(directory.path, trackers) as metrics, jax.set_mesh(context.mesh):
@@ -111,6 +113,8 @@ def run(config: Config, again_from: str = "", only: str = "") -> dict[str, Any]:
                     held.skip(stage)
                     continue
                 stop.check(f"before {stage.name}")
+                if stage.kind == "reward_model" and _is_measured(stage, config, directory):
+                    continue
                 variables = held.before(stage)
                 if stage.kind not in (*TRAIN, "reward_model"):
                     _use(stage, ready(stage, contexts, directory), held, directory, stop)
@@ -122,8 +126,8 @@ def run(config: Config, again_from: str = "", only: str = "") -> dict[str, Any]:
                 ):
                     if stage.kind == "reward_model":
                         _, worth = reward_model.train(seen, variables, log)
-                        write_json(directory.measured(stage.name), worth)
-                        print(f"{stage.name}: on {worth['pairs']} held-out pairs {_worth(worth)}", file=sys.stderr)
+                        write_json(directory.measured(stage.name), {"step": log.steps, **worth})
+                        print(f"{stage.name}: {_worth(worth)}", file=sys.stderr)
                         continue
                     variables = TRAIN[stage.kind](seen, variables, log)
                     selected = log.selected()
@@ -155,11 +159,23 @@ def _report_of_what_there_is(metrics: MetricsLog, directory: RunDirectory) -> It
         raise
 
 
+def _is_measured(stage: Stage, config: Config, directory: RunDirectory) -> bool:
+    """Whether a reward model was trained to its last step and measured then."""
+    record = directory.measured(stage.name)
+    return record.exists() and read_record(record).get("step") == config.section_of(stage).steps
+
+
 def _worth(worth: Mapping[str, float]) -> str:
     """What a reward model is worth, in words."""
+    if "steps" in worth:
+        return (
+            f"on {worth['steps']} held-out lines, of which {worth['right']:.1%} are right, {worth['accuracy']:.1%} are judged rightly; "
+            f"{worth['ranked']:.1%} of the pairs of a right and a wrong one are ordered rightly; calibration error "
+            f"{worth['calibration_error']:.3f}"
+        )
     return (
-        f"{worth['accuracy']:.1%} are ordered rightly, mean margin {worth['margin']:.2f}, calibration error "
-        f"{worth['calibration_error']:.3f}"
+        f"on {worth['pairs']} held-out pairs {worth['accuracy']:.1%} are ordered rightly, mean margin {worth['margin']:.2f}, "
+        f"calibration error {worth['calibration_error']:.3f}"
     )
 
 

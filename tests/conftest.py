@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.metadata
 import json
@@ -44,6 +45,7 @@ from d1jax.data.tokenizers import CharacterTokenizer, SpecialTokens  # noqa: E40
 from d1jax.models.families import FAMILIES, family_for, read_config  # noqa: E402
 from d1jax.models.sharding import make_mesh  # noqa: E402
 from d1jax.models.transformer import Transformer, initialize  # noqa: E402
+from d1jax.training.stage_log import StageLog  # noqa: E402
 from d1jax.weights.hf_io import in_memory, save_weights  # noqa: E402
 from d1jax.weights.names import from_published  # noqa: E402
 from d1jax.weights.tokenizer_files import write_new_companions  # noqa: E402
@@ -241,6 +243,26 @@ def small_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run_dir = tmp_path_factory.mktemp("small") / "run"
     train.run(parse([f"--{key}={value}" for key, value in {**SMALL_RUN, "run_dir": run_dir}.items()]))
     return run_dir
+
+
+@pytest.fixture
+def interrupted(monkeypatch: pytest.MonkeyPatch) -> Callable[..., contextlib.AbstractContextManager[None]]:
+    """`with interrupted("rl", 1): ...`: a run is stopped behind the checkpoint of that step of that stage."""
+
+    @contextlib.contextmanager
+    def stopped(stage: str, step: int) -> Iterator[None]:
+        save = StageLog.save_checkpoint
+
+        def stopping(self: StageLog, at: int, items: dict[str, Any]) -> None:
+            save(self, at, items)
+            if (self.stage, at) == (stage, step):
+                raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr(StageLog, "save_checkpoint", stopping)
+            yield
+
+    return stopped
 
 
 @pytest.fixture(scope="session")

@@ -26,6 +26,10 @@ FILTERS = {
 class GenerateConfig(RewardedConfig):
     """Completions of a policy that are graded, filtered and written down, as rows for SFT and preference stages."""
 
+    teacher: str = setting(
+        "",
+        "a checkpoint or run that writes the completions ('' = the weights of this run): distillation into this run's model",
+    )
     prompts: int = setting(0, "training rows to sample for (0 = all)", at_least=0)
     accept: dict[str, float] = setting(
         lambda: {"solved": 1.0}, "reward -> the least that a completion must have earned ({} = whatever it earned)"

@@ -18,17 +18,20 @@ class RewardModelConfig(TrainingConfig):
     """A reward model: the policy's backbone with a scalar head, trained on pairs. Later stages name it as a reward: model:NAME."""
 
     data: tuple[str, ...] = setting(
-        ("task",), "the pairs: the task's rows (task) or what generate stages have kept; all but the first are replayed"
+        ("task",),
+        "pairs or labelled steps: the task's rows (task) or what generate stages have kept; all but the first are replayed",
     )
     replay: float = setting(
         0.1, "share of a batch that is replayed, where data names more than one", at_least=0, below=1
     )
-    batch_size: int = setting(32, "pairs of an update", above=0, at_most=MAX_ROWS)
+    batch_size: int = setting(32, "pairs (stepwise: texts) of an update", above=0, at_most=MAX_ROWS)
     held_out: float = setting(
-        0.1, "share of the problems whose pairs are held out for accuracy and calibration", above=0, below=1
+        0.1, "share of the problems whose texts are held out for accuracy and calibration", above=0, below=1
     )
-    loss: Literal["pairwise", "pointwise"] = setting(
-        "pairwise", "pairwise: log sigmoid of the difference of a pair; pointwise: each text as good or bad"
+    loss: Literal["pairwise", "pointwise", "stepwise"] = setting(
+        "pairwise",
+        "pairwise: log sigmoid of the difference of a pair; pointwise: each text as good or bad; stepwise: each line of a text as right or "
+        "wrong",
     )
     optimizer: OptimizerConfig = section(lambda: OptimizerConfig(learning_rate=3e-4, warmup_steps=5))
 

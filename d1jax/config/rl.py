@@ -155,7 +155,18 @@ class CommitSteps:
     parts: int = setting(4, "parts of equal length that the decoding is cut into", above=0, at_most=2**16)
 
 
-Supervision = Outcome | TextSteps | CommitSteps
+@dataclass(frozen=True)
+class ModelSteps:
+    """The chance that each line is right, by a process reward model; the reward of the text is added to its last line."""
+
+    name: ClassVar[str] = "model_steps"
+    model: str = setting("", "the reward_model stage (loss: stepwise) that is asked")
+
+    def rules(self) -> Iterator[Rule]:
+        yield not self.model, "model is empty; name a reward_model stage whose loss is stepwise"
+
+
+Supervision = Outcome | TextSteps | CommitSteps | ModelSteps
 
 
 # -- KL ----------------------------------------------------------------------------------------------------------------
@@ -280,7 +291,8 @@ class RlConfig(WithChoices, RewardedConfig, TrainingConfig):
         Center(), "how rewards become advantages: against the group, or (gae) against learnt values"
     )
     supervision: Supervision = choice(
-        Outcome(), "one reward a completion, or the gain of each line or of each part of the decoding (DeepSeekMath)"
+        Outcome(),
+        "one reward a completion, the gain of each line or of each part of the decoding, or a model's reward of each line (DeepSeekMath)",
     )
     kl: Kl = choice(NoKl(), "a KL penalty: none, in the loss, or (PPO) taken off the reward")
     reference: Reference = choice(FixedReference(), "the policy that the KL is measured to")
@@ -308,14 +320,18 @@ class RlConfig(WithChoices, RewardedConfig, TrainingConfig):
         yield from self.reward_rules("rl")
         yield from self.rollout_rules("rl")
         yield (
-            self.supervision.name != "outcome" and any(name.startswith(MODEL) for name in self.reward_weights),
+            self.supervision.name in ("text_steps", "commit_steps")
+            and any(name.startswith(MODEL) for name in self.reward_weights),
             f"rl.supervision = {self.supervision.name} rewards unfinished texts by the task's rules, and a reward model judges whole ones; "
             "set it to outcome",
         )
         rows, parts, control = self.rollout_rows, self.grad_accumulation_steps, self.negative_control
         yield rows % parts != 0, f"rl.grad_accumulation_steps = {parts} does not divide the {rows} rows of a step"
         yield (
-            bool(self.reward_weights) and not any(self.reward_weights.values()) and self.kl.name != "reward",
+            bool(self.reward_weights)
+            and not any(self.reward_weights.values())
+            and self.kl.name != "reward"
+            and self.supervision.name != "model_steps",
             f"rl.reward_weights = {self.reward_weights} are all 0, so every reward is 0; give one a weight",
         )
         yield (

@@ -126,7 +126,7 @@ class Config:
     def rules(self) -> Iterator[Rule]:
         """What the sections may not say together, for numbers that are within their bounds."""
         names = self.stage_names
-        first = next((stage.kind for stage in self.stages if stage.kind not in ("evaluate", "export")), "")
+        first = next((stage.kind for stage in self.stages if self._asks_weights(stage)), "")
         yield not self.run_dir, "run_dir is empty; name a directory"
         yield not self.stages, "stages is empty; write e.g. [sft, rl]"
         yield not self.task.eval_sets, "task.eval_sets is empty; write e.g. {held_out: generated}"
@@ -178,6 +178,17 @@ class Config:
         names = [*getattr(section, "reward_weights", ()), *(section.accept if stage.kind == "generate" else ())]
         return [name.removeprefix(MODEL) for name in names if name.startswith(MODEL)]
 
+    def step_model_of(self, stage: Stage) -> str:
+        """The reward model that a stage asks for the rewards of single steps; "" where it asks none."""
+        return getattr(self.section_of(stage).supervision, "model", "") if stage.kind == "rl" else ""
+
+    def _asks_weights(self, stage: Stage) -> bool:
+        """Whether a stage wants weights that know something already, of those that do not only measure or store them."""
+        return stage.kind not in ("evaluate", "export") and not self._teacher_of(stage)
+
+    def _teacher_of(self, stage: Stage) -> str:
+        return self.section_of(stage).teacher if stage.kind == "generate" else ""
+
     def _data_of(self, stage: Stage) -> tuple[str, ...]:
         """What a stage learns from, by name."""
         if stage.kind == "preference":
@@ -224,17 +235,27 @@ class Config:
                 ),
                 f"stage {stage.name!r}: evaluation sets belong to the run; write them in its section task, not in a stage",
             )
+            yield (
+                stage.weights != "" and self._teacher_of(stage) != "",
+                f"stage {stage.name!r}: from = {shown(stage.weights)} with a teacher, which writes everything; leave one of them out",
+            )
             idle = {"evaluate": ["task"], "export": ["task", "sampler"]}.get(stage.kind, [])
             yield from (
                 (True, f"stage {stage.name!r}: the kind {stage.kind} reads no {name} of its own; leave it out")
                 for name in idle
                 if name in stage.shared
             )
-            for name in self.models_of(stage):
+            of_steps = self.step_model_of(stage)
+            for name in (*self.models_of(stage), *filter(None, (of_steps,))):
                 yield (
                     name not in models,
                     f"stage {stage.name!r} asks {MODEL + name!r}, but no reward_model stage before it has that name; choices: {models}",
                 )
+            yield (
+                of_steps in models and self.section_of(self.stage(of_steps)).loss != "stepwise",
+                f"stage {stage.name!r}: supervision asks {of_steps!r} about single lines, but it learns from whole texts; give that stage "
+                "loss: stepwise",
+            )
             if stage.kind in TRAINING:
                 trained.append(stage.name)
             if stage.kind == "reward_model":

@@ -38,6 +38,14 @@ def text_scores(model: Transformer, variables: Variables, canvas: Canvas, specia
     return jnp.sum(scores_BC * text_BC, axis=1) / jnp.sum(text_BC, axis=1)
 
 
+def step_scores(score_BC: Array, step_BC: Array, length_B: Array, steps: int) -> Array:
+    """[B, K]: the mean of the token scores over each step of a text of `length_B` tokens; 0 for a step without tokens. K = steps."""
+    text_BC = jnp.arange(score_BC.shape[1], dtype=jnp.int32)[None, :] < length_B[:, None]
+    of_step_BCK = (step_BC[:, :, None] == jnp.arange(steps, dtype=jnp.int32)[None, None, :]) & text_BC[:, :, None]
+    total_BK = jnp.sum(score_BC[:, :, None] * of_step_BCK, axis=1)
+    return total_BK / jnp.maximum(jnp.sum(of_step_BCK, axis=1), 1)
+
+
 @dataclass(frozen=True)
 class RewardModel:
     """A trained reward model on its devices."""
@@ -50,7 +58,16 @@ class RewardModel:
         """[B], computed where the model lies; the call returns before that is done."""
         return _scores(self.model, self.special, self.variables, canvas)
 
+    def token_scores(self, canvas: Canvas) -> Array:
+        """[B, C], computed where the model lies; the call returns before that is done."""
+        return _token_scores(self.model, self.variables, canvas)
+
 
 @partial(jax.jit, static_argnums=(0, 1))
 def _scores(model: Transformer, special: SpecialTokens, variables: Variables, canvas: Canvas) -> Array:
     return text_scores(model, variables, canvas, special)
+
+
+@partial(jax.jit, static_argnums=0)
+def _token_scores(model: Transformer, variables: Variables, canvas: Canvas) -> Array:
+    return token_scores(model, variables, canvas)

@@ -7,11 +7,10 @@ from collections.abc import Mapping
 
 from d1jax.config import Stage
 from d1jax.data.examples import joined
-from d1jax.data.pairs import StoredPairs
 from d1jax.diffusion.reward_model import RewardModel
-from d1jax.generation.rows import as_pairs, as_problems
+from d1jax.generation.rows import as_pairs, as_problems, as_steps
 from d1jax.models.transformer import in_model_dtype
-from d1jax.training.context import Context, names_of_pairs
+from d1jax.training.context import Context, Judged, is_stepwise, judged_by_name
 from d1jax.weights.run import RunDirectory
 from d1jax.weights.variables import reward_variables_at
 
@@ -19,17 +18,19 @@ from d1jax.weights.variables import reward_variables_at
 def ready(stage: Stage, contexts: Mapping[str, Context], directory: RunDirectory) -> Context:
     """The context of a stage with what earlier stages have left for it: rows, pairs and reward models."""
     seen = contexts[stage.name]
-    models = {
-        name: RewardModel(
-            seen.model,
-            in_model_dtype(reward_variables_at(seen, directory, name), seen.model.config),
-            seen.tokenizer.special,
-        )
-        for name in seen.config.models_of(stage)
-    }
-    seen = dataclasses.replace(seen, reward_models=models)
-    if names_of_pairs(seen.config, stage):
-        return dataclasses.replace(seen, pairs_of_sources=_pairs(stage, contexts, directory))
+
+    def model(name: str) -> RewardModel:
+        variables = in_model_dtype(reward_variables_at(seen, directory, name), seen.model.config)
+        return RewardModel(seen.model, variables, seen.tokenizer.special)
+
+    of_steps = seen.config.step_model_of(stage)
+    seen = dataclasses.replace(
+        seen,
+        reward_models={name: model(name) for name in seen.config.models_of(stage)},
+        step_model=model(of_steps) if of_steps else None,
+    )
+    if judged_by_name(seen.config, stage):
+        return dataclasses.replace(seen, judged_sources=_judged(stage, contexts, directory))
     if stage.kind != "sft":
         return seen
     columns = seen.config.sft.completion_length or seen.config.sampler.completion_length
@@ -40,11 +41,12 @@ def ready(stage: Stage, contexts: Mapping[str, Context], directory: RunDirectory
     return dataclasses.replace(seen, train=joined(parts, seen.tokenizer.special.end))
 
 
-def _pairs(stage: Stage, contexts: Mapping[str, Context], directory: RunDirectory) -> tuple[StoredPairs, ...]:
-    """The pairs of each source of a stage, in the order in which it names them."""
+def _judged(stage: Stage, contexts: Mapping[str, Context], directory: RunDirectory) -> tuple[Judged, ...]:
+    """The pairs, or the texts with labelled steps, of each source of a stage, in the order in which it names them."""
     seen, setting = contexts[stage.name], f"{stage.name}.data"
     columns = seen.config.sampler.completion_length
+    read = as_steps if is_stepwise(seen.config, stage) else as_pairs
     return tuple(
-        seen.pairs_of_sources[0] if name == "task" else as_pairs(contexts[name], directory.kept(name), columns, setting)
-        for name in names_of_pairs(seen.config, stage)
+        seen.judged_sources[0] if name == "task" else read(contexts[name], directory.kept(name), columns, setting)
+        for name in judged_by_name(seen.config, stage)
     )

@@ -15,6 +15,7 @@ import numpy as np
 from d1jax.config import UserError
 from d1jax.data.examples import Problems
 from d1jax.data.pairs import StoredPairs, completed
+from d1jax.data.steps import StoredSteps, stored_steps
 from d1jax.files import write_json, write_jsonl
 from d1jax.rollouts.rewards import tolerance
 from d1jax.training.context import Context
@@ -81,6 +82,7 @@ def as_pairs(context: Context, path: Path, columns: int, setting: str) -> Stored
     """
     by_problem: dict[int, list[dict[str, Any]]] = {}
     records = read(context, path)
+    _check_columns(path, records, columns, "sampler.completion_length")
     least = tolerance(np.array([one["reward"] for one in records]))
     for one in records:
         by_problem.setdefault(one["row"], []).append(one)
@@ -94,15 +96,35 @@ def as_pairs(context: Context, path: Path, columns: int, setting: str) -> Stored
             f"{setting}: no problem of {path} has completions of different rewards, so there is no pair; keep more of them there "
             "(generate.accept: {}, generate.keep_per_prompt: 0)"
         )
-    longest = max(len(tokens) for _, *texts in pairs for tokens in texts)
-    if longest > columns:
-        raise UserError(
-            f"{path}: a completion has {longest} tokens, more than the {columns} of sampler.completion_length; raise it"
-        )
     places = [place for place, *_ in pairs]
     end = context.tokenizer.special.end
     better, worse = (completed(context.train, places, [pair[side] for pair in pairs], columns, end) for side in (1, 2))
     return StoredPairs(better, worse, matched=True)
+
+
+def as_steps(context: Context, path: Path, columns: int, setting: str) -> StoredSteps:
+    """The kept completions, each line labelled by the task of the stage that kept them, whose context this is.
+
+    `columns` are those of a completion here. Raises UserError where the task says nothing of any line, and where a completion does not
+    fit.
+    """
+    records = read(context, path)
+    _check_columns(path, records, columns, "sampler.completion_length")
+    rows = [context.train.rows[one["row"]] for one in records]
+    labels = [context.task.judge_lines(row, one["completion"]) for row, one in zip(rows, records, strict=True)]
+    told = [place for place, of_lines in enumerate(labels) if any(label is not None for label in of_lines)]
+    if not told:
+        raise UserError(f"{setting}: task {context.task.name!r} says of no line of {path} whether it is right")
+    return stored_steps(
+        context.train, [records[place]["row"] for place in told], [records[place]["tokens"] for place in told],
+        [labels[place] for place in told], columns, context.tokenizer,
+    )  # fmt: skip
+
+
+def _check_columns(path: Path, records: Sequence[Mapping[str, Any]], columns: int, setting: str) -> None:
+    longest = max(len(one["tokens"]) for one in records)
+    if longest > columns:
+        raise UserError(f"{path}: a completion has {longest} tokens, more than the {columns} of {setting}; raise it")
 
 
 def as_problems(context: Context, path: Path, columns: int) -> Problems:
@@ -111,10 +133,6 @@ def as_problems(context: Context, path: Path, columns: int) -> Problems:
     The file holds what the model wrote; it is read as token ids, never as control text. Raises UserError where a completion does not fit.
     """
     records = read(context, path)
-    longest = max(len(one["tokens"]) for one in records)
-    if longest > columns:
-        raise UserError(
-            f"{path}: a completion has {longest} tokens, more than the {columns} of sft.completion_length; raise it"
-        )
+    _check_columns(path, records, columns, "sft.completion_length")
     places, tokens = [one["row"] for one in records], [one["tokens"] for one in records]
     return completed(context.train, places, tokens, columns, context.tokenizer.special.end)

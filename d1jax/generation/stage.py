@@ -1,4 +1,4 @@
-"""One generate stage: completions of the policy as it is, graded, of which those that pass are kept as rows for later stages.
+"""One generate stage: completions of the policy as it is, or of a teacher, graded; those that pass are kept as rows for later stages.
 
 The rows are a JSONL file, written when all are there; a stage that was stopped begins again, and makes the same rows.
 
@@ -18,9 +18,11 @@ from typing import Any
 import jax
 
 from d1jax.config import GenerateConfig
+from d1jax.data.tokenizers import Tokenizer
 from d1jax.diffusion.rollout import Rollout
 from d1jax.generation.filters import Text, dropped_by
 from d1jax.generation.rows import is_done, write
+from d1jax.generation.teacher import identity, same_tokens, with_teacher
 from d1jax.models.transformer import Variables, in_model_dtype
 from d1jax.rollouts.generate import Generator, Graded, Prompts, fetch_and_grade
 from d1jax.tasks.task import DataError
@@ -28,7 +30,8 @@ from d1jax.training.context import Context
 from d1jax.training.stage_log import Clock
 from d1jax.training.stopping import StopRequest
 
-REPEATED, ENOUGH = "the text of another one", "keep_per_prompt"  # why a completion that passes is dropped all the same
+# Why a completion that passes is dropped all the same.
+REPEATED, ENOUGH, UNWRITABLE = "the text of another one", "keep_per_prompt", "characters that the tokenizer here lacks"
 
 
 @dataclass
@@ -40,18 +43,22 @@ class Kept:
     dropped: Counter[str] = field(default_factory=Counter)
     _texts: dict[int, set[str]] = field(default_factory=dict)  # those that are kept of each problem
 
-    def look_at(self, context: Context, prompts: Prompts, rollout: Rollout, graded: Graded, count: int) -> None:
-        """Keeps what passes of the first `count` rows of a batch."""
+    def look_at(
+        self, context: Context, writer: Context, prompts: Prompts, rollout: Rollout, graded: Graded, count: int
+    ) -> None:
+        """Keeps what passes of the first `count` rows of a batch, which `writer` has decoded and the model of `context` will read."""
         grid = context.task.columns is not None
         for index in range(count):
             place, text = prompts.ids[index], graded.texts[index]
             length = int(rollout.length_B[index])
             tokens = rollout.tokens_BC[index, :length].tolist()
-            has_end_token = length > 0 and tokens[-1] in context.tokenizer.special.end_ids
+            has_end_token = length > 0 and tokens[-1] in writer.tokenizer.special.end_ids
             seen = Text(text, length - has_end_token, has_end_token or (grid and text.endswith("\n")))
             rewards = {name: float(values_B[index]) for name, values_B in graded.parts_B.items()}
             reward = float(graded.reward_QG.reshape(-1)[index])
             reason = self._reason(place, seen, rewards)
+            if reason is None and writer is not context:
+                tokens, reason = rewritten(context.tokenizer, seen)
             if reason is not None:
                 self.dropped[reason] += 1
                 continue
@@ -75,6 +82,14 @@ class Kept:
         return ENOUGH if self.config.keep_per_prompt and len(known) >= self.config.keep_per_prompt else None
 
 
+def rewritten(tokenizer: Tokenizer, seen: Text) -> tuple[list[int], str | None]:
+    """(the text in another tokenizer's tokens, why it cannot be written in them)."""
+    try:
+        return tokenizer.answer(seen.text) + ([tokenizer.special.end] if seen.ended else []), None
+    except ValueError:
+        return [], UNWRITABLE
+
+
 def run(context: Context, variables: Variables, stage: str, out: Path, stop: StopRequest) -> None:
     """Writes the kept rows of a stage: {"row": place among the training rows, "prompt", "completion", "tokens", "reward",
     "rewards"}.
@@ -84,8 +99,13 @@ def run(context: Context, variables: Variables, stage: str, out: Path, stop: Sto
     if is_done(out):
         return
     config = context.config.generate
-    generate = Generator(context, config)
-    policy = in_model_dtype(variables, context.config.model)
+    writer = context
+    if config.teacher:
+        writer, variables = with_teacher(context, stage)
+    generate = Generator(writer, config)
+    policy = in_model_dtype(variables, writer.config.model)
+    if same_tokens(writer.tokenizer, context.tokenizer):
+        context = writer  # what was decoded is what will be learnt
     wanted = config.prompts or len(context.train)
     kept, sampled, group = Kept(config), 0, config.num_generations
     weights = {**dict.fromkeys(config.accept, 0.0), **config.reward_weights}
@@ -93,18 +113,19 @@ def run(context: Context, variables: Variables, stage: str, out: Path, stop: Sto
         stop.check(f"{stage}, after {first} of {wanted} problems")
         prompts = generate.prompts(step)
         parts = generate(policy, prompts, jax.random.fold_in(context.key(stage), step))
-        rollout, graded = fetch_and_grade(context, weights, prompts, parts, group, Clock())
+        rollout, graded = fetch_and_grade(writer, weights, prompts, parts, group, Clock())
         # The last batch is as large as the others, for one compiled program; what is beyond the wanted problems does not count.
         count = min(len(prompts.rows), (wanted - first) * group)
         sampled += count
-        kept.look_at(context, prompts, rollout, graded, count)
+        kept.look_at(context, writer, prompts, rollout, graded, count)
     told = ", ".join(f"{number} by {reason}" for reason, number in kept.dropped.most_common()) or "none"
     if not kept.rows:
         raise DataError(
             f"stage {stage!r}: none of {sampled} completions is kept; dropped: {told}. Sample more of them (generate.num_generations), "
             "loosen generate.accept or generate.filters, or train longer before"
         )
-    write(out, kept.rows, {"sampled": sampled, "dropped": dict(kept.dropped.most_common())})
+    teacher = {"teacher": identity(context, stage)} if config.teacher else {}
+    write(out, kept.rows, {"sampled": sampled, "dropped": dict(kept.dropped.most_common()), **teacher})
     problems = len({one["row"] for one in kept.rows})
     print(
         f"{stage}: kept {len(kept.rows)} of {sampled} completions, of {problems} problems; dropped: {told}",

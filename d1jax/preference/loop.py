@@ -75,7 +75,7 @@ def train(context: Context, start: Variables, log: StageLog) -> Variables:
 
     make_pairs = Written(context, log)
     if config.data:
-        make_pairs = Stored(PairOrder(*context.pairs_of_sources, config.prompts_per_step, context.config.seed))
+        make_pairs = Stored(PairOrder(*context.judged_sources, config.prompts_per_step, context.config.seed))
     for step in range(first_step, config.steps):
         key = jax.random.fold_in(context.key(log.stage), step)
         clock = Clock()

@@ -6,15 +6,16 @@ Q problems, G completions of each, B = Q G rows, C completion columns, K most st
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
 
 import numpy as np
 
 from d1jax.config import RlConfig
 from d1jax.config.rl import Advantage
+from d1jax.data.steps import text_steps
 from d1jax.data.tokenizers import Tokenizer
 from d1jax.diffusion.rollout import Rollout
 from d1jax.rl import gae, supervision
+from d1jax.rollouts.generate import Graded
 from d1jax.rollouts.rewards import TIE, equal_groups, tolerance
 
 
@@ -104,16 +105,15 @@ def compute_advantages(
     config: RlConfig,
     rollout: Rollout,
     reward_QG: np.ndarray,
-    parts_B: Mapping[str, np.ndarray],
+    graded: Graded,
+    value_BC: np.ndarray | None,
     tokenizer: Tokenizer,
-    judge: Callable[[list[str]], np.ndarray],
     seed: tuple[int, int],
-    value_BC: np.ndarray | None = None,
 ) -> np.ndarray:
     """[B, C] fp32: the advantage of every token of a rollout batch.
 
-    `parts_B` are the single rewards, which the decoupled advantage normalises.
-    `judge` gives the reward of one text a row, for process supervision; `value_BC` are those of the value model, which gae needs.
+    `reward_QG` are the rewards of the texts, a KL taken off where the method does so; `graded` has the single rewards, which the decoupled
+    advantage normalises, and what process supervision asks about steps; `value_BC` are those of the value model, which gae needs.
     Negative controls: "shuffled_rewards" gives rewards to the wrong
     completions (by `seed`), "zero_advantages" gives none.
     """
@@ -126,7 +126,7 @@ def compute_advantages(
         rule = (config.advantage.discount, config.advantage.trace)
         return gae.advantages(reward_QG.reshape(-1), value_BC, step_BC, text_BC, *rule).astype(np.float32)
     weights = config.reward_weights
-    parts_NQG = np.stack([parts_B[name].reshape(reward_QG.shape) for name in weights])
+    parts_NQG = np.stack([graded.parts_B[name].reshape(reward_QG.shape) for name in weights])
     if config.negative_control == "shuffled_rewards":
         order_B = np.random.default_rng(seed).permutation(reward_QG.size)
         reward_QG = reward_QG.reshape(-1)[order_B].reshape(reward_QG.shape)
@@ -137,11 +137,16 @@ def compute_advantages(
     if config.supervision.name == "outcome":
         advantage_B = group_advantages(config.advantage, reward_QG).reshape(-1)
         return np.repeat(advantage_B[:, None], columns, axis=1)
-    if config.supervision.name == "text_steps":
-        step_BC = supervision.text_steps(rollout.tokens_BC, rollout.length_B, tokenizer)
-    else:
+    if config.supervision.name == "commit_steps":
         step_BC = supervision.commit_steps(rollout.unmask_step_BC, rollout.length_B, config.supervision.parts)
-    gains_BK, steps_B = supervision.gains(step_BC, rollout.tokens_BC, tokenizer, judge)
+    else:
+        step_BC = text_steps(rollout.tokens_BC, rollout.length_B, tokenizer)
+    if config.supervision.name == "model_steps":
+        gains_BK, steps_B = supervision.by_model(
+            graded.token_score_BC, step_BC, rollout.length_B, reward_QG.reshape(-1)
+        )
+    else:
+        gains_BK, steps_B = supervision.gains(step_BC, rollout.tokens_BC, tokenizer, graded.judge)
     shape_QG = reward_QG.shape
     advantage_QGC = process_advantages(
         config.advantage.name,

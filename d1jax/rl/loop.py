@@ -78,9 +78,7 @@ def train(context: Context, start: Variables, log: StageLog) -> Variables:
 
         # -- advantages, a number a token
         value_BC = value_model.values(value_state, frozen, batch)
-        advantage_BC = compute_advantages(
-            config, rollout, reward_QG, graded.parts_B, context.tokenizer, graded.judge, (seed, step), value_BC
-        )
+        advantage_BC = compute_advantages(config, rollout, reward_QG, graded, value_BC, context.tokenizer, (seed, step))
         train_batch = Batch(batch, sharding.shard_batch(context.mesh, advantage_BC))
 
         # -- update: mu inner updates in one compiled call

@@ -1,8 +1,8 @@
 """Process supervision: a completion as a chain of steps, and what each of them gains.
 
 A step is a line of the text, or a part of the decoding. Its reward is what it adds: the reward of the text with this step minus
-that of the text without it and all later ones, by the task's own rules. DeepSeekMath (arXiv 2402.03300, section 4.1.3) has a learnt
-model judge each step; here no model is needed, and the gains of a completion add up to its reward (less that of nothing).
+that of the text without it and all later ones, by the task's own rules; no model is needed, and the gains of a completion add up to its
+reward (less that of nothing). Or a learnt model judges each line, as in DeepSeekMath (arXiv 2402.03300, section 4.1.3).
 
 Q problems, G completions of each, B = Q G rows, C completion columns, K most steps of a row.
 """
@@ -14,15 +14,9 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from d1jax.data.tokenizers import SpecialTokens, Tokenizer
+from d1jax.diffusion.reward_model import step_scores
 from d1jax.diffusion.rollout import NEVER_DECODED
 from d1jax.tasks.task import UNDECIDED
-
-
-def text_steps(tokens_BC: np.ndarray, length_B: np.ndarray, tokenizer: Tokenizer) -> np.ndarray:
-    """[B, C]: the line of each token; a token that holds a line break ends its line. Behind the text: the last line."""
-    breaks = np.array([["\n" in piece for piece in tokenizer.pieces(row)] for row in tokens_BC.tolist()])
-    breaks &= np.arange(tokens_BC.shape[1])[None, :] < length_B[:, None] - 1
-    return np.cumsum(breaks, axis=1) - breaks
 
 
 def commit_steps(unmask_step_BC: np.ndarray, length_B: np.ndarray, parts: int) -> np.ndarray:
@@ -31,6 +25,21 @@ def commit_steps(unmask_step_BC: np.ndarray, length_B: np.ndarray, parts: int) -
     steps_B1 = np.where(decoded_BC, unmask_step_BC, 0).max(axis=1, keepdims=True) + 1
     part_BC = np.where(decoded_BC, unmask_step_BC, 0) * parts // np.maximum(steps_B1, parts)
     return np.where(decoded_BC, part_BC, np.minimum(steps_B1, parts) - 1)
+
+
+def by_model(
+    token_score_BC: np.ndarray, step_BC: np.ndarray, length_B: np.ndarray, reward_B: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """(reward of each step [B, K], steps of each row [B]): sigmoid of the mean token score of a step, the chance that it is right by a
+    process reward model; the reward of the text is added to that of its last step.
+
+    Source: DeepSeekMath, arXiv 2402.03300, section 4.1.3. Ours: the reward of the text, with which rule rewards stand beside the model.
+    """
+    steps_B = step_BC.max(axis=1) + 1
+    score_BK = np.asarray(step_scores(token_score_BC, step_BC, length_B, int(steps_B.max())), np.float64)
+    reward_BK = 1 / (1 + np.exp(-score_BK))
+    reward_BK[np.arange(len(steps_B)), steps_B - 1] += reward_B
+    return reward_BK, steps_B
 
 
 def gains(

@@ -95,6 +95,7 @@ class Graded(NamedTuple):
     parts_B: dict[str, np.ndarray]
     reward_QG: np.ndarray
     judge: RewardFn  # for texts that are made of these
+    token_score_BC: np.ndarray | None = None  # by the process reward model, where the stage asks one
 
 
 def fetch_and_grade(
@@ -107,13 +108,15 @@ def fetch_and_grade(
     """
     judge = RewardFn(context.task, prompts.rows, prompts.ids, weights)
     by_models = [_asked(context, prompts, part, index) for index, part in enumerate(parts)]
-    judge.any_rewarded = bool(context.reward_models)
+    judge.any_rewarded = bool(context.reward_models) or context.step_model is not None
     fetched: list[Rollout] = []
     texts: list[str] = []
     rewards: list[dict[str, np.ndarray]] = []
-    for part, scores in zip(parts, by_models, strict=True):
-        decoded, scores = jax.device_get((part, scores))
+    token_scores: list[np.ndarray] = []
+    for part, asked in zip(parts, by_models, strict=True):
+        decoded, (scores, of_tokens) = jax.device_get((part, asked))
         fetched.append(decoded)
+        token_scores += [] if of_tokens is None else [of_tokens]
         clock.lap("time/rollout_s")
         written = decode.texts_of(context, fetched[-1])
         by_model = {MODEL + name: np.asarray(values_B, np.float64) for name, values_B in scores.items()}
@@ -122,19 +125,20 @@ def fetch_and_grade(
         clock.lap("time/reward_s")
     rollout = Rollout(*(np.concatenate(arrays) for arrays in zip(*fetched, strict=True)))
     parts_B = joined(rewards, [len(part.length_B) for part in fetched])
-    return rollout, Graded(texts, parts_B, judge.total(parts_B).reshape(-1, group), judge)
+    token_score_BC = np.concatenate(token_scores) if token_scores else None
+    return rollout, Graded(texts, parts_B, judge.total(parts_B).reshape(-1, group), judge, token_score_BC)
 
 
-def _asked(context: Context, prompts: Prompts, part: Rollout, index: int) -> dict[str, Array]:
-    """{reward model: [B]} of a part of a rollout batch, handed over to the devices."""
-    size = part.tokens_BC.shape[0] if context.reward_models else 0
+def _asked(context: Context, prompts: Prompts, part: Rollout, index: int) -> tuple[dict[str, Array], Array | None]:
+    """({reward model: [B]}, [B, C] by the process reward model) of a part of a rollout batch, handed over to the devices."""
+    if not context.reward_models and context.step_model is None:
+        return {}, None
+    size = part.tokens_BC.shape[0]
     some = slice(index * size, (index + 1) * size)
-    mesh = context.mesh
     prompt = (prompts.prompt_BP[some], prompts.prompt_length_B[some])
-    return {
-        name: model.scores(Canvas(part.tokens_BC, *sharding.shard_batch(mesh, prompt)))
-        for name, model in context.reward_models.items()
-    }
+    canvas = Canvas(part.tokens_BC, *sharding.shard_batch(context.mesh, prompt))
+    of_texts = {name: model.scores(canvas) for name, model in context.reward_models.items()}
+    return of_texts, None if context.step_model is None else context.step_model.token_scores(canvas)
 
 
 @dataclass

@@ -172,6 +172,12 @@ class Arithmetic:
             "steps": _right_lines(row["problem"], text),
         }
 
+    def judge_lines(self, row: Row, text: str) -> list[bool | None]:
+        """Whether each line of the text is right, as `rewards` has it; None for one that is no line of reasoning, and for all of a text
+        with too many of them."""
+        judged = _judged_lines(row["problem"], text) or {}
+        return [judged.get(place) for place in range(text.count("\n") + 1)]
+
     def grade(self, row: Row, text: str) -> dict[str, float]:
         """As `rewards`."""
         return self.rewards(row, text)
@@ -218,13 +224,24 @@ def _key(problem: str) -> str:
 
 def _right_lines(problem: str, text: str) -> float:
     """The share of the lines of the reasoning block that are right, as `Arithmetic.rewards` says."""
-    block = text.partition("<reasoning>")[2].partition("</reasoning>")[0]
-    lines = [line for line in block.split("\n") if line.strip()]
+    judged = _judged_lines(problem, text)
+    operators = problem.count("+") + problem.count("-") + problem.count("*")
+    return 0.0 if judged is None else sum(judged.values()) / max(len(judged), operators)
+
+
+def _judged_lines(problem: str, text: str) -> dict[int, bool] | None:
+    """{place among the text's lines: whether it is right} of the lines of the reasoning block that are not blank; None where there are
+    more than MOST_LINES."""
+    before, _, block = text.partition("<reasoning>")
+    first = before.count("\n")
+    block = block.partition("</reasoning>")[0]
+    lines = {place: line for place, line in enumerate(block.split("\n"), first) if line.strip()}
     if len(lines) > MOST_LINES:
-        return 0.0
+        return None
     known = set(map(int, re.findall(r"[0-9]+", problem)))
     said = set()
-    for line in lines:
+    judged = dict.fromkeys(lines, False)
+    for place, line in lines.items():
         left, _, right = line[_WORD.match(line).end() :].partition("=")
         right = right.strip()
         tree = expressions.parse(left)
@@ -233,6 +250,8 @@ def _right_lines(problem: str, text: str) -> float:
         used = expressions.leaves(tree)
         if len(used) == 2 and known.issuperset(used):
             if expressions.evaluate(tree) == int(right):
-                said.add((expressions.show(tree), int(right)))
+                equation = (expressions.show(tree), int(right))
+                judged[place] = equation not in said
+                said.add(equation)
             known.add(int(right))
-    return len(said) / max(len(lines), problem.count("+") + problem.count("-") + problem.count("*"))
+    return judged

@@ -79,6 +79,8 @@ class Rows:
         row |= {
             key: _said(record[key], f"{where}: {key}") for key in ("chosen", "rejected") if record.get(key) is not None
         }
+        if isinstance(record.get("completions"), list):
+            row["steps"] = _steps(record, where)
         if isinstance(record.get("label"), bool) and "completion" in record:
             row["labelled"] = _said(record["completion"], f"{where}: completion")
         if answer is not None:
@@ -108,12 +110,7 @@ class Rows:
         if not prompt:
             raise DataError(f"{where}: prompt is empty; write what the model is asked")
         if isinstance(record.get("completions"), list) and isinstance(record.get("labels"), list):
-            steps = [
-                _text(step, f"{where}: completions")
-                for step, right in zip(record["completions"], record["labels"], strict=False)
-                if right
-            ]
-            return prompt, "\n".join(steps) or None
+            return prompt, "\n".join(step for step, right in _steps(record, where) if right) or None
         if "label" in record and not isinstance(record["label"], bool):
             raise DataError(f"{where}: label = {record['label']!r:.40}: write true or false")
         if record.get("label") is False:  # unpaired preference: what was not wanted is not taught
@@ -134,6 +131,10 @@ class Rows:
         if "labelled" in row:
             return (row["labelled"], None) if row["label"] else (None, row["labelled"])
         return row.get("chosen"), row.get("rejected")
+
+    def steps(self, row: Row) -> list[tuple[str, bool]]:
+        """The steps of a row of TRL's stepwise type, and whether each is right; [] for another row."""
+        return row.get("steps", [])
 
     def rewards(self, row: Row, text: str) -> dict[str, float | None]:
         return self.rewards_many([row], [text])[0]
@@ -209,6 +210,23 @@ def _ranked(record: dict[str, Any], where: str) -> dict[str, Any]:
     rest = {key: value for key, value in record.items() if key not in ("context", "completions")}
     prompt = record.get("prompt", record.get("context"))
     return {**rest, "prompt": prompt, "chosen": best["completion"], "rejected": worst["completion"]}
+
+
+def _steps(record: Mapping[str, Any], where: str) -> list[tuple[str, bool]]:
+    """TRL's stepwise type, {completions: [text, ...], labels: [true, ...]}, as (text, right) pairs. Raises DataError."""
+    texts, labels = record["completions"], record.get("labels")
+    if not texts or not isinstance(labels, list) or len(labels) != len(texts):
+        count = len(labels) if isinstance(labels, list) else "no"
+        raise DataError(
+            f"{where}: completions has {len(texts)} steps and labels {count} labels; write one true or false a step"
+        )
+    if not all(isinstance(label, bool) or label in (0, 1) for label in labels):
+        raise DataError(f"{where}: labels = {labels!r:.60}: write true or false for each step")
+    steps = [_text(text, f"{where}: completions") for text in texts]
+    blank = next((place for place, text in enumerate(steps) if not text.strip()), None)
+    if blank is not None:
+        raise DataError(f"{where}: completions: step {blank} is blank; take it out, and its label")
+    return list(zip(steps, map(bool, labels), strict=True))
 
 
 def _said(value: Any, where: str) -> str:

@@ -23,9 +23,11 @@ class Task(Protocol):
     configuration.
 
     A task may also have `rewards_many(rows, texts)` and `grade_many(rows, texts)`, lists of what `rewards` and `grade` give, where judging
-    many texts together is faster; `offer(row, text)`, the answer in one spelling, for majority votes; `from_stored(record, where)`, the row
-    of a stored generation; `self_test(rows)`, (place, what went wrong) of rows whose own solution does not pass; and `unique_field`, the
-    field of which no two rows of one source may have the same value.
+    many texts together is faster; `offer(row, text)`, the answer in one spelling, for majority votes; `from_stored(record, where)`, the
+    row of a stored generation; `pair(row)`, the better and the worse text of a row of preferences; `steps(row)`, (text, right) pairs of a
+    row whose steps are labelled; `judge_lines(row, text)`, whether each line of a text is right (None: nothing is said of it);
+    `self_test(rows)`, (place, what went wrong) of rows whose own solution does not pass; and `unique_field`, the field of which no two
+    rows of one source may have the same value.
     """
 
     name: ClassVar[str]

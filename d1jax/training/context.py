@@ -17,6 +17,7 @@ from d1jax.config.stage import SAMPLED
 from d1jax.data.examples import Examples, Problems, tokenise
 from d1jax.data.pairs import StoredPairs, pairs_of_rows
 from d1jax.data.rows import check_references, identity_of_file, read_rows, read_training_rows
+from d1jax.data.steps import StoredSteps, steps_of_rows
 from d1jax.diffusion.reward_model import RewardModel
 from d1jax.models import sharding
 from d1jax.tasks.reward_functions import NAMED, resolve
@@ -26,16 +27,20 @@ from d1jax.training.setup import Setup, make_task, set_up
 ROWS_LOOKED_AT = 32  # for the names of rewards: a mixture of tasks has others in other rows
 
 
+Judged = StoredPairs | StoredSteps  # texts of which it is known what is better
+
+
 @dataclass(frozen=True)
 class Context(Setup):
     task: Task
     train: Problems
     eval_sets: dict[str, Problems]
     data: dict[str, dict[str, Any]]  # setting -> which rows it gave: source, rows, sha256
-    # What a stage with stored pairs learns from, in the order of its `data`.
-    pairs_of_sources: tuple[StoredPairs, ...] = ()
-    # Those that a stage names as rewards.
+    # What a stage with stored pairs or steps learns from, in the order of its `data`.
+    judged_sources: tuple[Judged, ...] = ()
+    # Those that a stage names as rewards of texts, and the one that it names for the rewards of steps.
     reward_models: Mapping[str, RewardModel] = field(default_factory=dict)
+    step_model: RewardModel | None = None
     # Of a stage with a task or sampler of its own: the context of the run, by which it is evaluated.
     run: Context | None = None
 
@@ -75,25 +80,46 @@ def of_stages(context: Context, log: Callable[[str], None] = print) -> dict[str,
 
     Raises UserError and DataError before anything is compiled.
     """
-    return {stage.name: _of_stage(context, stage, log) for stage in context.config.stages}
+    found = {stage.name: _of_stage(context, stage, log) for stage in context.config.stages}
+    for stage in context.config.stages:
+        if is_stepwise(found[stage.name].config, stage):
+            _check_judges(stage, found)
+    return found
+
+
+def _check_judges(stage: Stage, contexts: Mapping[str, Context]) -> None:
+    """Raises UserError where kept texts are to be judged line by line, and their task cannot."""
+    for name in judged_by_name(contexts[stage.name].config, stage):
+        task = contexts[name].task if name in contexts else None
+        if task is not None and not hasattr(task, "judge_lines"):
+            raise UserError(
+                f"config: {stage.name}.data names {name!r} with loss = stepwise, but task {task.name!r} judges no single lines; bring "
+                "labelled steps as rows (data: [task]), or take loss = pairwise"
+            )
 
 
 def _of_stage(context: Context, stage: Stage, log: Callable[[str], None]) -> Context:
     built = _with_own_sections(context, stage, log)
-    if "task" not in names_of_pairs(built.config, stage):
+    if "task" not in judged_by_name(built.config, stage):
         return built
     config = built.config
     columns, setting = config.sampler.completion_length, f"{stage.name}.data"
-    pairs, left_out = pairs_of_rows(built.task, built.tokenizer, built.train, columns, config.task.too_long, setting)
+    read = steps_of_rows if is_stepwise(config, stage) else pairs_of_rows
+    stored, left_out = read(built.task, built.tokenizer, built.train, columns, config.task.too_long, setting)
     if left_out:
         log(
             f"data: left out {left_out} of {len(built.train)} rows of {setting} that are too long (task.too_long: drop)"
         )
-    return dataclasses.replace(built, pairs_of_sources=(pairs,))
+    return dataclasses.replace(built, judged_sources=(stored,))
 
 
-def names_of_pairs(config: Config, stage: Stage) -> tuple[str, ...]:
-    """Where the pairs of a stage come from: task, or the names of generate stages."""
+def is_stepwise(config: Config, stage: Stage) -> bool:
+    """Whether a stage learns from texts whose steps are labelled, and not from pairs."""
+    return stage.kind == "reward_model" and config.reward_model.loss == "stepwise"
+
+
+def judged_by_name(config: Config, stage: Stage) -> tuple[str, ...]:
+    """Where the pairs or labelled steps of a stage come from: task, or the names of generate stages."""
     if stage.kind == "preference":
         return tuple(filter(None, (config.preference.data,)))
     return config.reward_model.data if stage.kind == "reward_model" else ()

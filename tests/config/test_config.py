@@ -498,6 +498,28 @@ IMPOSSIBLE = [
     ({"rl.supervision": "text_steps", "rl.policy_loss": "regression"}, "set rl.policy_loss to ppo"),
     ({"rl.supervision": "text_steps", "rl.advantage": "softmax"}, "set it to center or zscore"),
     (
+        {"stages": "[sft, {name: keep, kind: generate, teacher: runs/other, from: sft}]"},
+        "from = 'sft' with a teacher, which writes everything; leave one of them out",
+    ),
+    ({"rl.supervision": "model_steps"}, "model is empty; name a reward_model stage whose loss is stepwise"),
+    (
+        {
+            "stages": "[sft, {name: judge, kind: reward_model}, {name: rl, kind: rl, from: sft}]",
+            "rl.supervision": "{name: model_steps, model: judge}",
+        },
+        "it learns from whole texts; give that stage loss: stepwise",
+    ),
+    (
+        {"rl.supervision": "{name: model_steps, model: judge}"},
+        "no reward_model stage before it has that name",
+    ),
+    (
+        {"rl.advantage": "gae", "rl.policy_loss": "{name: ppo, level: sequence_mean}"},
+        "set rl.policy_loss to ppo, whose level is token",
+    ),
+    ({"rl.advantage": "gae", "rl.negative_control": "shuffled_rewards"}, "set rl.advantage to center"),
+    ({"rl.advantage": "gae", "rl.supervision": "text_steps"}, "set it to center or zscore"),
+    (
         {"rl.supervision": "text_steps", "rl.kl": "reward"},
         "the penalty is of a completion, not of a step",
     ),

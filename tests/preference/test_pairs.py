@@ -46,10 +46,10 @@ def texts(context, problems):
 def test_pairs_of_a_file_keep_their_prompts_and_meet_in_one_order(tmp_path):
     context = stored(tmp_path, PAIRS)
     assert (
-        context.pairs_of_sources[0].matched
-        and len(context.pairs_of_sources[0].better) == len(context.pairs_of_sources[0].worse) == 24
+        context.judged_sources[0].matched
+        and len(context.judged_sources[0].better) == len(context.judged_sources[0].worse) == 24
     )
-    make = Stored(PairOrder(context.pairs_of_sources[0], 8, 0))
+    make = Stored(PairOrder(context.judged_sources[0], 8, 0))
     seen = []
     for step in range(3):
         made = make(step, {}, jax.random.key(0), None)
@@ -71,9 +71,9 @@ def test_pairs_of_a_file_keep_their_prompts_and_meet_in_one_order(tmp_path):
 
 def test_single_texts_come_in_equal_numbers(tmp_path):
     context = stored(tmp_path, LABELS)
-    (pairs,) = context.pairs_of_sources
+    (pairs,) = context.judged_sources
     assert not pairs.matched and (len(pairs.better), len(pairs.worse)) == (8, 16)
-    made = Stored(PairOrder(context.pairs_of_sources[0], 8, 0))(0, {}, jax.random.key(0), None)
+    made = Stored(PairOrder(context.judged_sources[0], 8, 0))(0, {}, jax.random.key(0), None)
     said = [context.tokenizer.decode(row.tolist()) for row in made.batch.canvas.completion_BC]
     assert all(int(text) % 3 == 0 for text in said[:8]) and all(int(text) % 3 for text in said[8:])
 
@@ -109,7 +109,7 @@ def test_a_pair_that_is_too_long_is_left_out_and_counted(tmp_path):
     changes = {"stages": "[{name: prefer, kind: preference}]", "init_from": "x", "task.too_long": "drop"}
     config = dataclasses.replace(parse(settings(tmp_path, records, **changes)), init_from="")
     context = of_stages(build(config, lines.append), lines.append)["prefer"]
-    assert len(context.pairs_of_sources[0].better) == 24
+    assert len(context.judged_sources[0].better) == 24
     assert "data: left out 1 of 25 rows of prefer.data that are too long (task.too_long: drop)" in lines
 
 

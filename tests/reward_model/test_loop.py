@@ -15,6 +15,7 @@ from d1jax.data.tokenizers import SpecialTokens
 from d1jax.diffusion.canvas import Canvas
 from d1jax.diffusion.reward_model import RewardModel, text_scores
 from d1jax.models.reward_head import HEAD
+from d1jax.rl import loop
 from d1jax.telemetry.metrics import read_metrics
 from d1jax.training.context import build, of_stages
 from d1jax.weights.checkpoints import ocp
@@ -77,21 +78,11 @@ def test_single_texts_need_the_pointwise_loss(tmp_path):
     assert command.main(settings(tmp_path, "other", records, **{"reward_model.loss": "pointwise"})) == 0
 
 
-def test_a_stopped_stage_ends_with_the_same_weights_and_adapters_are_learnt_alone(tmp_path, monkeypatch):
+def test_a_stopped_stage_ends_with_the_same_weights_and_adapters_are_learnt_alone(tmp_path, interrupted):
     changes = {"lora.rank": 2, "reward_model.steps": 4, "checkpoint_every": 2, "task.too_long": "drop"}
     assert command.main(settings(tmp_path, "whole", **changes)) == 0
-    from d1jax.training.stage_log import StageLog
-
-    save = StageLog.save_checkpoint
-
-    def stopping(self, step, items):
-        save(self, step, items)
-        if self.stage == "judge" and step == 2:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(StageLog, "save_checkpoint", stopping)
-    assert command.main(settings(tmp_path, "stopped", **changes)) == 130
-    monkeypatch.setattr(StageLog, "save_checkpoint", save)
+    with interrupted("judge", 2):
+        assert command.main(settings(tmp_path, "stopped", **changes)) == 130
     assert command.main(settings(tmp_path, "stopped", **changes)) == 0
     one, other = (
         ocp.load_checkpointables(tmp_path / run / "checkpoints/judge/4")["trainable"] for run in ("whole", "stopped")
@@ -145,6 +136,38 @@ def test_later_stages_ask_the_model_and_its_scores_are_those_of_a_pass_by_hand(t
     assert [stage["name"] for stage in summary["stages"]] == ["sft", "rl"], "a reward model is no policy"
 
 
+def test_rl_with_its_scores_equals_rl_with_the_same_numbers_from_a_file(tmp_path, monkeypatch):
+    stages = "[sft, {name: judge, kind: reward_model}, {name: rl, kind: rl, from: sft}]"
+    given = {**RL, "stages": stages, "reward_model.steps": 5}
+    table = {}
+    graded = loop.fetch_and_grade
+
+    def recording(*args):
+        rollout, found = graded(*args)
+        if "model:judge" in found.parts_B:
+            asked = (f"{row['prompt']} {text!r}" for row, text in zip(args[2].rows, found.texts, strict=True))
+            table.update(zip(asked, found.parts_B["model:judge"].tolist(), strict=True))
+        return rollout, found
+
+    monkeypatch.setattr(loop, "fetch_and_grade", recording)
+    two = [{**pair, "prompt": "?!"[place % 2]} for place, pair in enumerate(PAIRS)]  # one can be held out
+    assert command.main(settings(tmp_path, "model", two, **given, **{"rl.reward_weights": "{'model:judge': 1}"})) == 0
+    file = tmp_path / "numbers.json"
+    file.write_text(json.dumps(table))
+    (tmp_path / "stored.py").write_text(
+        f"import json\nTABLE = json.load(open({str(file)!r}))\n"
+        "def stored(prompts, completions, **columns):\n"
+        "    return [TABLE[f'{prompt} {text!r}'] for prompt, text in zip(prompts, completions)]\n"
+    )
+    weights = f"{{'{tmp_path / 'stored.py'}:stored': 1}}"
+    assert command.main(settings(tmp_path, "file", two, **given, **{"rl.reward_weights": weights})) == 0
+    one, other = (
+        ocp.load_checkpointables(tmp_path / run / "checkpoints/rl/2")["trainable"] for run in ("model", "file")
+    )
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
 def test_replay_takes_its_share_and_no_held_out_prompt():
     config = RewardModelConfig(data=("new", "old", "older"), replay=0.25, batch_size=32)
     assert config.counts() == (24, 4, 4) and RewardModelConfig().counts() == (32,)
@@ -155,7 +178,7 @@ def test_pairs_are_split_by_prompt(tmp_path):
     context = of_stages(build(parse(settings(tmp_path, records=repeated)), lambda line: None), lambda line: None)[
         "judge"
     ]
-    (pairs,) = context.pairs_of_sources
+    (pairs,) = context.judged_sources
     learnt, held = split_by_prompt(pairs, 0.1, seed=3)
     assert not learnt.prompts() & held.prompts() and len(held.prompts()) == 6 and len(held.better) == 12
     assert len(learnt.better) + len(held.better) == 120 and learnt.matched and held.matched

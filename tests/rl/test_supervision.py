@@ -4,8 +4,9 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
+from d1jax.data.steps import text_steps
 from d1jax.data.tokenizers import ByteTokenizer, CharacterTokenizer
-from d1jax.rl.supervision import commit_steps, gains, text_steps, unfinished
+from d1jax.rl.supervision import by_model, commit_steps, gains, unfinished
 from d1jax.tasks.sudoku import Sudoku, as_lines
 
 TOKENIZER = ByteTokenizer()
@@ -67,6 +68,16 @@ def test_gains_of_a_completion_add_up_to_its_reward():
     found, steps = gains(step, tokens, TOKENIZER, reward)
     assert steps.tolist() == [2, 1]
     np.testing.assert_allclose(found, [[3, 2], [1, 0]])
+
+
+def test_a_model_rewards_lines_and_the_reward_of_the_text_comes_last():
+    score = np.array([[1.0, 3.0, -2.0, 9.0], [0.5, 0.5, 4.0, 4.0]])
+    step, length = np.array([[0, 0, 1, 1], [0, 0, 0, 0]]), np.array([3, 2])
+    found, steps = by_model(score, step, length, np.array([10.0, 20.0]))
+    chance = lambda x: 1 / (1 + np.exp(-x))  # noqa: E731
+    assert steps.tolist() == [2, 1]
+    np.testing.assert_allclose(found[0], [chance(2.0), chance(-2.0) + 10], rtol=1e-6)
+    np.testing.assert_allclose(found[1, 0], chance(0.5) + 20, rtol=1e-6)
 
 
 def test_sudoku_judges_a_grid_with_holes_in_its_place():

@@ -1,0 +1,70 @@
+"""Another model writes what a run learns from: of another size, and with another tokenizer."""
+
+import json
+
+import pytest
+
+import d1jax.train as command
+from d1jax.data.tokenizers import ByteTokenizer, CharacterTokenizer
+from d1jax.generation.teacher import same_tokens
+from tests.conftest import SMALL_RUN
+
+
+def settings(run_dir, teacher, **changes):
+    keep = f"{{name: keep, kind: generate, teacher: {teacher}, accept: {{}}, num_generations: 2, prompts: 4, prompts_per_step: 4}}"
+    given = {
+        **SMALL_RUN,
+        "stages": f"[{keep}, {{name: student, kind: sft, data: [keep]}}]",
+        "run_dir": run_dir,
+        **changes,
+    }
+    return [f"--{key}={value}" for key, value in given.items()]
+
+
+@pytest.mark.parametrize("tokenizer", ["characters", "bytes"])
+def test_a_smaller_student_learns_what_a_teacher_has_written(small_run, tmp_path, tokenizer):
+    student = {"model.width": 16, "model.heads": 1, "model.kv_heads": 1, "tokenizer": tokenizer}
+    assert command.main(settings(tmp_path / "run", small_run, **student)) == 0
+    kept = [json.loads(line) for line in (tmp_path / "run/generated/keep.jsonl").read_text().splitlines()]
+    assert 4 <= len(kept) <= 8
+    reads = ByteTokenizer() if tokenizer == "bytes" else CharacterTokenizer("01234\n")
+    assert all(reads.decode(row["tokens"]) == row["completion"] for row in kept)
+    record = json.loads((tmp_path / "run/generated/keep.json").read_text())
+    assert record["teacher"] == {"path": str(small_run), "stage": "sft", "step": 2}
+    summary = json.loads((tmp_path / "run/summary.json").read_text())
+    assert [stage["name"] for stage in summary["stages"]] == ["student"]
+
+
+def test_tokenizers_are_compared_by_what_a_token_means():
+    assert same_tokens(CharacterTokenizer("ab"), CharacterTokenizer("ab"))
+    assert not same_tokens(CharacterTokenizer("ab"), CharacterTokenizer("ba"))
+    assert not same_tokens(ByteTokenizer(), CharacterTokenizer("ab"))
+
+
+def test_a_teacher_that_cannot_write_is_refused_before_anything_is_done(small_run, tmp_path, capsys):
+    run = tmp_path / "run"
+    judged = (
+        f"[sft, {{name: judge, kind: reward_model, data: [task]}}, {{name: keep, kind: generate, teacher: {small_run},"
+        " accept: {}, reward_weights: {'model:judge': 1}}]"
+    )
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(
+        "".join(json.dumps({"prompt": f"{n % 5}{n // 5}", "chosen": "1", "rejected": "2"}) + "\n" for n in range(9))
+    )
+    test = tmp_path / "test.jsonl"
+    test.write_text(json.dumps({"prompt": "44", "answer": "1"}) + "\n")
+    own = {
+        "task.name": "jsonl",
+        "task.train": rows,
+        "task.eval_sets": f"{{test: {test}}}",
+        "task.train_rows": 0,
+        "task.eval_rows": 0,
+    }
+    for given, told in (
+        (settings(run, tmp_path / "nowhere"), "keep.teacher = '" + str(tmp_path / "nowhere")),
+        (settings(run, run), "is this run itself"),
+        (settings(run, small_run, stages=judged, tokenizer="bytes", **own), "whose tokenizer is another one"),
+    ):
+        assert command.main(given) == 2
+        assert told in capsys.readouterr().err
+    assert not run.exists()
