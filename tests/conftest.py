@@ -77,6 +77,7 @@ SLOW = {
 
 # What `make test` leaves out and `make test-all` runs: a claim that another test makes of fewer methods, meshes, dtypes or signals.
 THOROUGH = (
+    "test_recipes.py::test_every_stage_of_a_pipeline_lowers",
     "rl/test_methods.py::test_any_split_of_a_batch_gives_the_same_update",
     "rl/test_methods.py::test_a_run_in_bf16_with_rematerialisation_passes_its_own_start_check",
     "rl/test_update.py::test_update_does_not_depend_on_the_mesh",

@@ -48,16 +48,17 @@ def read_training_rows(
     task: Task,
     config: Config,
     reported: dict[str, list[Row]],
-    run_task: TaskConfig,
+    run_task: Task,
+    run_config: TaskConfig,
     log: Callable[[str], None],
 ) -> tuple[list[Row], dict[str, dict[str, Any]]]:
     """(training rows, which rows the source gave) of a stage with a task of its own, without the problems of the `reported` sets.
 
-    `run_task` is the section of the run, which says of which sets solutions are held out, too.
+    The sets are rows of `run_task`, the task of the run; `run_config`, its section, says of which sets solutions are held out, too.
     """
     rows = _rows(task, config, config.task.train, "train", config.task.train_rows)
     data = {"task.train": identity_of_rows(config.task.train, rows)}
-    return _without_overlap(task, run_task, rows, reported, log), data
+    return _without_overlap(task, run_config, rows, reported, log, run_task), data
 
 
 def identity_of_file(path: Path) -> dict[str, Any]:
@@ -120,12 +121,22 @@ def _without_reported(
 
 
 def _without_overlap(
-    task: Task, config: TaskConfig, train: list[Row], eval_sets: dict[str, list[Row]], log: Callable[[str], None]
+    task: Task,
+    config: TaskConfig,
+    train: list[Row],
+    eval_sets: dict[str, list[Row]],
+    log: Callable[[str], None],
+    evaluated: Task | None = None,
 ) -> list[Row]:
-    """Training rows that pose no problem of an evaluation set (and, where asked, share no solution with it)."""
+    """Training rows that pose no problem of an evaluation set (and, where asked, share no solution with it).
+
+    `evaluated` is the task that the sets are rows of (None: `task`): a mixture knows the rows of its own parts only.
+    """
+    asking = evaluated or task
     for name, rows in eval_sets.items():
-        problems = {task.problem_key(row) for row in rows}
-        solutions = {task.solution_key(row) for row in rows} - {None} if name in config.held_out_by_solution else set()
+        problems = {asking.problem_key(row) for row in rows}
+        held_out = name in config.held_out_by_solution
+        solutions = {asking.solution_key(row) for row in rows} - {None} if held_out else set()
         kept = [
             row for row in train if task.problem_key(row) not in problems and task.solution_key(row) not in solutions
         ]

@@ -161,7 +161,9 @@ class Mixture:
         return self.task_of(row).has_reference(row["row"])
 
     def problem_key(self, row: Row) -> str:
-        return f"{row['task']}: {self.task_of(row).problem_key(row['row'])}"
+        """By the name of the task and not by its label, so that a problem is the same in another mixture that labels it otherwise."""
+        task = self.task_of(row)
+        return f"{task.name}: {task.problem_key(row['row'])}"
 
     def solution_key(self, row: Row) -> str | None:
         return self.task_of(row).solution_key(row["row"])

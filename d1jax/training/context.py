@@ -140,7 +140,12 @@ def _with_own_sections(context: Context, stage: Stage, log: Callable[[str], None
     task = make_task(alone.task)
     reported = context.eval_sets if alone.task.name == context.config.task.name else {}
     rows, data = read_training_rows(
-        task, alone, {name: problems.rows for name, problems in reported.items()}, context.config.task, log
+        task,
+        alone,
+        {name: problems.rows for name, problems in reported.items()},
+        context.task,
+        context.config.task,
+        log,
     )
     check_reward_names(task, rows, alone)
     setup = Setup(**{field.name: getattr(context, field.name) for field in dataclasses.fields(Setup)})

@@ -78,14 +78,15 @@ class StageLog:
     def selected(self) -> dict[str, Any] | None:
         """{"set", "step", "solved", "candidates": {step: solved}} of the checkpoint that `evaluation.select` chooses; None without it.
 
-        The best of the saved steps that were evaluated; of equals the later.
+        The best of the steps that were evaluated; of equals the later. Candidates are also those that `keep_last` has removed since:
+        the best of many is better by chance, however few are left.
         """
         name = self._config.evaluation.select
-        candidates = {step: self._watched[step] for step in self._checkpoints.steps() if step in self._watched}
-        if not name or not candidates:
+        saved = {step: self._watched[step] for step in self._checkpoints.steps() if step in self._watched}
+        if not name or not saved:
             return None
-        step = _best(candidates)
-        return {"set": name, "step": step, "solved": candidates[step], "candidates": candidates}
+        step = _best(saved)
+        return {"set": name, "step": step, "solved": saved[step], "candidates": dict(sorted(self._watched.items()))}
 
     def resume(self, items: dict[str, Any]) -> tuple[dict[str, Any], int]:
         """(items, first step to do): as given, or as the last good checkpoint has them. A damaged one is set aside, not deleted.

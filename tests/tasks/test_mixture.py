@@ -6,10 +6,10 @@ from collections import Counter
 
 import pytest
 
-from d1jax.config import Config, SamplerConfig, TaskConfig
+from d1jax.config import Config, SamplerConfig, Stage, TaskConfig
 from d1jax.rollouts.rewards import reward_rows
 from d1jax.tasks import make
-from d1jax.training.context import build
+from d1jax.training.context import build, of_stages
 
 SUDOKU = {"train": "generated", "test": "generated", "weight": 3}
 
@@ -55,6 +55,25 @@ def test_a_run_of_several_tasks_is_built(tmp_path):
     )
     context = build(config, lambda line: None)
     assert {row["task"] for row in context.train.rows} == {"sudoku", "sums"} and len(context.eval_sets["held_out"]) > 0
+
+
+def test_a_stage_with_fewer_tasks_under_other_labels_learns_no_problem_that_is_evaluated(tmp_path):
+    parts = mixture(tmp_path)
+    task = TaskConfig(
+        name="mixture",
+        style="instruct",
+        train_rows=40,
+        eval_sets={"test": "generated"},
+        eval_rows=24,
+        options={"tasks": parts},
+    )
+    own = {"name": "mixture", "options": {"tasks": {"adding": parts["sums"]}}, "train_rows": 20}
+    stages = ("sft", Stage("more", "rl", shared={"task": own}))
+    sampler = SamplerConfig(completion_length=128, block_length=128, steps=8)
+    context = build(Config(task=task, tokenizer="bytes", sampler=sampler, stages=stages), log=lambda line: None)
+    evaluated = {row["row"]["prompt"] for row in context.eval_sets["test"].rows if row["task"] == "sums"}
+    learnt = {row["row"]["prompt"] for row in of_stages(context, lambda line: None)["more"].train.rows}
+    assert len(evaluated) == 6 and learnt and not learnt & evaluated
 
 
 @pytest.mark.parametrize(

@@ -245,10 +245,11 @@ SELECTING = {
 }
 
 
-def test_the_best_evaluated_checkpoint_is_selected_of_equals_the_later_also_after_a_resume(tmp_path):
+@pytest.mark.parametrize("keep_last", [0, 1])
+def test_the_best_evaluated_checkpoint_is_selected_of_equals_the_later_also_after_a_resume(tmp_path, keep_last):
     solved = {2: 0.3, 4: 0.5, 6: 0.5, 8: 0.1, 9: 0.2}
     for first, last in ((1, 5), (5, 9)):  # step 5 is done again: its checkpoint was not due
-        with selecting(tmp_path) as journal:
+        with selecting(tmp_path, keep_last) as journal:
             assert journal.resume(START)[1] == first - 1
             for step in range(first, last + 1):
                 assert journal.evaluates(step) == (step in solved)  # and after the last step
@@ -269,9 +270,9 @@ def test_without_select_or_without_candidates_nothing_is_selected(tmp_path):
         assert journal.selected() is None
 
 
-def selecting(path):
+def selecting(path, keep_last=0):
     rl = dataclasses.replace(Config().rl, steps=9)
-    config = dataclasses.replace(Config(), rl=rl, **SELECTING)
+    config = dataclasses.replace(Config(), rl=rl, keep_last=keep_last, **SELECTING)
     return StageLog(RunDirectory(path), MetricsLog(path), StopRequest(), Stage("rl", "rl"), config)
 
 
