@@ -19,6 +19,7 @@ from d1jax.models.sharding import make_mesh, replicated, rows_sharding
 from d1jax.models.transformer import Transformer, abstract_variables
 from d1jax.preference import loop as preference
 from d1jax.reward_model import loop as reward_model
+from d1jax.reward_model import pairs
 from d1jax.rl import update as rl
 from d1jax.sft import loop as sft
 from d1jax.training.likelihood import RolloutBatch, Scorer
@@ -201,7 +202,8 @@ def lower_reward_model(config, model, variables, special, mesh):
     state = abstract_state(optimizer, {**trainable, HEAD: head})
     update = reward_model.make_update(model, optimizer, section, special, state)
     texts = canvas(mesh, section.batch_size, config.sampler.completion_length)
-    assert update.lower(state, frozen, reward_model.Rows(texts, texts)).as_text()
+    rows = pairs.Rows(texts, texts, abstract(mesh, jnp.float32, section.batch_size))
+    assert update.lower(state, frozen, rows).as_text()
 
 
 def stored_rollout(mesh, rows, length):
