@@ -32,7 +32,7 @@ def unread(config: Config, command: Command = "train") -> dict[str, str]:
     """{full name of a setting that differs from its default and has no effect: what would have to be set for one}."""
     readers = _shared(config, command)
     readers |= {f"sampler.{name}": reader for name, reader in _sampler(config.sampler, _drawn(config, command)).items()}
-    for kind, table in (("rl", _rl), ("preference", _preference)) if command == "train" else ():
+    for kind, table in OF_A_KIND.items() if command == "train" else ():
         stages = [table(config.for_stage(stage.name)) for stage in config.stages if stage.kind == kind]
         if stages:  # what one of several stages reads is no misunderstanding
             readers |= {
@@ -43,7 +43,7 @@ def unread(config: Config, command: Command = "train") -> dict[str, str]:
 
 def unread_by_stage(config: Config, kind: str) -> dict[str, str]:
     """`unread` of the section `kind` alone, in the configuration as one stage of that kind sees it."""
-    readers = {"rl": _rl, "preference": _preference}[kind](config) if kind in ("rl", "preference") else {}
+    readers = OF_A_KIND[kind](config) if kind in OF_A_KIND else {}
     return {name: reader.where for name, reader in readers.items() if not reader.reads and _differs(config, name)}
 
 
@@ -152,6 +152,11 @@ def _preference(config: Config) -> dict[str, Reader]:
     return {f"preference.{name}": written for name in names}
 
 
+def _reward_model(config: Config) -> dict[str, Reader]:
+    several = len(config.reward_model.data) > 1
+    return {"reward_model.replay": Reader(several, "reward_model.data naming more than one")}
+
+
 def _rl(config: Config) -> dict[str, Reader]:
     rl, estimator = config.rl, config.rl.estimator
     masks = rl.prompt_mask > 0 or estimator.draws_masks
@@ -167,3 +172,6 @@ def _rl(config: Config) -> dict[str, Reader]:
         ),
         "rl.collapse.kl": Reader(watched and rl.kl.name != "none", "a rl.kl"),
     }
+
+
+OF_A_KIND = {"rl": _rl, "preference": _preference, "reward_model": _reward_model}  # what the section of a stage reads

@@ -725,6 +725,10 @@ IDLE = [
         {"stages": "[preference]", "init_from": "x", "preference.data": "task", "preference.writer": "policy"},
         "preference.data = ''",
     ),
+    (
+        {"stages": "[sft, {name: judge, kind: reward_model}]", "reward_model.replay": "0.5"},
+        "reward_model.data naming more than one",
+    ),
     ({"task.seed": "1", "task.train": "a.jsonl", "task.eval_sets": "{b: b.jsonl}"}, "a source that is generated"),
     ({"rl.estimator": "{name: elbo, upper_exponent: 2}"}, "rl.estimator.upper_share above 0"),
     ({"rl.prompt_mask": "0", "rl.mask_sharing": "row"}, "rl.prompt_mask above 0"),
