@@ -139,9 +139,13 @@ def run(config: Config, again_from: str = "", only: str = "") -> dict[str, Any]:
                 summary.write(context, directory)
                 write_report(directory.path)
             result = summary.write(context, directory)
+            if config.trained_stages:
+                write_report(directory.path)
     print(grade.table(result["stages"], result["baselines"]))
     for line in sampled.table(result["sampled"]):
         print(line)
+    for name, worth in result["reward_models"].items():
+        print(f"\n{name}: {_worth(worth)}")
     report = f"report: {directory.path / 'report.html'}   " if config.trained_stages else ""
     print(f"\n{report}numbers: {directory.summary}")
     return result

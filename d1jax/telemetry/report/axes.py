@@ -63,19 +63,27 @@ class Frame:
 
 
 def ticks(low: float, high: float, most: int = 5) -> list[float]:
-    """Round numbers (1, 2 or 5 times a power of ten) inside [low, high], at most about `most` of them."""
+    """Round numbers (1, 2 or 5 times a power of ten) inside [low, high], at most about `most` of them, and two at least where there are."""
     if not high > low:
         return [low]
     rough = (high - low) / most
     power = 10.0 ** math.floor(math.log10(rough))
-    step = next(m * power for m in (1, 2, 5, 10) if m * power >= rough * 0.999)
-    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
-    return [round(i * step, 12) for i in range(first, last + 1)]
+    steps = [m * power for m in (0.5, 1, 2, 5, 10)]
+    wanted = next(place for place, step in enumerate(steps) if step >= rough * 0.999)
+    found: list[float] = []
+    for step in (steps[wanted], steps[wanted - 1]):  # one mark alone would give no scale
+        first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+        found = [round(i * step, 12) for i in range(first, last + 1)]
+        if len(found) > 1:
+            break
+    return found
 
 
 def tick_labels(values: Sequence[float]) -> list[str]:
     """The numbers beside evenly spaced marks, with as many decimals as tell them apart."""
-    step = values[1] - values[0] if len(values) > 1 else 1.0
+    if len(values) == 1:
+        return ["0" if values[0] == 0 else compact(values[0])]
+    step = values[1] - values[0] if values else 1.0
     return [_tick_label(value, step) for value in values]
 
 

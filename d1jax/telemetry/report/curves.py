@@ -13,7 +13,6 @@ from d1jax.telemetry.report.wording import finite, set_name, stage_name
 
 TRAINED = ("sft", "rl", "preference")
 SAMPLED = ("rl", "preference")
-PAIRED = ("preference", "reward_model")
 
 
 @dataclass(frozen=True)
@@ -28,6 +27,7 @@ class Panel:
     pattern: str
     y_label: str
     smooth: bool = True
+    only_above_zero: bool = False  # left out of a stage where it is 0 at every step
 
 
 PANELS = (
@@ -48,10 +48,12 @@ PANELS = (
     Panel("Value model: explained variance", ("rl",), r"value/explained_variance", "share of the variance"),
     Panel("Value model: loss", ("rl",), r"value/loss", "loss"),
     Panel("Completion length", SAMPLED, r"completions/mean_length", "tokens"),
-    Panel("Reflection words", SAMPLED, r"completions/reflection_words", "per completion"),
+    Panel("Reflection words", SAMPLED, r"completions/reflection_words", "per completion", only_above_zero=True),
     Panel("Left-to-right decoding (k = 1)", SAMPLED, r"decoding/(local|global)_ar_1", "share of tokens"),
-    Panel("Margin of the chosen", PAIRED, r"rewards/margins", "implicit reward"),
-    Panel("Chosen above rejected", PAIRED, r"rewards/accuracies", "share of pairs"),
+    Panel("Margin of the chosen", ("preference",), r"rewards/margins", "implicit reward"),
+    Panel("Chosen above rejected", ("preference",), r"rewards/accuracies", "share of pairs"),
+    Panel("Reward model: margin", ("reward_model",), r"rewards/margins", "score"),
+    Panel("Reward model: judged rightly", ("reward_model",), r"rewards/accuracies", "share"),
     Panel("Pairs without a difference", ("preference",), r"pairs/tied", "share of pairs"),
     Panel("{stage} loss", (*SAMPLED, "reward_model"), r"loss", "loss"),
     Panel("Gradient norm, {stage}", (*TRAINED, "reward_model"), r"grad_norm", "norm"),
@@ -106,6 +108,8 @@ def _series(panel: Panel, run: RunData, stage: Stage) -> tuple[Series, ...]:
     for row in run.metrics_of(stage.name):
         for name, value in _matching(panel, pattern, row):
             points.setdefault(name, {})[float(row["step"])] = value
+    if panel.only_above_zero and not any(value for found in points.values() for value in found.values()):
+        return ()
     ordered = {name: sorted(found.items()) for name, found in points.items()}
     return tuple(Series(name, *map(tuple, zip(*found, strict=True))) for name, found in ordered.items())
 

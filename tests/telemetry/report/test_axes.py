@@ -6,9 +6,9 @@ from d1jax.telemetry.report import axes
 
 
 def test_ticks_are_round_and_inside():
-    for low, high in ((0, 1), (0.35, 0.5), (-3, 7.5), (0, 1e-6), (1, 12345)):
+    for low, high in ((0, 1), (0.35, 0.5), (-3, 7.5), (0, 1e-6), (1, 12345), (0.107, 0.197)):
         found = axes.ticks(low, high)
-        assert 2 <= len(found) <= 7
+        assert 2 <= len(found) <= 7 and len(axes.ticks(low, high, 2)) >= 2
         assert all(low - 1e-9 <= tick <= high + 1e-9 for tick in found)
 
 
@@ -24,7 +24,12 @@ def test_a_path_breaks_where_a_value_is_not_finite():
 
 @pytest.mark.parametrize(
     ("values", "labels"),
-    [([0, 0.5, 1.0], ["0", "0.5", "1.0"]), ([0, 1e5], ["0", "1e5"]), ([1000, 2000], ["1,000", "2,000"])],
+    [
+        ([0, 0.5, 1.0], ["0", "0.5", "1.0"]),
+        ([0, 1e5], ["0", "1e5"]),
+        ([1000, 2000], ["1,000", "2,000"]),
+        ([0.15], ["0.150"]),
+    ],
 )
 def test_labels_tell_marks_apart(values, labels):
     assert axes.tick_labels(values) == labels

@@ -18,3 +18,12 @@ def test_a_preference_stage_shows_its_margins_and_rewards(config):
     )  # fmt: skip
     titles = {drawing.title for drawing in curves(RunData("run", config=config, metrics=rows))}
     assert {"Reward", "Margin of the chosen", "Chosen above rejected", "Pairs without a difference"} <= titles
+
+
+def test_a_count_that_is_always_zero_has_no_panel():
+    rows = [{"stage": "rl", "step": step, "reward": 1.0, "completions/reflection_words": 0.0} for step in (1, 2)]
+    named = {curve.title for curve in curves(RunData(name="run", config="stages: [rl]", metrics=tuple(rows)))}
+    assert "Reward" in named and "Reflection words" not in named
+    rows[1]["completions/reflection_words"] = 0.5
+    named = {curve.title for curve in curves(RunData(name="run", config="stages: [rl]", metrics=tuple(rows)))}
+    assert "Reflection words" in named
