@@ -12,6 +12,7 @@ import numpy as np
 
 from d1jax.config import Config, TaskConfig, UserError
 from d1jax.tasks import read_source
+from d1jax.tasks.answers import question_key
 from d1jax.tasks.task import Row, Task
 
 SHARE = "share:"
@@ -130,16 +131,15 @@ def _without_overlap(
 ) -> list[Row]:
     """Training rows that pose no problem of an evaluation set (and, where asked, share no solution with it).
 
-    `evaluated` is the task that the sets are rows of (None: `task`): a mixture knows the rows of its own parts only.
+    `evaluated` is the task that the sets are rows of (None: `task`). It may be another one, whose keys are then compared as texts.
     """
     asking = evaluated or task
+    key = _as_text if asking.name != task.name else _as_keyed
     for name, rows in eval_sets.items():
-        problems = {asking.problem_key(row) for row in rows}
+        problems = {key(asking, row) for row in rows}
         held_out = name in config.held_out_by_solution
         solutions = {asking.solution_key(row) for row in rows} - {None} if held_out else set()
-        kept = [
-            row for row in train if task.problem_key(row) not in problems and task.solution_key(row) not in solutions
-        ]
+        kept = [row for row in train if key(task, row) not in problems and task.solution_key(row) not in solutions]
         if len(kept) < len(train):
             why = "problem or solution" if solutions else "problem"
             log(f"data: dropped {len(train) - len(kept)} of {len(train)} training rows whose {why} occurs in {name}")
@@ -149,6 +149,16 @@ def _without_overlap(
             "config: every training row occurs in an evaluation set; use other files or fewer of task.held_out_by_solution"
         )
     return train
+
+
+def _as_keyed(task: Task, row: Row) -> str:
+    return task.problem_key(row)
+
+
+def _as_text(task: Task, row: Row) -> str:
+    """What a problem asks, whatever its spacing and capitals, in a mixture or not: so GSM8K's rows are the same in a file of one's own."""
+    posed = getattr(task, "posed", task.problem_key)
+    return question_key(posed(row))
 
 
 def check_references(task: Task, setting: str, rows: list[Row], wanted: bool, log: Callable[[str], None]) -> None:

@@ -165,6 +165,10 @@ class Mixture:
         task = self.task_of(row)
         return f"{task.name}: {task.problem_key(row['row'])}"
 
+    def posed(self, row: Row) -> str:
+        """The problem's key in its own task, which rows of no mixture have."""
+        return self.task_of(row).problem_key(row["row"])
+
     def solution_key(self, row: Row) -> str | None:
         return self.task_of(row).solution_key(row["row"])
 

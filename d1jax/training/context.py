@@ -138,11 +138,10 @@ def _with_own_sections(context: Context, stage: Stage, log: Callable[[str], None
         return dataclasses.replace(context, config=config, run=context)
     _check_own_task(alone.task, None)
     task = make_task(alone.task)
-    reported = context.eval_sets if alone.task.name == context.config.task.name else {}
     rows, data = read_training_rows(
         task,
         alone,
-        {name: problems.rows for name, problems in reported.items()},
+        {name: problems.rows for name, problems in context.eval_sets.items()},
         context.task,
         context.config.task,
         log,

@@ -68,12 +68,22 @@ def test_a_stage_with_fewer_tasks_under_other_labels_learns_no_problem_that_is_e
         options={"tasks": parts},
     )
     own = {"name": "mixture", "options": {"tasks": {"adding": parts["sums"]}}, "train_rows": 20}
-    stages = ("sft", Stage("more", "rl", shared={"task": own}))
+    file = tmp_path / "own.jsonl"
+    asked = [json.loads(line)["prompt"] for line in (tmp_path / "sums.jsonl").read_text().splitlines()]
+    file.write_text("".join(json.dumps({"prompt": f" {prompt.upper()}", "answer": "1"}) + "\n" for prompt in asked))
+    stages = (
+        "sft",
+        Stage("more", "rl", shared={"task": own}),
+        Stage("other", "rl", shared={"task": {"name": "jsonl", "train": str(file), "train_rows": 0}}),
+    )
     sampler = SamplerConfig(completion_length=128, block_length=128, steps=8)
     context = build(Config(task=task, tokenizer="bytes", sampler=sampler, stages=stages), log=lambda line: None)
     evaluated = {row["row"]["prompt"] for row in context.eval_sets["test"].rows if row["task"] == "sums"}
-    learnt = {row["row"]["prompt"] for row in of_stages(context, lambda line: None)["more"].train.rows}
+    contexts = of_stages(context, lambda line: None)
+    learnt = {row["row"]["prompt"] for row in contexts["more"].train.rows}
     assert len(evaluated) == 6 and learnt and not learnt & evaluated
+    alone = {row["prompt"].strip().casefold() for row in contexts["other"].train.rows}
+    assert alone and not alone & {prompt.casefold() for prompt in evaluated}, "a task of another name poses them, too"
 
 
 @pytest.mark.parametrize(
