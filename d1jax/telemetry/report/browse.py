@@ -42,11 +42,13 @@ def write_browse_page(path: Path, result: Mapping[str, Any], samples: Samples) -
 
 
 def _columns(result: Mapping[str, Any]) -> list[str]:
-    """Which of pass@k, maj@k, avg@k and the grades of tasks any line has."""
+    """Which of pass@k and maj@k any line has, k above 1: avg@k and pass@1 are the accuracy."""
     several: dict[str, None] = {}
     for lines in result["results"].values():
         for line in lines:
-            several |= dict.fromkeys(key for key in line if key.startswith(("pass@", "maj@", "avg@")))
+            several |= dict.fromkeys(
+                key for key in line if key.startswith(("pass@", "maj@")) and not key.endswith("@1")
+            )
     return list(several)
 
 
