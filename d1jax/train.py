@@ -8,6 +8,7 @@ The same command continues a run that was stopped, and prints the result of one 
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -41,7 +42,7 @@ from d1jax.telemetry.trackers import Trackers, check_trackers
 from d1jax.training.claim import check_data, claim
 from d1jax.training.context import Context, build, of_stages
 from d1jax.training.longer import make_longer
-from d1jax.training.redo import check_only, later_stages
+from d1jax.training.redo import check_only, is_finished, later_stages
 from d1jax.training.setup import save_source
 from d1jax.training.stage_log import StageLog, check_in_place
 from d1jax.training.stopping import StopRequest
@@ -88,7 +89,7 @@ def run(config: Config, again_from: str = "", only: str = "") -> dict[str, Any]:
         context = build(config)
         config = context.config  # with the architecture of what it starts from
         contexts = of_stages(context)
-        check_teachers(contexts, config.stages)
+        check_teachers(contexts, _stages_to_do(config, again_from))
         directory, lock = claim(config, again_from)
         trackers = Trackers(config.track, directory.path, plain(config))
         with lock, MetricsLog(directory.path, trackers) as metrics, jax.set_mesh(context.mesh):
@@ -163,6 +164,13 @@ def _report_of_what_there_is(metrics: MetricsLog, directory: RunDirectory) -> It
         raise
 
 
+def _stages_to_do(config: Config, again_from: str) -> tuple[Stage, ...]:
+    """The stages that are not finished, and those that are done again."""
+    directory = RunDirectory(Path(config.run_dir))
+    again = later_stages(config, again_from) if again_from else ()
+    return tuple(stage for stage in config.stages if stage.name in again or not is_finished(directory, config, stage))
+
+
 def _is_measured(stage: Stage, config: Config, directory: RunDirectory) -> bool:
     """Whether a reward model was trained to its last step and measured then."""
     record = directory.measured(stage.name)
@@ -172,10 +180,12 @@ def _is_measured(stage: Stage, config: Config, directory: RunDirectory) -> bool:
 def _worth(worth: Mapping[str, float]) -> str:
     """What a reward model is worth, in words."""
     if "steps" in worth:
+        ranked = "there are no pairs of a right and a wrong one"
+        if not math.isnan(worth["ranked"]):
+            ranked = f"{worth['ranked']:.1%} of the pairs of a right and a wrong one are ordered rightly"
         return (
             f"on {worth['steps']} held-out lines, of which {worth['right']:.1%} are right, {worth['accuracy']:.1%} are judged rightly; "
-            f"{worth['ranked']:.1%} of the pairs of a right and a wrong one are ordered rightly; calibration error "
-            f"{worth['calibration_error']:.3f}"
+            f"{ranked}; calibration error {worth['calibration_error']:.3f}"
         )
     return (
         f"on {worth['pairs']} held-out pairs {worth['accuracy']:.1%} are ordered rightly, mean margin {worth['margin']:.2f}, "

@@ -122,8 +122,10 @@ def _ids(task: Task, tokenizer: Tokenizer, told: Sequence[tuple[str, bool]], row
 
 
 def _of_lines(told: Sequence[tuple[str, bool]]) -> list[bool | None]:
-    """A label a line. A step of several lines is judged by its last one, where it is complete."""
+    """A label a line. A step of several lines is judged by its last one that is not blank, where it is complete."""
     labels: list[bool | None] = []
     for text, right in told:
-        labels += [None] * text.count("\n") + [right]
+        lines = text.split("\n")
+        last = max(place for place, line in enumerate(lines) if line.strip())
+        labels += [right if place == last else None for place in range(len(lines))]
     return labels

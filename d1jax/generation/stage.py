@@ -58,7 +58,7 @@ class Kept:
             reward = float(graded.reward_QG.reshape(-1)[index])
             reason = self._reason(place, seen, rewards)
             if reason is None and writer is not context:
-                tokens, reason = rewritten(context.tokenizer, seen)
+                tokens, reason = rewritten(context.tokenizer, text, has_end_token)
             if reason is not None:
                 self.dropped[reason] += 1
                 continue
@@ -82,12 +82,16 @@ class Kept:
         return ENOUGH if self.config.keep_per_prompt and len(known) >= self.config.keep_per_prompt else None
 
 
-def rewritten(tokenizer: Tokenizer, seen: Text) -> tuple[list[int], str | None]:
-    """(the text in another tokenizer's tokens, why it cannot be written in them)."""
+def rewritten(tokenizer: Tokenizer, text: str, has_end_token: bool) -> tuple[list[int], str | None]:
+    """(the text in another tokenizer's tokens, with an end where it has one; why it cannot be written in them)."""
     try:
-        return tokenizer.answer(seen.text) + ([tokenizer.special.end] if seen.ended else []), None
+        if not has_end_token:
+            return tokenizer.encode(text), None
+        tokens = tokenizer.answer(text)
     except ValueError:
         return [], UNWRITABLE
+    closed = bool(tokens) and tokens[-1] in tokenizer.special.end_ids
+    return tokens if closed else [*tokens, tokenizer.special.end], None
 
 
 def run(context: Context, variables: Variables, stage: str, out: Path, stop: StopRequest) -> None:

@@ -23,7 +23,7 @@ def with_teacher(context: Context, stage: str) -> tuple[Context, Variables]:
 
     The rows, the rewards and the way of sampling are those of the stage. Raises UserError where the teacher cannot be read.
     """
-    policy = load_pretrained(_teacher(context, stage).path, mesh=context.mesh)
+    policy = load_pretrained(context.config.generate.teacher, mesh=context.mesh)
     prompts = _prompts(context, policy.tokenizer)
     train = prompts.padded((prompts.longest_prompt, 0), policy.tokenizer.special.end, f"stage {stage!r}")
     config = dataclasses.replace(context.config, model=policy.config, lora=policy.model.lora)
@@ -38,6 +38,7 @@ def check_teachers(contexts: Mapping[str, Context], stages: tuple[Stage, ...]) -
         if stage.kind != "generate" or not context.config.generate.teacher:
             continue
         source = _teacher(context, stage.name)
+        source.check_saved()
         tokenizer = load_tokenizer(source.files) if source.files is not None else None
         if tokenizer is None:
             raise UserError(f"config: {_named(context, stage.name)} has no tokenizer, so its completions are no texts")

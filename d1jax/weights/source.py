@@ -45,6 +45,9 @@ class CheckpointSource:
         """What tells these weights from others under the same name."""
         return {"files": fingerprint(self.checkpoint)}
 
+    def check_saved(self) -> None:
+        """Nothing: a checkpoint directory was looked at when it was opened."""
+
 
 @dataclass(frozen=True)
 class RunSource:
@@ -81,6 +84,19 @@ class RunSource:
         if not steps:
             raise UserError(f"run {str(self.path)!r} has no checkpoint yet")
         return steps
+
+    def check_saved(self) -> None:
+        """Raises UserError where the weights that are meant are not saved."""
+        saved = self.saved()
+        if self.last_stage not in saved:
+            raise UserError(
+                f"run {str(self.path)!r} has no checkpoint of stage {self.stage!r}; choices: {', '.join(saved)}"
+            )
+        if self.step is not None and not (self.run.checkpoints(self.last_stage) / str(self.step)).is_dir():
+            raise UserError(
+                f"run {str(self.path)!r}: stage {self.stage!r} has no checkpoint of step {self.step}; the last one is that of step "
+                f"{self.run.saved_steps([self.last_stage])[self.last_stage]}"
+            )
 
     @property
     def last_stage(self) -> str:

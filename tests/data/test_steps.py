@@ -70,6 +70,14 @@ def test_steps_without_a_label_each_are_refused_with_their_line(completions, giv
         Rows().parse({"prompt": "q", "completions": completions, "labels": given}, "rows.jsonl:7")
 
 
+def test_a_break_at_the_end_of_a_step_is_not_judged_in_its_place(tmp_path):
+    records = [{"prompt": f"{n}?", "completions": ["x\n", "\na\n\n"], "labels": [True, False]} for n in range(4)]
+    flags = settings(tmp_path, records=records, **{"reward_model.loss": "stepwise"})
+    context = of_stages(build(parse(flags), lambda line: None), lambda line: None)["judge"]
+    (found,) = context.judged_sources  # lines: x, "", "", a, "", ""
+    np.testing.assert_array_equal(found.label_RK, [[1, np.nan, np.nan, 0, np.nan, np.nan]] * 4)
+
+
 def test_a_step_of_several_lines_is_judged_by_its_last(tmp_path):
     records = [{"prompt": f"{n}?", "completions": ["x", "a\nb"], "labels": [True, False]} for n in range(4)]
     flags = settings(tmp_path, records=records, **{"reward_model.loss": "stepwise"})

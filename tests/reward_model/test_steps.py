@@ -78,6 +78,13 @@ def test_a_stage_learns_which_lines_are_right_and_resumes_exactly(tmp_path, inte
         np.testing.assert_array_equal(a, b)
 
 
+def test_held_out_lines_that_are_all_right_have_no_order(tmp_path, capsys):
+    rows = [{"prompt": f"{n}", "completions": ["a", "b"], "labels": [True, True]} for n in range(20)]
+    assert command.main(settings(tmp_path, "run", rows, **STEPWISE, **{"reward_model.steps": 1})) == 0
+    told = capsys.readouterr().err
+    assert "there are no pairs of a right and a wrong one; calibration error" in told and "nan" not in told
+
+
 def test_micro_batches_change_nothing(tmp_path):
     for parts in (1, 4):
         changes = {
