@@ -25,6 +25,7 @@ OTHER_GRADES = {"sudoku": ("cell_accuracy",), "countdown": ("numbers_used", "par
 PAIR = ("coupled_grpo", "coupled_decoupled")
 DENOISING = Path(__file__).parent / "results" / "denoising_steps.json"
 GSM8K = Path(__file__).parent / "results" / "gsm8k_cpu.md"  # written by hand
+PIPELINES = Path(__file__).parent / "results" / "pipelines_cpu.md"  # written by hand
 CONCLUSIONS = Path(__file__).parent / "results" / "methods_conclusions.md"
 NO_CONCLUSIONS = "*None yet. They are written by hand in `benchmarks/results/methods_conclusions.md`.*"
 
@@ -323,6 +324,8 @@ The models are tiny: the order of methods here need not be theirs at 8B, and the
         parts += ["## More denoising steps", steps, "![Gain by denoising steps](images/denoising_steps.svg)"]
     if GSM8K.exists():
         parts += ["## GSM8K on a CPU, from nothing", GSM8K.read_text(encoding="utf-8").strip()]
+    if PIPELINES.exists():
+        parts += ["## Pipelines", PIPELINES.read_text(encoding="utf-8").strip()]
     parts += ["## Changed in the method files", overridden_section(shown)]
     if data["left_out"]:
         parts += ["## Left out", "\n".join(f"- {' '.join(line.split())}" for line in data["left_out"])]
