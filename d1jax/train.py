@@ -93,6 +93,7 @@ def run(config: Config, again_from: str = "", only: str = "") -> dict[str, Any]:
         directory, lock = claim(config, again_from)
         trackers = Trackers(config.track, directory.path, plain(config))
         with lock, MetricsLog(directory.path, trackers) as metrics, jax.set_mesh(context.mesh):
+            reported = bool(config.kinds - {"generate", "export"})
             data = {name: found for one in (context, *contexts.values()) for name, found in one.data.items()}
             line = check_data(directory, data)
             if line:
@@ -140,14 +141,14 @@ def run(config: Config, again_from: str = "", only: str = "") -> dict[str, Any]:
                 summary.write(context, directory)
                 write_report(directory.path)
             result = summary.write(context, directory)
-            if config.trained_stages:
-                write_report(directory.path)
+            if reported:
+                write_report(directory.path)  # stages behind the last one that trained are in it, too
     print(grade.table(result["stages"], result["baselines"]))
     for line in sampled.table(result["sampled"]):
         print(line)
     for name, worth in result["reward_models"].items():
         print(f"\n{name}: {_worth(worth)}")
-    report = f"report: {directory.path / 'report.html'}   " if config.trained_stages else ""
+    report = f"report: {directory.path / 'report.html'}   " if reported else ""
     print(f"\n{report}numbers: {directory.summary}")
     return result
 

@@ -15,7 +15,7 @@ MODEL = "model:"  # in front of the name of a reward model, where rewards are na
 @with_fields
 @dataclass(frozen=True)
 class RewardModelConfig(TrainingConfig):
-    """A reward model: the policy's backbone with a scalar head, trained on pairs. Later stages name it as a reward: model:NAME."""
+    """A reward model: the policy's backbone with a scalar head, trained on pairs or labelled lines. Later stages ask it as model:NAME."""
 
     data: tuple[str, ...] = setting(
         ("task",),

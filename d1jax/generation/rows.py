@@ -114,7 +114,10 @@ def as_steps(context: Context, path: Path, columns: int, setting: str) -> Stored
     labels = [context.task.judge_lines(row, one["completion"]) for row, one in zip(rows, records, strict=True)]
     told = [place for place, of_lines in enumerate(labels) if any(label is not None for label in of_lines)]
     if not told:
-        raise UserError(f"{setting}: task {context.task.name!r} says of no line of {path} whether it is right")
+        raise UserError(
+            f"{setting}: task {context.task.name!r} says of no line of {path} whether it is right; train longer before "
+            "that stage, or keep more there (generate.num_generations, generate.accept: {})"
+        )
     return stored_steps(
         context.train, [records[place]["row"] for place in told], [records[place]["tokens"] for place in told],
         [labels[place] for place in told], columns, context.tokenizer,

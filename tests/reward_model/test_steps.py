@@ -80,9 +80,12 @@ def test_a_stage_learns_which_lines_are_right_and_resumes_exactly(tmp_path, inte
 
 def test_held_out_lines_that_are_all_right_have_no_order(tmp_path, capsys):
     rows = [{"prompt": f"{n}", "completions": ["a", "b"], "labels": [True, True]} for n in range(20)]
-    assert command.main(settings(tmp_path, "run", rows, **STEPWISE, **{"reward_model.steps": 1})) == 0
+    stages = "[sft, {name: judge, kind: reward_model}, {name: look, kind: evaluate, samples: 2}]"
+    assert command.main(settings(tmp_path, "run", rows, **STEPWISE, **{"reward_model.steps": 1, "stages": stages})) == 0
     told = capsys.readouterr().err
     assert "there are no pairs of a right and a wrong one; calibration error" in told and "nan" not in told
+    report = (tmp_path / "run/report.html").read_text()
+    assert ">judge</th><td>4 lines</td>" in report and "Several samples of a row" in report, "the last stages are in it"
 
 
 def test_micro_batches_change_nothing(tmp_path):
@@ -159,6 +162,9 @@ def test_a_task_that_judges_lines_labels_what_was_kept(tmp_path):
     place = right.split("\n").index("<reasoning>") + 1
     for labels, label in zip(found.label_RK, (1.0, 0.0), strict=True):
         assert labels[place] == label and np.isnan(np.delete(labels, place)).all()
+    write(tmp_path / "untold.jsonl", records[2:], {})
+    with pytest.raises(UserError, match="of no line of .*untold.jsonl whether it is right; train longer"):
+        as_steps(context, tmp_path / "untold.jsonl", 64, "judge.data")
     with pytest.raises(UserError, match="more than the 20 of sampler.completion_length"):
         as_steps(context, tmp_path / "keep.jsonl", 20, "judge.data")
 
