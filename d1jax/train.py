@@ -182,7 +182,7 @@ def _worth(worth: Mapping[str, float]) -> str:
     """What a reward model is worth, in words."""
     if "steps" in worth:
         ranked = "there are no pairs of a right and a wrong one"
-        if not math.isnan(worth["ranked"]):
+        if worth["ranked"] is not None and not math.isnan(worth["ranked"]):  # None: as a JSON file has it
             ranked = f"{worth['ranked']:.1%} of the pairs of a right and a wrong one are ordered rightly"
         return (
             f"on {worth['steps']} held-out lines, of which {worth['right']:.1%} are right, {worth['accuracy']:.1%} are judged rightly; "
