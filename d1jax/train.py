@@ -89,7 +89,9 @@ def run(config: Config, again_from: str = "", only: str = "") -> dict[str, Any]:
         context = build(config)
         config = context.config  # with the architecture of what it starts from
         contexts = of_stages(context)
-        check_teachers(contexts, _stages_to_do(config, again_from))
+        to_do = _stages_to_do(config, again_from)
+        check_teachers(contexts, to_do)
+        reward_model.check_rows(contexts, to_do)
         directory, lock = claim(config, again_from)
         trackers = Trackers(config.track, directory.path, plain(config))
         with lock, MetricsLog(directory.path, trackers) as metrics, jax.set_mesh(context.mesh):

@@ -56,7 +56,7 @@ def split_by_prompt(pairs: StoredPairs, share: float, seed: int) -> tuple[Stored
     """(the pairs of most prompts, those of a `share` of them, one at least), by the seed. Raises UserError for a single prompt."""
     keys = sorted(pairs.prompts())
     if len(keys) < 2:
-        raise UserError("config: reward_model.data has pairs of one prompt only, so none can be held out; bring more")
+        raise UserError("config: reward_model.data has texts of one prompt only, so none can be held out; bring more")
     count = min(max(round(share * len(keys)), 1), len(keys) - 1)
     held = {keys[place] for place in np.random.default_rng(seed).permutation(len(keys))[:count]}
     return pairs.without(held), pairs.where(held.__contains__)

@@ -103,8 +103,9 @@ def run(context: Context, variables: Variables, stage: str, out: Path, stop: Sto
     if is_done(out):
         return
     config = context.config.generate
-    writer = context
+    writer, teacher = context, {}
     if config.teacher:
+        teacher = {"teacher": identity(context, stage)}
         writer, variables = with_teacher(context, stage)
     generate = Generator(writer, config)
     policy = in_model_dtype(variables, writer.config.model)
@@ -128,7 +129,6 @@ def run(context: Context, variables: Variables, stage: str, out: Path, stop: Sto
             f"stage {stage!r}: none of {sampled} completions is kept; dropped: {told}. Sample more of them (generate.num_generations), "
             "loosen generate.accept or generate.filters, or train longer before"
         )
-    teacher = {"teacher": identity(context, stage)} if config.teacher else {}
     write(out, kept.rows, {"sampled": sampled, "dropped": dict(kept.dropped.most_common()), **teacher})
     problems = len({one["row"] for one in kept.rows})
     print(

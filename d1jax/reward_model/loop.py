@@ -9,7 +9,7 @@ Differs: the score of a text is the mean over its tokens, of states that all see
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from types import ModuleType
 from typing import Any
@@ -18,7 +18,7 @@ import jax
 import optax
 from jax import Array
 
-from d1jax.config import RewardModelConfig, UserError
+from d1jax.config import RewardModelConfig, Stage, UserError
 from d1jax.data.pairs import split_by_prompt
 from d1jax.data.tokenizers import SpecialTokens
 from d1jax.models import sharding
@@ -70,6 +70,14 @@ def train(context: Context, start: Variables, log: StageLog) -> tuple[Variables,
         log.save_checkpoint(step + 1, {"trainable": state.trainable, "optimizer": state.optimizer})
     variables = {**frozen, **state.trainable}
     return variables, kind.measured(context, variables, held_out, config.batch_size)
+
+
+def check_rows(contexts: Mapping[str, Context], stages: Sequence[Stage]) -> None:
+    """Raises UserError where a stage that learns from the rows of its task alone cannot: what others keep is not there yet."""
+    for stage in stages:
+        config = contexts[stage.name].config.reward_model
+        if stage.kind == "reward_model" and config.data == ("task",):
+            _parts(contexts[stage.name], config)
 
 
 def kind_of(config: RewardModelConfig) -> ModuleType:

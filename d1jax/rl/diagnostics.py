@@ -65,7 +65,7 @@ def check_start(
         raise Diverged(
             f"rl start: completions of advantage 0 have a policy loss of {idle:.3g} instead of exactly 0; please report it"
         )
-    lines = [f"checked: ratio is one (scores agree to {apart:.1e}), groups of equal rewards have no loss"]
+    lines = [f"checked: ratio is one (scores agree to {apart:.1e}), tokens of advantage 0 have no loss"]
     return lines + _masks_alone(start_2BC, counted_BC, config)
 
 

@@ -75,6 +75,9 @@ def test_a_stage_learns_to_order_pairs_that_it_has_not_seen(tmp_path, loss, caps
 def test_single_texts_need_the_pointwise_loss(tmp_path):
     records = [{"prompt": f"{n}?", "completion": "a" if n % 2 else "b", "label": bool(n % 2)} for n in range(30)]
     assert command.main(settings(tmp_path, records=records)) == 2
+    one = [{"prompt": "1", "chosen": "a", "rejected": letter} for letter in "bc"]
+    assert command.main(settings(tmp_path, records=one)) == 2
+    assert not (tmp_path / "run").exists(), "before anything is done"
     assert command.main(settings(tmp_path, "other", records, **{"reward_model.loss": "pointwise"})) == 0
 
 
@@ -187,5 +190,5 @@ def test_pairs_are_split_by_prompt(tmp_path):
         == held.prompts()
         != split_by_prompt(pairs, 0.1, seed=4)[1].prompts()
     )
-    with pytest.raises(UserError, match="pairs of one prompt only"):
+    with pytest.raises(UserError, match="texts of one prompt only"):
         split_by_prompt(held.where(lambda key: key == sorted(held.prompts())[0]), 0.1, 0)

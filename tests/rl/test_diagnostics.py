@@ -23,7 +23,7 @@ START = np.array([[[1.0, 2.0], [3.0, 9.0]], [[1.6, 2.6], [2.4, 0.0]]])  # what i
 
 def test_a_good_start_says_what_masks_alone_would_do():
     one, two = check_start(first(), START, ADVANTAGE, RlConfig(), "float32")
-    assert one == "checked: ratio is one (scores agree to 0.0e+00), groups of equal rewards have no loss"
+    assert one == "checked: ratio is one (scores agree to 0.0e+00), tokens of advantage 0 have no loss"
     assert "spreads by 0.60 (rms), and 100% of tokens would lie outside [0.8, 1.2]" in two
     unclipped = RlConfig(policy_loss=PolicyGradient())
     assert len(check_start(first(), START, ADVANTAGE, unclipped, "float32")) == 1  # nothing is clipped
