@@ -102,8 +102,7 @@ def train(context: Context, start: Variables, log: StageLog) -> Variables:
             **rollout_metrics.of_completions(
                 rollout, graded.texts, group, special.end_ids, context.task.columns is not None
             ),
-            **metrics.of_update(update_metrics, config),
-            **of_values,
+            **metrics.of_both(metrics.of_update(update_metrics, config), of_values),
             "learning_rate": float(schedule(step * config.num_iterations)),
             **clock.laps,
         }

@@ -52,6 +52,12 @@ def of_iteration(raw: Raw) -> dict[str, Array]:
     }
 
 
+def of_both(of_policy: Mapping[str, float], of_values: Mapping[str, float]) -> dict[str, float]:
+    """The metrics of the policy's update and of the value model's ({} without one); an update that either skipped counts."""
+    skipped = {name: max(of_policy[name], of_values.get(name, 0)) for name in ("nonfinite/in_a_row", "nonfinite/total")}
+    return {**of_policy, **of_values, **skipped}
+
+
 def of_update(inner: Mapping[str, np.ndarray], config: RlConfig) -> dict[str, float]:
     """Means over the inner updates; the first ratio by itself, because it must be exactly 1."""
     values = {name: float(value.mean()) for name, value in inner.items() if not name.startswith("nonfinite/")}

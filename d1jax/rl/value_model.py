@@ -39,6 +39,7 @@ from d1jax.training.likelihood import RolloutBatch, Scorer
 from d1jax.training.optimizer import (
     TrainState,
     apply_gradient,
+    bad_updates,
     gradients,
     make_optimizer,
     new_state,
@@ -186,6 +187,11 @@ def make_update(
             return state, metrics
 
         state, metrics_U = jax.lax.scan(iteration, state, None, length=config.num_iterations)
-        return state, jax.tree.map(jnp.mean, metrics_U)
+        in_a_row, in_all = bad_updates(state.optimizer)
+        return state, {
+            **jax.tree.map(jnp.mean, metrics_U),
+            "nonfinite/in_a_row": in_a_row,
+            "nonfinite/total": in_all,
+        }
 
     return update

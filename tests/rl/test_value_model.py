@@ -85,6 +85,7 @@ def test_it_learns_the_returns_whatever_the_micro_batches(toy, tiny, parts):
     after_state, metrics = update(state, {}, rows)
     after = np.asarray(read(after_state.trainable, batch))
     error = [((value - returns)[text] ** 2).mean() for value in (before, after)]
+    assert int(metrics["nonfinite/total"]) == 0
     assert error[1] < 0.2 * error[0] and float(metrics["value/loss"]) < error[0] / 2
     explained = quality(after[text], returns[text])["value/explained_variance"]
     assert 0.5 < explained < 1, "the first state of all completions of a problem is one, and their rewards differ"
@@ -109,3 +110,14 @@ def test_a_stopped_run_ends_with_the_same_policy_and_the_same_values(tmp_path, i
     assert rows[0]["value/mean"] == 0.0, "the head starts at zero"
     assert rows[1]["value/mean"] != 0.0 and all(np.isfinite(row["value/loss"]) for row in rows)
     json.loads((tmp_path / "whole/summary.json").read_text())
+
+
+def test_a_value_model_that_cannot_be_updated_ends_the_run(tmp_path, capsys):
+    """Its loss grows out of all bounds: the policy would be trained on advantages of NaN, or on none."""
+    changes = {
+        "rl.advantage": "{name: gae, value_learning_rate: 1e30, value_clip: 1e30}",
+        "max_bad_updates": 2,
+        "rl.steps": 6,
+    }
+    assert command.main(settings(tmp_path / "run", **changes)) == 1
+    assert "updates were NaN or infinite and were skipped" in capsys.readouterr().err
