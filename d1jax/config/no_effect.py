@@ -153,8 +153,12 @@ def _preference(config: Config) -> dict[str, Reader]:
 
 
 def _reward_model(config: Config) -> dict[str, Reader]:
-    several = len(config.reward_model.data) > 1
-    return {"reward_model.replay": Reader(several, "reward_model.data naming more than one")}
+    section = config.reward_model
+    paired = section.loss != "stepwise" and any(name != "task" for name in section.data)
+    return {
+        "reward_model.replay": Reader(len(section.data) > 1, "reward_model.data naming more than one"),
+        "reward_model.pairs_per_prompt": Reader(paired, "reward_model.data naming a generate stage, and pairs"),
+    }
 
 
 def _rl(config: Config) -> dict[str, Reader]:

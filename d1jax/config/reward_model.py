@@ -21,6 +21,11 @@ class RewardModelConfig(TrainingConfig):
         ("task",),
         "pairs or labelled steps: the task's rows (task) or what generate stages have kept; all but the first are replayed",
     )
+    pairs_per_prompt: int = setting(
+        1,
+        "pairs of a problem at most: best and worst of what was kept, second best and second worst, ... (0 = all)",
+        at_least=0,
+    )
     replay: float = setting(
         0.1, "share of a batch that is replayed, where data names more than one", at_least=0, below=1
     )

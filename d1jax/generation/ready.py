@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 
 from d1jax.config import Stage
 from d1jax.data.examples import joined
@@ -45,7 +46,10 @@ def _judged(stage: Stage, contexts: Mapping[str, Context], directory: RunDirecto
     """The pairs, or the texts with labelled steps, of each source of a stage, in the order in which it names them."""
     seen, setting = contexts[stage.name], f"{stage.name}.data"
     columns = seen.config.sampler.completion_length
-    read = as_steps if is_stepwise(seen.config, stage) else as_pairs
+    read: Callable[..., Judged] = as_steps
+    if not is_stepwise(seen.config, stage):
+        several = seen.config.reward_model.pairs_per_prompt if stage.kind == "reward_model" else 1
+        read = partial(as_pairs, most=several)
     return tuple(
         seen.judged_sources[0] if name == "task" else read(contexts[name], directory.kept(name), columns, setting)
         for name in judged_by_name(seen.config, stage)

@@ -6,6 +6,7 @@ R rows, C target columns.
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -75,8 +76,9 @@ def _is_ours(context: Context, one: Mapping[str, Any]) -> bool:
     )
 
 
-def as_pairs(context: Context, path: Path, columns: int, setting: str) -> StoredPairs:
-    """Of each problem the kept completion with the highest and the one with the lowest reward, where these differ.
+def as_pairs(context: Context, path: Path, columns: int, setting: str, most: int = 1) -> StoredPairs:
+    """Of each problem the kept completions with the highest and the lowest reward, the second highest and the second lowest, and so on,
+    where these differ: `most` pairs, or with 0 as many as there are. No completion is in two pairs of a problem.
 
     `context` is that of the stage that kept them, `columns` those of a completion here. Raises UserError where no problem has two rewards.
     """
@@ -88,9 +90,10 @@ def as_pairs(context: Context, path: Path, columns: int, setting: str) -> Stored
         by_problem.setdefault(one["row"], []).append(one)
     pairs = []
     for place, kept in by_problem.items():
-        best, worst = max(kept, key=lambda one: one["reward"]), min(kept, key=lambda one: one["reward"])
-        if best["reward"] - worst["reward"] > least:
-            pairs.append((place, best["tokens"], worst["tokens"]))
+        by_worth = sorted(kept, key=lambda one: one["reward"]), sorted(kept, key=lambda one: -one["reward"])
+        for worst, best in itertools.islice(zip(*by_worth, strict=True), most or None):
+            if best["reward"] - worst["reward"] > least:
+                pairs.append((place, best["tokens"], worst["tokens"]))
     if not pairs:
         raise UserError(
             f"{setting}: no problem of {path} has completions of different rewards, so there is no pair; keep more of them there "

@@ -729,6 +729,10 @@ IDLE = [
         {"stages": "[sft, {name: judge, kind: reward_model}]", "reward_model.replay": "0.5"},
         "reward_model.data naming more than one",
     ),
+    (
+        {"stages": "[sft, {name: judge, kind: reward_model}]", "reward_model.pairs_per_prompt": "4"},
+        "reward_model.data naming a generate stage, and pairs",
+    ),
     ({"task.seed": "1", "task.train": "a.jsonl", "task.eval_sets": "{b: b.jsonl}"}, "a source that is generated"),
     ({"rl.estimator": "{name: elbo, upper_exponent: 2}"}, "rl.estimator.upper_share above 0"),
     ({"rl.prompt_mask": "0", "rl.mask_sharing": "row"}, "rl.prompt_mask above 0"),

@@ -157,3 +157,24 @@ def test_what_a_generate_stage_kept_makes_pairs_of_best_and_worst(tmp_path):
     kept_rows.write(path, made, {})
     with pytest.raises(UserError, match="a completion has 2 tokens, more than the 1 of sampler.completion_length"):
         kept_rows.as_pairs(context, path, 1, "prefer.data")
+
+
+def test_more_pairs_of_a_problem_take_the_next_best_and_the_next_worst(tmp_path):
+    context = stored(tmp_path, PAIRS)
+    rewards = {0: [1, 3, 0, 2, 1], 1: [1, 1, 0, 0], 2: [5]}
+    made = [
+        {
+            "row": place, "prompt": context.task.prompt(context.train.rows[place]), "completion": f"{place}{number}",
+            "tokens": context.tokenizer.answer(f"{place}{number}"), "reward": float(reward), "rewards": {},
+        }
+        for place, found in rewards.items()
+        for number, reward in enumerate(found)
+    ]  # fmt: skip
+    kept_rows.write(tmp_path / "keep.jsonl", made, {})
+    for most, better, worse in (
+        (1, ["01", "10"], ["02", "12"]),
+        (2, ["01", "03", "10", "11"], ["02", "00", "12", "13"]),
+        (0, ["01", "03", "10", "11"], ["02", "00", "12", "13"]),
+    ):
+        pairs = kept_rows.as_pairs(context, tmp_path / "keep.jsonl", 16, "judge.data", most)
+        assert texts(context, pairs.better) == better and texts(context, pairs.worse) == worse
