@@ -138,8 +138,10 @@ def test_the_files_use_every_choice_of_every_axis(toy):
     assert {*ADVANTAGES, "gae"} == {config.advantage.name for config in used}
     assert set(AGGREGATIONS) == {config.loss_aggregation for config in used}
     assert set(KL) == {"k1", *(config.kl.estimator for config in used if config.kl.name == "loss")}
+    elsewhere = {"model_steps"}  # names a stage of the run, which no method file knows
     for axis in ("policy_loss", "kl", "supervision"):
-        assert set(alternatives(hints_of(RlConfig)[axis])) == {getattr(config, axis).name for config in used}
+        offered = set(alternatives(hints_of(RlConfig)[axis]))
+        assert offered - elsewhere == {getattr(config, axis).name for config in used}
 
 
 @pytest.mark.parametrize("name", ["d1", "coupled_grpo", "spg", "espo", "online_rft", "d2"])

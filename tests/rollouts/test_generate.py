@@ -85,7 +85,7 @@ def test_every_part_is_handed_over_before_the_first_is_graded_and_graded_before_
     rows = [{"n": n} for n in range(4)]
     train = Problems(rows)
     context = SimpleNamespace(
-        config=Config(), train=train, mesh=None, task=Task(events), reward_models={},
+        config=Config(), train=train, mesh=None, task=Task(events), reward_models={}, step_model=None,
         sampler=lambda temperature, record_entropy: SimpleNamespace(sample=sample),
     )  # fmt: skip
     generate = Generator(context, RlConfig(prompts_per_step=4, num_generations=2, rollout_batch_size=2))
