@@ -159,9 +159,9 @@ def test_a_task_that_judges_lines_labels_what_was_kept(tmp_path):
     write(tmp_path / "keep.jsonl", records, {})
     found = as_steps(context, tmp_path / "keep.jsonl", 64, "judge.data")
     assert len(found) == 2, "a text of which nothing is said teaches nothing"
-    place = right.split("\n").index("<reasoning>") + 1
-    for labels, label in zip(found.label_RK, (1.0, 0.0), strict=True):
-        assert labels[place] == label and np.isnan(np.delete(labels, place)).all()
+    first, last = (right.split("\n").index(tag) + 1 for tag in ("<reasoning>", "<answer>"))
+    for labels, label, solved in zip(found.label_RK, (1.0, 0.0), (1.0, 1.0), strict=True):
+        assert labels[first] == label and labels[last] == solved and np.isnan(np.delete(labels, [first, last])).all()
     write(tmp_path / "untold.jsonl", records[2:], {})
     with pytest.raises(UserError, match="of no line of .*untold.jsonl whether it is right; train longer"):
         as_steps(context, tmp_path / "untold.jsonl", 64, "judge.data")
