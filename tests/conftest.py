@@ -107,6 +107,10 @@ THOROUGH = (
     "inference/test_lm_eval.py::test_drawn_texts_differ_between_repeats_and_not_between_batches",
     "inference/test_lm_eval.py::test_greedy_is_what_the_sampler_writes",
     "benchmarks/",
+    "reward_model/test_loop.py::test_rl_with_its_scores_equals_rl_with_the_same_numbers_from_a_file",
+    "reward_model/test_steps.py::test_micro_batches_change_nothing",
+    "rl/test_value_model.py::test_a_stopped_run_ends_with_the_same_policy_and_the_same_values[0]",
+    "generation/test_teacher.py::test_a_smaller_student_learns_what_a_teacher_has_written[characters]",
 )
 
 

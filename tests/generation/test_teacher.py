@@ -28,7 +28,7 @@ def settings(run_dir, teacher, **changes):
     return [f"--{key}={value}" for key, value in given.items()]
 
 
-@pytest.mark.parametrize("tokenizer", ["bytes", pytest.param("characters", marks=pytest.mark.thorough)])
+@pytest.mark.parametrize("tokenizer", ["bytes", "characters"])
 def test_a_smaller_student_learns_what_a_teacher_has_written(small_run, tmp_path, tokenizer):
     student = {"model.width": 16, "model.heads": 1, "model.kv_heads": 1, "tokenizer": tokenizer}
     assert command.main(settings(tmp_path / "run", small_run, **student)) == 0

@@ -139,7 +139,6 @@ def test_later_stages_ask_the_model_and_its_scores_are_those_of_a_pass_by_hand(t
     assert [stage["name"] for stage in summary["stages"]] == ["sft", "rl"], "a reward model is no policy"
 
 
-@pytest.mark.thorough
 def test_rl_with_its_scores_equals_rl_with_the_same_numbers_from_a_file(tmp_path, monkeypatch):
     stages = "[sft, {name: judge, kind: reward_model}, {name: rl, kind: rl, from: sft}]"
     given = {**RL, "stages": stages, "reward_model.steps": 5}

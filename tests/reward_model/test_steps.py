@@ -88,7 +88,6 @@ def test_held_out_lines_that_are_all_right_have_no_order(tmp_path, capsys):
     assert ">judge</th><td>4 lines</td>" in report and "Several samples of a row" in report, "the last stages are in it"
 
 
-@pytest.mark.thorough
 def test_micro_batches_change_nothing(tmp_path):
     for parts in (1, 4):
         changes = {
