@@ -161,6 +161,10 @@ class ModelSteps:
 
     name: ClassVar[str] = "model_steps"
     model: str = setting("", "the reward_model stage (loss: stepwise) that is asked")
+    against: Literal["all", "place"] = setting(
+        "all",
+        "what a reward is centred on: all lines of the group (DeepSeekMath), or the lines at its place in the text",
+    )
 
     def rules(self) -> Iterator[Rule]:
         yield not self.model, "model is empty; name a reward_model stage whose loss is stepwise"

@@ -153,17 +153,26 @@ def compute_advantages(
         gains_BK.reshape(*shape_QG, -1),
         step_BC.reshape(*shape_QG, -1),
         steps_B.reshape(shape_QG),
+        by_place=getattr(config.supervision, "against", "all") == "place",
     )
     return advantage_QGC.reshape(rows, columns)
 
 
 def process_advantages(
-    kind: str, gains_QGK: np.ndarray, step_QGC: np.ndarray, steps_QG: np.ndarray, eps: float = 1e-4
+    kind: str,
+    gains_QGK: np.ndarray,
+    step_QGC: np.ndarray,
+    steps_QG: np.ndarray,
+    eps: float = 1e-4,
+    by_place: bool = False,
 ) -> np.ndarray:
     """[Q, G, C] fp32: A of a token = sum of the normalised rewards of its step and all later ones (DeepSeekMath, section 4.1.3).
 
     gains [Q, G, K] are the rewards of steps 0 .. steps - 1 of each completion; `step` says to which step a token belongs. Normalised
     over all steps of all completions of the group: minus the mean ("center"), and / (std + eps) ("zscore").
+
+    by_place, which is ours: minus the mean of the group's steps at the same place. Where some places earn more than others (tags that are
+    always right, results that often are not), the mean over all would push every completion's tokens up or down by their place alone.
     """
     real_QGK = np.arange(gains_QGK.shape[2])[None, None, :] < steps_QG[:, :, None]
     out_QGC = np.zeros(step_QGC.shape)
@@ -171,8 +180,12 @@ def process_advantages(
         values = gains_GK[real_GK]
         if values.max() - values.min() <= tolerance(values):
             continue
-        scale = values.std(ddof=1) + eps if kind == "zscore" else 1.0
-        normal_GK = np.where(real_GK, (gains_GK - values.mean()) / scale, 0.0)
+        mean_1K = values.mean()
+        if by_place:
+            mean_1K = np.where(real_GK, gains_GK, 0.0).sum(axis=0) / np.maximum(real_GK.sum(axis=0), 1)
+        away_GK = np.where(real_GK, gains_GK - mean_1K, 0.0)
+        scale = away_GK[real_GK].std(ddof=1) + eps if kind == "zscore" else 1.0
+        normal_GK = away_GK / scale
         later_GK = normal_GK[:, ::-1].cumsum(axis=1)[:, ::-1]
         out_QGC[q] = np.take_along_axis(later_GK, step_QGC[q], axis=1)
     return out_QGC.astype(np.float32)

@@ -173,15 +173,16 @@ class Arithmetic:
         }
 
     def judge_lines(self, row: Row, text: str) -> list[bool | None]:
-        """Whether each line of the text is right, as `rewards` has it: a line of reasoning by itself (none where there are too many), the
-        line that answers by `solved`. None for tags, blank lines and what stands elsewhere."""
+        """Whether each line of the text is right, as `rewards` has it: a line of reasoning by itself, the line that answers by
+        `solved`, tags and what stands elsewhere (of too many lines all of them) by `format`."""
         judged = _judged_lines(row["problem"], text) or {}
         before, tag, answer = text.partition("<answer>")
         answering = answer.partition("</answer>")[0].split("\n") if tag else []
         for place, line in enumerate(answering, before.count("\n")):
             if line.strip():
                 judged[place] = final_number(text) == int(row["answer"])
-        return [judged.get(place) for place in range(text.count("\n") + 1)]
+        well_formed = two_blocks(text)
+        return [judged.get(place, well_formed) for place in range(text.count("\n") + 1)]
 
     def grade(self, row: Row, text: str) -> dict[str, float]:
         """As `rewards`."""

@@ -1,7 +1,9 @@
 """A process reward model learns which lines are right, and RL is rewarded line by line by it."""
 
+import dataclasses
 import json
 import math
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -158,11 +160,13 @@ def test_a_task_that_judges_lines_labels_what_was_kept(tmp_path):
         )
     write(tmp_path / "keep.jsonl", records, {})
     found = as_steps(context, tmp_path / "keep.jsonl", 64, "judge.data")
-    assert len(found) == 2, "a text of which nothing is said teaches nothing"
+    assert len(found) == 3 and (found.label_RK[2][:1] == 0).all() and np.isnan(found.label_RK[2][1:]).all()
     first, last = (right.split("\n").index(tag) + 1 for tag in ("<reasoning>", "<answer>"))
-    for labels, label, solved in zip(found.label_RK, (1.0, 0.0), (1.0, 1.0), strict=True):
-        assert labels[first] == label and labels[last] == solved and np.isnan(np.delete(labels, [first, last])).all()
-    write(tmp_path / "untold.jsonl", records[2:], {})
+    for labels, label, solved in zip(found.label_RK[:2], (1.0, 0.0), (1.0, 1.0), strict=True):
+        assert labels[first] == label and labels[last] == solved and (np.delete(labels, [first, last]) == 1).all()
+    silent = SimpleNamespace(name="silent", prompt=context.task.prompt, judge_lines=lambda row, text: [None])
+    context = dataclasses.replace(context, task=silent)
+    write(tmp_path / "untold.jsonl", records, {})
     with pytest.raises(UserError, match="of no line of .*untold.jsonl whether it is right; train longer"):
         as_steps(context, tmp_path / "untold.jsonl", 64, "judge.data")
     with pytest.raises(UserError, match="more than the 20 of sampler.completion_length"):

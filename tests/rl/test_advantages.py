@@ -93,22 +93,26 @@ def test_rewards_that_differ_by_rounding_are_ties(scale):
 
 
 @pytest.mark.parametrize("kind", ["center", "zscore"])
-def test_process_advantages_equal_a_plain_loop(kind):
-    """DeepSeekMath, section 4.1.3: normalise all step rewards of a group, then sum those from a token's step on."""
+@pytest.mark.parametrize("by_place", [False, True])
+def test_process_advantages_equal_a_plain_loop(kind, by_place):
+    """DeepSeekMath, section 4.1.3: normalise all step rewards of a group, then sum those from a token's step on. By place: less the mean
+    of the steps at the same place."""
     rng = np.random.default_rng(0)
     steps = np.array([[3, 1], [2, 4], [2, 2]])
     gains = rng.random((3, 2, 4))
     gains[2] = 0.25  # a group whose steps all gain the same
     step = np.array([[np.sort(rng.integers(0, steps[q, g], 5)) for g in range(2)] for q in range(3)])
-    found = process_advantages(kind, gains, step, steps)
+    found = process_advantages(kind, gains, step, steps, by_place=by_place)
     for q in range(3):
-        every = [gains[q, g, j] for g in range(2) for j in range(steps[q, g])]
-        mean = sum(every) / len(every)
-        std = (sum((r - mean) ** 2 for r in every) / (len(every) - 1)) ** 0.5
+        every = {(g, j): gains[q, g, j] for g in range(2) for j in range(steps[q, g])}
+        alike = {key: [r for other, r in every.items() if not by_place or other[1] == key[1]] for key in every}
+        away = {key: r - sum(alike[key]) / len(alike[key]) for key, r in every.items()}
+        middle = sum(away.values()) / len(away)
+        std = (sum((r - middle) ** 2 for r in away.values()) / (len(away) - 1)) ** 0.5
         scale = std + 1e-4 if kind == "zscore" else 1.0
         for g in range(2):
             for c in range(5):
-                later = [(gains[q, g, j] - mean) / scale for j in range(step[q, g, c], steps[q, g])]
+                later = [away[g, j] / scale for j in range(step[q, g, c], steps[q, g])]
                 assert found[q, g, c] == pytest.approx(0.0 if q == 2 else sum(later), abs=1e-5)
 
 

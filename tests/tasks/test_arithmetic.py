@@ -227,15 +227,17 @@ def test_hostile_texts_are_judged(text):
     assert rewards["solved"] == rewards["format"] == rewards["steps"] == 0.0
 
 
-def test_lines_are_judged_by_themselves_and_the_answer_by_what_is_right():
+def test_lines_are_judged_by_themselves_the_answer_by_what_is_right_and_the_rest_by_the_format():
     task = Arithmetic(words=False)
     row = {"problem": "2+3*4", "answer": "14"}
     right = task.target(row)
-    assert task.judge_lines(row, right) == [None, True, True, None, None, True, None]
-    assert task.judge_lines(row, right.replace("=14", "=15")) == [None, True, False, None, None, True, None]
-    assert task.judge_lines(row, right.replace("\n14\n", "\n7\n")) == [None, True, True, None, None, False, None]
-    assert task.judge_lines(row, "<reasoning>\n3*4=12\n3*4=12\n") == [None, True, False, None], "said twice"
-    assert task.judge_lines(row, "14") == [None] and task.judge_lines(row, "") == [None]
+    assert task.judge_lines(row, right) == [True] * 7
+    wrong = task.judge_lines(row, right.replace("=14", "=15"))
+    assert [place for place, label in enumerate(wrong) if not label] == [2]
+    wrong = task.judge_lines(row, right.replace("\n14\n", "\n7\n"))
+    assert [place for place, label in enumerate(wrong) if not label] == [5]
+    assert task.judge_lines(row, "<reasoning>\n3*4=12\n3*4=12\n") == [False, True, False, False], "said twice"
+    assert task.judge_lines(row, "14") == [False] and task.judge_lines(row, "") == [False]
     assert task.judge_lines(row, "<answer>14</answer>") == [True]
     many = "<reasoning>" + "\n3*4=12" * 40
-    assert set(task.judge_lines(row, many)) == {None}
+    assert set(task.judge_lines(row, many)) == {False}
