@@ -145,6 +145,7 @@ class TextSteps:
     """The gain of each line (process supervision, DeepSeekMath, section 4.1.3)."""
 
     name: ClassVar[str] = "text_steps"
+    against: ClassVar[str] = "all"
 
 
 @dataclass(frozen=True)
@@ -152,6 +153,7 @@ class CommitSteps:
     """The gain of each part of the decoding."""
 
     name: ClassVar[str] = "commit_steps"
+    against: ClassVar[str] = "all"
     parts: int = setting(4, "parts of equal length that the decoding is cut into", above=0, at_most=2**16)
 
 

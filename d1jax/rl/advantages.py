@@ -153,7 +153,7 @@ def compute_advantages(
         gains_BK.reshape(*shape_QG, -1),
         step_BC.reshape(*shape_QG, -1),
         steps_B.reshape(shape_QG),
-        by_place=getattr(config.supervision, "against", "all") == "place",
+        by_place=config.supervision.against == "place",
     )
     return advantage_QGC.reshape(rows, columns)
 
