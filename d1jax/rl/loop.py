@@ -88,9 +88,9 @@ def train(context: Context, start: Variables, log: StageLog) -> Variables:
         start_scores_2BC = start_scores({**frozen, **state.trainable}, train_batch, update_key) if step == 0 else None
         del policy  # in training its copy in the model's dtype is not needed
         state, update_metrics, first_scores = update(state, frozen, reference, train_batch, update_key)
-        update_metrics = jax.device_get(update_metrics)
+        update_metrics = sharding.fetch(update_metrics)
         if start_scores_2BC is not None:
-            checked = jax.device_get((first_scores, start_scores_2BC))
+            checked = sharding.fetch((first_scores, start_scores_2BC))
             log.notes(diagnostics.check_start(*checked, advantage_BC, config, context.config.model.dtype))
         reference = moved(config, reference, {**frozen, **state.trainable}, step)
         value_state, of_values = value_model.update(value_state, frozen, batch, value_BC, reward_QG.reshape(-1))

@@ -85,13 +85,13 @@ def make_value_model(
     learn = make_update(scorer, optimizer, config, start)
 
     def values(state: TrainState, frozen: Variables, batch: RolloutBatch) -> np.ndarray:
-        return np.asarray(jax.device_get(read({**frozen, **state.trainable}, batch)), np.float64)
+        return np.asarray(sharding.fetch(read({**frozen, **state.trainable}, batch)), np.float64)
 
     def update(
         state: TrainState, frozen: Variables, batch: RolloutBatch, value_BC: np.ndarray, reward_B: np.ndarray
     ) -> tuple[TrainState, dict[str, float]]:
         step_BC, text_BC = gae.steps_of(
-            *jax.device_get((batch.unmask_step_BC, scorer.text_BC(batch))), advantage.shrink
+            *sharding.fetch((batch.unmask_step_BC, scorer.text_BC(batch))), advantage.shrink
         )
         return_BC = gae.returns(reward_B, step_BC, text_BC, advantage.discount)
         arrays = (value_BC, return_BC, text_BC / max(text_BC.sum(), 1))

@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-import jax
 import numpy as np
 from jax import Array
 
@@ -114,7 +113,7 @@ def fetch_and_grade(
     rewards: list[dict[str, np.ndarray]] = []
     token_scores: list[np.ndarray] = []
     for part, asked in zip(parts, by_models, strict=True):
-        decoded, (scores, of_tokens) = jax.device_get((part, asked))
+        decoded, (scores, of_tokens) = sharding.fetch((part, asked))
         fetched.append(decoded)
         token_scores += [] if of_tokens is None else [of_tokens]
         clock.lap("time/rollout_s")

@@ -22,7 +22,7 @@ from d1jax.config.stage import Stage
 from d1jax.config.training import TrainingConfig
 from d1jax.telemetry.metrics import MetricsLog, read_metrics
 from d1jax.telemetry.progress import Progress
-from d1jax.training.stopping import StopRequest
+from d1jax.training.stopping import StopRequest, stop_for
 from d1jax.weights.checkpoints import Checkpoints, DamagedCheckpoint
 from d1jax.weights.run import RunDirectory
 
@@ -177,7 +177,8 @@ class StageLog:
         """
         candidate = self._config.evaluation.select != "" and self.evaluates(step)
         due = candidate or step % self._config.checkpoint_every == 0 or step == self.steps
-        if due or self._stop.signum is not None:
+        signum = self._stop.heard()
+        if due or signum is not None:
             check_in_place(self._metrics, f"{self.stage} step {step}")
             try:
                 self._metrics.to_disk()
@@ -187,7 +188,7 @@ class StageLog:
                     f"{self.stage} step {step}: the checkpoint cannot be saved: {error}; make room, or give the right to write "
                     "there. What was saved before is good, and the same command continues from it"
                 ) from None
-        self._stop.check(f"{self.stage} step {step}")
+        stop_for(signum, f"{self.stage} step {step}")
 
     def _kept(self, saved: list[int]) -> set[int]:
         collapse = getattr(self._section, "collapse", None)

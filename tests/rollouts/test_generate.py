@@ -79,7 +79,7 @@ def test_every_part_is_handed_over_before_the_first_is_graded_and_graded_before_
         rows = np.zeros((2, 3))
         return Rollout(*[rows] * 5, np.array([3, 3]), *[np.zeros(2)] * 2, rows), ({}, None)
 
-    monkeypatch.setattr("d1jax.rollouts.generate.jax.device_get", fetch)
+    monkeypatch.setattr("d1jax.models.sharding.fetch", fetch)
     monkeypatch.setattr("d1jax.rollouts.generate.decode.texts_of", lambda context, rollout: ["x", "y"])
     monkeypatch.setattr("d1jax.rollouts.generate.sharding.shard_batch", lambda mesh, x: x)
     rows = [{"n": n} for n in range(4)]
