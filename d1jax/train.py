@@ -47,7 +47,7 @@ from d1jax.training.claim import check_data, claim
 from d1jax.training.context import Context, build, of_stages
 from d1jax.training.longer import make_longer
 from d1jax.training.redo import check_only, is_finished, later_stages
-from d1jax.training.setup import save_source
+from d1jax.training.setup import keep_programs, save_source
 from d1jax.training.stage_log import StageLog, check_in_place
 from d1jax.training.stopping import StopRequest
 from d1jax.weights.held import Held
@@ -104,6 +104,7 @@ def run(config: Config, again_from: str = "", only: str = "") -> dict[str, Any]:
             later_stages(config, name)  # names a stage
         context = build(config)
         config = context.config  # with the architecture of what it starts from
+        keep_programs(config)
         contexts = of_stages(context)
         to_do = _stages_to_do(config, again_from)
         check_teachers(contexts, to_do)

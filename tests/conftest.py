@@ -91,6 +91,7 @@ THOROUGH = (
     "diffusion/test_predictions.py::test_over_a_wide_vocabulary_the_entropy_of_the_draws_is_that_of_the_distribution",
     "sft/test_update.py::test_a_curve_with_bf16_weights_lies_on_that_of_fp32",
     "test_train.py::test_another_mesh_learns_the_same",
+    "test_train.py::test_a_cut_run_goes_on_on_another_mesh",
     "test_train.py::test_signal_saves_and_leaves[2]",
     "test_train.py::test_killed_run_resumes_bit_for_bit[sft-3]",
     "test_train.py::test_every_way_of_the_loop_learns_and_resumes_exactly[preferences of the policy's own]",

@@ -74,6 +74,12 @@ def _check_32_bits() -> None:
         )
 
 
+def platform() -> str:
+    """What the arrays of the mesh that is set lie on, "cpu", "tpu" or a kind of GPU; without a mesh, JAX's default."""
+    device = getattr(jax.sharding.get_abstract_mesh(), "abstract_device", None)
+    return getattr(device, "platform", None) or jax.default_backend()
+
+
 def row_shards(mesh: Mesh | jax.sharding.AbstractMesh) -> int:
     """How many parts a batch is cut into."""
     return mesh.shape["data"] * mesh.shape["fsdp"]
@@ -126,6 +132,17 @@ def fetch(tree: Any) -> Any:
         return x
 
     return jax.device_get(jax.tree.map(whole, tree))
+
+
+def gathered(placed: NamedSharding) -> NamedSharding:
+    """The same placement without the cut over fsdp."""
+
+    def without(axes: str | tuple[str, ...] | None) -> str | tuple[str, ...] | None:
+        names = (axes,) if isinstance(axes, str) else axes or ()
+        kept = tuple(name for name in names if name != "fsdp")
+        return kept if len(kept) > 1 else next(iter(kept), None)
+
+    return NamedSharding(placed.mesh, Spec(*map(without, placed.spec)))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -40,11 +39,11 @@ from d1jax.training.optimizer import (
     TrainState,
     apply_gradient,
     bad_updates,
+    compiled_update,
     gradients,
     make_optimizer,
     new_state,
     over_micro_batches,
-    placement,
 )
 
 
@@ -80,7 +79,7 @@ def make_value_model(
         dataclasses.replace(config.optimizer, learning_rate=advantage.value_learning_rate), updates
     )
     head = jax.device_put(new_head(context.model.config.width), sharding.replicated(context.mesh))
-    start = new_state(optimizer, {**trainable, HEAD: head}, context.mesh)
+    start = new_state(optimizer, {**trainable, HEAD: head}, context.mesh, config.optimizer.offload)
     read = make_read(scorer, advantage)
     learn = make_update(scorer, optimizer, config, start)
 
@@ -169,7 +168,7 @@ def make_update(
         outside_BC = jnp.abs(value_BC - rows.old_value_BC) > advantage.value_clip
         return jnp.sum(rows.weight_BC * loss_BC), rows.weight_BC * outside_BC
 
-    @partial(jax.jit, donate_argnums=0, out_shardings=(placement(state), None))
+    @compiled_update(state)
     def update(state: TrainState, frozen: Variables, rows: Rows) -> tuple[TrainState, dict[str, Array]]:
         def iteration(state: TrainState, _: None) -> tuple[TrainState, dict[str, Array]]:
             value, outside_BC, gradient = gradients(
