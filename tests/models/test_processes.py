@@ -170,9 +170,14 @@ def assert_alike(ours: Path, theirs: Path, tolerance: float) -> None:
 
 
 def test_two_processes_learn_what_one_learns(two):
-    config = parse(["--config", str(two / "run.yaml"), "--run_dir", str(two / "one")])
-    train.run(config)
+    train.run(parse(["--config", str(two / "run.yaml"), "--run_dir", str(two / "one")]))
     assert_alike(two / "two", two / "one", 1e-5)
+
+
+def test_devices_that_are_cut_otherwise_learn_the_same(two):
+    cut = ["--mesh.data", "1", "--mesh.fsdp", "2", "--mesh.tensor", "4"]
+    train.run(parse(["--config", str(two / "run.yaml"), "--run_dir", str(two / "cut"), *cut]))
+    assert_alike(two / "two", two / "cut", 1e-5)
 
 
 @pytest.mark.parametrize("count, tolerance", [(2, 0.0), (1, 1e-5)])
