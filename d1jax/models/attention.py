@@ -5,7 +5,8 @@ B rows, T columns, H query heads, K key heads, h head size.
 
 from __future__ import annotations
 
-from functools import partial
+from collections.abc import Sequence
+from functools import partial, reduce
 
 import jax
 import jax.numpy as jnp
@@ -64,18 +65,55 @@ def attend(q_BTHh: Array, k_BTKh: Array, v_BTKh: Array, length_B: Array, impleme
 def _by_xla(q_BTHh: Array, k_BTKh: Array, v_BTKh: Array, length_B: Array) -> Array:
     """In plain operations, the heads before the columns and the division behind the second product: on two CPU cores a third less time
     than `jax.nn.dot_product_attention` takes, forward and backward."""
+    hidden_BS = jnp.arange(k_BTKh.shape[1], dtype=jnp.int32)[None, :] >= length_B[:, None]
+    return _over(q_BTHh, [(k_BTKh, v_BTKh, hidden_BS)])
+
+
+def attend_to_past(
+    q_BWHh: Array,
+    new: tuple[Array, Array],
+    past: tuple[Array, Array],
+    length_B: Array,
+    start: Array | int,
+    fresh_from: Array | int,
+) -> Array:
+    """Attention of the columns of a window from `start` on, [B, W, H, h]. Their own keys and values count from the column `fresh_from` on;
+    those of all other columns are `past`.
+
+    The two are not put together first: that would copy the keys of all columns in every layer and step.
+    """
+    size, columns = new[0].shape[1], past[0].shape[1]
+    place_W = start + jnp.arange(size, dtype=jnp.int32)
+    place_T = jnp.arange(columns, dtype=jnp.int32)
+    new_hidden_BW = (place_W < fresh_from)[None, :] | (place_W[None, :] >= length_B[:, None])
+    replaced_T = (place_T >= fresh_from) & (place_T >= start) & (place_T < start + size)
+    past_hidden_BT = replaced_T[None, :] | (place_T[None, :] >= length_B[:, None])
+    return _over(q_BWHh, [(*past, past_hidden_BT), (*new, new_hidden_BW)])
+
+
+def _over(q_BTHh: Array, parts: Sequence[tuple[Array, Array, Array]]) -> Array:
+    """Attention over the keys and values [B, S, K, h] of several parts, without those that are hidden [B, S]."""
     rows, columns, heads, head_size = q_BTHh.shape
-    groups = k_BTKh.shape[2]
+    groups = parts[0][0].shape[2]
     q_BKGTh = q_BTHh.swapaxes(1, 2).reshape(rows, groups, heads // groups, columns, head_size)
-    k_BKSh, v_BKSh = k_BTKh.swapaxes(1, 2), v_BTKh.swapaxes(1, 2)
-    hidden_BS = jnp.arange(k_BKSh.shape[2], dtype=jnp.int32)[None, :] >= length_B[:, None]
-    score_BKGTS = jnp.einsum("BKGTh,BKSh->BKGTS", q_BKGTh, k_BKSh, preferred_element_type=jnp.float32)
-    score_BKGTS = score_BKGTS * head_size**-0.5 + jnp.where(hidden_BS, HIDDEN, 0.0)[:, None, None, None, :]
-    weight_BKGTS = jnp.exp(score_BKGTS - jnp.max(jax.lax.stop_gradient(score_BKGTS), axis=-1, keepdims=True))
-    total_BKGT1 = jnp.sum(weight_BKGTS, axis=-1, keepdims=True)
-    mixed_BKGTh = jnp.einsum(
-        "BKGTS,BKSh->BKGTh", weight_BKGTS.astype(v_BKSh.dtype), v_BKSh, preferred_element_type=jnp.float32
+    scores = []
+    for k_BSKh, _, hidden_BS in parts:
+        score_BKGTS = jnp.einsum(
+            "BKGTh,BKSh->BKGTS", q_BKGTh, k_BSKh.swapaxes(1, 2), preferred_element_type=jnp.float32
+        )
+        scores.append(score_BKGTS * head_size**-0.5 + jnp.where(hidden_BS, HIDDEN, 0.0)[:, None, None, None, :])
+    most = [jnp.max(jax.lax.stop_gradient(score_BKGTS), axis=-1, keepdims=True) for score_BKGTS in scores]
+    weights = [jnp.exp(score_BKGTS - reduce(jnp.maximum, most)) for score_BKGTS in scores]
+    mixed_BKGTh = sum(
+        jnp.einsum(
+            "BKGTS,BKSh->BKGTh",
+            weight_BKGTS.astype(v_BSKh.dtype),
+            v_BSKh.swapaxes(1, 2),
+            preferred_element_type=jnp.float32,
+        )
+        for weight_BKGTS, (_, v_BSKh, _) in zip(weights, parts, strict=True)
     )
+    total_BKGT1 = sum(jnp.sum(weight_BKGTS, axis=-1, keepdims=True) for weight_BKGTS in weights)
     mixed_BKGTh = (mixed_BKGTh / total_BKGT1).astype(q_BTHh.dtype)
     return mixed_BKGTh.reshape(rows, heads, columns, head_size).swapaxes(1, 2)
 

@@ -27,7 +27,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from d1jax.config import LoraConfig, ModelConfig
 from d1jax.models import sharding
-from d1jax.models.attention import attend, rotary_angles, rotate
+from d1jax.models.attention import attend, attend_to_past, rotary_angles, rotate
 
 Variables = Mapping[str, Any]  # {"params": ..., "lora": ... (optional)}
 # What of a block the backward pass finds where the forward pass left it; None: nothing.
@@ -143,24 +143,16 @@ class Block(nn.Module):
         q_BTHh = rotate(heads("q_proj", h_BTD, cfg.heads), cos_BTh, sin_BTh, cfg.rope_full_precision)
         k_BTKh = rotate(heads("k_proj", h_BTD, cfg.kv_heads), cos_BTh, sin_BTh, cfg.rope_full_precision)
         keys = KeyValues(k_BTKh, heads("v_proj", h_BTD, cfg.kv_heads))
-        if past is not None:
-            keys = KeyValues(*(_renewed(old, new, window) for old, new in zip(past, keys, strict=True)))
-        mixed_BTHh = attend(q_BTHh, keys.key, keys.value, length_B, cfg.attention)
+        if past is None:
+            mixed_BTHh = attend(q_BTHh, *keys, length_B, cfg.attention)
+        else:
+            mixed_BTHh = attend_to_past(q_BTHh, keys, past, length_B, *window)
         x_BTD = x_BTD + dense("attn_out", mixed_BTHh.reshape(x_BTD.shape), cfg.width, ("heads", "embed"))
         h_BTD = norm("ff_norm", x_BTD)
         gate_BTF = nn.silu(dense("ff_proj", h_BTD, cfg.mlp_width, ("embed", "mlp")))
         up_BTF = dense("up_proj", h_BTD, cfg.mlp_width, ("embed", "mlp"))
         x_BTD = x_BTD + dense("ff_out", gate_BTF * up_BTF, cfg.width, ("mlp", "embed"))
         return sharding.constrain(x_BTD, "batch", "sequence", None), keys if self.keep_keys else None
-
-
-def _renewed(past_BTKh: Array, new_BWKh: Array, window: Window) -> Array:
-    """`past_BTKh` with the columns of the window from window.fresh_from on replaced."""
-    size = new_BWKh.shape[1]
-    old_BWKh = jax.lax.dynamic_slice_in_dim(past_BTKh, window.start, size, axis=1)
-    fresh_W = window.start + jnp.arange(size, dtype=jnp.int32) >= window.fresh_from
-    mixed_BWKh = jnp.where(fresh_W[None, :, None, None], new_BWKh, old_BWKh)
-    return jax.lax.dynamic_update_slice_in_dim(past_BTKh, mixed_BWKh, window.start, axis=1)
 
 
 class Transformer(nn.Module):
