@@ -61,12 +61,23 @@ def new_state(optimizer: optax.GradientTransformation, trainable: Any, mesh: Mes
     computes. The parameters are copied, because updates donate their state and `trainable` belongs to the caller.
     """
     trainable = jax.tree.map(lambda x: jnp.array(x, MASTER, copy=True), trainable)
-    shapes = jax.eval_shape(optimizer.init, trainable)
-    like = jax.tree.map(lambda x: x.sharding, trainable)
-    placement = optax.tree_map_params(
-        optimizer, lambda _, place: place, shapes, like, transform_non_params=lambda _: replicated(mesh)
+    where = placement(abstract_state(optimizer, trainable, mesh)).optimizer
+    return TrainState(trainable, jax.jit(optimizer.init, out_shardings=where)(trainable))
+
+
+def abstract_state(optimizer: optax.GradientTransformation, trainable: Any, mesh: Mesh) -> TrainState:
+    """The shape, dtype and placement of all that `new_state` makes, without making it; `trainable` may be shapes with placements."""
+    masters = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, MASTER, sharding=x.sharding), trainable)
+    shapes = jax.eval_shape(optimizer.init, masters)
+
+    def placed(shape: jax.ShapeDtypeStruct, like: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=like.sharding)
+
+    counters = jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated(mesh))
+    optimizer_state = optax.tree_map_params(
+        optimizer, placed, shapes, masters, transform_non_params=lambda x: placed(x, counters)
     )
-    return TrainState(trainable, jax.jit(optimizer.init, out_shardings=placement)(trainable))
+    return TrainState(masters, optimizer_state)
 
 
 def placement(state: TrainState) -> TrainState:
