@@ -63,7 +63,11 @@ def one(topology: str) -> list[dict[str, Any]]:
                 "positions_with_logits": positions_with_logits(verdict.compiled),
                 "compile_seconds": round(verdict.compiled.seconds),
             }
-            print(f"{topology} {row['program']}: {row['GiB']['peak']} GiB, {row['compile_seconds']} s", file=sys.stderr, flush=True)
+            print(
+                f"{topology} {row['program']}: {row['GiB']['peak']} GiB, {row['compile_seconds']} s",
+                file=sys.stderr,
+                flush=True,
+            )
             found.append(row)
     return found
 

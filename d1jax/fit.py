@@ -66,7 +66,9 @@ def _fit(argv: Sequence[str]) -> int:
         return FAILED
     found = suggest(rest, plan, verdicts, lambda line: print(line, file=sys.stderr, flush=True))
     if found is None:
-        print(f"\ndoes not fit, and no change of up to {CHECKED} that were compiled makes it fit; take more or larger devices")
+        print(
+            f"\ndoes not fit, and no change of up to {CHECKED} that were compiled makes it fit; take more or larger devices"
+        )
         return FAILED
     print(f"\ndoes not fit; it does with (compiled, at most {_share(found.verdicts):.0%} of the memory of a device)")
     print(f"  {shown(found.change, plan)}\n{memory_table(found.verdicts)}")

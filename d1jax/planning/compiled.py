@@ -31,10 +31,6 @@ class Memory:
     temporaries: int  # activations, gradients, gathered weights; results that are no donated arguments; code
     refused: bool = False  # by the compiler: then the peak is what it names in its refusal
 
-    @property
-    def peak(self) -> int:
-        return sum(self.held.values()) + self.beside + self.temporaries
-
 
 @dataclass(frozen=True)
 class Collective:

@@ -241,6 +241,8 @@ def estimated_temporaries(program: Program) -> int:
     head = model.width * model.vocab_size / tensor * ((stored if split else 0) + (size if stored != size else 0))
     trained = device_bytes(program.held["optimizer"]) / 2 if update else 0.0  # as much as one of Adam's moments
     gradients = trained * (1 + (program.parts > 1))
-    chunk = LOGITS_PER_CHUNK if update else rows * max(LOGITS_PER_CHUNK // (rows * model.vocab_size), 1) * model.vocab_size
+    chunk = (
+        LOGITS_PER_CHUNK if update else rows * max(LOGITS_PER_CHUNK // (rows * model.vocab_size), 1) * model.vocab_size
+    )
     passes = kept + block + gathered + casts + head + gradients + 3 * 4 * chunk / tensor
     return round(max(passes, 2 * trained))  # then gradient and change, for the optimizer

@@ -85,7 +85,9 @@ class Program:
     mesh: Mesh
     trace: Callable[[], jax.stages.Lowered]
     held: dict[str, Any]  # what its arguments are, every array once: weights, optimizer, reference, rows
-    twice: Any = field(default=())  # arrays that are two of its arguments: the base of an adapter, shared with the reference
+    twice: Any = field(
+        default=()
+    )  # arrays that are two of its arguments: the base of an adapter, shared with the reference
     beside: Any = field(default=())  # arrays that lie in memory while it runs and are none of its arguments
     rows: int = 0  # of the model's passes, over all devices
     columns: int = 0  # of completions
@@ -128,7 +130,12 @@ def _sft(config: Config, stage: Stage, shapes: Shapes) -> list[Program]:
     update = sft.make_update(shapes.model, optimizer, section, shapes.special, state)
     clean = shapes.canvas(section.batch_size, section.completion_length or config.sampler.completion_length)
     held = {**_held(state, frozen), "rows": clean}
-    sizes = {"rows": section.batch_size, **shapes.sizes, "columns": clean.completion_BC.shape[1], "parts": section.grad_accumulation_steps}
+    sizes = {
+        "rows": section.batch_size,
+        **shapes.sizes,
+        "columns": clean.completion_BC.shape[1],
+        "parts": section.grad_accumulation_steps,
+    }
 
     def lower() -> jax.stages.Lowered:
         return update.lower(state, frozen, clean, shapes.key)
@@ -202,7 +209,13 @@ def _reward_model(config: Config, stage: Stage, shapes: Shapes) -> list[Program]
         rows = steps.Rows(texts, *lengths, *of_steps)
     held = {**_held(state, frozen), "rows": rows}
     texts_of_all = count * (1 if section.loss == "stepwise" else 2)
-    sizes = {"rows": texts_of_all, **shapes.sizes, "columns": columns, "parts": section.grad_accumulation_steps, "head_passes": 0}
+    sizes = {
+        "rows": texts_of_all,
+        **shapes.sizes,
+        "columns": columns,
+        "parts": section.grad_accumulation_steps,
+        "head_passes": 0,
+    }
 
     def lower() -> jax.stages.Lowered:
         return update.lower(state, frozen, rows)
@@ -245,7 +258,19 @@ def _sampler(
         )  # fmt: skip
         return Sampler.sample.lower(sampler, variables, prompts, noise)
 
-    return Program(stage.name, "sampler", config, shapes.mesh, lower, held, beside=(masters, beside), rows=rows, calls=section.rollout_rows // rows, **shapes.sizes, columns=config.sampler.completion_length)
+    return Program(
+        stage.name,
+        "sampler",
+        config,
+        shapes.mesh,
+        lower,
+        held,
+        beside=(masters, beside),
+        rows=rows,
+        calls=section.rollout_rows // rows,
+        **shapes.sizes,
+        columns=config.sampler.completion_length,
+    )
 
 
 def _views(scorer: Scorer, rollout: RolloutBatch, shapes: Shapes) -> dict[str, int]:

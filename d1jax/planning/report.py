@@ -14,10 +14,11 @@ DEFAULT_GPU_SHARE = 0.75  # of a GPU's memory, which JAX takes unless told other
 
 def header(plan: Plan) -> str:
     shape, part = plan.mesh.shape, plan.topology.part
-    limits = f", {part.flops / 1e12:.0f} TFLOP/s, {part.bandwidth / 1e9:.0f} GB/s" if part.flops and part.bandwidth else ""
+    limits = f", {part.flops / 1e12:.0f} TFLOP/s" if part.flops else ""
+    limits += f", {part.bandwidth / 1e9:.0f} GB/s" if part.bandwidth else ""
     return (
-        f"{plan.topology.text}: {plan.topology.count} x {part.name}, {part.memory / GIB:.4g} GiB each{limits}; mesh data {shape['data']} x "
-        f"fsdp {shape['fsdp']} x tensor {shape['tensor']}\nprompts: {plan.prompt_columns} columns ({plan.prompt_from})"
+        f"{plan.topology.text}: {plan.topology.count} x {part.name}, {part.memory / GIB:.4g} GiB each{limits}; "
+        f"mesh data {shape['data']} x fsdp {shape['fsdp']} x tensor {shape['tensor']}\nprompts: {plan.prompt_columns} columns ({plan.prompt_from})"
     )
 
 
@@ -45,20 +46,22 @@ def work_lines(verdict: Verdict) -> list[str]:
     most = "at most " if work.at_most else ""
     calls = f", {program.calls} calls a step" if program.calls > 1 else ""
     lines = [
-        f"{program.title}: {most}{_counted(work.flops, 'FLOP')} a call over all devices{calls}; {most}{_counted(work.bytes, 'B')} to and from "
-        f"the memory of a device; compiled in {verdict.compiled.seconds:.0f} s"
+        f"{program.title}: {most}{_counted(work.flops, 'FLOP')} a call over all devices{calls}; "
+        f"{most}{_counted(work.bytes, 'B')} to and from the memory of a device; compiled in {verdict.compiled.seconds:.0f} s"
     ]
     found = verdict.compiled.collectives
     if found:
         told = ", ".join(f"{one.count:,} {one.kind} ({_counted(one.bytes, 'B')})" for one in found)
         loops = verdict.compiled.open_loops
         step = " and denoising step" if work.steps > 1 else ""
-        once = f"; {loops} loops whose turns only the device knows are counted once" if loops and work.steps == 1 else ""
+        once = (
+            f"; {loops} loops whose turns only the device knows are counted once" if loops and work.steps == 1 else ""
+        )
         lines.append(f"  collectives of a device{step}: {told}{once}")
     if time is not None:
         slow, low = program.calls * time.high, program.calls * time.low
         lines.append(
-            f"  time a step: {_seconds(low)} (all of the {time.limit} of the part) to {_seconds(slow)} ({REACHED:.0%} of it)"
+            f"  time a step: {_seconds(low)} (all of the {time.limit}) to {_seconds(slow)} ({REACHED:.0%} of it)"
         )
     return lines
 
@@ -68,27 +71,23 @@ def notes(plan: Plan, verdicts: Sequence[Verdict]) -> list[str]:
     topology, found = plan.topology, []
     if any(verdict.is_estimate for verdict in verdicts):
         found.append(
-            "temporaries are an ESTIMATE by formula (planning/cost.py): programs were compiled for virtual CPU devices, because no compiler of "
-            "these GPUs is here; sizes of weights, optimizer, reference and rows are exact, collectives are the CPU partitioner's"
+            "temporaries are an ESTIMATE by formula (planning/cost.py): programs were compiled for virtual CPU devices, because no "
+            "compiler of these GPUs is here; weights, optimizer, reference and rows are exact, collectives are those on CPUs"
         )
-    if topology.platform == "gpu" and any(
-        DEFAULT_GPU_SHARE * one.memory < one.peak <= one.memory for one in verdicts
-    ):
+    if topology.platform == "gpu" and any(DEFAULT_GPU_SHARE * one.memory < one.peak <= one.memory for one in verdicts):
         found.append(
             "more than 75 % of a GPU's memory: JAX takes no more unless XLA_PYTHON_CLIENT_MEM_FRACTION=0.95 is set"
         )
     if topology.platform == "cpu":
         found.append(
-            "temporaries are the CPU compiler's, which computes bfloat16 in float32: those of an accelerator are smaller; the memory is this "
-            "machine's, shared out over the devices"
+            "temporaries are the CPU compiler's, which computes bfloat16 in float32: those of an accelerator are smaller; the memory "
+            "is this machine's, shared out over the devices"
         )
     if any(verdict.compiled.memory.refused for verdict in verdicts):
-        found.append(
-            "where the compiler refuses a program, the peak is what it names in its refusal"
-        )
+        found.append("where the compiler refuses a program, the peak is what it names in its refusal")
     found.append(
-        "FLOPs are counted by formula: XLA's cost analysis takes the body of a loop once; beside: what lies in memory while the sampler runs "
-        "(optimizer, master weights, reference); evaluation, rewards and PPO's value model are not counted"
+        "FLOPs are counted by formula: XLA's cost analysis takes the body of a loop once; beside: what lies in memory while the "
+        "sampler runs (optimizer, master weights, reference); evaluation, rewards and PPO's value model are not counted"
     )
     return found
 

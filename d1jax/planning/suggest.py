@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 from d1jax.config import Config, UserError
 from d1jax.models.sharding import row_shards
-from d1jax.planning.cost import estimated_temporaries
 from d1jax.planning.compiled import device_bytes
+from d1jax.planning.cost import estimated_temporaries
 from d1jax.planning.plan import Plan, Verdict, judge, make_plan, predicted_peak, read_config
 from d1jax.planning.topology import Topology
 
@@ -94,16 +94,11 @@ def _all_fit(plan: Plan, known: Mapping[str, Verdict]) -> tuple[Verdict, ...] | 
     for program in sorted(plan.programs, key=lambda program: known[program.title].fits):
         before = known[program.title]
         same = _sizes(before) == _sizes(dataclasses.replace(before, program=program))
-        verdict = before if same and plan.topology.part == before_part(before, plan) else judge(program, plan.topology)
+        verdict = before if same else judge(program, plan.topology)
         if not verdict.fits:
             return None
         found[program.title] = verdict
     return tuple(found[program.title] for program in plan.programs)
-
-
-def before_part(before: Verdict, plan: Plan) -> object:
-    """The part that a verdict is about, as far as it is the one of the plan."""
-    return plan.topology.part if before.memory == plan.topology.part.memory else None
 
 
 def _sizes(verdict: Verdict) -> tuple[object, ...]:
@@ -119,7 +114,9 @@ def _ladder(plan: Plan, verdicts: Sequence[Verdict]) -> Iterator[list[Settings |
     kinds = {stage.name: stage.kind for stage in config.stages}
     shards = row_shards(mesh)
     for kind in dict.fromkeys(kinds[program.stage] for program in failing if program.name == "update"):
-        yield _micro_batches(kind, [program.parts for program in failing if program.name == "update"][0], config, shards)
+        yield _micro_batches(
+            kind, [program.parts for program in failing if program.name == "update"][0], config, shards
+        )
     for kind in dict.fromkeys(kinds[program.stage] for program in failing if program.name == "sampler"):
         yield _fewer_rows(kind, config, shards)
     if not config.model.remat and any(program.name == "update" for program in failing):

@@ -139,9 +139,9 @@ def prepare(topology: Topology | None) -> None:
     if topology.platform == "tpu":
         if importlib.util.find_spec("libtpu") is None:
             raise UserError(
-                f"--topology {topology.text!r} is compiled by libtpu, which is not installed: pip install 'd1jax[tpu]' (it needs no TPU; about "
-                f"200 MB), or take --topology cpu:{topology.count}, which gives exact sizes of weights, optimizer and reference, but not "
-                "the temporaries of the accelerator"
+                f"--topology {topology.text!r} is compiled by libtpu, which is not installed: pip install 'd1jax[tpu]' (200 MB; it needs "
+                f"no TPU), or take --topology cpu:{topology.count}, which gives exact sizes of weights, optimizer and reference, "
+                "but not the temporaries of the accelerator"
             )
         # No question to the metadata server of a machine that is no cloud machine; no lock on a TPU that a run may hold.
         os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
@@ -173,6 +173,7 @@ def devices_of(topology: Topology) -> Sequence[jax.Device]:
         )
     except jax.errors.JaxRuntimeError as error:
         raise UserError(
-            f"--topology {topology.text!r}: libtpu knows no such layout ({str(error).partition(chr(10))[0]}); take even numbers, as in {FORMS}"
+            f"--topology {topology.text!r}: libtpu knows no such layout ({str(error).partition(chr(10))[0]}); "
+            f"take even numbers, as in {FORMS}"
         ) from None
     return found.devices
