@@ -51,7 +51,7 @@ def one(topology: str) -> list[dict[str, Any]]:
                     "beside": round(memory.beside / GIB, 3),
                     "temporaries": round(verdict.temporaries / GIB, 3),
                     "peak": round(verdict.peak / GIB, 2),
-                    "memory": round(verdict.memory / GIB, 2),
+                    "memory": round(verdict.part.memory / GIB, 2),
                 },
                 "temporaries": "estimate" if verdict.is_estimate else "refused" if memory.refused else "compiler",
                 "fits": verdict.fits,
@@ -85,7 +85,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def _cell(row: dict[str, Any]) -> str:
-    about = {"estimate": "about ", "refused": "at least ", "compiler": ""}[row["temporaries"]]
+    about = {"estimate": "about ", "refused": "refused, names ", "compiler": ""}[row["temporaries"]]
     return f"{about}{row['GiB']['peak']:.1f}" + ("" if row["fits"] else ", **does not fit**")
 
 

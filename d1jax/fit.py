@@ -20,8 +20,8 @@ from collections.abc import Sequence
 from d1jax.config import UserError
 from d1jax.config.flags import asks_for_version, split_flags, version_text
 from d1jax.planning.compiled import Compiled
-from d1jax.planning.plan import Verdict, check_stages, judge, make_plan, read_config
-from d1jax.planning.report import header, memory_table, notes, work_lines
+from d1jax.planning.plan import check_stages, judge, make_plan, read_config
+from d1jax.planning.report import header, last_line, memory_table, notes, work_lines
 from d1jax.planning.suggest import CHECKED, shown, suggest
 from d1jax.planning.topology import of_this_machine, parse_topology, prepare
 from d1jax.telemetry.command_line import FAILED, USER_MISTAKE, exit_code
@@ -60,7 +60,7 @@ def _fit(argv: Sequence[str]) -> int:
     for note in notes(plan, verdicts):
         print(f"note: {note}")
     if all(verdict.fits for verdict in verdicts):
-        print(f"\nfits: at most {_share(verdicts):.0%} of the memory of a device")
+        print(f"\nfits: {last_line(plan, verdicts)}")
         return 0
     if not suggests:
         return FAILED
@@ -70,17 +70,13 @@ def _fit(argv: Sequence[str]) -> int:
             f"\ndoes not fit, and no change of up to {CHECKED} that were compiled makes it fit; take more or larger devices"
         )
         return FAILED
-    print(f"\ndoes not fit; it does with (compiled, at most {_share(found.verdicts):.0%} of the memory of a device)")
-    print(f"  {shown(found.change, plan)}\n{memory_table(found.verdicts)}")
+    print(f"\ndoes not fit; compiled, it does with\n  {shown(found.change, plan)}\n{memory_table(found.verdicts)}")
+    print(last_line(plan, found.verdicts))
     return FAILED
 
 
 def _seen(compiled: Compiled) -> None:
     print(f"compiled {compiled.program.title} in {compiled.seconds:.0f} s", file=sys.stderr, flush=True)
-
-
-def _share(verdicts: Sequence[Verdict]) -> float:
-    return max(verdict.peak / verdict.memory for verdict in verdicts)
 
 
 def _length(text: str | None) -> int:

@@ -111,6 +111,7 @@ THOROUGH = (
     "reward_model/test_loop.py::test_rl_with_its_scores_equals_rl_with_the_same_numbers_from_a_file",
     "reward_model/test_steps.py::test_micro_batches_change_nothing",
     "reward_model/test_steps.py::test_a_stage_learns_which_lines_are_right_and_resumes_exactly",
+    "planning/test_fit.py::test_the_compiler_s_arguments_are_the_sizes_that_are_told",
     "rl/test_value_model.py::test_a_stopped_run_ends_with_the_same_policy_and_the_same_values",
     "rl/test_value_model.py::test_a_value_model_that_cannot_be_updated_ends_the_run",
     "generation/test_teacher.py::test_a_smaller_student_learns_what_a_teacher_has_written[characters]",

@@ -16,7 +16,7 @@ from d1jax.models import sharding
 from d1jax.planning.compiled import Compiled, compile_program, device_bytes
 from d1jax.planning.cost import Time, Work, estimated_temporaries, time_of, work_of
 from d1jax.planning.programs import Program, Shapes, programs_of
-from d1jax.planning.topology import Topology, devices_of
+from d1jax.planning.topology import Part, Topology, devices_of
 from d1jax.tasks import read_source
 from d1jax.training.context import check_rows_divide
 from d1jax.training.setup import Setup, make_task, set_up
@@ -47,13 +47,13 @@ class Verdict:
     temporaries: int
     is_estimate: bool  # of the temporaries
     peak: int  # on each device
-    memory: int  # of the device
+    part: Part
     work: Work
     time: Time | None
 
     @property
     def fits(self) -> bool:
-        return self.peak <= self.memory and not self.compiled.memory.refused
+        return self.peak <= self.part.usable and not self.compiled.memory.refused
 
 
 def read_config(argv: Sequence[str]) -> Config:
@@ -101,7 +101,7 @@ def judge(program: Program, topology: Topology, seen: Callable[[Compiled], None]
     moved = sum(found.bytes for found in compiled.collectives)
     time = time_of(work, program, topology.part, moved)
     peak = sum(memory.held.values()) + memory.beside + temporaries
-    return Verdict(program, compiled, temporaries, estimate, peak, topology.part.memory, work, time)
+    return Verdict(program, compiled, temporaries, estimate, peak, topology.part, work, time)
 
 
 def predicted_peak(program: Program, like: Verdict) -> float:

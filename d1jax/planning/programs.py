@@ -163,10 +163,12 @@ def _rl(config: Config, stage: Stage, shapes: Shapes) -> list[Program]:
     def lower() -> jax.stages.Lowered:
         return update.lower(state, frozen, reference, batch, shapes.key)
 
-    beside = {"optimizer": state.optimizer, "reference": own}
+    values = abstract_state(optimizer, trainable, shapes.mesh) if section.advantage.name == "gae" else ()
+    beside = {"optimizer": state.optimizer, "reference": own, "values": values}
     sampler = _sampler(config, stage, shapes, section, state, frozen, beside, section.estimator.needs_entropy)
     sizes = {"rows": rows, **shapes.sizes, "columns": columns, "parts": parts, **_views(scorer, rollout, shapes)}
-    return [sampler, Program(stage.name, "update", config, shapes.mesh, lower, held, twice=shared, **sizes)]
+    update_program = Program(stage.name, "update", config, shapes.mesh, lower, held, shared, values, **sizes)
+    return [sampler, update_program]
 
 
 def _preference(config: Config, stage: Stage, shapes: Shapes) -> list[Program]:

@@ -18,7 +18,8 @@ def header(plan: Plan) -> str:
     limits += f", {part.bandwidth / 1e9:.0f} GB/s" if part.bandwidth else ""
     return (
         f"{plan.topology.text}: {plan.topology.count} x {part.name}, {part.memory / GIB:.4g} GiB each{limits}; "
-        f"mesh data {shape['data']} x fsdp {shape['fsdp']} x tensor {shape['tensor']}\nprompts: {plan.prompt_columns} columns ({plan.prompt_from})"
+        f"mesh data {shape['data']} x fsdp {shape['fsdp']} x tensor {shape['tensor']}\n"
+        f"prompts: {plan.prompt_columns} columns ({plan.prompt_from})"
     )
 
 
@@ -29,7 +30,7 @@ def memory_table(verdicts: Sequence[Verdict]) -> str:
     for verdict in verdicts:
         held = verdict.compiled.memory.held
         sizes = [held.get(name, 0) for name in COLUMNS]
-        numbers = (*sizes, verdict.compiled.memory.beside, verdict.temporaries, verdict.peak, verdict.memory)
+        numbers = (*sizes, verdict.compiled.memory.beside, verdict.temporaries, verdict.peak, verdict.part.memory)
         answer = "fits" if verdict.fits else "DOES NOT FIT"
         rows.append((verdict.program.title, *(_gib(number) for number in numbers), answer))
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
@@ -74,10 +75,6 @@ def notes(plan: Plan, verdicts: Sequence[Verdict]) -> list[str]:
             "temporaries are an ESTIMATE by formula (planning/cost.py): programs were compiled for virtual CPU devices, because no "
             "compiler of these GPUs is here; weights, optimizer, reference and rows are exact, collectives are those on CPUs"
         )
-    if topology.platform == "gpu" and any(DEFAULT_GPU_SHARE * one.memory < one.peak <= one.memory for one in verdicts):
-        found.append(
-            "more than 75 % of a GPU's memory: JAX takes no more unless XLA_PYTHON_CLIENT_MEM_FRACTION=0.95 is set"
-        )
     if topology.platform == "cpu":
         found.append(
             "temporaries are the CPU compiler's, which computes bfloat16 in float32: those of an accelerator are smaller; the memory "
@@ -86,10 +83,22 @@ def notes(plan: Plan, verdicts: Sequence[Verdict]) -> list[str]:
     if any(verdict.compiled.memory.refused for verdict in verdicts):
         found.append("where the compiler refuses a program, the peak is what it names in its refusal")
     found.append(
-        "FLOPs are counted by formula: XLA's cost analysis takes the body of a loop once; beside: what lies in memory while the "
-        "sampler runs (optimizer, master weights, reference); evaluation, rewards and PPO's value model are not counted"
+        "FLOPs are counted by formula: XLA's cost analysis takes the body of a loop once; beside: what else lies in memory while a "
+        "program runs (of a sampler: optimizer, master weights, reference); evaluation, rewards and the updates of PPO's value model "
+        "are not counted"
     )
     return found
+
+
+def last_line(plan: Plan, verdicts: Sequence[Verdict]) -> str:
+    """How full the fullest device is, and what JAX must be told so that it takes that much of a GPU."""
+    share = max(verdict.peak / verdict.part.memory for verdict in verdicts)
+    line = f"at most {share:.0%} of the memory of a device"
+    if plan.topology.platform == "gpu" and not plan.topology.is_here and share > DEFAULT_GPU_SHARE:
+        line += (
+            f"; JAX takes {DEFAULT_GPU_SHARE:.0%} of a GPU unless XLA_PYTHON_CLIENT_MEM_FRACTION is set, e.g. to 0.95"
+        )
+    return line
 
 
 def _gib(size: int) -> str:

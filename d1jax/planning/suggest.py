@@ -48,19 +48,25 @@ def suggest(
 ) -> Suggestion | None:
     """The first change of the ladder under which every program fits; None where none of those that were compiled did."""
     known = {verdict.program.title: verdict for verdict in verdicts}
-    kept: Settings = {}
-    topology, checked = plan.topology, 0
+    kept = Change({}, plan.topology)
+    checked = 0
     for rung in _ladder(plan, verdicts):
-        strongest: Change | None = None
+        best, fewest = (
+            kept,
+            len(verdicts) + 1,
+        )  # the smallest change of this rung that leaves the fewest programs too large
         for option in rung:
-            more = option if isinstance(option, dict) else {}
-            change = Change({**kept, **more}, topology if isinstance(option, dict) else option)
+            change = dataclasses.replace(kept, topology=option)
+            if isinstance(option, dict):
+                change = dataclasses.replace(kept, settings={**kept.settings, **option})
             changed = _plan(argv, change, plan.prompt_columns)
             if changed is None:
                 continue
-            strongest = change
-            memory = changed.topology.part.memory
-            if any(predicted_peak(program, known[program.title]) > memory for program in changed.programs):
+            memory = changed.topology.part.usable
+            too_large = sum(predicted_peak(program, known[program.title]) > memory for program in changed.programs)
+            if too_large < fewest:
+                best, fewest = change, too_large
+            if too_large:
                 continue
             log(f"compiling with {shown(change, plan)} ...")
             checked += 1
@@ -69,8 +75,7 @@ def suggest(
                 return Suggestion(change, found)
             if checked == CHECKED:
                 return None
-        if strongest is not None:
-            kept, topology = dict(strongest.settings), strongest.topology
+        kept = best
     return None
 
 

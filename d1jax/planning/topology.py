@@ -30,20 +30,36 @@ class Part:
     flops: float | None = None  # per second
     bandwidth: float | None = None  # bytes per second
     links: float | None = None  # bytes per second
+    share: float = 1.0  # of the memory that a program may have
+
+    @property
+    def usable(self) -> int:
+        """Bytes."""
+        return int(self.share * self.memory)
 
 
+# The TPU compiler keeps 0.25 of 16 GiB for itself; a GPU has a context, and JAX is commonly given 0.95 of it.
+TPU_SHARE, GPU_SHARE = 0.98, 0.95
 # Sources: TPUs https://cloud.google.com/tpu/docs/v5e, /v6e, /v5p (system architecture); GPUs: NVIDIA's data sheets of H100 and H200 SXM
 # (dense bfloat16; NVLink in one direction).
 PARTS = {
-    "v5e": Part("TPU v5e", 16 * GIB, 197e12, 819e9, 200e9),
-    "v6e": Part("TPU v6e", 32 * GIB, 918e12, 1640e9, 400e9),
-    "v5p": Part("TPU v5p", 95 * GIB, 459e12, 2765e9, 600e9),
+    "v5e": Part("TPU v5e", 16 * GIB, 197e12, 819e9, 200e9, TPU_SHARE),
+    "v6e": Part("TPU v6e", 32 * GIB, 918e12, 1640e9, 400e9, TPU_SHARE),
+    "v5p": Part("TPU v5p", 95 * GIB, 459e12, 2765e9, 600e9, TPU_SHARE),
 }
 GPUS = {
-    80: Part("H100 80 GiB", 80 * GIB, 989e12, 3350e9, 450e9),
-    141: Part("H200 141 GiB", 141 * GIB, 989e12, 4800e9, 450e9),
+    80: Part("H100 80 GiB", 80 * GIB, 989e12, 3350e9, 450e9, GPU_SHARE),
+    141: Part("H200 141 GiB", 141 * GIB, 989e12, 4800e9, 450e9, GPU_SHARE),
 }
 KINDS = {"TPU v5 lite": "v5e", "TPU v6 lite": "v6e", "TPU v5": "v5p", "TPU v5p": "v5p"}  # as JAX calls them
+# No question to the metadata server of a machine that is no cloud machine, and no lock on a TPU that a run may hold. The last two
+# are what libtpu would complain about; the topology is another.
+LIBTPU = {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-8",
+}
 AXES_OF = {"v5e": 2, "v6e": 2, "v5p": 3}
 
 
@@ -86,7 +102,7 @@ def parse_topology(text: str) -> Topology:
     gpu = re.fullmatch(r"(\d+)x(\d+(?:\.\d+)?)GiB", sizes)
     if name == "gpu" and gpu:
         count, memory = int(gpu[1]), float(gpu[2])
-        part = GPUS.get(round(memory), Part(f"GPU of {memory:g} GiB", round(memory * GIB)))
+        part = GPUS.get(round(memory), Part(f"GPU of {memory:g} GiB", round(memory * GIB), share=GPU_SHARE))
         return _checked(Topology(text, "gpu", part, (count,)))
     shape = tuple(int(size) for size in sizes.split("x")) if re.fullmatch(r"\d+(x\d+)*", sizes) else ()
     if name == "cpu" and len(shape) == 1:
@@ -143,9 +159,8 @@ def prepare(topology: Topology | None) -> None:
                 f"no TPU), or take --topology cpu:{topology.count}, which gives exact sizes of weights, optimizer and reference, "
                 "but not the temporaries of the accelerator"
             )
-        # No question to the metadata server of a machine that is no cloud machine; no lock on a TPU that a run may hold.
-        os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
-        os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+        for name, value in LIBTPU.items():
+            os.environ.setdefault(name, value)
         return
     try:
         jax.config.update("jax_num_cpu_devices", topology.count)
