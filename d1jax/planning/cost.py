@@ -24,6 +24,7 @@ from d1jax.planning.compiled import device_bytes
 from d1jax.planning.programs import Program
 from d1jax.planning.topology import Part
 
+LINKS = "links between devices"
 REACHED = 0.3  # of a part's limit: the slow end of the range of times
 ACTIVATIONS = (10, 5)  # arrays of width D and F that a block reads or writes, a token
 SCORES = 10  # bytes that attention reads and writes a score: fp32 out, softmax, bf16 in
@@ -60,7 +61,7 @@ def time_of(work: Work, program: Program, part: Part, collective_bytes: int) -> 
     limits = {
         "FLOP/s": work.flops / program.mesh.size / part.flops,
         "memory bandwidth": work.bytes / part.bandwidth,
-        "links between devices": work.steps * collective_bytes / part.links if part.links else 0.0,
+        LINKS: work.steps * collective_bytes / part.links if part.links else 0.0,
     }
     limit = max(limits, key=lambda name: limits[name])
     return Time(limits[limit], limits[limit] / REACHED, limit)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from d1jax.planning.cost import REACHED
+from d1jax.planning.cost import LINKS, REACHED
 from d1jax.planning.plan import Plan, Verdict
 from d1jax.planning.topology import GIB
 
@@ -82,6 +82,12 @@ def notes(plan: Plan, verdicts: Sequence[Verdict]) -> list[str]:
         )
     if any(verdict.compiled.memory.refused for verdict in verdicts):
         found.append("where the compiler refuses a program, the peak is what it names in its refusal")
+    for one in verdicts:
+        if one.time is not None and one.time.limit == LINKS and one.program.parts > 1:
+            found.append(
+                f"{one.program.title} waits for the links: every micro-batch gathers the weights, so fewer grad_accumulation_steps "
+                f"(here {one.program.parts}) are faster where they fit"
+            )
     found.append(
         "FLOPs are counted by formula: XLA's cost analysis takes the body of a loop once; beside: what else lies in memory while a "
         "program runs (of a sampler: optimizer, master weights, reference); evaluation, rewards and the updates of PPO's value model "
