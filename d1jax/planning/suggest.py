@@ -27,12 +27,18 @@ Settings = dict[str, str]
 class Change:
     """Settings and devices that differ from what was asked about."""
 
-    settings: Mapping[str, str]
+    settings: tuple[tuple[str, str], ...]
     topology: Topology
 
     @property
     def flags(self) -> list[str]:
-        return [part for name, value in self.settings.items() for part in (f"--{name}", value)]
+        return [part for name, value in self.settings for part in (f"--{name}", value)]
+
+    def with_(self, option: Settings | Topology) -> Change:
+        """This change and one more."""
+        if isinstance(option, Topology):
+            return dataclasses.replace(self, topology=option)
+        return dataclasses.replace(self, settings=tuple({**dict(self.settings), **option}.items()))
 
 
 @dataclass(frozen=True)
@@ -48,35 +54,37 @@ def suggest(
 ) -> Suggestion | None:
     """The first change of the ladder under which every program fits; None where none of those that were compiled did."""
     known = {verdict.program.title: verdict for verdict in verdicts}
-    kept = Change({}, plan.topology)
-    checked = 0
+    nothing = Change((), plan.topology)
+    kept, least, checked = nothing, _overflow(plan, known), 0
     for rung in _ladder(plan, verdicts):
-        best, fewest = (
-            kept,
-            len(verdicts) + 1,
-        )  # the smallest change of this rung that leaves the fewest programs too large
-        for option in rung:
-            change = dataclasses.replace(kept, topology=option)
-            if isinstance(option, dict):
-                change = dataclasses.replace(kept, settings={**kept.settings, **option})
-            changed = _plan(argv, change, plan.prompt_columns)
-            if changed is None:
-                continue
-            memory = changed.topology.part.usable
-            too_large = sum(predicted_peak(program, known[program.title]) > memory for program in changed.programs)
-            if too_large < fewest:
-                best, fewest = change, too_large
-            if too_large:
-                continue
-            log(f"compiling with {shown(change, plan)} ...")
-            checked += 1
-            found = _all_fit(changed, known)
-            if found is not None:
-                return Suggestion(change, found)
-            if checked == CHECKED:
-                return None
+        best = kept
+        # Each change alone, then on top of those of the rungs below that have helped.
+        for before in dict.fromkeys((nothing, kept)):
+            for option in rung:
+                change = before.with_(option)
+                changed = _plan(argv, change, plan.prompt_columns)
+                if changed is None:
+                    continue
+                overflow = _overflow(changed, known)
+                if before == kept and overflow < least:
+                    best, least = change, overflow
+                if overflow:
+                    continue
+                log(f"compiling with {shown(change, plan)} ...")
+                checked += 1
+                found = _all_fit(changed, known)
+                if found is not None:
+                    return Suggestion(change, found)
+                if checked == CHECKED:
+                    return None
         kept = best
     return None
+
+
+def _overflow(plan: Plan, known: Mapping[str, Verdict]) -> float:
+    """Bytes by which programs are predicted to be too large."""
+    usable = plan.topology.part.usable
+    return sum(max(predicted_peak(program, known[program.title]) - usable, 0.0) for program in plan.programs)
 
 
 def shown(change: Change, plan: Plan) -> str:
