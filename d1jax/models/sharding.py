@@ -39,7 +39,7 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
     """
     _check_32_bits()
     try:
-        devices = jax.devices() if devices is None else devices
+        count = jax.device_count() if devices is None else len(devices)
     except (RuntimeError, AssertionError) as error:  # JAX_PLATFORMS names a backend that is not there
         reason = str(error).strip().partition("\n")[0] or f"JAX_PLATFORMS = {os.environ.get('JAX_PLATFORMS')}"
         raise UserError(
@@ -47,7 +47,6 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
         ) from None
     shape = [config.data, config.fsdp, config.tensor]
     fixed = math.prod(size for size in shape if size != -1)
-    count = len(devices)
     if any(size == 0 or size < -1 for size in shape) or count % fixed or (-1 not in shape and fixed != count):
         raise UserError(
             f"config: mesh = data {shape[0]} x fsdp {shape[1]} x tensor {shape[2]} does not cover {count} devices; use -1 for one axis"
