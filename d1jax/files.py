@@ -16,9 +16,24 @@ from typing import Any
 UMASK = os.umask(0)  # it can only be read by setting it, so once, before there are threads
 os.umask(UMASK)
 
+_writes = True  # of several processes that train together one does
+
+
+def leave_to_another() -> None:
+    """From now on another process writes what all of them would: nothing of what is below leaves a file here."""
+    global _writes
+    _writes = False
+
+
+def is_writer() -> bool:
+    """Whether files are written by this process."""
+    return _writes
+
 
 def atomic_write(path: Path, text: str) -> None:
     """Writes a text file as UTF-8, and makes its folder. Raises OSError that names the file; the old one is whole then."""
+    if not _writes:
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(path.name + ".tmp")
     try:
@@ -84,8 +99,13 @@ def check_new(path: Path) -> None:
 def new_directory(path: Path) -> Iterator[Path]:
     """`with new_directory(out) as beside:` fill `beside`; it becomes `out` at the end, and is gone if anything went wrong.
 
-    Raises FileExistsError, before anything is written, where `path` exists and is not an empty directory.
+    Raises FileExistsError, before anything is written, where `path` exists and is not an empty directory. Where another process writes,
+    what is filled here goes.
     """
+    if not _writes:
+        with tempfile.TemporaryDirectory() as beside:
+            yield Path(beside)
+        return
     check_new(path)
     path = path.resolve()
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -4,6 +4,7 @@ The same command continues a run that was stopped, and prints the result of one 
 
 --from STAGE   does this stage and all later ones again; what they have left is kept in redone/
 --only STAGE   runs this stage alone; those before it are finished
+--distributed  joins the other processes of a cluster, each of which runs this very command (docs/running_on_clusters.md)
 """
 
 from __future__ import annotations
@@ -11,17 +12,19 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from d1jax.config import Config, Stage
-from d1jax.config.flags import asks_for_version, split_flags, version_text
+from d1jax.config import Config, Stage, UserError
+from d1jax.config.flags import asks_for_version, split_flags, split_switch, version_text
 from d1jax.config.help import describe_origins, help_text
 from d1jax.config.parse import parse_with_origins
+from d1jax.config.stored import flat
 from d1jax.config.values import plain
+from d1jax.config.version import __version__
 from d1jax.evaluation import grade, sampled, summary
 from d1jax.files import write_json, write_jsonl
 from d1jax.generation import stage as generation
@@ -29,6 +32,7 @@ from d1jax.generation.ready import ready
 from d1jax.generation.teacher import check_teachers
 from d1jax.inference.export import check_export, export
 from d1jax.inference.policy import Policy
+from d1jax.models import processes
 from d1jax.models.transformer import Variables
 from d1jax.preference import loop as preference
 from d1jax.reward_model import loop as reward_model
@@ -43,7 +47,7 @@ from d1jax.training.claim import check_data, claim
 from d1jax.training.context import Context, build, of_stages
 from d1jax.training.longer import make_longer
 from d1jax.training.redo import check_only, is_finished, later_stages
-from d1jax.training.setup import save_source
+from d1jax.training.setup import keep_programs, save_source
 from d1jax.training.stage_log import StageLog, check_in_place
 from d1jax.training.stopping import StopRequest
 from d1jax.weights.held import Held
@@ -65,7 +69,16 @@ def main(argv: Sequence[str]) -> int:
         print(help_text("python -m d1jax.train"))
         print("\nerror: nothing to train; begin with --config configs/quickstart.yaml", file=sys.stderr)
         return USER_MISTAKE
-    return exit_code(lambda: _train(argv), keeps=True)
+    distributed, argv = split_switch(argv, "distributed")
+    if not distributed:
+        return exit_code(lambda: _train(argv), keeps=True)
+    code = exit_code(_join)
+    return code or processes.together(lambda tell: exit_code(lambda: _train(argv), keeps=True, tell=tell))
+
+
+def _join() -> int:
+    processes.start()
+    return 0
 
 
 def _train(argv: Sequence[str]) -> int:
@@ -83,32 +96,39 @@ def run(config: Config, again_from: str = "", only: str = "") -> dict[str, Any]:
     again_from: the stage from which on all is done again. only: the one stage that is run ("": all of them).
     """
     with StopRequest() as stop:
+        processes.check_equal(
+            {**flat(config), "the version of d1jax": __version__, "the version of JAX": jax.__version__}
+        )
         check_trackers(config.track)
         for name in filter(None, (again_from, only)):
             later_stages(config, name)  # names a stage
         context = build(config)
         config = context.config  # with the architecture of what it starts from
+        keep_programs(config)
         contexts = of_stages(context)
         to_do = _stages_to_do(config, again_from)
         check_teachers(contexts, to_do)
         reward_model.check_rows(contexts, to_do)
-        directory, lock = claim(config, again_from)
-        trackers = Trackers(config.track, directory.path, plain(config))
+        data = {name: found for one in (context, *contexts.values()) for name, found in one.data.items()}
+        processes.check_equal({f"the data of {name}": found for name, found in data.items()})
+        _check_exports(config)
+        directory, lock = processes.first_only(lambda: claim(config, again_from)) or _claimed(config)
+        trackers = Trackers(config.track if processes.is_first() else (), directory.path, plain(config))
         with lock, MetricsLog(directory.path, trackers) as metrics, jax.set_mesh(context.mesh):
             reported = bool(config.kinds - {"generate", "export"})
-            data = {name: found for one in (context, *contexts.values()) for name, found in one.data.items()}
             line = check_data(directory, data)
             if line:
                 print(f"data: {line}", file=sys.stderr)
             save_source(context, directory)
             metrics.rewind(directory.saved_steps(config.stage_names))
             mark_one_adapter(config, directory)
+            processes.meet()
             for stage in config.stages:
                 if stage.kind == "export":
                     section = contexts[stage.name].config
                     check_export(section.export, stage.name, *_out_and_record(stage.name, section, directory))
             held = Held(context, directory)
-            for line in make_longer(directory, config):
+            for line in processes.first_only(lambda: make_longer(directory, config)) or ():
                 print(printable(line), file=sys.stderr)
             if only:
                 check_only(directory, config, only)
@@ -116,7 +136,7 @@ def run(config: Config, again_from: str = "", only: str = "") -> dict[str, Any]:
                 if only and stage.name != only:
                     held.skip(stage)
                     continue
-                stop.check(f"before {stage.name}")
+                stop.check(f"before {stage.name}")  # where all processes meet: what the stage before has left is there
                 if stage.kind == "reward_model" and _is_measured(stage, config, directory):
                     continue
                 variables = held.before(stage)
@@ -140,11 +160,8 @@ def run(config: Config, again_from: str = "", only: str = "") -> dict[str, Any]:
                     held.take(stage, selected["step"])
                     print(f"{stage.name}: {_chosen(selected)}", file=sys.stderr)
                 _evaluate(stage.name, log.steps, selected, context, held.variables, directory, metrics)
-                summary.write(context, directory)
-                write_report(directory.path)
-            result = summary.write(context, directory)
-            if reported:
-                write_report(directory.path)  # stages behind the last one that trained are in it, too
+                _report(context, directory)
+            result = _report(context, directory, reported)  # stages behind the last one that trained are in it, too
     print(grade.table(result["stages"], result["baselines"]))
     for line in sampled.table(result["sampled"]):
         print(line)
@@ -155,13 +172,39 @@ def run(config: Config, again_from: str = "", only: str = "") -> dict[str, Any]:
     return result
 
 
+def _claimed(config: Config) -> tuple[RunDirectory, AbstractContextManager[None]]:
+    """The run directory that the first process has claimed."""
+    return RunDirectory(Path(config.run_dir)), nullcontext()
+
+
+def _check_exports(config: Config) -> None:
+    """Raises UserError where several processes could not write what an export stage asks for."""
+    own_form = [
+        stage.name for stage in config.stages if stage.kind == "export" and config.section_of(stage).form == "d1jax"
+    ]
+    if own_form and processes.count() > 1:
+        raise UserError(
+            f"stage {own_form[0]!r}: form = d1jax is not written by several processes; export to Hugging Face's form, and convert that, or "
+            "continue the run with one process for this stage"
+        )
+
+
+def _report(context: Context, directory: RunDirectory, page: bool = True) -> dict[str, Any]:
+    """Writes the summary, and the report where that is wanted; returns the summary."""
+    processes.meet()  # what it is made of is there
+    result = summary.write(context, directory)
+    if page and processes.is_first():
+        write_report(directory.path)
+    return result
+
+
 @contextmanager
 def _report_of_what_there_is(metrics: MetricsLog, directory: RunDirectory) -> Iterator[None]:
     """Writes a report, if it can, where a stage ends early: stopped, diverged, a full disk."""
     try:
         yield
     except BaseException:
-        if metrics.in_place():
+        if metrics.in_place() and processes.is_first():
             with suppress(OSError):
                 write_report(directory.path)
         raise

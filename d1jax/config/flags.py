@@ -31,6 +31,12 @@ def dashed(argv: Sequence[str]) -> list[str]:
     ]
 
 
+def split_switch(argv: Sequence[str], name: str) -> tuple[bool, list[str]]:
+    """(whether a command's own flag without a value is given, the rest)."""
+    rest = [argument for argument in argv if argument != f"--{name}"]
+    return len(rest) < len(argv), rest
+
+
 def split_flags(argv: Sequence[str], names: Collection[str]) -> tuple[dict[str, str], list[str]]:
     """({name: value} of a command's own flags, the rest for `parse`). Raises UserError for a flag without a value."""
     own, rest, queue = {}, [], list(argv)

@@ -8,6 +8,8 @@ from typing import Literal
 
 from d1jax.config.setting import Rule, setting, with_fields
 
+Attention = Literal["auto", "xla", "cudnn", "splash"]
+Remat = Literal["none", "full", "dots", "offload"]
 Alignment = Literal["same_position", "shifted"]
 MAX_PARAMETERS = 10**13
 
@@ -38,7 +40,15 @@ class ModelConfig:
         "weights that are not trained (the base of an adapter), and exported ones; what is trained is kept in float32 (master "
         "weights), and so are Adam's moments",
     )
-    remat: bool = setting(False, "recompute each block in the backward pass")
+    attention: Attention = setting(
+        "auto",
+        "what computes it: XLA, cuDNN (GPUs, half precision), JAX's splash kernel (TPUs), or what suits the device",
+    )
+    remat: Remat = setting(
+        "none",
+        "what the backward pass computes again: none of it; full: each block but its input; dots: all of a block but its products with "
+        "weights; offload: as dots, and these wait in the memory of the host",
+    )
 
     def rules(self) -> Iterator[Rule]:
         yield (
@@ -89,6 +99,11 @@ class MeshConfig:
     data: int = setting(-1, "copies of the model")
     fsdp: int = setting(1, "shards of every weight, gathered when used")
     tensor: int = setting(1, "shards of heads, MLP and vocabulary")
+    rollout_weights: Literal["gathered", "as_trained"] = setting(
+        "gathered",
+        "for decoding, weights that fsdp cuts are gathered once an update, in the dtype of the activations, or anew in every step "
+        "(as_trained: where a whole copy does not fit)",
+    )
 
     def rules(self) -> Iterator[Rule]:
         yield [self.data, self.fsdp, self.tensor].count(-1) > 1, "mesh: at most one axis may be -1"

@@ -141,6 +141,11 @@ def _shared(config: Config, command: Command) -> dict[str, Reader]:
     adapted = Reader(config.lora.rank > 0, "lora.rank above 0")
     return {
         "task.seed": Reader(drawn_rows, "a source that is generated, or share:"),
+        "mesh.rollout_weights": Reader(
+            config.mesh.fsdp != 1 and (command != "train" or bool(config.kinds & SAMPLED)),
+            "mesh.fsdp, and a stage that samples",
+        ),
+        "profile.start": Reader(config.profile.steps > 0, "profile.steps above 0"),
         "lora.alpha": adapted,
         "lora.targets": adapted,
     }

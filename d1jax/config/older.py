@@ -24,7 +24,7 @@ _CURE = "train it again, or use the version that wrote it"
 
 def of_older_run(raw: dict[str, Any], path: str) -> dict[str, Any]:
     """A stored configuration under today's names; one of today is returned as it is. Raises UserError for a method that is gone."""
-    raw = _with_task_options(raw)
+    raw = _with_named_remat(_with_task_options(raw))
     if not any(key in raw.get("rl", {}) for key in MARKS):
         return raw
     new = dict(raw)
@@ -43,6 +43,14 @@ def _with_task_options(raw: dict[str, Any]) -> dict[str, Any]:
     if task.get("name") == "countdown" and list(task["numbers"]) != [3]:
         kept["options"] = {"numbers": task["numbers"]}
     return {**raw, "task": kept}
+
+
+def _with_named_remat(raw: dict[str, Any]) -> dict[str, Any]:
+    """`model.remat`, which was true or false, as the name of what is computed again."""
+    model = raw.get("model")
+    if not isinstance(model, Mapping) or not isinstance(model.get("remat"), bool):
+        return raw
+    return {**raw, "model": {**model, "remat": "full" if model["remat"] else "none"}}
 
 
 def of_older_sampler(raw: Mapping[str, Any]) -> dict[str, Any]:

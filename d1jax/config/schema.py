@@ -11,6 +11,7 @@ from d1jax.config.after import EvaluateConfig, ExportConfig
 from d1jax.config.generation import GenerateConfig
 from d1jax.config.model import LoraConfig, MeshConfig, ModelConfig
 from d1jax.config.preference import PreferenceConfig
+from d1jax.config.profile import ProfileConfig
 from d1jax.config.reward_model import MODEL, RewardModelConfig
 from d1jax.config.rl import RlConfig
 from d1jax.config.sampler import SamplerConfig
@@ -54,6 +55,10 @@ class Config:
     track: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = setting(
         (), "where metrics go beside metrics.jsonl: [tensorboard], [wandb], [trackio] or several (off unless asked for)"
     )
+    compile_cache: str = setting(
+        "auto",
+        "directory where compiled programs are kept for the next start (auto = ~/.cache/d1jax/programs, and none on CPUs; '' = none)",
+    )
     task: TaskConfig = section(TaskConfig)
     model: ModelConfig = section(ModelConfig)
     lora: LoraConfig = section(LoraConfig)
@@ -67,10 +72,18 @@ class Config:
     export: ExportConfig = section(ExportConfig)
     evaluation: EvaluationConfig = section(EvaluationConfig)
     mesh: MeshConfig = section(MeshConfig)
+    profile: ProfileConfig = section(ProfileConfig)
 
     def __post_init__(self) -> None:
         stages = tuple(Stage(stage, stage) if isinstance(stage, str) else stage for stage in self.stages)
         object.__setattr__(self, "stages", stages)
+
+    @property
+    def apart_from_the_machine(self) -> Config:
+        """Without what does not decide what is learnt: where it is written, mirrored to, and run."""
+        return dataclasses.replace(
+            self, run_dir="", track=(), compile_cache="", mesh=MeshConfig(), profile=ProfileConfig()
+        )
 
     @property
     def watched_set(self) -> str:
@@ -140,6 +153,11 @@ class Config:
         yield (
             first not in ("", "sft") and not self.init_from,
             f"stages begins with {first!r}, from random weights; set init_from to a run, or put 'sft' first",
+        )
+        trained = [self.section_of(self.stage(name)).steps for name in self.trained_stages]
+        yield (
+            self.profile.steps > 0 and self.profile.start >= max(trained, default=0),
+            f"profile.start = {self.profile.start}, but no stage that trains has more than {max(trained, default=0)} steps; lower it",
         )
         yield from self._weights_of_stages()
         yield from self._rows_of_stages()

@@ -47,7 +47,7 @@ def section_from(cls: type, given: Any, where: str) -> Any:
 
 def differences(old: Config, new: Config) -> list[str]:
     """`rl.steps: 40 -> 50`, one line a setting; a parameter that a choice does not have is left out."""
-    here, there = _flat(plain(old)), _flat(plain(new))
+    here, there = flat(old), flat(new)
     # repr, because mappings of another order are another configuration.
     return [
         f"{name}: {here[name]!r} -> {there[name]!r}"
@@ -56,11 +56,15 @@ def differences(old: Config, new: Config) -> list[str]:
     ]
 
 
+def flat(config: Config) -> dict[str, Any]:
+    """{full name: plain value} of every setting; of a choice its name, and its parameters under it."""
+    return _flat(plain(config))
+
+
 MAPPINGS = ("task.options", "task.eval_sets", "rl.reward_weights", "preference.reward_weights")  # values, not sections
 
 
 def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
-    """{full name: plain value} of every setting; of a choice its name, and its parameters under it."""
     if not isinstance(tree, dict) or prefix in MAPPINGS:
         return {prefix: tree}
     flat = {prefix: tree["name"]} if prefix and "name" in tree and prefix != "task" else {}

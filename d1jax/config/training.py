@@ -25,6 +25,10 @@ class OptimizerConfig:
     beta1: float = setting(0.9, "decay of the mean of gradients (the first moment)", at_least=0, below=1)
     beta2: float = setting(0.99, "decay of the mean of their squares (the second moment)", at_least=0, below=1)
     weight_decay: float = setting(0.0, "on matrices; not on norms, biases and embeddings", at_least=0)
+    first_moment: Literal["float32", "bfloat16"] = setting(
+        "float32", "dtype of the first moment; the second one, which has small numbers, is kept in float32"
+    )
+    offload: bool = setting(False, "the moments wait in the memory of the host while nothing is updated")
     clip_norm: float = setting(1.0, "global gradient norm (0 = no clipping)", at_least=0)
 
 

@@ -5,7 +5,6 @@ R problems, B rows at a time, C completion columns.
 
 from __future__ import annotations
 
-import jax
 import numpy as np
 from jax import Array
 from tqdm import tqdm
@@ -41,7 +40,7 @@ def decode(
         inputs = (problems.prompt_RP[rows_B], problems.prompt_length_R[rows_B], rows_B.astype(np.int32))
         prompt_BP, prompt_length_B, row_ids_B = sharding.shard_batch(context.mesh, inputs)
         rollout = sampler.sample(variables, Prompts(prompt_BP, prompt_length_B), KeyedNoise(key, row_ids_B))
-        parts.append(jax.device_get(rollout))
+        parts.append(sharding.fetch(rollout))
         problem = not_finite(parts[-1].confidence_BC)
         if problem:
             raise Diverged(f"evaluation, batch from row {start}: {problem}")
@@ -57,7 +56,7 @@ def look_ahead(context: Context, variables: Variables, problems: Problems) -> Fi
         context.model, variables, *prompts,
         completion_length=config.sampler.completion_length, mask_id=context.tokenizer.special.mask,
     )  # fmt: skip
-    return FirstStep(*(values_BC[: len(problems)] for values_BC in jax.device_get(seen)))
+    return FirstStep(*(values_BC[: len(problems)] for values_BC in sharding.fetch(seen)))
 
 
 def texts_of(context: Context, rollout: Rollout) -> list[str]:

@@ -15,6 +15,7 @@ from d1jax.diffusion.rollout import Rollout
 from d1jax.evaluation import decoding_order
 from d1jax.evaluation.decode import decode, look_ahead, texts_of
 from d1jax.evaluation.statistics import wilson_interval
+from d1jax.models import processes
 from d1jax.models.transformer import Variables
 from d1jax.tasks.judging import grade_all
 from d1jax.tasks.task import DataError
@@ -25,7 +26,7 @@ NOT_GRADES = ("n", "solved_rate", "solved_rate_ci95", "nfe", "decoding_order", "
 
 def score_texts(context: Context, problems: Problems, texts: Sequence[str]) -> dict[str, Any]:
     """{"n", "solved_rate", "solved_rate_ci95", and the mean of every other grade of the task}."""
-    grades = grade_all(context.task, problems.rows, texts)
+    grades = graded(context, problems, texts)
     n = len(grades)
     names = grades[0].keys()
     wrong = next((index for index, grade in enumerate(grades) if grade.keys() != names), None)
@@ -37,6 +38,15 @@ def score_texts(context: Context, problems: Problems, texts: Sequence[str]) -> d
     means = {name: _mean([grade[name] for grade in grades]) for name in grades[0]}
     solved = means.pop("solved")
     return {"n": n, "solved_rate": solved, "solved_rate_ci95": list(wilson_interval(solved * n, n)), **means}
+
+
+def graded(context: Context, problems: Problems, texts: Sequence[str]) -> list[dict[str, float]]:
+    """What the task says of every text, of which each of several processes judges its own part."""
+
+    def of_rows(some: slice) -> list[dict[str, float]]:
+        return grade_all(context.task, problems.rows[some], texts[some])
+
+    return processes.divided(of_rows, len(texts))
 
 
 def _mean(values: Sequence[float]) -> float:

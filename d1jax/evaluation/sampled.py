@@ -20,11 +20,11 @@ import numpy as np
 from d1jax.config import Config
 from d1jax.data.examples import Problems
 from d1jax.evaluation.decode import decode, texts_of
-from d1jax.evaluation.grade import score_texts
+from d1jax.evaluation.grade import graded, score_texts
 from d1jax.evaluation.statistics import over_k, wilson_interval
 from d1jax.files import write_json, write_jsonl
 from d1jax.models.transformer import Variables
-from d1jax.tasks.judging import grade_all, offers
+from d1jax.tasks.judging import offers
 from d1jax.training.context import Context
 
 KEY = 7919  # of the samples, beside the key of the greedy evaluation
@@ -44,7 +44,7 @@ def run(context: Context, variables: Variables, stage: str, weights: str, out: P
     drawing = _with(context, evaluation={"temperature": config.temperature})
     rollout = decode(drawing, variables, repeated, f"{stage}: samples", jax.random.fold_in(context.key(stage), KEY))
     texts = texts_of(context, rollout)
-    grades = grade_all(context.task, repeated.rows, texts)
+    grades = graded(context, repeated, texts)
     right_RS = np.array([grade["solved"] == 1.0 for grade in grades]).reshape(len(problems), config.samples)
     named = offers(context.task, repeated.rows, texts)
     answers = (

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as Spec
 
@@ -73,6 +74,12 @@ def _check_32_bits() -> None:
         )
 
 
+def platform() -> str:
+    """What the arrays of the mesh that is set lie on, "cpu", "tpu" or a kind of GPU; without a mesh, JAX's default."""
+    device = getattr(jax.sharding.get_abstract_mesh(), "abstract_device", None)
+    return getattr(device, "platform", None) or jax.default_backend()
+
+
 def row_shards(mesh: Mesh | jax.sharding.AbstractMesh) -> int:
     """How many parts a batch is cut into."""
     return mesh.shape["data"] * mesh.shape["fsdp"]
@@ -105,8 +112,37 @@ def rows_sharding(mesh: Mesh, x: Any) -> NamedSharding:
 
 
 def shard_batch(mesh: Mesh, tree: Any) -> Any:
-    """Host arrays of rows -> arrays on the mesh."""
-    return jax.tree.map(lambda x: jax.device_put(x, rows_sharding(mesh, x)), tree)
+    """Host arrays of rows -> arrays on the mesh. Of several processes each has all rows and hands its own over."""
+
+    def placed(x: Any) -> jax.Array:
+        where = rows_sharding(mesh, x)
+        if isinstance(x, jax.Array) or where.is_fully_addressable:
+            return jax.device_put(x, where)
+        return jax.make_array_from_callback(x.shape, where, lambda index: x[index])
+
+    return jax.tree.map(placed, tree)
+
+
+def fetch(tree: Any) -> Any:
+    """Arrays on the mesh -> whole host arrays, in every process. All processes must ask."""
+
+    def whole(x: Any) -> Any:
+        if isinstance(x, jax.Array) and not x.is_fully_addressable and not x.is_fully_replicated:
+            return multihost_utils.process_allgather(x, tiled=True)
+        return x
+
+    return jax.device_get(jax.tree.map(whole, tree))
+
+
+def gathered(placed: NamedSharding) -> NamedSharding:
+    """The same placement without the cut over fsdp."""
+
+    def without(axes: str | tuple[str, ...] | None) -> str | tuple[str, ...] | None:
+        names = (axes,) if isinstance(axes, str) else axes or ()
+        kept = tuple(name for name in names if name != "fsdp")
+        return kept if len(kept) > 1 else next(iter(kept), None)
+
+    return NamedSharding(placed.mesh, Spec(*map(without, placed.spec)))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

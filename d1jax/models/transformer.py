@@ -30,6 +30,12 @@ from d1jax.models import sharding
 from d1jax.models.attention import attend, rotary_angles, rotate
 
 Variables = Mapping[str, Any]  # {"params": ..., "lora": ... (optional)}
+# What of a block the backward pass finds where the forward pass left it; None: nothing.
+REMAT = {
+    "full": None,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "offload": jax.checkpoint_policies.offload_dot_with_no_batch_dims("device", "pinned_host"),
+}
 MASTER = jnp.float32  # the dtype of all that is trained
 
 
@@ -139,7 +145,7 @@ class Block(nn.Module):
         keys = KeyValues(k_BTKh, heads("v_proj", h_BTD, cfg.kv_heads))
         if past is not None:
             keys = KeyValues(*(_renewed(old, new, window) for old, new in zip(past, keys, strict=True)))
-        mixed_BTHh = attend(q_BTHh, keys.key, keys.value, length_B)
+        mixed_BTHh = attend(q_BTHh, keys.key, keys.value, length_B, cfg.attention)
         x_BTD = x_BTD + dense("attn_out", mixed_BTHh.reshape(x_BTD.shape), cfg.width, ("heads", "embed"))
         h_BTD = norm("ff_norm", x_BTD)
         gate_BTF = nn.silu(dense("ff_proj", h_BTD, cfg.mlp_width, ("embed", "mlp")))
@@ -179,7 +185,9 @@ class Transformer(nn.Module):
             self.param("ff_out", head_init, (cfg.width, cfg.vocab_size), param_dtype)
         x_BTD = sharding.constrain(wte_VD[tokens_BT].astype(cfg.dtype), "batch", "sequence", None)
         cos_BTh, sin_BTh = rotary_angles(positions_BT, cfg.width // cfg.heads, cfg.rope_theta)
-        block = nn.remat(Block, prevent_cse=False) if cfg.remat else Block
+        block = Block
+        if cfg.remat != "none":
+            block = nn.remat(Block, prevent_cse=False, policy=REMAT[cfg.remat])
         blocks = nn.scan(
             block,
             variable_axes={"params": 0, "lora": 0, "intermediates": 0},

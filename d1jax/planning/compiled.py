@@ -15,6 +15,7 @@ import numpy as np
 
 from d1jax.config import UserError
 from d1jax.planning.programs import Program
+from d1jax.training.optimizer import HOST
 
 GIB = 2**30
 KINDS = ("all-gather", "reduce-scatter", "all-reduce", "all-to-all", "collective-permute")
@@ -54,8 +55,8 @@ class Compiled:
 
 
 def device_bytes(tree: Any) -> int:
-    """Bytes of the arrays of a tree on one device."""
-    return sum(_bytes_of(leaf) for leaf in jax.tree.leaves(tree))
+    """Bytes of the arrays of a tree on one device; what waits in the memory of the host is not on it."""
+    return sum(_bytes_of(leaf) for leaf in jax.tree.leaves(tree) if leaf.sharding.memory_kind != HOST)
 
 
 def _bytes_of(leaf: jax.ShapeDtypeStruct) -> int:

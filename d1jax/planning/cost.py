@@ -3,7 +3,7 @@ steps are loops.
 
     forward    2 x weights of matrix products x tokens  +  4 T^2 D a row and layer (attention is bidirectional)
     backward   as much again for the inputs, and again for the weights that are trained; attention twice
-    remat      the forward pass once more; several views (likelihood.py) once more
+    remat      full: the forward pass once more (dots: its attention); several views (likelihood.py) once more
     head       2 D V a scored position
 
 B rows, T columns, D width, F MLP width, L layers, V vocabulary.
@@ -14,6 +14,8 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
+
+import jax
 
 from d1jax.config import LoraConfig, ModelConfig, SamplerConfig
 from d1jax.diffusion.kv_cache import window_sizes
@@ -110,7 +112,7 @@ def _update(program: Program) -> Work:
     passes = {  # of the forward pass's products, in one pass with gradients
         "base": 2 + full + again,
         "adapters": 3 + again,
-        "attention": 3 + again,
+        "attention": 3 + again + (model.remat in ("dots", "offload")),
         "head": 2 + full + (_head_chunks(program) > 1),
     }
     one = (
@@ -147,7 +149,7 @@ def _calls(program: Program) -> tuple[int, int]:
 
 def _recomputed(program: Program) -> int:
     """How often the forward pass is done again for the way back."""
-    return _model(program).remat + (program.views > 1)
+    return (_model(program).remat == "full") + (program.views > 1)
 
 
 def _head_chunks(program: Program) -> int:
@@ -194,8 +196,8 @@ def _widths(sampler: SamplerConfig, length: int) -> list[int]:
 
 def _weight_bytes(program: Program) -> float:
     """Of all weights as a device reads them in a pass: gathered over fsdp, cut by tensor."""
-    shape = program.mesh.shape
-    return device_bytes(program.held["weights"]) * shape["fsdp"]
+    leaves = jax.tree.leaves(program.held["weights"])
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves) / program.mesh.shape["tensor"]
 
 
 def _state_bytes(program: Program) -> float:
@@ -233,10 +235,12 @@ def estimated_temporaries(program: Program) -> int:
     block = 6 * stream + 3 * rows * length * model.mlp_width / tensor * size + scores * (4 + size)
     kept = 0.0
     if update:
-        kept = model.layers * (stream if model.remat else block)
+        products = 5 * stream + 2 * rows * length * model.mlp_width / tensor * size
+        a_block = {"full": stream, "dots": stream + products, "offload": stream, "none": block}[model.remat]
+        kept = model.layers * a_block
         block *= 3  # and their gradients, and what waits for both
     stored = 4 if program.config.lora.rank == 0 and update else size
-    split = mesh.shape["fsdp"] > 1
+    split = mesh.shape["fsdp"] > 1 and (update or program.config.mesh.rollout_weights == "as_trained")
     gathered = 2 * block_weights(model) / model.layers / tensor * (stored if split else 0)
     casts = (size if stored != size else 0) * block_weights(model) / model.layers / tensor
     head = model.width * model.vocab_size / tensor * ((stored if split else 0) + (size if stored != size else 0))

@@ -65,7 +65,7 @@ def read_config(argv: Sequence[str]) -> Config:
 def make_plan(config: Config, topology: Topology, prompt_columns: int = 0) -> Plan:
     """Raises UserError for a mesh that does not divide the devices, and for rows that do not divide over them."""
     mesh = sharding.make_mesh(config.mesh, devices_of(topology))
-    setup = set_up(config, mesh=mesh)
+    setup = set_up(config, mesh=mesh, runs=False)
     config = setup.config
     check_rows_divide(config, mesh, training=True)
     found, source = (prompt_columns, "--prompt_length") if prompt_columns else prompt_length(setup)

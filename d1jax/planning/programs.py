@@ -24,7 +24,7 @@ from d1jax.diffusion.masked_columns import column_chunk
 from d1jax.diffusion.noise import KeyedNoise
 from d1jax.diffusion.sampler import Sampler
 from d1jax.models.reward_head import HEAD
-from d1jax.models.sharding import replicated, rows_sharding
+from d1jax.models.sharding import gathered, replicated, rows_sharding
 from d1jax.models.transformer import Transformer, Variables, abstract_variables
 from d1jax.preference import loop as preference
 from d1jax.reward_model import loop as reward_model
@@ -126,7 +126,7 @@ def variables_of(shapes: Shapes, config: Config) -> Variables:
 def _sft(config: Config, stage: Stage, shapes: Shapes) -> list[Program]:
     section, (trainable, frozen) = config.sft, split(variables_of(shapes, config))
     optimizer = make_optimizer(section.optimizer, section.steps)
-    state = abstract_state(optimizer, trainable, shapes.mesh)
+    state = abstract_state(optimizer, trainable, shapes.mesh, section.optimizer.offload)
     update = sft.make_update(shapes.model, optimizer, section, shapes.special, state)
     clean = shapes.canvas(section.batch_size, section.completion_length or config.sampler.completion_length)
     held = {**_held(state, frozen), "rows": clean}
@@ -147,7 +147,7 @@ def _rl(config: Config, stage: Stage, shapes: Shapes) -> list[Program]:
     section, (trainable, frozen) = config.rl, split(variables_of(shapes, config))
     rows, columns = section.rollout_rows, config.sampler.completion_length
     optimizer = make_optimizer(section.optimizer, section.steps)
-    state = abstract_state(optimizer, trainable, shapes.mesh)
+    state = abstract_state(optimizer, trainable, shapes.mesh, section.optimizer.offload)
     parts = section.grad_accumulation_steps
     scorer = Scorer(shapes.model, section.estimator, config.sampler, shapes.special, section.prompt_mask, parts)
     update = rl.make_update(scorer, optimizer, section, state)
@@ -174,7 +174,7 @@ def _rl(config: Config, stage: Stage, shapes: Shapes) -> list[Program]:
 def _preference(config: Config, stage: Stage, shapes: Shapes) -> list[Program]:
     section, (trainable, frozen) = config.preference, split(variables_of(shapes, config))
     optimizer = make_optimizer(section.optimizer, section.steps)
-    state = abstract_state(optimizer, trainable, shapes.mesh)
+    state = abstract_state(optimizer, trainable, shapes.mesh, section.optimizer.offload)
     parts = section.grad_accumulation_steps
     scorer = Scorer(shapes.model, section.estimator, config.sampler, shapes.special, parts=parts)
     update = preference.make_update(scorer, optimizer, section, state)
@@ -200,7 +200,7 @@ def _reward_model(config: Config, stage: Stage, shapes: Shapes) -> list[Program]
     section, (trainable, frozen) = config.reward_model, split(variables_of(shapes, config))
     head = {"kernel": shapes.whole(jnp.float32, config.model.width), "bias": shapes.whole(jnp.float32)}
     optimizer = make_optimizer(section.optimizer, section.steps)
-    state = abstract_state(optimizer, {**trainable, HEAD: head}, shapes.mesh)
+    state = abstract_state(optimizer, {**trainable, HEAD: head}, shapes.mesh, section.optimizer.offload)
     update = reward_model.make_update(shapes.model, optimizer, section, shapes.special, state)
     count, columns = section.batch_size, config.sampler.completion_length
     texts = shapes.canvas(count, columns)
@@ -246,8 +246,11 @@ def _sampler(
 ) -> Program:
     """The sampler of a rollout: it reads the weights in the dtype in which they compute, beside the state that it leaves alone."""
     rows = section.rows_at_a_time
-    variables = _in_dtype({**frozen, **state.trainable}, config.model.dtype)
-    masters, _ = _own(state.trainable, variables)  # in another dtype than what is sampled from
+    stored = {**frozen, **state.trainable}
+    variables = _in_dtype(stored, config.model.dtype)
+    if config.mesh.rollout_weights != "as_trained":  # `rollout_copy`
+        variables = jax.tree.map(lambda x: _placed(x, gathered(x.sharding)), variables)
+    masters, _ = _own(stored, variables)  # in another dtype or place than what is sampled from
     prompts = Prompts(shapes.rows(jnp.int32, rows, shapes.prompt_columns), shapes.rows(jnp.int32, rows))
     block, vocabulary = config.sampler.block_length, shapes.model.config.vocab_size
     noise = KeyedNoise(shapes.key, shapes.rows(jnp.int32, rows))
@@ -291,11 +294,15 @@ def _in_dtype(variables: Variables, dtype: str) -> Variables:
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype, sharding=x.sharding), variables)
 
 
+def _placed(x: jax.ShapeDtypeStruct, sharding: jax.sharding.Sharding) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+
+
 def _own(variables: Variables, other: Variables) -> tuple[Variables, Variables]:
-    """(the collections that are arrays of their own, those that are the very arrays of `other`: equal in dtype, never copied)."""
-    shared = {name: tree for name, tree in variables.items() if name in other and _dtypes(tree) == _dtypes(other[name])}
+    """(the collections that are arrays of their own, those that are the very arrays of `other`: equal in dtype and place, never copied)."""
+    shared = {name: tree for name, tree in variables.items() if name in other and _kinds(tree) == _kinds(other[name])}
     return {name: tree for name, tree in variables.items() if name not in shared}, shared
 
 
-def _dtypes(tree: Any) -> list[Any]:
-    return [leaf.dtype for leaf in jax.tree.leaves(tree)]
+def _kinds(tree: Any) -> list[Any]:
+    return [(leaf.dtype, leaf.sharding) for leaf in jax.tree.leaves(tree)]

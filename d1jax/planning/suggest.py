@@ -130,10 +130,13 @@ def _ladder(plan: Plan, verdicts: Sequence[Verdict]) -> Iterator[list[Settings |
         yield _micro_batches(
             kind, [program.parts for program in failing if program.name == "update"][0], config, shards
         )
-    for kind in dict.fromkeys(kinds[program.stage] for program in failing if program.name == "sampler"):
+    sampling = [program for program in failing if program.name == "sampler"]
+    if sampling and mesh.shape["fsdp"] > 1 and config.mesh.rollout_weights != "as_trained":
+        yield [{"mesh.rollout_weights": "as_trained"}]
+    for kind in dict.fromkeys(kinds[program.stage] for program in sampling):
         yield _fewer_rows(kind, config, shards)
-    if not config.model.remat and any(program.name == "update" for program in failing):
-        yield [{"model.remat": "true"}]
+    if config.model.remat != "full" and any(program.name == "update" for program in failing):
+        yield [{"model.remat": "full"}]
     if mesh.size > 1:
         yield _meshes(plan)
     if config.lora.rank == 0:

@@ -11,7 +11,6 @@ as it is now.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -32,11 +31,11 @@ from d1jax.training.optimizer import (
     TrainState,
     apply_gradient,
     bad_updates,
+    compiled_update,
     gradients,
     make_optimizer,
     make_schedule,
     new_state,
-    placement,
 )
 from d1jax.training.pair_order import PairOrder
 from d1jax.training.setup import split, trained_table, with_adapter
@@ -65,7 +64,7 @@ def train(context: Context, start: Variables, log: StageLog) -> Variables:
     trained_table(trainable, frozen, log.note)
     optimizer = make_optimizer(config.optimizer, config.steps)
     schedule = make_schedule(config.optimizer, config.steps)
-    state = new_state(optimizer, trainable, context.mesh)
+    state = new_state(optimizer, trainable, context.mesh, config.optimizer.offload)
     scorer = Scorer(context.model, config.estimator, sampler, special, parts=config.grad_accumulation_steps)
     update = make_update(scorer, optimizer, config, state)
     # In the dtype in which it computes, which changes no score. Under LoRA the base is shared, and only the adapter is copied.
@@ -81,10 +80,9 @@ def train(context: Context, start: Variables, log: StageLog) -> Variables:
         clock = Clock()
 
         # -- the pairs: stored ones, or the best and the worst of groups that are written and rewarded now
-        policy = in_model_dtype({**frozen, **state.trainable}, context.config.model)
-        writer = reference if config.writer == "reference" else policy
+        writer = reference if config.writer == "reference" else {**frozen, **state.trainable}
         made = make_pairs(step, writer, jax.random.fold_in(key, 0), clock)
-        del policy, writer
+        del writer
 
         # -- update: one step
         placed = sharding.shard_batch(context.mesh, made.batch)
@@ -139,7 +137,7 @@ def make_update(
             loss_Q = kto(chosen_Q, rejected_Q, baseline, method)
         return jnp.sum(rows.weight_Q * loss_Q), method.beta * (chosen_Q - rejected_Q)
 
-    @partial(jax.jit, donate_argnums=0, out_shardings=(placement(state), None))
+    @compiled_update(state)
     def update(
         state: TrainState, frozen: Variables, reference: Variables, batch: RolloutBatch, kept_Q: Array, key: Array
     ) -> tuple[TrainState, dict[str, Array]]:

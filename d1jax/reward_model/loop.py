@@ -10,7 +10,6 @@ Differs: the score of a text is the mean over its tokens, of states that all see
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from types import ModuleType
 from typing import Any
 
@@ -30,11 +29,11 @@ from d1jax.training.optimizer import (
     TrainState,
     apply_gradient,
     bad_updates,
+    compiled_update,
     gradients,
     make_optimizer,
     make_schedule,
     new_state,
-    placement,
 )
 from d1jax.training.setup import split, trained_table, with_adapter
 from d1jax.training.stage_log import Clock, StageLog
@@ -51,7 +50,7 @@ def train(context: Context, start: Variables, log: StageLog) -> tuple[Variables,
     trained_table(trainable, frozen, log.note)
     optimizer = make_optimizer(config.optimizer, config.steps)
     schedule = make_schedule(config.optimizer, config.steps)
-    state = new_state(optimizer, trainable, context.mesh)
+    state = new_state(optimizer, trainable, context.mesh, config.optimizer.offload)
     update = make_update(context.model, optimizer, config, special, state)
     items, first = log.resume({"trainable": state.trainable, "optimizer": state.optimizer})
     state = TrainState(items["trainable"], items["optimizer"])
@@ -111,7 +110,7 @@ def make_update(
     """`update(state, frozen, rows) -> (state, metrics)`, compiled; the loss is the mean over the pairs or the labelled steps."""
     kind = kind_of(config)
 
-    @partial(jax.jit, donate_argnums=0, out_shardings=(placement(state), None))
+    @compiled_update(state)
     def update(state: TrainState, frozen: Variables, rows: Any) -> tuple[TrainState, dict[str, Array]]:
         value, scores, gradient = gradients(
             lambda trainable, rows: kind.loss(model, {**frozen, **trainable}, rows, special, config),

@@ -96,7 +96,7 @@ def measured(context: Context, variables: Variables, pairs: StoredPairs, size: i
             places = np.minimum(np.arange(first, first + size), count - 1)  # one program for all batches
             rows = side.at(places)
             canvas = Canvas(rows.target_RC, rows.prompt_RP, rows.prompt_length_R)
-            found.append(jax.device_get(judge.scores(sharding.shard_batch(context.mesh, canvas))))
+            found.append(sharding.fetch(judge.scores(sharding.shard_batch(context.mesh, canvas))))
         scores.append(np.concatenate(found)[:count].astype(np.float64))
     worth = quality(*scores)
     return {"pairs": count, **worth, "ci95": list(wilson_interval(worth["accuracy"] * count, count))}

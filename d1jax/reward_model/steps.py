@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
@@ -110,9 +109,8 @@ def measured(context: Context, variables: Variables, stored: StoredSteps, size: 
     count, found = len(stored), []
     for first in range(0, count, size):
         rows = stored.at(np.minimum(np.arange(first, first + size), count - 1))  # one program for all batches
-        score_BC = np.asarray(
-            jax.device_get(judge.token_scores(sharding.shard_batch(context.mesh, canvas_of(rows)))), np.float64
-        )
+        placed = sharding.shard_batch(context.mesh, canvas_of(rows))
+        score_BC = np.asarray(sharding.fetch(judge.token_scores(placed)), np.float64)
         found.append(np.asarray(step_scores(score_BC, rows.step_RC, rows.length_R, rows.label_RK.shape[1])))
     score_RK = np.concatenate(found)[:count]
     known_RK = ~np.isnan(stored.label_RK)

@@ -18,7 +18,7 @@ import numpy as np
 from d1jax.config import RlConfig
 from d1jax.evaluation.grade import watch
 from d1jax.models import sharding
-from d1jax.models.transformer import Variables, in_model_dtype
+from d1jax.models.transformer import Variables
 from d1jax.rl import diagnostics, metrics
 from d1jax.rl.advantages import compute_advantages
 from d1jax.rl.loss import make_kl_in_reward
@@ -26,7 +26,7 @@ from d1jax.rl.reference import at_the_start, moved
 from d1jax.rl.update import Batch, make_update
 from d1jax.rl.value_model import make_value_model
 from d1jax.rollouts import metrics as rollout_metrics
-from d1jax.rollouts.generate import Failures, Generator, fetch_and_grade
+from d1jax.rollouts.generate import Failures, Generator, fetch_and_grade, rollout_copy
 from d1jax.training.context import Context
 from d1jax.training.likelihood import Scorer
 from d1jax.training.optimizer import TrainState, make_optimizer, make_schedule, new_state
@@ -45,7 +45,7 @@ def train(context: Context, start: Variables, log: StageLog) -> Variables:
     trained_table(trainable, frozen, log.note)
     optimizer = make_optimizer(config.optimizer, total_updates)
     schedule = make_schedule(config.optimizer, total_updates)
-    state = new_state(optimizer, trainable, context.mesh)
+    state = new_state(optimizer, trainable, context.mesh, config.optimizer.offload)
     scorer = Scorer(
         context.model, config.estimator, sampler, special, config.prompt_mask, config.grad_accumulation_steps
     )
@@ -69,7 +69,7 @@ def train(context: Context, start: Variables, log: StageLog) -> Variables:
 
         # -- rollout: G completions of each problem, by the policy in the dtype that it computes in
         prompts = generate.prompts(step)
-        policy = in_model_dtype({**frozen, **state.trainable}, context.config.model)
+        policy = rollout_copy(context, {**frozen, **state.trainable})
         parts = generate(policy, prompts, rollout_key)
 
         # -- rewards, on the host, of each part of the batch while the next is decoded
@@ -88,9 +88,9 @@ def train(context: Context, start: Variables, log: StageLog) -> Variables:
         start_scores_2BC = start_scores({**frozen, **state.trainable}, train_batch, update_key) if step == 0 else None
         del policy  # in training its copy in the model's dtype is not needed
         state, update_metrics, first_scores = update(state, frozen, reference, train_batch, update_key)
-        update_metrics = jax.device_get(update_metrics)
+        update_metrics = sharding.fetch(update_metrics)
         if start_scores_2BC is not None:
-            checked = jax.device_get((first_scores, start_scores_2BC))
+            checked = sharding.fetch((first_scores, start_scores_2BC))
             log.notes(diagnostics.check_start(*checked, advantage_BC, config, context.config.model.dtype))
         reference = moved(config, reference, {**frozen, **state.trainable}, step)
         value_state, of_values = value_model.update(value_state, frozen, batch, value_BC, reward_QG.reshape(-1))
@@ -108,7 +108,7 @@ def train(context: Context, start: Variables, log: StageLog) -> Variables:
         }
         if log.evaluates(step + 1):
             values |= watch(context, {**frozen, **state.trainable})
-        log.log_metrics(step + 1, values, watch=("reward", "rewards/solved/mean", "kl", "entropy"))
+        log.log_metrics(step + 1, values, watch=("reward", "rewards/solved/mean", "kl", "entropy", *clock.laps))
         log.notes(diagnostics.no_signal(log.recent, step + 1, config))
         signs = diagnostics.collapsed(log.recent, group, config.collapse)
         if signs:

@@ -6,7 +6,6 @@ U inner updates (mu), B rows, C completion columns, P prompt columns.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -19,7 +18,7 @@ from d1jax.models.transformer import Variables
 from d1jax.rl import metrics
 from d1jax.rl.loss import AGGREGATIONS, relative_to_group, self_normalized_weights, token_terms
 from d1jax.training.likelihood import RolloutBatch, Scorer
-from d1jax.training.optimizer import TrainState, apply_gradient, bad_updates, gradients, placement
+from d1jax.training.optimizer import TrainState, apply_gradient, bad_updates, compiled_update, gradients
 
 
 class Batch(NamedTuple):
@@ -90,7 +89,7 @@ def make_update(scorer: Scorer, optimizer: optax.GradientTransformation, config:
         )
         return jnp.sum(rows.weight_BC * terms.loss_BC), raw
 
-    @partial(jax.jit, donate_argnums=0, out_shardings=(placement(state), None, None))
+    @compiled_update(state, outputs=2)
     def update(
         state: TrainState, frozen: Variables, reference: Variables, batch: Batch, key: Array
     ) -> tuple[TrainState, dict[str, Array], FirstScores]:

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -40,11 +39,11 @@ from d1jax.training.optimizer import (
     TrainState,
     apply_gradient,
     bad_updates,
+    compiled_update,
     gradients,
     make_optimizer,
     new_state,
     over_micro_batches,
-    placement,
 )
 
 
@@ -80,18 +79,18 @@ def make_value_model(
         dataclasses.replace(config.optimizer, learning_rate=advantage.value_learning_rate), updates
     )
     head = jax.device_put(new_head(context.model.config.width), sharding.replicated(context.mesh))
-    start = new_state(optimizer, {**trainable, HEAD: head}, context.mesh)
+    start = new_state(optimizer, {**trainable, HEAD: head}, context.mesh, config.optimizer.offload)
     read = make_read(scorer, advantage)
     learn = make_update(scorer, optimizer, config, start)
 
     def values(state: TrainState, frozen: Variables, batch: RolloutBatch) -> np.ndarray:
-        return np.asarray(jax.device_get(read({**frozen, **state.trainable}, batch)), np.float64)
+        return np.asarray(sharding.fetch(read({**frozen, **state.trainable}, batch)), np.float64)
 
     def update(
         state: TrainState, frozen: Variables, batch: RolloutBatch, value_BC: np.ndarray, reward_B: np.ndarray
     ) -> tuple[TrainState, dict[str, float]]:
         step_BC, text_BC = gae.steps_of(
-            *jax.device_get((batch.unmask_step_BC, scorer.text_BC(batch))), advantage.shrink
+            *sharding.fetch((batch.unmask_step_BC, scorer.text_BC(batch))), advantage.shrink
         )
         return_BC = gae.returns(reward_B, step_BC, text_BC, advantage.discount)
         arrays = (value_BC, return_BC, text_BC / max(text_BC.sum(), 1))
@@ -169,7 +168,7 @@ def make_update(
         outside_BC = jnp.abs(value_BC - rows.old_value_BC) > advantage.value_clip
         return jnp.sum(rows.weight_BC * loss_BC), rows.weight_BC * outside_BC
 
-    @partial(jax.jit, donate_argnums=0, out_shardings=(placement(state), None))
+    @compiled_update(state)
     def update(state: TrainState, frozen: Variables, rows: Rows) -> tuple[TrainState, dict[str, Array]]:
         def iteration(state: TrainState, _: None) -> tuple[TrainState, dict[str, Array]]:
             value, outside_BC, gradient = gradients(

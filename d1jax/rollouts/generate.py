@@ -22,7 +22,7 @@ from d1jax.diffusion.noise import KeyedNoise
 from d1jax.diffusion.rollout import Rollout
 from d1jax.evaluation import decode
 from d1jax.models import sharding
-from d1jax.models.transformer import Variables
+from d1jax.models.transformer import Variables, in_model_dtype
 from d1jax.rollouts.rewards import RewardFn, joined
 from d1jax.tasks.task import DataError, Row
 from d1jax.training.context import Context
@@ -88,6 +88,17 @@ class Generator:
         return RolloutBatch(prompts.canvas(rollout), mask_ids_B, rollout.unmask_step_BC, entropy_BC)
 
 
+def rollout_copy(context: Context, variables: Variables) -> Variables:
+    """The weights as the sampler reads them many times over: in the dtype of the activations, and not cut over fsdp any more.
+
+    Weights that stay cut (`mesh.rollout_weights: as_trained`) are gathered in every denoising step. No token changes by it.
+    """
+    copy = in_model_dtype(variables, context.model.config)
+    if context.config.mesh.rollout_weights == "as_trained":
+        return copy
+    return jax.device_put(copy, jax.tree.map(lambda x: sharding.gathered(x.sharding), copy))
+
+
 class Graded(NamedTuple):
     """What the task says of a rollout batch."""
 
@@ -114,7 +125,7 @@ def fetch_and_grade(
     rewards: list[dict[str, np.ndarray]] = []
     token_scores: list[np.ndarray] = []
     for part, asked in zip(parts, by_models, strict=True):
-        decoded, (scores, of_tokens) = jax.device_get((part, asked))
+        decoded, (scores, of_tokens) = sharding.fetch((part, asked))
         fetched.append(decoded)
         token_scores += [] if of_tokens is None else [of_tokens]
         clock.lap("time/rollout_s")

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from d1jax.config.reward_model import MODEL
+from d1jax.models import processes
 from d1jax.tasks.judging import columns_of
 from d1jax.tasks.reward_functions import call as call_reward
 from d1jax.tasks.reward_functions import resolve
@@ -46,11 +47,23 @@ class RewardFn:
 
     def parts(self, texts: Sequence[str], first: int = 0) -> dict[str, np.ndarray]:
         """{name: [B]} of one text a row, from the row `first` on."""
-        some = slice(first, first + len(texts))
-        found = reward_rows(self._task, self._rows[some], texts, self._names, self._ids[some])
-        self.failures += found.failures
-        self.any_rewarded |= bool(found.rewarded_B.any())
-        return found.parts_B
+        found = processes.gathered(self._own_part(texts, first))
+        for part in found:
+            self.failures += part["failures"]
+            self.any_rewarded |= part["any_rewarded"]
+        parts = [{name: np.array(values, float) for name, values in part["parts"].items()} for part in found]
+        return joined(parts, np.diff(processes.bounds(len(texts))).tolist())
+
+    def _own_part(self, texts: Sequence[str], first: int) -> dict[str, Any]:
+        """What the texts have earned that are this process's part."""
+        own = processes.own_part(len(texts))
+        some = slice(first + own.start, first + own.stop)
+        found = reward_rows(self._task, self._rows[some], texts[own], self._names, self._ids[some])
+        return {
+            "parts": {name: values_B.tolist() for name, values_B in found.parts_B.items()},
+            "failures": found.failures,
+            "any_rewarded": bool(found.rewarded_B.any()),
+        }
 
     def total(self, parts_B: Mapping[str, np.ndarray]) -> np.ndarray:
         """[B]: the weighted sums of parts."""

@@ -6,7 +6,6 @@ B rows, C completion columns.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -28,11 +27,11 @@ from d1jax.training.optimizer import (
     TrainState,
     apply_gradient,
     bad_updates,
+    compiled_update,
     gradients,
     make_optimizer,
     make_schedule,
     new_state,
-    placement,
 )
 from d1jax.training.setup import split, trained_table, with_adapter
 from d1jax.training.stage_log import StageLog
@@ -59,7 +58,7 @@ def train(context: Context, start: Variables, log: StageLog) -> Variables:
     trained_table(trainable, frozen, log.note)
     optimizer = make_optimizer(config.optimizer, config.steps)
     schedule = make_schedule(config.optimizer, config.steps)
-    state = new_state(optimizer, trainable, context.mesh)
+    state = new_state(optimizer, trainable, context.mesh, config.optimizer.offload)
     update = make_update(context.model, optimizer, config, context.tokenizer.special, state)
     items, first = log.resume({"trainable": state.trainable, "optimizer": state.optimizer})
     state = TrainState(items["trainable"], items["optimizer"])
@@ -74,10 +73,9 @@ def train(context: Context, start: Variables, log: StageLog) -> Variables:
         # -- the update
         key = jax.random.fold_in(context.key(log.stage), step)
         state, metrics = update(state, frozen, clean, key)
-        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        values = {**metrics, "learning_rate": float(schedule(step))}
 
         # -- what is left behind
-        values["learning_rate"] = float(schedule(step))
         if log.evaluates(step + 1):
             values |= grade.watch(context, {**frozen, **state.trainable})
         log.log_metrics(step + 1, values, watch=("loss", "grad_norm"))
@@ -99,7 +97,7 @@ def make_update(
         value = masked_loss(model, {**frozen, **trainable}, rows.clean, corruption, rows.eligible_BC, rows.weight_B)
         return value, corruption.masked_BC
 
-    @partial(jax.jit, donate_argnums=0, out_shardings=(placement(state), None))
+    @compiled_update(state)
     def update(state: TrainState, frozen: Variables, clean: Canvas, key: Array) -> tuple[TrainState, dict[str, Array]]:
         text_BC = through_first_end(clean.completion_BC, special.end_ids)
         eligible_BC = jnp.ones_like(text_BC) if config.score_padding else text_BC

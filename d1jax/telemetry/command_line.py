@@ -19,13 +19,20 @@ FAILED, USER_MISTAKE, INTERRUPTED = 1, 2, 130
 NAMED_WRONGLY = (FileExistsError, FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
 
 
-def exit_code(command: Callable[[], int], keeps: bool = False) -> int:
+def told(problem: object, code: int) -> int:
+    """Says on standard error what the problem was; returns the code."""
+    print(f"error: {printable(str(problem))}", file=sys.stderr)
+    return code
+
+
+def exit_code(command: Callable[[], int], keeps: bool = False, tell: Callable[[object, int], int] = told) -> int:
     """What `command()` returns; where it raises what a user can do something about, that in one line on standard error, and
     1 (diverged, out of memory, a disk that is full), 2 (a mistake in the arguments, the configuration or the data), 130 (Ctrl-C)
     or 128 + n (stopped by signal n).
 
     keeps: the command saves as it goes, and the same one continues: then no error of the operating system is a mistake in an
-    argument, and a reader of its output that has gone is a failure. Every other exception is a fault of d1jax and passes.
+    argument, and a reader of its output that has gone is a failure. tell: what says it, and returns the code. Every other exception is a
+    fault of d1jax and passes.
     """
     try:
         return command()
@@ -33,18 +40,18 @@ def exit_code(command: Callable[[], int], keeps: bool = False) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that the last flush has somewhere to go
         return FAILED if keeps else 0
     except (UserError, DataError) as error:
-        return _told(error, USER_MISTAKE)
+        return tell(error, USER_MISTAKE)
     except (Diverged, CannotSave) as error:
-        return _told(error, FAILED)
+        return tell(error, FAILED)
     except OSError as error:
         if keeps:
-            return _told(f"{error}; what was saved is good, and the same command continues", FAILED)
-        return _told(error, USER_MISTAKE if isinstance(error, NAMED_WRONGLY) else FAILED)
+            return tell(f"{error}; what was saved is good, and the same command continues", FAILED)
+        return tell(error, USER_MISTAKE if isinstance(error, NAMED_WRONGLY) else FAILED)
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         reason = str(error).partition("\n")[0]
-        return _told(
+        return tell(
             f"out of memory ({reason}); shard by mesh.fsdp, lower the batch, or in training raise grad_accumulation_steps",
             FAILED,
         )
@@ -71,8 +78,3 @@ def check_writable(flag: str, folder: Path) -> None:
     """Files are written beside their name and moved there, so what counts is the folder."""
     if not os.access(folder, os.W_OK):
         raise UserError(f"{flag}: the directory {str(folder)!r} may not be written to")
-
-
-def _told(problem: object, code: int) -> int:
-    print(f"error: {printable(str(problem))}", file=sys.stderr)
-    return code

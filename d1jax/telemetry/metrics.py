@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from d1jax.config import UserError
-from d1jax.files import atomic_write, to_json
+from d1jax.files import atomic_write, is_writer, to_json
 from d1jax.telemetry.trackers import Trackers
 
 FILE_NAME = "metrics.jsonl"
@@ -54,10 +54,13 @@ class MetricsLog:
 
     def to_disk(self) -> None:
         """Before a checkpoint is saved: else a power cut could leave the checkpoint without the rows that led to it."""
-        os.fsync(self._file.fileno())
+        if is_writer():  # a device cannot be synced
+            os.fsync(self._file.fileno())
 
     def in_place(self) -> bool:
         """Whether the file that is written is still the one at `path`: not where the run directory was renamed or removed."""
+        if not is_writer():
+            return True
         try:
             return os.path.samestat(os.fstat(self._file.fileno()), os.stat(self.path))
         except OSError:
@@ -89,7 +92,7 @@ class MetricsLog:
 
     def _open(self):
         # buffering=1: every line reaches the file when it ends
-        return open(self.path, "a", encoding="utf-8", buffering=1)
+        return open(self.path if is_writer() else os.devnull, "a", encoding="utf-8", buffering=1)
 
 
 def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:

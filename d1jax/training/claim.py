@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import fcntl
 import shutil
 import sys
@@ -51,11 +50,9 @@ def _take_over(run: RunDirectory, config: Config, again_from: str) -> None:
     """
     # Before the first checkpoint nothing has been learnt, and a corrected configuration may take the directory over.
     if run.config.exists() and run.begun:
-        # Where the directory lies is no part of what it holds: a moved run may be continued.
+        # A moved run may be continued, and on other devices.
         old = from_yaml(run.config)
-        # So is where its metrics are mirrored to.
-        aside = {"run_dir": "", "track": ()}
-        changed = differences(dataclasses.replace(old, **aside), dataclasses.replace(config, **aside))
+        changed = differences(old.apart_from_the_machine, config.apart_from_the_machine)
         if again_from:
             for line in set_aside(run, old, config, again_from):
                 print(line, file=sys.stderr)

@@ -105,5 +105,5 @@ def _without_steps(config: Config) -> tuple[Any, ...]:
         section = dataclasses.replace(section, steps=1) if stage.kind in TRAINING else section
         sections.append((section, stage.shared, stage.weights))
     used = {kind: getattr(Config(), kind) for kind in config.kinds}
-    rest = dataclasses.replace(config, run_dir="", track=(), stages=("sft",), **used)
+    rest = dataclasses.replace(config.apart_from_the_machine, stages=("sft",), **used)
     return tuple(sections), rest

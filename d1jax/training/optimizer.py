@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import wraps
 from typing import Any, NamedTuple
 
 import jax
@@ -17,6 +18,7 @@ from d1jax.models.sharding import replicated
 from d1jax.models.transformer import MASTER
 
 UNLIMITED = 2**31 - 1
+HOST = "pinned_host"  # memory that the device can copy from by itself
 
 
 class TrainState(NamedTuple):
@@ -48,24 +50,29 @@ def make_optimizer(config: OptimizerConfig, updates: int) -> optax.GradientTrans
         b2=config.beta2,
         weight_decay=config.weight_decay,
         mask=_decayed,
+        mu_dtype=config.first_moment,
     )
     # apply_if_finite would give up and apply the update after its limit; the loops stop the run instead.
     return optax.apply_if_finite(optax.chain(clip, adamw), max_consecutive_errors=UNLIMITED)
 
 
-def new_state(optimizer: optax.GradientTransformation, trainable: Any, mesh: Mesh) -> TrainState:
+def new_state(optimizer: optax.GradientTransformation, trainable: Any, mesh: Mesh, offload: bool = False) -> TrainState:
     """The state before the first update: fp32 master weights and moments, placed like the parameters that they belong to.
 
     bf16 has 8 bits: at a learning rate of 1e-6 nearly every update of a weight is less than half a step of it and would be rounded away.
     So what is trained is kept in fp32, whatever dtype the weights came in; the model casts it to its own dtype where it
-    computes. The parameters are copied, because updates donate their state and `trainable` belongs to the caller.
+    computes. The parameters are copied, because updates donate their state and `trainable` belongs to the caller. offload: the moments
+    are in the memory of the host (`optimizer.offload`).
     """
     trainable = jax.tree.map(lambda x: jnp.array(x, MASTER, copy=True), trainable)
-    where = placement(abstract_state(optimizer, trainable, mesh)).optimizer
-    return TrainState(trainable, jax.jit(optimizer.init, out_shardings=where)(trainable))
+    where = jax.tree.map(lambda x: x.sharding, abstract_state(optimizer, trainable, mesh).optimizer)
+    state = TrainState(trainable, jax.jit(optimizer.init, out_shardings=where)(trainable))
+    return in_host_memory(state) if offload else state
 
 
-def abstract_state(optimizer: optax.GradientTransformation, trainable: Any, mesh: Mesh) -> TrainState:
+def abstract_state(
+    optimizer: optax.GradientTransformation, trainable: Any, mesh: Mesh, offload: bool = False
+) -> TrainState:
     """The shape, dtype and placement of all that `new_state` makes, without making it; `trainable` may be shapes with placements."""
     masters = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, MASTER, sharding=x.sharding), trainable)
     shapes = jax.eval_shape(optimizer.init, masters)
@@ -77,12 +84,43 @@ def abstract_state(optimizer: optax.GradientTransformation, trainable: Any, mesh
     optimizer_state = optax.tree_map_params(
         optimizer, placed, shapes, masters, transform_non_params=lambda x: placed(x, counters)
     )
+    if offload:
+        optimizer_state = jax.tree.map(lambda x: placed(x, _away(x)) if x.ndim else x, optimizer_state)
     return TrainState(masters, optimizer_state)
 
 
-def placement(state: TrainState) -> TrainState:
-    """Where every array of a state lives: updates leave it there, so that the next one needs no second program."""
-    return jax.tree.map(lambda x: x.sharding, state)
+def _away(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding.with_memory_kind(HOST))
+
+
+def in_host_memory(state: TrainState) -> TrainState:
+    """The state with the moments in the memory of the host, from where `compiled_update` takes them."""
+    away = jax.tree.map(
+        lambda x: jax.device_put(x, x.sharding.with_memory_kind(HOST)) if x.ndim else x, state.optimizer
+    )
+    return state._replace(optimizer=away)
+
+
+def compiled_update(state: TrainState, outputs: int = 1) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """A decorator of `update(state, ...) -> (state, output, ...)`: compiled, and the state is donated.
+
+    The new state is left where the old one was (`state` is an example), so that the next update needs no second program. Moments that wait
+    in the memory of the host are on the device during the update.
+    """
+    places = jax.tree.map(lambda x: x.sharding, state)
+    offloaded = any(place.memory_kind == HOST for place in jax.tree.leaves(places.optimizer))
+
+    def decorate(update: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(update)
+        def with_moments(state: TrainState, *arguments: Any) -> Any:
+            if offloaded:
+                moments = jax.tree.map(lambda x: jax.device_put(x, jax.memory.Space.Device), state.optimizer)
+                state = state._replace(optimizer=moments)
+            return update(state, *arguments)
+
+        return jax.jit(with_moments, donate_argnums=0, out_shardings=(places, *[None] * outputs))
+
+    return decorate
 
 
 def bad_updates(optimizer_state: optax.ApplyIfFiniteState) -> tuple[Array, Array]:

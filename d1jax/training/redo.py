@@ -30,7 +30,7 @@ def _seen(config: Config, stage: Stage) -> str:
     """All that a stage depends on, as text. Mappings of another order are another configuration."""
     default = Config()
     sections = {kind: getattr(default, kind) for kind in KINDS}
-    rest = dataclasses.replace(config, run_dir="", track=(), stages=("sft",), **sections)
+    rest = dataclasses.replace(config.apart_from_the_machine, stages=("sft",), **sections)
     return repr((stage.name, stage.kind, config.section_of(stage), stage.shared, stage.weights, rest))
 
 

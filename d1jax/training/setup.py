@@ -15,7 +15,7 @@ from d1jax.config.no_effect import no_effect
 from d1jax.data.tokenizers import ByteTokenizer, CharacterTokenizer, SmallTokenizer, Tokenizer
 from d1jax.diffusion.sampler import Sampler
 from d1jax.files import new_directory
-from d1jax.models import lora, sharding
+from d1jax.models import attention, lora, sharding
 from d1jax.models.transformer import Transformer, Variables, abstract_variables, initialize
 from d1jax.tasks import make
 from d1jax.tasks.task import Task
@@ -40,13 +40,15 @@ class Setup(RunModel):
         return Sampler(self.model, self.config.sampler, special, temperature, record_entropy=record_entropy)
 
 
-def set_up(config: Config, saved: Path | None = None, mesh: Mesh | None = None) -> Setup:
+def set_up(config: Config, saved: Path | None = None, mesh: Mesh | None = None, runs: bool = True) -> Setup:
     """Mesh, tokenizer and model of a configuration. Raises UserError before anything is read or compiled.
 
     A model that starts from a checkpoint or a run takes its architecture and, where that is a published one, its tokenizer.
-    `saved` is the source directory of an existing run: then nothing else is looked up.
+    `saved` is the source directory of an existing run: then nothing else is looked up. `runs`: the devices of the mesh are there.
     """
     mesh = sharding.make_mesh(config.mesh) if mesh is None else mesh
+    if runs:
+        attention.check(config.model, mesh)
     origin = saved
     if saved is None and config.init_from:
         config = dataclasses.replace(config, init_from=str(Path(config.init_from).absolute()))
@@ -64,6 +66,23 @@ def set_up(config: Config, saved: Path | None = None, mesh: Mesh | None = None) 
     if config.lora.rank:
         lora.check_targets(abstract_variables(model, mesh)["params"], config.lora)
     return Setup(config, mesh, model, tokenizer)
+
+
+def keep_programs(config: Config) -> None:
+    """Lets JAX keep what it compiles in the directory that `compile_cache` names; one that JAX_COMPILATION_CACHE_DIR names stays."""
+    name = config.compile_cache
+    if name == "auto":
+        name = "" if jax.default_backend() == "cpu" else "~/.cache/d1jax/programs"
+    if not name or jax.config.jax_compilation_cache_dir:
+        return
+    directory = Path(name).expanduser()
+    try:
+        directory.mkdir(
+            mode=0o700, parents=True, exist_ok=True
+        )  # who can write there can make this process run what they like
+    except OSError as error:
+        raise UserError(f"config: compile_cache = {config.compile_cache!r} cannot be made ({error.strerror})") from None
+    jax.config.update("jax_compilation_cache_dir", str(directory))
 
 
 def make_task(config: TaskConfig) -> Task:

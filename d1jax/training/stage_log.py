@@ -16,13 +16,18 @@ from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, NoReturn
 
+import jax
+from jax import Array
+
 from d1jax.config import Config, UserError
 from d1jax.config.errors import CannotSave, Diverged
 from d1jax.config.stage import Stage
 from d1jax.config.training import TrainingConfig
+from d1jax.models import processes
 from d1jax.telemetry.metrics import MetricsLog, read_metrics
 from d1jax.telemetry.progress import Progress
-from d1jax.training.stopping import StopRequest
+from d1jax.training.profile import Profile
+from d1jax.training.stopping import StopRequest, stop_for
 from d1jax.weights.checkpoints import Checkpoints, DamagedCheckpoint
 from d1jax.weights.run import RunDirectory
 
@@ -53,8 +58,12 @@ class StageLog:
         keep = self._kept if config.keep_last else None
         self._checkpoints = Checkpoints(run.checkpoints(self.stage), owner=True, keep=keep)
         self._progress: Progress | None = None
+        self._profile: Profile | None = None
+        self._held: tuple[int, Mapping[str, Any], Sequence[str]] | None = (
+            None  # the metrics of a step that are still on their way
+        )
         self._began = time.perf_counter()
-        self.recent: list[Mapping[str, float]] = []  # metrics of the last steps, those before a stop included
+        self._recent: list[Mapping[str, float]] = []  # metrics of the last steps, those before a stop included
         self._watched: dict[int, float] = {}  # step -> share of the watched evaluation set that was solved then
 
     def note(self, line: str) -> None:
@@ -106,7 +115,7 @@ class StageLog:
             except DamagedCheckpoint as error:
                 self._set_aside(error)
         rows = [row for row in read_metrics(self._metrics.path) if row["stage"] == self.stage]
-        self.recent = rows[-RECENT:]
+        self._recent = rows[-RECENT:]
         for row in rows:
             self._note_watched(row["step"], row)
         missing = sorted(set(range(1, first + 1)) - {row["step"] for row in rows})
@@ -116,6 +125,8 @@ class StageLog:
                 "curves and times are without them"
             )
         if first < self.steps:
+            if processes.is_first():
+                self._profile = Profile(self._config.profile, self._run.profile(self.stage), first)
             self._progress = Progress(self.stage, self.steps, initial=first)
             self._progress.__enter__()
             if first:
@@ -132,16 +143,37 @@ class StageLog:
         )
         self._metrics.rewind(self._run.saved_steps(self._config.stage_names))
 
-    def log_metrics(self, step: int, values: Mapping[str, float], watch: Sequence[str]) -> None:
-        """Writes the metrics of a step. Raises Diverged when too many updates in a row were skipped.
+    @property
+    def recent(self) -> list[Mapping[str, float]]:
+        """Metrics of the last steps, those before a stop included."""
+        self._write_held()
+        return self._recent
 
-        time/step_s is all that has passed since the step before: compilation, evaluation and saving too.
+    def log_metrics(self, step: int, values: Mapping[str, float | Array], watch: Sequence[str]) -> None:
+        """Writes the metrics of a step: those that are numbers at once. Those that the devices may still be computing are written when the
+        next ones come, or they are asked for, or a checkpoint is due, so that the devices are at the next step while the host waits.
+
+        Raises Diverged when too many updates in a row were skipped, and CannotSave. time/step_s is all that has passed since the step
+        before: compilation, evaluation and saving too.
         """
-        check_in_place(self._metrics, f"{self.stage} step {step}")
+        self._write_held()
         now = time.perf_counter()
         values, self._began = {**values, "time/step_s": now - self._began}, now
+        self._held = step, values, watch
+        if step == self.steps or not any(isinstance(value, Array) for value in values.values()):
+            self._write_held()
+        if self._profile is not None and (line := self._profile.done(step)):
+            self.note(line)
+
+    def _write_held(self) -> None:
+        """Writes the metrics that are held."""
+        if self._held is None:
+            return
+        (step, values, watch), self._held = self._held, None
+        check_in_place(self._metrics, f"{self.stage} step {step}")
+        values = {name: float(value) for name, value in jax.device_get(values).items()}
         self._metrics.write(self.stage, step, values)
-        self.recent = [*self.recent, values][-RECENT:]
+        self._recent = [*self._recent, values][-RECENT:]
         self._note_watched(step, values)
         self._progress.update({name: values[name] for name in watch if name in values})
         in_a_row = int(values["nonfinite/in_a_row"])
@@ -177,7 +209,9 @@ class StageLog:
         """
         candidate = self._config.evaluation.select != "" and self.evaluates(step)
         due = candidate or step % self._config.checkpoint_every == 0 or step == self.steps
-        if due or self._stop.signum is not None:
+        signum = self._stop.heard()
+        if due or signum is not None:
+            self._write_held()
             check_in_place(self._metrics, f"{self.stage} step {step}")
             try:
                 self._metrics.to_disk()
@@ -187,7 +221,7 @@ class StageLog:
                     f"{self.stage} step {step}: the checkpoint cannot be saved: {error}; make room, or give the right to write "
                     "there. What was saved before is good, and the same command continues from it"
                 ) from None
-        self._stop.check(f"{self.stage} step {step}")
+        stop_for(signum, f"{self.stage} step {step}")
 
     def _kept(self, saved: list[int]) -> set[int]:
         collapse = getattr(self._section, "collapse", None)
@@ -204,6 +238,8 @@ class StageLog:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if self._profile is not None:
+            self._profile.stop()
         if self._progress is not None:
             self._progress.__exit__(kind, value, trace)
         self._checkpoints.close()

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from types import FrameType, TracebackType
 
 from d1jax.config.errors import Stopped
+from d1jax.models import processes
 
 
 class StopRequest:
@@ -43,10 +44,19 @@ class StopRequest:
     def _receive(self, signum: int, frame: FrameType | None) -> None:
         self.signum = signum
 
+    def heard(self) -> int | None:
+        """The signal that has come, to any of several processes that train together; all of them must ask."""
+        return next((signum for signum in processes.gathered(self.signum) if signum is not None), None)
+
     def check(self, where: str) -> None:
         """Raises Stopped if a signal has come; for places where everything is saved."""
-        if self.signum is not None:
-            raise Stopped(self.signum, f"{where}: stopped, everything saved; the same command continues")
+        stop_for(self.heard(), where)
+
+
+def stop_for(signum: int | None, where: str) -> None:
+    """Raises Stopped for a signal; everything is saved here."""
+    if signum is not None:
+        raise Stopped(signum, f"{where}: stopped, everything saved; the same command continues")
 
 
 def _listen(heard: int, signals: Sequence[int]) -> None:

@@ -23,6 +23,8 @@ from jax import Array
 from orbax.checkpoint import v1 as ocp
 
 from d1jax.config import UserError
+from d1jax.files import is_writer
+from d1jax.models import processes
 
 RECORD = "_CHECKPOINT_METADATA"  # Orbax's record of a step, which holds ours
 Keep = Callable[[list[int]], Collection[int]]
@@ -101,6 +103,7 @@ class Checkpoints:
                     f"{folder / name} holds {len(found)} arrays which are not the {len(wanted)} of this configuration; it was saved "
                     "by another configuration or version of d1jax, which can still read it"
                 )
+        loaded, reason = {}, None
         stored = {name: _as_stored(tree, digests.get(name, {})) for name, tree in like.items()}
         with warnings.catch_warnings(), _quiet():
             warnings.simplefilter("ignore")  # Orbax warns about partial loads, which are what evaluation wants
@@ -112,7 +115,11 @@ class Checkpoints:
                 reason = _reason(error, folder)
                 del error
                 gc.collect()  # of reads that Orbax left unfinished, which complain when they go: here, where nobody listens
-                raise DamagedCheckpoint(step, reason) from None
+        reason = next(
+            filter(None, processes.gathered(reason)), None
+        )  # of several processes one may have read what is damaged
+        if reason is not None:
+            raise DamagedCheckpoint(step, reason)
         for name in like if digests else ():
             recorded, found = digests.get(name, {}), _digests(loaded[name])
             changed = next((path for path in found if recorded.get(path) != found[path]), None)
@@ -143,11 +150,13 @@ class Checkpoints:
     def set_aside(self, after: int, directory: Path) -> list[int]:
         """Moves all checkpoints behind step `after` into another directory, so that a run goes on from before them; which."""
         moved = [step for step in self.steps() if step > after]
-        for step in moved:
+        processes.meet()
+        for step in moved if is_writer() else ():
             directory.mkdir(parents=True, exist_ok=True)
             names = (directory / (f"{step}-{n}" if n else str(step)) for n in itertools.count())
             free = next(name for name in names if not name.exists())  # of an earlier time nothing is lost
             (self.directory / str(step)).rename(free)
+        processes.meet()
         self.close()
         self._open()  # Orbax remembers the steps that it has seen
         return moved

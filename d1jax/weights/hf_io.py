@@ -25,7 +25,8 @@ from safetensors.numpy import save_file
 from tqdm import tqdm
 
 from d1jax.config import ModelConfig, UserError
-from d1jax.files import new_directory, write_json
+from d1jax.files import is_writer, new_directory, write_json
+from d1jax.models import sharding
 from d1jax.models.families import Family
 from d1jax.models.transformer import Transformer, Variables, abstract_variables
 from d1jax.weights.arrays import load_array, load_safetensors, save_array
@@ -182,10 +183,10 @@ def save_weights(
             for index, name in enumerate(entry.names):
                 file = split.tensor_to_filename[name] if split.is_sharded else next(iter(missing))
                 # The layer is an argument, not a constant: one program serves all layers.
-                shards[file][name] = np.ascontiguousarray(jax.device_get(_to_theirs(_kind(entry), array, index)))
+                shards[file][name] = np.ascontiguousarray(sharding.fetch(_to_theirs(_kind(entry), array, index)))
                 bar.update(shards[file][name].nbytes)
                 missing[file].discard(name)
-                if not missing[file]:
+                if not missing[file] and is_writer():
                     save_file(shards.pop(file), beside / file, metadata={"format": "pt"})
         if split.is_sharded:
             write_json(beside / INDEX, {"metadata": split.metadata, "weight_map": split.tensor_to_filename})

@@ -20,6 +20,7 @@ from safetensors.numpy import load_file, save_file
 
 from d1jax.config import LoraConfig, ModelConfig, UserError
 from d1jax.files import new_directory, write_json
+from d1jax.models import sharding
 from d1jax.models.families import Family
 from d1jax.models.transformer import Transformer, Variables, abstract_variables
 from d1jax.weights.hf_directory import headers, read_json
@@ -128,7 +129,7 @@ def save_adapter(
     names = _names(adapters, family, config.layers)
     tensors = {}
     for keys, stacked in jax.tree_util.tree_flatten_with_path(adapters)[0]:
-        layers = np.asarray(jax.device_get(stacked))
+        layers = np.asarray(sharding.fetch(stacked))
         for name, layer in zip(names[_path(keys)], layers, strict=True):
             tensors[name] = np.ascontiguousarray(layer.T)
     modules = "|".join(re.escape(family.names.layer[name]) for name in adapters["blocks"])

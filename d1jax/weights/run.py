@@ -3,7 +3,7 @@
 config.yaml  data.json  init_from.json  adapter.json  source/  metrics.jsonl  checkpoints/<stage>/<step>/
 evaluations/<stage>.json  evaluations/<stage>.reward_model.json  evaluations/<stage>.sampled.json  .sampled.jsonl
 exports/<stage>/  generated/<stage>.jsonl  generated/<stage>.json  samples.jsonl
-redone/<n>/  summary.json  report.html  collapsed/<stage>/<step>/  damaged/<stage>/<step>/
+profiles/<stage>/  redone/<n>/  summary.json  report.html  collapsed/<stage>/<step>/  damaged/<stage>/<step>/
 """
 
 from __future__ import annotations
@@ -60,6 +60,10 @@ class RunDirectory:
     @property
     def samples(self) -> Path:
         return self.path / "samples.jsonl"
+
+    def profile(self, stage: str) -> Path:
+        """What JAX's profiler has recorded of a stage."""
+        return self.path / "profiles" / stage
 
     def checkpoints(self, stage: str) -> Path:
         return self.path / "checkpoints" / stage

@@ -24,7 +24,7 @@ from d1jax.weights.run import RunDirectory, open_run, read_record
 from d1jax.weights.source import CheckpointSource, RunSource, Source, open_source
 
 KEYS = {"weights": 0, "sft": 1, "rl": 2, "evaluation": 3, "sft adapter": 4, "rl adapter": 5, "audit": 6}
-FREE = ("dtype", "param_dtype", "remat", "max_positions")  # may differ between runs on the same weights
+FREE = ("dtype", "param_dtype", "attention", "remat", "max_positions")  # may differ between runs on the same weights
 
 
 @dataclass(frozen=True)

@@ -393,6 +393,7 @@ IMPOSSIBLE = [
         ({key: "1000000", "sampler.completion_length": "1000000", "sampler.block_length": "1000000"}, f"{key}")
         for key in ("sft.batch_size", "rl.prompts_per_step", "evaluation.batch_size")
     ),
+    ({"profile.steps": "2", "profile.start": "500"}, "no stage that trains has more than"),
     ({"sampler.schedule": "time", "sampler.block_length": "8"}, "set sampler.block_length = 16"),
     ({"sampler.schedule": "entropy_bound"}, "set sampler.remasking = entropy (here: low_confidence)"),
     ({"sampler.schedule": "klass", "sampler.remasking": "random"}, "to an order that is not drawn (here: random)"),
@@ -719,6 +720,9 @@ IDLE = [
     ({"sampler.top_k": "5", "stages": "[sft]"}, "a temperature above 0"),
     ({"sampler.top_p": "0.5", "stages": "[sft]"}, "a temperature above 0"),
     ({"sampler.remasking.confidence_of": "sampling", "stages": "[sft]"}, "a temperature above 0, top_k or top_p"),
+    ({"mesh.rollout_weights": "as_trained"}, "mesh.fsdp, and a stage that samples"),
+    ({"mesh.rollout_weights": "as_trained", "mesh.fsdp": "2", "stages": "[sft]"}, "mesh.fsdp, and a stage that samples"),
+    ({"profile.start": "3"}, "profile.steps above 0"),
     ({"lora.alpha": "3"}, "lora.rank above 0"),
     ({"lora.targets": "[q_proj]"}, "lora.rank above 0"),
     (

@@ -122,3 +122,9 @@ def test_a_stored_sampler_keeps_the_numbers_that_its_rule_reads():
 def test_what_would_be_another_method_today_is_refused(stored, then):
     with pytest.raises(UserError, match=r"is of an older d1jax.*train it again"):
         stored(**then)
+
+
+def test_rematerialisation_that_was_true_or_false_has_its_name(tmp_path):
+    for old, new in (("true", "full"), ("false", "none")):
+        (tmp_path / "config.yaml").write_text(f"model: {{remat: {old}}}\n")
+        assert from_yaml(tmp_path / "config.yaml").model.remat == new

@@ -3,12 +3,20 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from d1jax.models.attention import attend, rotary_angles, rotate
+from d1jax.config import MeshConfig, ModelConfig, UserError
+from d1jax.models import attention
+from d1jax.models.attention import attend, chosen, rotary_angles, rotate
+from d1jax.models.sharding import make_mesh
 
-attend, rotate, rotary_angles = jax.jit(attend), jax.jit(rotate), jax.jit(rotary_angles, static_argnums=(1, 2))
+attend, rotate, rotary_angles = (
+    jax.jit(attend, static_argnums=4),
+    jax.jit(rotate),
+    jax.jit(rotary_angles, static_argnums=(1, 2)),
+)
 
 
 def draw(seed, *shape):
@@ -67,3 +75,73 @@ def test_softmax_is_taken_in_float32():
     exact = np.asarray(v, np.float64).mean(axis=1)[0, 0]
     out = attend(jnp.broadcast_to(q, k.shape), k, v, jnp.array([64]))
     np.testing.assert_allclose(np.asarray(out[0, 0, 0], np.float64), exact, atol=2**-9, rtol=2**-7)
+
+
+# -- kernels ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("implementation", "platform", "dtype", "columns", "head_size", "name"),
+    [
+        ("auto", "cpu", "float32", 4096, 128, "xla"),
+        ("auto", "cuda", "bfloat16", 512, 128, "cudnn"),
+        ("auto", "cuda", "float32", 512, 128, "xla"),
+        ("auto", "cuda", "bfloat16", 512, 256, "xla"),
+        ("auto", "tpu", "bfloat16", 512, 128, "xla"),
+        ("auto", "tpu", "bfloat16", 2048, 128, "splash"),
+        ("auto", "tpu", "bfloat16", 2048, 48, "xla"),
+        ("xla", "tpu", "bfloat16", 2048, 128, "xla"),
+        ("splash", "cpu", "float32", 10, 128, "splash"),
+    ],
+)
+def test_what_is_chosen(implementation, platform, dtype, columns, head_size, name):
+    assert chosen(implementation, platform, dtype, columns, head_size) == name
+
+
+@pytest.mark.parametrize("mesh", [None, MeshConfig(data=2, fsdp=2, tensor=2), MeshConfig(data=1, fsdp=2, tensor=4)])
+@pytest.mark.parametrize("window", [0, 40])
+def test_the_splash_kernel_is_xla_s_attention(mesh, window):
+    """Forward and gradient, over columns that are no multiple of its tiles, and over a window of the queries."""
+    arrays = [jnp.asarray(draw(seed, 4, 200, heads, 64)) for seed, heads in ((0, 4), (1, 2), (2, 2))]
+    arrays[0] = arrays[0][:, window:]
+    length_B = jnp.array([200, 130, 1, 77])
+    weight = jnp.asarray(draw(3, *arrays[0].shape))
+
+    def gradients(name):
+        def value(arrays):
+            mixed = attend(*arrays, length_B, name)
+            return jnp.sum(mixed * weight), mixed
+
+        return jax.jit(jax.grad(value, has_aux=True))(arrays)
+
+    if mesh is None:
+        found = gradients("splash")
+    else:
+        with jax.set_mesh(make_mesh(mesh)):
+            found = jax.device_get(gradients("splash"))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5, rtol=2e-5), found, gradients("xla"))
+
+
+def test_a_kernel_that_the_device_lacks_is_refused():
+    for name in ("cudnn", "splash"):
+        with pytest.raises(UserError, match=f"{name} needs another device than cpu"):
+            attention.check(ModelConfig(attention=name), make_mesh(MeshConfig()))
+    attention.check(ModelConfig(), make_mesh(MeshConfig()))
+
+
+@pytest.mark.parametrize("wrong", [False, True])
+def test_a_kernel_that_computes_something_else_is_refused(monkeypatch, wrong):
+    monkeypatch.setattr(attention, "chosen", lambda name, *_: "kernel" if name == "auto" else name)
+    right = attention.attend
+
+    def attend(q_BTHh, k_BTKh, v_BTKh, length_B, how):
+        mixed = right(q_BTHh, k_BTKh, v_BTKh, length_B, "xla")
+        return mixed * 1.01 if how == "kernel" and wrong else mixed
+
+    monkeypatch.setattr(attention, "attend", attend)
+    config, mesh = ModelConfig(width=16, heads=2, kv_heads=1), make_mesh(MeshConfig())
+    if not wrong:
+        attention.check(config, mesh)
+        return
+    with pytest.raises(UserError, match="away from XLA's"):
+        attention.check(config, mesh)

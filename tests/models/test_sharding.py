@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AxisType
+from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as Spec
 
 from d1jax.config import MeshConfig, UserError
@@ -15,6 +15,7 @@ from d1jax.models.sharding import (
     AXES,
     check_mesh,
     constrain,
+    gathered,
     make_mesh,
     replicated,
     row_shards,
@@ -139,3 +140,14 @@ def test_random_draws_do_not_depend_on_the_default_dtype():
             draws.append([np.asarray(row_uniforms(key, rows, 5)), np.asarray(order)])
     for narrow, wide in zip(*draws, strict=True):
         assert narrow.dtype == np.float32 and np.array_equal(narrow, wide)
+
+
+def test_what_is_gathered_is_cut_over_the_other_axes_only():
+    mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
+    for before, after in (
+        (Spec("fsdp", "tensor"), Spec(None, "tensor")),
+        (Spec(("data", "fsdp"), None), Spec("data", None)),
+        (Spec(None, ("data", "tensor")), Spec(None, ("data", "tensor"))),
+        (Spec(), Spec()),
+    ):
+        assert gathered(NamedSharding(mesh, before)).spec == after

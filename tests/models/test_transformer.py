@@ -123,9 +123,10 @@ def test_storage_order_is_free_because_positions_are_explicit(tiny):
 # -- remat, dtypes, initialisation -------------------------------------------------------------------------------------
 
 
-def test_remat_recomputes_and_gives_the_same_gradients(tiny):
+@pytest.mark.parametrize("remat", ["full", "dots", "offload"])
+def test_remat_recomputes_and_gives_the_same_gradients(tiny, remat):
     model, variables = tiny(heads=4, kv_heads=2, qkv_bias=True)
-    again = Transformer(dataclasses.replace(model.config, remat=True))
+    again = Transformer(dataclasses.replace(model.config, remat=remat))
     tokens_BT = jnp.asarray(np.random.default_rng(4).integers(0, 13, (2, 6)))
 
     def gradient(which):
@@ -135,10 +136,10 @@ def test_remat_recomputes_and_gives_the_same_gradients(tiny):
 
         return str(jax.make_jaxpr(loss)(variables)), jax.jit(jax.grad(loss))(variables)
 
-    (plain_program, plain), (remat_program, remat) = gradient(model), gradient(again)
+    (plain_program, plain), (remat_program, again_gradient) = gradient(model), gradient(again)
     assert "remat" in remat_program or "checkpoint" in remat_program
     assert "remat" not in plain_program and "checkpoint" not in plain_program
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6, rtol=0), plain, remat)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6, rtol=0), plain, again_gradient)
     # The head is not part of the hidden states; everything else learns.
     learns = jax.tree.map(lambda g: bool(jnp.any(g != 0)), plain["params"])
     assert not learns.pop("ff_out") and all(jax.tree.leaves(learns))

@@ -148,7 +148,7 @@ def test_the_files_use_every_choice_of_every_axis(toy):
 def test_a_run_in_bf16_with_rematerialisation_passes_its_own_start_check(toy, name):
     """Scores carry weights up to the length of a text, and bf16 rounds: the check must tell that from masks that are not shared."""
     method = toy.small(toy.named(name), num_iterations=2)
-    built = Built(toy, method, dtype="bfloat16", remat=True)
+    built = Built(toy, method, dtype="bfloat16", remat="full")
     advantage = toy.advantages(method, np.random.default_rng(1).random((2, 4)))
     batch = toy.batch(advantage)
     start_2BC = jax.device_get(make_start_scores(built.scorer, method)(built.variables, batch, jax.random.key(0)))

@@ -10,7 +10,7 @@ import pytest
 from d1jax.config import Config, RlConfig
 from d1jax.config.parse import parse
 from d1jax.diffusion.rollout import Rollout
-from d1jax.rollouts.generate import Failures, Generator, fetch_and_grade
+from d1jax.rollouts.generate import Failures, Generator, fetch_and_grade, rollout_copy
 from d1jax.tasks.task import DataError
 from d1jax.training.context import build
 from d1jax.training.stage_log import Clock
@@ -79,7 +79,7 @@ def test_every_part_is_handed_over_before_the_first_is_graded_and_graded_before_
         rows = np.zeros((2, 3))
         return Rollout(*[rows] * 5, np.array([3, 3]), *[np.zeros(2)] * 2, rows), ({}, None)
 
-    monkeypatch.setattr("d1jax.rollouts.generate.jax.device_get", fetch)
+    monkeypatch.setattr("d1jax.models.sharding.fetch", fetch)
     monkeypatch.setattr("d1jax.rollouts.generate.decode.texts_of", lambda context, rollout: ["x", "y"])
     monkeypatch.setattr("d1jax.rollouts.generate.sharding.shard_batch", lambda mesh, x: x)
     rows = [{"n": n} for n in range(4)]
@@ -119,3 +119,19 @@ def test_a_stage_ends_where_nothing_can_be_rewarded_for_many_steps_and_counts_th
     failures.note(3, bad)
     with pytest.raises(DataError, match="rl step 4: no text of the last 2 steps could be rewarded.*boom"):
         failures.note(4, bad)
+
+
+@pytest.mark.parametrize("kept", ["gathered", "as_trained"])
+def test_weights_are_gathered_for_decoding_and_no_token_changes(tmp_path, kept):
+    settings = {**SMALL_RUN, **ROLLOUT, "run_dir": tmp_path, "mesh.data": 1, "mesh.fsdp": 4, "mesh.tensor": 2}
+    arguments = [f"--{key}={value}" for key, value in {**settings, "mesh.rollout_weights": kept}.items()]
+    context = build(parse(arguments))
+    with jax.set_mesh(context.mesh):
+        variables = start_variables(context, RunDirectory(tmp_path))
+        copy = rollout_copy(context, variables)
+        generate = Generator(context, context.config.rl)
+        prompts = generate.prompts(0)
+        texts = [jax.device_get(generate(weights, prompts, jax.random.key(3))[0]) for weights in (variables, copy)]
+    named = str([leaf.sharding.spec for leaf in jax.tree.leaves(copy)])
+    assert ("fsdp" in named) == (kept == "as_trained") and "tensor" in named
+    np.testing.assert_array_equal(texts[0].tokens_BC, texts[1].tokens_BC)

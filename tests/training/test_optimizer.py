@@ -11,6 +11,7 @@ from d1jax.training.optimizer import (
     TrainState,
     apply_gradient,
     bad_updates,
+    compiled_update,
     gradients,
     make_optimizer,
     make_schedule,
@@ -91,3 +92,38 @@ def test_bf16_weights_move_as_many_and_as_far_as_fp32_ones(learning_rate):
     moved = ends["bfloat16"] - np.asarray(weights, np.float32)
     assert (moved != 0).mean() > 0.99
     np.testing.assert_allclose(np.abs(moved).mean(), 50 * learning_rate, rtol=0.02)
+
+
+def updated(config, times=3):
+    """The state after some updates, compiled as the loops compile them."""
+    optimizer = make_optimizer(config, 10)
+    mesh = make_mesh(MeshConfig())
+    placed = jax.tree.map(lambda x: jax.device_put(x, replicated(mesh)), PARAMS)
+    state = new_state(optimizer, placed, mesh, config.offload)
+
+    @compiled_update(state)
+    def update(state, scale):
+        gradient = jax.tree.map(lambda x: scale * x, state.trainable)
+        return apply_gradient(optimizer, state, gradient, jnp.float32(1.0)), scale
+
+    for step in range(times):
+        state, _ = update(state, jnp.float32(1 + step))
+    return state, update
+
+
+def test_moments_that_wait_on_the_host_change_no_bit():
+    here, _ = updated(OptimizerConfig(weight_decay=0.1))
+    away, update = updated(OptimizerConfig(weight_decay=0.1, offload=True))
+    jax.tree.map(np.testing.assert_array_equal, here, away)
+    kinds = {x.sharding.memory_kind for x in jax.tree.leaves(away.optimizer) if x.ndim}
+    assert kinds == {"pinned_host"}
+    assert {x.sharding.memory_kind for x in jax.tree.leaves(away.trainable)} == {"device"}
+    assert update._cache_size() == 1, "what comes out fits what goes in"
+
+
+def test_the_first_moment_may_be_half_as_large():
+    full, _ = updated(OptimizerConfig())
+    half, _ = updated(OptimizerConfig(first_moment="bfloat16"))
+    dtypes = {str(x.dtype) for x in jax.tree.leaves(half.optimizer) if x.ndim}
+    assert dtypes == {"bfloat16", "float32"}
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), full.trainable, half.trainable)

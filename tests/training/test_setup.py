@@ -72,9 +72,9 @@ def config(init_from: Path | str = "", task: TaskConfig = TASK, **settings) -> C
 
 def test_the_architecture_of_a_checkpoint_is_adopted(write_checkpoint):
     directory, model, _ = write_checkpoint(qkv_bias=True, alignment="shifted", heads=4, kv_heads=2, max_positions=77)
-    mine = ModelConfig(remat=True, dtype="bfloat16")
+    mine = ModelConfig(remat="full", dtype="bfloat16")
     setup = set_up(config(directory, model=mine, lora=LoraConfig(rank=3)))
-    adopted = {**vars(model.config), "remat": True, "dtype": "bfloat16"}
+    adopted = {**vars(model.config), "remat": "full", "dtype": "bfloat16"}
     assert vars(setup.config.model) == vars(setup.model.config) == adopted
     assert setup.model.lora.rank == 3
 

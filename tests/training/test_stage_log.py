@@ -278,3 +278,26 @@ def selecting(path, keep_last=0):
 
 def test_spans():
     assert spans([1, 2, 3, 7, 9, 10]) == "1-3, 7, 9-10" and spans([]) == ""
+
+
+def test_metrics_that_the_devices_compute_are_written_one_step_late_and_before_a_checkpoint(tmp_path):
+    steps = {}
+    with journal_of(tmp_path) as journal:
+        journal._config = dataclasses.replace(journal._config, checkpoint_every=3)
+        journal.resume(START)
+        for step in range(1, 10):
+            on_device = {name: jnp.asarray(value, jnp.float32) for name, value in values(step).items()}
+            journal.log_metrics(step, on_device, watch=("loss",))
+            steps[step] = [row["step"] for row in read_metrics(tmp_path / "metrics.jsonl")][-1:]
+            journal.save_checkpoint(step, START)
+            if step % 3 == 0:
+                assert read_metrics(tmp_path / "metrics.jsonl")[-1]["step"] == step
+        assert journal.recent[-1]["loss"] == 9.0
+    assert steps == {1: [], 2: [1], 3: [2], 4: [3], 5: [4], 6: [5], 7: [6], 8: [7], 9: [9]}
+
+
+def test_metrics_that_are_asked_for_are_written(tmp_path):
+    with journal_of(tmp_path) as journal:
+        journal.resume(START)
+        journal.log_metrics(1, {"loss": jnp.float32(2.0), "nonfinite/in_a_row": 0}, watch=())
+        assert [row["loss"] for row in journal.recent] == [2.0]

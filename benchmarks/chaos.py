@@ -1,0 +1,149 @@
+"""Runs that are killed again and again, at random moments, end with the bits of one that was left alone.
+
+    python benchmarks/chaos.py --kills 200 --out benchmarks/results/chaos.json
+
+One small run has stages of every kind. Its command is started and, after a random time, killed (SIGKILL), asked to stop (SIGTERM), or
+killed and the newest checkpoint cut short; then the same command is started again, until it ends by itself. Then the next run, until there
+were so many. Compared with the run that was left alone is every metric but times, every kept row, sample and evaluation, and the digest of
+every array of every checkpoint.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from d1jax.files import write_json
+from d1jax.telemetry.metrics import read_metrics
+from d1jax.weights.checkpoints import RECORD
+
+CONFIG = """
+stages:
+  - {name: base, kind: sft}
+  - {name: sampled, kind: generate}
+  - {name: imitated, kind: sft, data: [task, sampled], steps: 4}
+  - {name: judge, kind: reward_model, data: [sampled]}
+  - {name: d1, kind: rl, reward_weights: {cells: 1, "model:judge": 0.5}}
+  - {name: vrpo, kind: preference}
+  - {name: after, kind: evaluate, samples: 2, rows: 8}
+  - {name: out, kind: export}
+task: {name: sudoku, train_rows: 64, eval_rows: 16}
+model: {width: 16, layers: 1, heads: 2, kv_heads: 2, mlp_width: 16, rope_theta: 100}
+sampler: {completion_length: 20, block_length: 20, steps: 2}
+sft: {steps: 8, batch_size: 16}
+generate: {prompts: 32, prompts_per_step: 8, num_generations: 4, accept: {}, keep_per_prompt: 0, reward_weights: {cells: 1}}
+reward_model: {steps: 4, batch_size: 8}
+rl: {steps: 6, prompts_per_step: 4, num_generations: 4, num_iterations: 2}
+preference: {steps: 4, prompts_per_step: 4, num_generations: 4, reward_weights: {cells: 1}}
+checkpoint_every: 2
+evaluation: {batch_size: 16, every: 2}
+compile_cache: programs
+"""
+WAYS = {"kill -9": 8, "SIGTERM": 1, "kill -9, newest checkpoint cut short": 1}  # how often
+LONGEST_SECONDS = 15.0
+
+
+def command(run: Path) -> list[str]:
+    return [sys.executable, "-m", "d1jax.train", "--config", "run.yaml", "--run_dir", run.name]
+
+
+def disturbed(run: Path, folder: Path, chance: random.Random, counts: Counter[str], most: int) -> int:
+    """Starts the command and stops it, until it ends by itself; returns how often it was stopped. `counts` is told how."""
+    stopped = 0
+    while True:
+        with open(folder / "log.txt", "a") as log:
+            running = subprocess.Popen(command(run), cwd=folder, stdout=log, stderr=log)
+        try:
+            # After so many times it is left alone, so that the count ends.
+            code = running.wait(chance.uniform(0, LONGEST_SECONDS) if sum(counts.values()) < most else None)
+        except subprocess.TimeoutExpired:
+            way = chance.choices(list(WAYS), list(WAYS.values()))[0]
+            running.send_signal(signal.SIGTERM if way == "SIGTERM" else signal.SIGKILL)
+            running.wait()
+            counts[way] += 1
+            stopped += 1
+            if "cut short" in way:
+                cut_newest(run, chance)
+            continue
+        if code != 0:
+            raise SystemExit(f"{run.name} ended with {code} after {stopped} stops; see {folder / 'log.txt'}")
+        return stopped
+
+
+def cut_newest(run: Path, chance: random.Random) -> None:
+    """Takes the second half of a file of the newest checkpoint away, as a lost disk cache would."""
+    steps = sorted((run / "checkpoints").glob("*/[0-9]*"), key=lambda path: path.stat().st_mtime)
+    files = [path for path in steps[-1].rglob("*") if path.is_file() and path.stat().st_size > 1] if steps else []
+    if files:
+        victim = chance.choice(files)
+        os.truncate(victim, victim.stat().st_size // 2)
+
+
+def left_by(run: Path) -> dict[str, Any]:
+    """What a run has left that must not depend on how often it was stopped."""
+    found: dict[str, Any] = {
+        "metrics": [
+            {name: value for name, value in row.items() if not name.startswith("time/")}
+            for row in read_metrics(run / "metrics.jsonl")
+        ]
+    }
+    for path in sorted(run.rglob("*")):
+        name = str(path.relative_to(run))
+        if name.startswith(("evaluations/", "generated/", "samples.jsonl", "data.json")) and path.is_file():
+            found[name] = path.read_text()
+        elif path.name == RECORD and path.parent.name.isdigit() and name.startswith("checkpoints/"):
+            found[name] = json.loads(path.read_text())["custom_metadata"]["digests"]
+        elif path.suffix == ".safetensors":
+            found[name] = path.read_bytes()
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=200)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--folder", type=Path, default=Path("/tmp/chaos"))
+    parser.add_argument("--out", type=Path)
+    given = parser.parse_args()
+    shutil.rmtree(given.folder, ignore_errors=True)
+    given.folder.mkdir(parents=True)
+    (given.folder / "run.yaml").write_text(CONFIG)
+    began = time.monotonic()
+    subprocess.run(command(given.folder / "alone"), cwd=given.folder, check=True, capture_output=True)
+    alone = left_by(given.folder / "alone")
+    chance, counts, runs = random.Random(given.seed), Counter(), []
+    while sum(counts.values()) < given.kills:
+        run = given.folder / f"run{len(runs)}"
+        stopped = disturbed(run, given.folder, chance, counts, given.kills)
+        found = left_by(run)
+        different = sorted(name for name in alone.keys() | found.keys() if alone.get(name) != found.get(name))
+        runs.append({"stopped": stopped, "different": different})
+        print(
+            f"{run.name}: stopped {stopped} times; {len(alone) - len(different)} of {len(alone)} equal {different}",
+            flush=True,
+        )
+        shutil.rmtree(run)
+    result = {
+        "stopped": dict(counts), "seed": given.seed, "compared": len(alone), "runs": runs,
+        "minutes": round((time.monotonic() - began) / 60, 1), "jax": version("jax"), "python": sys.version.split()[0],
+    }  # fmt: skip
+    print(json.dumps({name: value for name, value in result.items() if name != "runs"}))
+    if given.out:
+        write_json(given.out, result)
+    if any(one["different"] for one in runs):
+        raise SystemExit("some runs differ from the one that was left alone")
+
+
+if __name__ == "__main__":
+    main()

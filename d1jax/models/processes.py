@@ -1,0 +1,260 @@
+"""Several processes that train together, on JAX's own runtime: all of them run one program, on the same rows.
+
+What is on the devices is one array over all of them (models/sharding.py). What is on the host every process computes for itself, from
+equal inputs, so that all of them decide alike; texts, which take long to grade, are divided among them. The first process alone writes
+files and speaks; where one fails, all end with its message and its exit code.
+
+What is told among the hosts goes through the store of JAX's coordinator and not over the devices: these may be decoding the next texts.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import socket
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any, NoReturn
+
+import jax
+from jax._src.distributed import global_state  # the store of the coordinator has no public name
+
+from d1jax import files
+from d1jax.config import UserError
+
+COORDINATOR, COUNT, PLACE = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
+START_SECONDS = 300  # for all processes to be there
+SILENT_SECONDS = 60  # until a process that was killed is given up, and the others end
+LEAVE_SECONDS = 10  # for the others to hear of a failure
+LAST_SECONDS = 0.5  # between the word of the last other process and its end
+WAIT_MS = 1000
+FAILED = "d1jax/failed"
+
+_turn = itertools.count()
+_asks = True  # whether the others are there to be asked
+
+
+def start(seconds: int = START_SECONDS) -> None:
+    """Joins the other processes: those that the three variables name, or else those that JAX finds (Cloud TPU, SLURM, Open MPI,
+    Kubernetes). Before anything touches a device.
+
+    Raises UserError where there is nothing to join, or the first process cannot be reached. Where the first one waits in vain for others,
+    JAX's runtime ends it.
+    """
+    given = {name: os.environ[name] for name in (COORDINATOR, COUNT, PLACE) if os.environ.get(name)}
+    named = _named(given) if COUNT in given or PLACE in given else {}
+    if named:
+        told = f"process {given[PLACE]} of {given[COUNT]}, the first of which is at {given[COORDINATOR]}"
+        print(f"distributed: {told}, waits for the others, {seconds} s at most", file=sys.stderr, flush=True)
+        _reach(given[COORDINATOR], given[PLACE], seconds)
+    try:
+        jax.distributed.initialize(**named, initialization_timeout=seconds, heartbeat_timeout_seconds=SILENT_SECONDS)
+    except (ValueError, TypeError) as error:
+        raise UserError(
+            f"--distributed: JAX finds no cluster here ({error}); set {COORDINATOR} (host:port of the first process), {COUNT} and {PLACE}"
+        ) from None
+    if not is_first():
+        files.leave_to_another()
+        sys.stdout = sys.stderr = open(os.devnull, "w")  # one process speaks; failures go past this
+    threading.Thread(target=_watch, daemon=True).start()
+
+
+def _named(given: dict[str, str]) -> dict[str, Any]:
+    missing = [name for name in (COORDINATOR, COUNT, PLACE) if name not in given]
+    wrong = [name for name in (COUNT, PLACE) if name in given and not given[name].isdecimal()]
+    if missing or wrong:
+        problem = f"{missing[0]} is missing" if missing else f"{wrong[0]} = {given[wrong[0]]!r} is no number"
+        raise UserError(f"--distributed: {problem}; set all of {COORDINATOR}, {COUNT} and {PLACE}")
+    if int(given[PLACE]) >= int(given[COUNT]):
+        raise UserError(
+            f"--distributed: {PLACE} = {given[PLACE]}, but {COUNT} = {given[COUNT]}; places count from 0 to {int(given[COUNT]) - 1}"
+        )
+    if ":" not in given[COORDINATOR]:
+        raise UserError(f"--distributed: {COORDINATOR} = {given[COORDINATOR]!r} names no port; write host:port")
+    return {
+        "coordinator_address": given[COORDINATOR],
+        "num_processes": int(given[COUNT]),
+        "process_id": int(given[PLACE]),
+    }
+
+
+def _reach(address: str, own_place: str, seconds: int) -> None:
+    """Returns when the first process answers. The runtime itself would end this one with a trace of its own code."""
+    host, _, port = address.rpartition(":")
+    until = time.monotonic() + seconds
+    while own_place != "0":
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=1).close()
+            return
+        except (OSError, ValueError, OverflowError) as error:
+            if time.monotonic() > until or isinstance(error, ValueError | OverflowError | socket.gaierror):
+                raise UserError(
+                    f"--distributed: {COORDINATOR} = {address} does not answer ({error}); is it the address of the first process, and "
+                    "was that one started?"
+                ) from None
+            time.sleep(0.2)
+
+
+def count() -> int:
+    """How many processes there are."""
+    return global_state.num_processes if global_state.client is not None else 1
+
+
+def place() -> int:
+    """The place of this process among them, from 0 on."""
+    return global_state.process_id if global_state.client is not None else 0
+
+
+def is_first() -> bool:
+    """Whether this process writes and speaks; the only one does."""
+    return place() == 0
+
+
+def gathered(value: Any) -> list[Any]:
+    """This value of every process, by their places. All of them must ask; values are what JSON can hold, numbers to their last bit."""
+    if count() == 1:
+        return [value]
+    if not _asks:
+        raise RuntimeError("only the first process is here; the others would never answer")
+    client, turn = global_state.client, next(_turn)
+    client.key_value_set_bytes(_key(turn, place()), json.dumps(value, default=float).encode())  # of numpy, too
+    found = [json.loads(_waited_for(_key(turn, one))) for one in range(count())]
+    # That all have written this turn says that all have read the one before.
+    if turn:
+        client.key_value_delete(_key(turn - 1, place()))
+    return found
+
+
+def _key(turn: int, process: int) -> str:
+    return f"d1jax/{turn}/{process}"
+
+
+def _waited_for(key: str) -> bytes:
+    """What is stored under a key, however long that takes: a process that has died is noticed elsewhere."""
+    while True:
+        try:
+            return global_state.client.blocking_key_value_get_bytes(key, WAIT_MS)
+        except jax.errors.JaxRuntimeError as error:
+            if "DEADLINE_EXCEEDED" not in str(error):
+                raise
+
+
+def meet() -> None:
+    """Returns when all processes have come here: what the first one has written before is there for all."""
+    gathered(None)
+
+
+def first_only(function: Callable[[], Any]) -> Any:
+    """`function()` of the first process; None in the others, which wait for it."""
+    found = None
+    if is_first():
+        with _alone():
+            found = function()
+    meet()
+    return found
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    """In here this process must not ask the others, which wait for it already."""
+    global _asks
+    _asks = False
+    try:
+        yield
+    finally:
+        _asks = True
+
+
+def bounds(rows: int) -> list[int]:
+    """Where the parts of the processes begin, of work on so many rows, and where the last one ends."""
+    return [rows * process // count() for process in range(count() + 1)]
+
+
+def own_part(rows: int) -> slice:
+    """The rows that this process works on."""
+    return slice(*bounds(rows)[place() : place() + 2])
+
+
+def divided(function: Callable[[slice], list[Any]], rows: int) -> list[Any]:
+    """The list `function(slice of all rows)`, one entry a row, of which every process makes its own part; entries as in `gathered`."""
+    return list(itertools.chain.from_iterable(gathered(function(own_part(rows)))))
+
+
+def check_equal(named: dict[str, Any]) -> None:
+    """Raises UserError, in all processes, where something that all must have alike is not: {what it is called: its value}."""
+    for process, other in enumerate(gathered(named)):
+        different = [name for name in named if other.get(name) != named[name]]
+        if different:
+            name = different[0]
+            raise UserError(
+                f"--distributed: {name} is {other.get(name)!r} in process {process} and {named[name]!r} in process {place()}; start all "
+                "processes with the same configuration, data and versions"
+            )
+
+
+# -- the end ---------------------------------------------------------------------------------------------------------------
+
+
+def together(command: Callable[[Callable[[object, int], int]], int]) -> int:
+    """The exit code of `command(tell)` in a process that has started; `tell(problem, code)` ends all processes with that code.
+
+    An exception that the command does not tell of ends all of them with 1.
+    """
+    try:
+        code = command(fail)
+    except BaseException:
+        fail(traceback.format_exc(), 1)
+    jax.distributed.shutdown()
+    return code
+
+
+def fail(problem: object, code: int) -> NoReturn:
+    """Ends this process and all others with `code`; each says what the problem was. The first one to fail decides."""
+    with suppress(jax.errors.JaxRuntimeError):  # another one was first
+        global_state.client.key_value_set(FAILED, json.dumps([place(), code, str(problem)]))
+    with suppress(jax.errors.JaxRuntimeError):  # the coordinator has gone
+        _, code, _ = json.loads(global_state.client.blocking_key_value_get(FAILED, WAIT_MS))
+    _leave(problem, place(), code)
+
+
+def _watch() -> None:
+    """Ends this process when another one has failed, also where the main thread waits for it in a collective."""
+    while True:
+        try:
+            process, code, problem = json.loads(global_state.client.blocking_key_value_get(FAILED, WAIT_MS))
+        except jax.errors.JaxRuntimeError as error:
+            if "DEADLINE_EXCEEDED" in str(error):
+                continue
+            return
+        except AttributeError:
+            return  # shut down
+        if process != place():
+            _leave(problem, process, code)
+        return
+
+
+def _leave(problem: object, process: int, code: int) -> NoReturn:
+    """Says why, and ends. The first process, which keeps the store, is the last to go."""
+    print(f"error: process {process}: {problem}", file=sys.__stderr__, flush=True)
+    client = global_state.client
+    with suppress(jax.errors.JaxRuntimeError):
+        client.key_value_set(f"{FAILED}/{place()}", "left")
+    if is_first():
+        until = time.monotonic() + LEAVE_SECONDS
+        while time.monotonic() < until and len(_dir(client)) < count():
+            time.sleep(0.05)
+        time.sleep(LAST_SECONDS)
+    # No orderly end: the main thread may be in a collective that will never come back.
+    os._exit(code)
+
+
+def _dir(client: Any) -> list[Any]:
+    try:
+        return client.key_value_dir_get(f"{FAILED}/")
+    except jax.errors.JaxRuntimeError:
+        return []

@@ -1,0 +1,234 @@
+"""Several processes: they learn what one learns, decide alike, and end together, whichever of them fails."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from d1jax import train
+from d1jax.config import UserError
+from d1jax.config.parse import parse
+from d1jax.models import processes
+from d1jax.telemetry.metrics import read_metrics
+
+ROOT = Path(__file__).resolve().parents[2]
+FOUR_METHODS = """
+stages:
+  - {name: base, kind: sft}
+  - {name: d1, kind: rl}
+  - name: coupled
+    kind: rl
+    estimator: {name: coupled, counts: independent, low: 0.2, high: 0.8, full_mask: true}
+    prompt_mask: 0.0
+    advantage: rloo
+    loss_aggregation: group_bnpo
+    kl: {name: loss, coefficient: 0.01}
+  - name: espo
+    kind: rl
+    estimator: {name: coupled, samples: 2}
+    policy_loss: {name: ppo, level: sequence_mean, clip_low: 0.0004, clip_high: 0.0004}
+    kl: {name: loss, coefficient: 0.003, estimator: k2, level: sequence}
+    prompt_mask: 0.0
+  - {name: vrpo, kind: preference, writer: reference, estimator: {name: elbo, samples: 4}}
+  - {name: after, kind: evaluate, samples: 2, rows: 4}
+task: {name: sudoku, train_rows: 64, eval_rows: 16}
+model: {width: 16, layers: 1, heads: 4, kv_heads: 2, mlp_width: 16, rope_theta: 100}
+sampler: {completion_length: 20, block_length: 20, steps: 2}
+sft: {steps: 2, batch_size: 16}
+rl: {steps: 2, prompts_per_step: 4, num_generations: 4, num_iterations: 2, reward_weights: {clues: 1, cells: 1}}
+preference: {steps: 2, prompts_per_step: 8, num_generations: 4, reward_weights: {clues: 1, cells: 1}}
+checkpoint_every: 1
+evaluation: {batch_size: 16, every: 1}
+mesh: {data: 2, fsdp: 2, tensor: 2}
+"""
+
+SHORT = [
+    "--config", "run.yaml", "--run_dir", "run",
+    "--stages", "[{name: base, kind: sft}, {name: d1, kind: rl}]", "--rl.num_iterations", "1",
+]  # fmt: skip
+
+
+# -- in one process --------------------------------------------------------------------------------------------------------
+
+
+def test_one_process_asks_nobody():
+    assert processes.count() == 1 and processes.is_first()
+    assert processes.gathered({"a": 0.1}) == [{"a": 0.1}]
+    assert processes.divided(lambda some: list(range(10))[some], 10) == list(range(10))
+    assert processes.first_only(lambda: 3) == 3
+
+
+@given(rows=st.integers(0, 1000), count=st.integers(1, 17))
+def test_parts_cover_all_rows_once_and_differ_by_one_at_most(rows, count):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(processes, "count", lambda: count)
+        bounds = processes.bounds(rows)
+    sizes = np.diff(bounds)
+    assert (bounds[0], bounds[-1], len(sizes)) == (0, rows, count)
+    assert sizes.max() - sizes.min() <= 1
+
+
+@pytest.mark.parametrize(
+    "given, told",
+    [
+        ({"JAX_NUM_PROCESSES": "2"}, "JAX_COORDINATOR_ADDRESS is missing"),
+        ({"JAX_NUM_PROCESSES": "2", "JAX_COORDINATOR_ADDRESS": "h:1"}, "JAX_PROCESS_ID is missing"),
+        ({"JAX_NUM_PROCESSES": "two", "JAX_PROCESS_ID": "0", "JAX_COORDINATOR_ADDRESS": "h:1"}, "'two' is no number"),
+        ({"JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "2", "JAX_COORDINATOR_ADDRESS": "h:1"}, "count from 0 to 1"),
+        ({"JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "1", "JAX_COORDINATOR_ADDRESS": "host"}, "names no port"),
+        ({"JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "1", "JAX_COORDINATOR_ADDRESS": "localhost:9"}, "not answer"),
+        ({"JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "1", "JAX_COORDINATOR_ADDRESS": "localhost:port"}, "not answer"),
+        ({}, "JAX finds no cluster here"),
+    ],
+)
+def test_what_cannot_be_joined_is_named(monkeypatch, given, told):
+    for name in ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=told):
+        processes.start(seconds=1)
+
+
+def test_what_differs_between_processes_is_named(monkeypatch):
+    monkeypatch.setattr(processes, "gathered", lambda named: [named, {**named, "rl.steps": 3}])
+    with pytest.raises(UserError, match="rl.steps is 3 in process 1 and 2 in process 0"):
+        processes.check_equal({"seed": 0, "rl.steps": 2})
+
+
+# -- in two ----------------------------------------------------------------------------------------------------------------
+
+
+def start(arguments: Sequence[Sequence[str]], folder: Path) -> list[subprocess.Popen]:
+    """A process for each list of arguments of the training command, of four devices each."""
+    with socket.socket() as found:
+        found.bind(("localhost", 0))
+        port = found.getsockname()[1]
+    shared = {
+        "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "4", "JAX_DEFAULT_MATMUL_PRECISION": "highest",
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "PYTHONPATH": str(ROOT),
+        "JAX_COORDINATOR_ADDRESS": f"localhost:{port}", "JAX_NUM_PROCESSES": str(len(arguments)),
+    }  # fmt: skip
+    command = [sys.executable, "-m", "d1jax.train", "--distributed"]
+    return [
+        subprocess.Popen(
+            [*command, *own],
+            cwd=folder,
+            env={**os.environ, **shared, "JAX_PROCESS_ID": str(place)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )  # fmt: skip
+        for place, own in enumerate(arguments)
+    ]
+
+
+def ended(running: Sequence[subprocess.Popen]) -> tuple[list[int], list[str]]:
+    """(exit codes, what each wrote to standard error)."""
+    told = [one.communicate(timeout=400)[1] for one in running]
+    return [one.returncode for one in running], told
+
+
+def together(arguments: Sequence[str], folder: Path) -> tuple[list[int], list[str]]:
+    return ended(start([arguments, arguments], folder))
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory) -> Path:
+    """A folder with the run of two processes."""
+    folder = tmp_path_factory.mktemp("two")
+    (folder / "run.yaml").write_text(FOUR_METHODS)
+    codes, told = together(["--config", "run.yaml", "--run_dir", "two"], folder)
+    assert codes == [0, 0], told
+    assert "continues" not in told[0] and "sft" not in told[1], "one process speaks"
+    return folder
+
+
+def assert_alike(ours: Path, theirs: Path, tolerance: float) -> None:
+    """Two runs have the same metrics, times aside, and the same texts."""
+    rows, others = read_metrics(ours / "metrics.jsonl"), read_metrics(theirs / "metrics.jsonl")
+    assert [(row["stage"], row["step"]) for row in rows] == [(row["stage"], row["step"]) for row in others]
+    for row, other in zip(rows, others, strict=True):
+        names = {name for name in row if not name.startswith("time/") and name != "stage"}
+        assert row.keys() == other.keys()
+        for name in names:
+            np.testing.assert_allclose(row[name], other[name], rtol=tolerance, atol=tolerance, err_msg=name)
+    for file in ("samples.jsonl", "evaluations/after.sampled.jsonl"):
+        assert (ours / file).read_text() == (theirs / file).read_text()
+
+
+def test_two_processes_learn_what_one_learns(two):
+    train.run(parse(["--config", str(two / "run.yaml"), "--run_dir", str(two / "one")]))
+    assert_alike(two / "two", two / "one", 1e-5)
+
+
+def test_devices_that_are_cut_otherwise_learn_the_same(two):
+    cut = ["--mesh.data", "1", "--mesh.fsdp", "2", "--mesh.tensor", "4"]
+    train.run(parse(["--config", str(two / "run.yaml"), "--run_dir", str(two / "cut"), *cut]))
+    assert_alike(two / "two", two / "cut", 1e-5)
+
+
+@pytest.mark.parametrize("count, tolerance", [(2, 0.0), (1, 1e-5)])
+def test_a_run_that_was_cut_goes_on_with_two_processes_or_with_one(two, tmp_path, count, tolerance):
+    shutil.copytree(two / "two", tmp_path / "cut")
+    (tmp_path / "run.yaml").write_text(FOUR_METHODS)
+    for left in ("coupled", "espo", "vrpo", "after"):
+        for path in (tmp_path / "cut" / "evaluations").glob(f"{left}.*"):
+            path.unlink()
+    shutil.rmtree(tmp_path / "cut" / "checkpoints" / "coupled" / "2")
+    for left in ("espo", "vrpo"):
+        shutil.rmtree(tmp_path / "cut" / "checkpoints" / left)
+    if count == 1:
+        train.run(parse(["--config", str(tmp_path / "run.yaml"), "--run_dir", str(tmp_path / "cut")]))
+    else:
+        codes, told = together(["--config", "run.yaml", "--run_dir", "cut"], tmp_path)
+        assert codes == [0, 0], told
+    assert_alike(two / "two", tmp_path / "cut", tolerance)
+
+
+def test_processes_with_different_settings_say_which(tmp_path):
+    (tmp_path / "run.yaml").write_text(FOUR_METHODS)
+    flags = ["--config", "run.yaml", "--run_dir", "run"]
+    codes, told = ended(start([[*flags, "--rl.steps", "2"], [*flags, "--rl.steps", "3"]], tmp_path))
+    assert codes == [2, 2]
+    assert all("rl.steps is 3 in process 1 and 2 in process 0" in one or "rl.steps is 2 in" in one for one in told)
+    assert not (tmp_path / "run").exists()
+
+
+def test_one_that_is_asked_to_stop_stops_both_and_they_continue(tmp_path):
+    (tmp_path / "run.yaml").write_text(FOUR_METHODS)
+    running = start([SHORT, SHORT], tmp_path)
+    until = time.monotonic() + 300
+    while not (tmp_path / "run" / "checkpoints" / "base").exists() and time.monotonic() < until:
+        time.sleep(0.1)
+    running[1].send_signal(signal.SIGTERM)
+    codes, told = ended(running)
+    assert codes == [143, 143], told
+    codes, told = together(SHORT, tmp_path)
+    assert codes == [0, 0], told
+    rows = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    assert [(row["stage"], row["step"]) for row in rows] == [("base", 1), ("base", 2), ("d1", 1), ("d1", 2)]
+
+
+def test_a_task_that_fails_in_one_ends_both_with_its_words(tmp_path):
+    (tmp_path / "run.yaml").write_text(FOUR_METHODS)
+    (tmp_path / "mine.py").write_text(
+        "import os\nfrom d1jax.tasks.sudoku import Sudoku\n\nclass Mine(Sudoku):\n    def grade(self, row, text):\n"
+        "        if os.environ['JAX_PROCESS_ID'] == '1' and text:\n            raise RuntimeError('only here')\n"
+        "        return super().grade(row, text)\n"
+    )
+    codes, told = together([*SHORT, "--task.name", "mine.py:Mine"], tmp_path)
+    assert codes == [2, 2], told
+    assert all("process 1" in one and "only here" in one for one in told)
