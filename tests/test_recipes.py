@@ -82,7 +82,8 @@ def test_rollout_and_update_lower(recipe):
     for program in programs:
         text = program.lower().as_text()
         assert program.name == "update" or "while" in text
-        assert not whole_parameters(program)  # none above 1 MiB
+        # None above 1 MiB; the copy that the sampler reads is gathered on purpose.
+        assert program.name == "sampler" or not whole_parameters(program)
 
 
 # Those of a small model need no lowering: they are run.
