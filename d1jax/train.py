@@ -232,6 +232,10 @@ def _worth(worth: Mapping[str, float]) -> str:
         return (
             f"on {worth['steps']} held-out lines, of which {worth['right']:.1%} are right, {worth['accuracy']:.1%} are judged rightly; "
             f"{ranked}; calibration error {worth['calibration_error']:.3f}"
+            + "".join(
+                f"; of {one['pairs']} pairs of texts ({name}) {one['accuracy']:.1%} are ordered rightly"
+                for name, one in worth.get("texts", {}).items()
+            )
         )
     return (
         f"on {worth['pairs']} held-out pairs {worth['accuracy']:.1%} are ordered rightly, mean margin {worth['margin']:.2f}, "

@@ -1,8 +1,9 @@
-"""A reward model: the bidirectional backbone, and one number for each token of a text, whose mean is the text's score.
+"""A reward model: the bidirectional backbone, and one number for each token of a text.
 
-Every state sees the whole text, so no last token has to stand for it.
+A model of texts scores one by the mean over its tokens, a model of steps (a process reward model) by the chance that all its steps are
+right. Every state sees the whole text, so no last token has to stand for it.
 
-B rows, C completion columns, T columns of a canvas, D width.
+B rows, C completion columns, K most steps of a row, T columns of a canvas, D width.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from d1jax.data.tokenizers import SpecialTokens
@@ -46,6 +48,18 @@ def step_scores(score_BC: Array, step_BC: Array, length_B: Array, steps: int) ->
     return total_BK / jnp.maximum(jnp.sum(of_step_BCK, axis=1), 1)
 
 
+def text_score_of_steps(score_BC: np.ndarray, step_BC: np.ndarray, length_B: np.ndarray) -> np.ndarray:
+    """[B] float64: the chance that every step of the text is right, the product of sigmoid(score) over its steps.
+
+    Source: Lightman et al., arXiv 2305.20050.
+    """
+    steps_B = step_BC.max(axis=1, initial=0) + 1
+    score_BK = np.asarray(step_scores(score_BC, step_BC, length_B, int(steps_B.max(initial=1))), np.float64)
+    there_BK = np.arange(score_BK.shape[1])[None, :] < steps_B[:, None]
+    log_chance_BK = -np.logaddexp(0, -score_BK)
+    return np.exp(np.sum(log_chance_BK * there_BK, axis=1))
+
+
 @dataclass(frozen=True)
 class RewardModel:
     """A trained reward model on its devices."""
@@ -53,6 +67,7 @@ class RewardModel:
     model: Transformer
     variables: Variables
     special: SpecialTokens
+    of_steps: bool = False  # whether it has learnt to judge steps, and a text by them
 
     def scores(self, canvas: Canvas) -> Array:
         """[B], computed where the model lies; the call returns before that is done."""

@@ -22,13 +22,14 @@ def ready(stage: Stage, contexts: Mapping[str, Context], directory: RunDirectory
 
     def model(name: str) -> RewardModel:
         variables = in_model_dtype(reward_variables_at(seen, directory, name), seen.model.config)
-        return RewardModel(seen.model, variables, seen.tokenizer.special)
+        of_steps = is_stepwise(contexts[name].config, seen.config.stage(name))
+        return RewardModel(seen.model, variables, seen.tokenizer.special, of_steps)
 
-    of_steps = seen.config.step_model_of(stage)
+    judge = seen.config.step_model_of(stage)
     seen = dataclasses.replace(
         seen,
         reward_models={name: model(name) for name in seen.config.models_of(stage)},
-        step_model=model(of_steps) if of_steps else None,
+        step_model=model(judge) if judge else None,
     )
     if judged_by_name(seen.config, stage):
         return dataclasses.replace(seen, judged_sources=_judged(stage, contexts, directory))

@@ -18,14 +18,15 @@ from jax import Array
 
 from d1jax.config import RewardModelConfig
 from d1jax.data.order import RowOrder
+from d1jax.data.pairs import prompt_keys
 from d1jax.data.steps import StoredSteps
 from d1jax.data.tokenizers import SpecialTokens
 from d1jax.diffusion.canvas import Canvas
-from d1jax.diffusion.reward_model import RewardModel, step_scores, token_scores
+from d1jax.diffusion.reward_model import RewardModel, step_scores, text_score_of_steps, token_scores
 from d1jax.evaluation.statistics import wilson_interval
 from d1jax.models import sharding
 from d1jax.models.transformer import Transformer, Variables
-from d1jax.reward_model.loss import quality_of_steps, stepwise
+from d1jax.reward_model.loss import quality, quality_of_steps, stepwise
 from d1jax.reward_model.pairs import joined_canvas
 from d1jax.training.context import Context
 
@@ -104,15 +105,46 @@ def metrics(score_BK: Array, rows: Rows) -> dict[str, Array]:
 
 
 def measured(context: Context, variables: Variables, stored: StoredSteps, size: int) -> dict[str, Any]:
-    """`quality_of_steps` of held-out texts, with "ci95" of the accuracy, as if steps of one text were independent."""
+    """`quality_of_steps` of held-out texts, with "ci95" of the accuracy, as if steps of one text were independent; and under "texts" what
+    the scores of whole texts are worth, {which pairs: {"pairs", "accuracy", "ci95"}}."""
     judge = RewardModel(context.model, variables, context.tokenizer.special)
-    count, found = len(stored), []
+    count, of_steps, of_texts = len(stored), [], []
     for first in range(0, count, size):
         rows = stored.at(np.minimum(np.arange(first, first + size), count - 1))  # one program for all batches
         placed = sharding.shard_batch(context.mesh, canvas_of(rows))
         score_BC = np.asarray(sharding.fetch(judge.token_scores(placed)), np.float64)
-        found.append(np.asarray(step_scores(score_BC, rows.step_RC, rows.length_R, rows.label_RK.shape[1])))
-    score_RK = np.concatenate(found)[:count]
+        of_steps.append(np.asarray(step_scores(score_BC, rows.step_RC, rows.length_R, rows.label_RK.shape[1])))
+        of_texts.append(text_score_of_steps(score_BC, rows.step_RC, rows.length_R))
+    score_RK, text_R = np.concatenate(of_steps)[:count], np.concatenate(of_texts)[:count]
     known_RK = ~np.isnan(stored.label_RK)
     worth = quality_of_steps(score_RK[known_RK], stored.label_RK[known_RK])
-    return {**worth, "ci95": list(wilson_interval(worth["accuracy"] * worth["steps"], worth["steps"]))}
+    texts = {name: ordered(text_R, pairs) for name, pairs in pairs_of_texts(stored).items() if pairs}
+    return {**worth, "ci95": list(wilson_interval(worth["accuracy"] * worth["steps"], worth["steps"])), "texts": texts}
+
+
+def pairs_of_texts(stored: StoredSteps) -> dict[str, list[tuple[int, int]]]:
+    """The places of a better and a worse text of one problem, a pair a problem: the first one whose labelled steps are all right and the
+    first with a wrong one ("right and wrong"); the highest and the lowest share of right steps, where these differ ("best and worst")."""
+    known_R = np.sum(~np.isnan(stored.label_RK), axis=1)
+    share_R = np.nansum(stored.label_RK, axis=1) / np.maximum(known_R, 1)
+    by_prompt: dict[bytes, list[int]] = {}
+    for place, key in enumerate(prompt_keys(stored.texts)):
+        if known_R[place]:
+            by_prompt.setdefault(key, []).append(place)
+    right_wrong, best_worst = [], []
+    for places in by_prompt.values():
+        right, wrong = (
+            [place for place in places if share_R[place] == 1],
+            [place for place in places if share_R[place] < 1],
+        )
+        best, worst = max(places, key=share_R.__getitem__), min(places, key=share_R.__getitem__)
+        right_wrong += [(right[0], wrong[0])] if right and wrong else []
+        best_worst += [(best, worst)] if share_R[best] > share_R[worst] else []
+    return {"right and wrong": right_wrong, "best and worst": best_worst}
+
+
+def ordered(text_R: np.ndarray, pairs: Sequence[tuple[int, int]]) -> dict[str, Any]:
+    """{"pairs", "accuracy", "ci95"}: the share of the pairs whose better text, the first, scores higher; a tie is half."""
+    better_Q, worse_Q = text_R[np.array(pairs)].T
+    share = quality(better_Q, worse_Q)["accuracy"]
+    return {"pairs": len(pairs), "accuracy": share, "ci95": list(wilson_interval(share * len(pairs), len(pairs)))}

@@ -16,9 +16,11 @@ from jax import Array
 from d1jax.config.reward_model import MODEL
 from d1jax.config.training import SamplingConfig
 from d1jax.data.order import RowOrder
+from d1jax.data.steps import text_steps
 from d1jax.diffusion import decoding
 from d1jax.diffusion.canvas import Canvas
 from d1jax.diffusion.noise import KeyedNoise
+from d1jax.diffusion.reward_model import text_score_of_steps
 from d1jax.diffusion.rollout import Rollout
 from d1jax.evaluation import decode
 from d1jax.models import sharding
@@ -130,7 +132,7 @@ def fetch_and_grade(
         token_scores += [] if of_tokens is None else [of_tokens]
         clock.lap("time/rollout_s")
         written = decode.texts_of(context, fetched[-1])
-        by_model = {MODEL + name: np.asarray(values_B, np.float64) for name, values_B in scores.items()}
+        by_model = {MODEL + name: _of_texts(context, name, values, decoded) for name, values in scores.items()}
         rewards.append({**judge.parts(written, first=len(texts)), **by_model})
         texts += written
         clock.lap("time/reward_s")
@@ -141,15 +143,27 @@ def fetch_and_grade(
 
 
 def _asked(context: Context, prompts: Prompts, part: Rollout, index: int) -> tuple[dict[str, Array], Array | None]:
-    """({reward model: [B]}, [B, C] by the process reward model) of a part of a rollout batch, handed over to the devices."""
+    """({reward model: [B], or [B, C] of one that has learnt steps}, [B, C] by the model of `rl.supervision`) of a part of a rollout
+    batch, handed over to the devices."""
     if not context.reward_models and context.step_model is None:
         return {}, None
     size = part.tokens_BC.shape[0]
     some = slice(index * size, (index + 1) * size)
     prompt = (prompts.prompt_BP[some], prompts.prompt_length_B[some])
     canvas = Canvas(part.tokens_BC, *sharding.shard_batch(context.mesh, prompt))
-    of_texts = {name: model.scores(canvas) for name, model in context.reward_models.items()}
-    return of_texts, None if context.step_model is None else context.step_model.token_scores(canvas)
+    by_name = {
+        name: model.token_scores(canvas) if model.of_steps else model.scores(canvas)
+        for name, model in context.reward_models.items()
+    }
+    return by_name, None if context.step_model is None else context.step_model.token_scores(canvas)
+
+
+def _of_texts(context: Context, name: str, values: np.ndarray, part: Rollout) -> np.ndarray:
+    """[B]: the scores of texts by a reward model, whose values have come from the devices; the lines of a text are found on the host."""
+    if not context.reward_models[name].of_steps:
+        return np.asarray(values, np.float64)
+    step_BC = text_steps(part.tokens_BC, part.length_B, context.tokenizer)
+    return text_score_of_steps(values, step_BC, part.length_B)
 
 
 @dataclass

@@ -12,6 +12,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from hypothesis import given
@@ -94,6 +95,10 @@ def test_parts_cover_all_rows_once_and_differ_by_one_at_most(rows, count):
     ],
 )
 def test_what_cannot_be_joined_is_named(monkeypatch, given, told):
+    def nothing_found(**_):
+        raise ValueError("coordinator_address should be defined.")
+
+    monkeypatch.setattr(jax.distributed, "initialize", nothing_found)
     for name in ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"):
         monkeypatch.delenv(name, raising=False)
     for name, value in given.items():

@@ -139,9 +139,10 @@ def test_later_stages_ask_the_model_and_its_scores_are_those_of_a_pass_by_hand(t
     assert [stage["name"] for stage in summary["stages"]] == ["sft", "rl"], "a reward model is no policy"
 
 
-def test_rl_with_its_scores_equals_rl_with_the_same_numbers_from_a_file(tmp_path, monkeypatch):
+@pytest.mark.parametrize("loss", ["pairwise", "stepwise"])
+def test_rl_with_its_scores_equals_rl_with_the_same_numbers_from_a_file(tmp_path, monkeypatch, loss):
     stages = "[sft, {name: judge, kind: reward_model}, {name: rl, kind: rl, from: sft}]"
-    given = {**RL, "stages": stages, "reward_model.steps": 5}
+    given = {**RL, "stages": stages, "reward_model.steps": 5, "reward_model.loss": loss}
     table = {}
     graded = loop.fetch_and_grade
 
@@ -153,7 +154,8 @@ def test_rl_with_its_scores_equals_rl_with_the_same_numbers_from_a_file(tmp_path
         return rollout, found
 
     monkeypatch.setattr(loop, "fetch_and_grade", recording)
-    two = [{**pair, "prompt": "?!"[place % 2]} for place, pair in enumerate(PAIRS)]  # one can be held out
+    texts = PAIRS if loss == "pairwise" else [{"completions": ["a", "xb"], "labels": [True, False]}] * 60
+    two = [{**text, "prompt": "?!"[place % 2]} for place, text in enumerate(texts)]  # one can be held out
     assert command.main(settings(tmp_path, "model", two, **given, **{"rl.reward_weights": "{'model:judge': 1}"})) == 0
     file = tmp_path / "numbers.json"
     file.write_text(json.dumps(table))

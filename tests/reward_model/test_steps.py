@@ -12,10 +12,13 @@ import pytest
 import d1jax.train as command
 from d1jax.config import UserError
 from d1jax.config.parse import parse
+from d1jax.data.examples import Problems
+from d1jax.data.steps import StoredSteps
 from d1jax.data.tokenizers import ByteTokenizer
-from d1jax.diffusion.reward_model import step_scores
+from d1jax.diffusion.reward_model import step_scores, text_score_of_steps
 from d1jax.generation.rows import as_steps, write
 from d1jax.reward_model.loss import quality_of_steps, stepwise
+from d1jax.reward_model.steps import ordered, pairs_of_texts
 from d1jax.rl import loop
 from d1jax.telemetry.metrics import read_metrics
 from d1jax.training.context import build
@@ -50,6 +53,32 @@ def test_losses_and_scores_equal_plain_loops():
     np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
+def test_a_text_scores_as_the_chance_that_all_its_lines_are_right():
+    rng = np.random.default_rng(1)
+    tokens, length = rng.normal(size=(20, 9)).astype(np.float32), rng.integers(1, 10, 20)
+    breaks = rng.integers(0, 2, (20, 9))
+    step = np.array(
+        [[row[: min(place, n - 1)].sum() for place in range(9)] for row, n in zip(breaks, length, strict=True)]
+    )
+    expected = [
+        math.prod(1 / (1 + math.exp(-score[:n][of[:n] == line].mean())) for line in range(of[n - 1] + 1))
+        for score, of, n in zip(tokens, step, length, strict=True)
+    ]
+    np.testing.assert_allclose(text_score_of_steps(tokens, step, length), expected, rtol=1e-5)
+
+
+def test_pairs_of_texts_are_of_one_problem():
+    prompts = ["a", "a", "b", "b", "b", "c", "c"]
+    label = np.array([[1, 0], [1, 1], [0, 0], [1, 0], [np.nan, np.nan], [1, np.nan], [1, 1]])
+    rows = [{"prompt": prompt} for prompt in prompts]
+    prompt_RP = np.array([[ord(prompt)] for prompt in prompts])
+    texts = Problems(rows, prompt_RP, np.ones(7, int), np.zeros((7, 2), int), np.ones(7, bool))
+    found = pairs_of_texts(StoredSteps(texts, np.full(7, 2), np.zeros((7, 2), int), label))
+    assert found == {"right and wrong": [(1, 0)], "best and worst": [(1, 0), (3, 2)]}
+    worth = ordered(np.array([2.0, 1.0, 0.0, 3.0, 0.0, 0.0, 0.0]), found["best and worst"])
+    assert (worth["pairs"], worth["accuracy"]) == (2, 0.5) and worth["ci95"][0] < 0.5 < worth["ci95"][1]
+
+
 def test_what_a_model_is_worth_is_counted_over_steps():
     score, label = np.array([2.0, -1.0, 0.0, 3.0, -1.0]), np.array([1.0, 0.0, 1.0, 0.0, 1.0])
     worth = quality_of_steps(score, label)
@@ -72,6 +101,7 @@ def test_a_stage_learns_which_lines_are_right_and_resumes_exactly(tmp_path, inte
     assert rows[0]["loss"] == pytest.approx(math.log(2), rel=1e-5), "a head of zeros scores everything 0"
     worth = json.loads((tmp_path / "whole/evaluations/judge.reward_model.json").read_text())
     assert worth["steps"] == 12 and worth["accuracy"] == 1.0 and worth["ranked"] == 1.0
+    assert worth["texts"] == {}, "a prompt has one text"
     with interrupted("judge", 20):
         assert command.main(settings(tmp_path, "stopped", ROWS, **changes)) == 130
     assert command.main(settings(tmp_path, "stopped", ROWS, **changes)) == 0
