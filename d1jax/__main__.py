@@ -14,6 +14,7 @@ COMMANDS = {
     "generate": "prompt in, text out, with the denoising shown",
     "audit": "how good each likelihood estimator is on a run's own rollouts",
     "convert": "checkpoints between formats",
+    "fit": "will it fit into memory, and about how long does it take: from shapes alone",
     "lm_eval": "the tasks of EleutherAI's lm-evaluation-harness",
 }
 USER_MISTAKE = 2

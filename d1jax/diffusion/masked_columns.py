@@ -52,12 +52,15 @@ def apply_to_masked(
     return jax.tree.map(lambda x: reordered(x, jnp.argsort(order_BS, axis=1)), found)
 
 
-def column_chunk(rows: int, block: int, vocabulary: int) -> int:
-    """A divisor of the block: few enough columns that the logits fit LOGITS_PER_CHUNK, but a chunk is worth its turn."""
+def column_chunk(rows: int, block: int, vocabulary: int, platform: str | None = None) -> int:
+    """A divisor of the block: few enough columns that the logits fit LOGITS_PER_CHUNK, but a chunk is worth its turn.
+
+    platform: what the program will run on (None: what this process computes on).
+    """
     # Rows are cut over devices; each does a product of its own part.
     mesh = jax.sharding.get_abstract_mesh()
     rows = max(rows // (1 if mesh.empty else sharding.row_shards(mesh)), 1)
-    enough = ROWS_PER_PRODUCT.get(jax.default_backend(), 256)
+    enough = ROWS_PER_PRODUCT.get(platform or jax.default_backend(), 256)
     sizes = [size for size in range(1, block + 1) if block % size == 0]
     worth = (size for size in sizes if rows * size >= enough and rows * size * vocabulary >= LOGITS_PER_TURN)
     fast = next(worth, block)

@@ -32,15 +32,15 @@ RULES: dict[str, str | tuple[str, ...] | None] = {
 }
 
 
-def make_mesh(config: MeshConfig) -> Mesh:
-    """A mesh over all devices of this run.
+def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """A mesh over these devices; None: over all of this run.
 
     Raises UserError where the axes do not multiply to their number, where there is no device, and under JAX_ENABLE_X64: random
     draws and loop counters would be of 64 bits, and a seed would mean other masks and other texts.
     """
     _check_32_bits()
     try:
-        devices = jax.device_count()
+        count = jax.device_count() if devices is None else len(devices)
     except (RuntimeError, AssertionError) as error:  # JAX_PLATFORMS names a backend that is not there
         reason = str(error).strip().partition("\n")[0] or f"JAX_PLATFORMS = {os.environ.get('JAX_PLATFORMS')}"
         raise UserError(
@@ -48,13 +48,13 @@ def make_mesh(config: MeshConfig) -> Mesh:
         ) from None
     shape = [config.data, config.fsdp, config.tensor]
     fixed = math.prod(size for size in shape if size != -1)
-    if any(size == 0 or size < -1 for size in shape) or devices % fixed or (-1 not in shape and fixed != devices):
+    if any(size == 0 or size < -1 for size in shape) or count % fixed or (-1 not in shape and fixed != count):
         raise UserError(
-            f"config: mesh = data {shape[0]} x fsdp {shape[1]} x tensor {shape[2]} does not cover {devices} devices; use -1 for one axis"
+            f"config: mesh = data {shape[0]} x fsdp {shape[1]} x tensor {shape[2]} does not cover {count} devices; use -1 for one axis"
         )
-    shape = [devices // fixed if size == -1 else size for size in shape]
+    shape = [count // fixed if size == -1 else size for size in shape]
     # Auto: gathers over a sharded vocabulary raise in Explicit mode, which is the default axis type.
-    return jax.make_mesh(tuple(shape), AXES, axis_types=(AxisType.Auto,) * 3)
+    return jax.make_mesh(tuple(shape), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
 
 
 def check_mesh(mesh: Mesh) -> None:

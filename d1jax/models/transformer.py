@@ -251,7 +251,7 @@ def initialize(model: Transformer, key: Array, mesh: Mesh, collections: tuple[st
 
 def abstract_variables(model: Transformer, mesh: Mesh, collections: tuple[str, ...] = ("params",)) -> Variables:
     """The shape, dtype and placement of every variable, without making any."""
-    boxed = jax.eval_shape(partial(_init, model, collections), jax.random.key(0))
+    boxed = jax.eval_shape(partial(_init, model, collections), jax.eval_shape(jax.random.key, 0))
 
     def place(box: nn.LogicallyPartitioned) -> jax.ShapeDtypeStruct:
         placed = NamedSharding(mesh, sharding.spec(box.value.shape, box.names, mesh))

@@ -65,13 +65,32 @@ def new_state(optimizer: optax.GradientTransformation, trainable: Any, mesh: Mes
     are in the memory of the host (`optimizer.offload`).
     """
     trainable = jax.tree.map(lambda x: jnp.array(x, MASTER, copy=True), trainable)
-    shapes = jax.eval_shape(optimizer.init, trainable)
-    like = jax.tree.map(lambda x: x.sharding, trainable)
-    placement = optax.tree_map_params(
-        optimizer, lambda _, place: place, shapes, like, transform_non_params=lambda _: replicated(mesh)
-    )
-    state = TrainState(trainable, jax.jit(optimizer.init, out_shardings=placement)(trainable))
+    where = jax.tree.map(lambda x: x.sharding, abstract_state(optimizer, trainable, mesh).optimizer)
+    state = TrainState(trainable, jax.jit(optimizer.init, out_shardings=where)(trainable))
     return in_host_memory(state) if offload else state
+
+
+def abstract_state(
+    optimizer: optax.GradientTransformation, trainable: Any, mesh: Mesh, offload: bool = False
+) -> TrainState:
+    """The shape, dtype and placement of all that `new_state` makes, without making it; `trainable` may be shapes with placements."""
+    masters = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, MASTER, sharding=x.sharding), trainable)
+    shapes = jax.eval_shape(optimizer.init, masters)
+
+    def placed(shape: jax.ShapeDtypeStruct, like: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=like.sharding)
+
+    counters = jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated(mesh))
+    optimizer_state = optax.tree_map_params(
+        optimizer, placed, shapes, masters, transform_non_params=lambda x: placed(x, counters)
+    )
+    if offload:
+        optimizer_state = jax.tree.map(lambda x: placed(x, _away(x)) if x.ndim else x, optimizer_state)
+    return TrainState(masters, optimizer_state)
+
+
+def _away(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding.with_memory_kind(HOST))
 
 
 def in_host_memory(state: TrainState) -> TrainState:

@@ -40,14 +40,15 @@ class Setup(RunModel):
         return Sampler(self.model, self.config.sampler, special, temperature, record_entropy=record_entropy)
 
 
-def set_up(config: Config, saved: Path | None = None, mesh: Mesh | None = None) -> Setup:
+def set_up(config: Config, saved: Path | None = None, mesh: Mesh | None = None, runs: bool = True) -> Setup:
     """Mesh, tokenizer and model of a configuration. Raises UserError before anything is read or compiled.
 
     A model that starts from a checkpoint or a run takes its architecture and, where that is a published one, its tokenizer.
-    `saved` is the source directory of an existing run: then nothing else is looked up.
+    `saved` is the source directory of an existing run: then nothing else is looked up. `runs`: the devices of the mesh are there.
     """
     mesh = sharding.make_mesh(config.mesh) if mesh is None else mesh
-    attention.check(config.model, mesh)
+    if runs:
+        attention.check(config.model, mesh)
     origin = saved
     if saved is None and config.init_from:
         config = dataclasses.replace(config, init_from=str(Path(config.init_from).absolute()))
