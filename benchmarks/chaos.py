@@ -2,7 +2,7 @@
 
     python benchmarks/chaos.py --kills 200 --out benchmarks/results/chaos.json
 
-One small run has stages of every kind. Its command is started and, after a random time, killed (SIGKILL), asked to stop (SIGTERM), or
+One small run has stages of every kind. Its command is started and, after a random time of training, killed (SIGKILL), asked to stop (SIGTERM), or
 killed and the newest checkpoint cut short; then the same command is started again, until it ends by itself. Then the next run, until there
 were so many. Compared with the run that was left alone is every metric but times, every kept row, sample and evaluation, and the digest of
 every array of every checkpoint.
@@ -58,12 +58,16 @@ def command(run: Path) -> list[str]:
     return [sys.executable, "-m", "d1jax.train", "--config", "run.yaml", "--run_dir", run.name]
 
 
-def disturbed(run: Path, folder: Path, chance: random.Random, counts: Counter[str], most: int) -> int:
-    """Starts the command and stops it, until it ends by itself; returns how often it was stopped. `counts` is told how."""
+def disturbed(
+    run: Path, folder: Path, chance: random.Random, counts: Counter[str], during: Counter[str], most: int
+) -> int:
+    """Starts the command and stops it, until it ends by itself; returns how often it was stopped. `counts` is told how, `during` where."""
     stopped = 0
     while True:
-        with open(folder / "log.txt", "a") as log:
+        with open(folder / "log.txt", "w") as log:
             running = subprocess.Popen(command(run), cwd=folder, stdout=log, stderr=log)
+        while running.poll() is None and "settings from" not in (folder / "log.txt").read_text():
+            time.sleep(0.05)  # imports are no moment worth a kill
         try:
             # After so many times it is left alone, so that the count ends.
             code = running.wait(chance.uniform(0, LONGEST_SECONDS) if sum(counts.values()) < most else None)
@@ -73,12 +77,19 @@ def disturbed(run: Path, folder: Path, chance: random.Random, counts: Counter[st
             running.wait()
             counts[way] += 1
             stopped += 1
+            during[last_stage(run)] += 1
             if "cut short" in way:
                 cut_newest(run, chance)
             continue
         if code != 0:
             raise SystemExit(f"{run.name} ended with {code} after {stopped} stops; see {folder / 'log.txt'}")
         return stopped
+
+
+def last_stage(run: Path) -> str:
+    """The stage whose metrics came last."""
+    rows = read_metrics(run / "metrics.jsonl")
+    return rows[-1]["stage"] if rows else "before the first step"
 
 
 def cut_newest(run: Path, chance: random.Random) -> None:
@@ -122,10 +133,10 @@ def main() -> None:
     began = time.monotonic()
     subprocess.run(command(given.folder / "alone"), cwd=given.folder, check=True, capture_output=True)
     alone = left_by(given.folder / "alone")
-    chance, counts, runs = random.Random(given.seed), Counter(), []
+    chance, counts, during, runs = random.Random(given.seed), Counter(), Counter(), []
     while sum(counts.values()) < given.kills:
         run = given.folder / f"run{len(runs)}"
-        stopped = disturbed(run, given.folder, chance, counts, given.kills)
+        stopped = disturbed(run, given.folder, chance, counts, during, given.kills)
         found = left_by(run)
         # A stop leaves a checkpoint of a step that else has none.
         names = alone.keys() | {name for name in found if not name.startswith("checkpoints/")}
@@ -137,7 +148,7 @@ def main() -> None:
         )
         shutil.rmtree(run)
     result = {
-        "stopped": dict(counts), "seed": given.seed, "compared": len(alone), "runs": runs,
+        "stopped": dict(counts), "last_metrics_of": dict(during), "seed": given.seed, "compared": len(alone), "runs": runs,
         "minutes": round((time.monotonic() - began) / 60, 1), "jax": version("jax"), "python": sys.version.split()[0],
     }  # fmt: skip
     print(json.dumps({name: value for name, value in result.items() if name != "runs"}))
