@@ -2,10 +2,12 @@
 
     python benchmarks/chaos.py --kills 200 --out benchmarks/results/chaos.json
 
-One small run has stages of every kind. Its command is started and, after a random time of training, killed (SIGKILL), asked to stop (SIGTERM), or
-killed and the newest checkpoint cut short; then the same command is started again, until it ends by itself. Then the next run, until there
-were so many. Compared with the run that was left alone is every metric but times, every kept row, sample and evaluation, and the digest of
-every array of every checkpoint.
+One small run has stages of every kind. Its command is started and, after a random time of training, killed (SIGKILL), asked to stop
+(SIGTERM), or killed and the newest checkpoint cut short; then the same command is started again, until it ends by itself. Then the next
+run, until there were so many stops.
+
+Compared with the run that was left alone is every metric but times, every kept row, sample and evaluation, and the digest of every array of
+every checkpoint.
 """
 
 from __future__ import annotations

@@ -31,9 +31,9 @@ PROMPT = 256
 
 def one(topology: str) -> list[dict[str, Any]]:
     """The rows of one topology, in a process of its own: the number of virtual devices is fixed when JAX starts."""
-    from d1jax.planning.compiled import GIB, positions_with_logits, whole_parameters
-    from d1jax.planning.plan import judge, make_plan, read_config
-    from d1jax.planning.topology import parse_topology, prepare
+    from d1jax.fit.compiled import GIB, positions_with_logits, whole_parameters
+    from d1jax.fit.plan import judge, make_plan, read_config
+    from d1jax.fit.topology import parse_topology, prepare
 
     asked = parse_topology(topology)
     prepare(asked)

@@ -9,10 +9,10 @@ import pytest
 
 from d1jax.config.parse import parse
 from d1jax.data.tokenizers import SpecialTokens
+from d1jax.fit.compiled import whole_parameters
+from d1jax.fit.programs import PROGRAMS, Shapes, programs_of, variables_of
 from d1jax.models.sharding import make_mesh
 from d1jax.models.transformer import Transformer
-from d1jax.planning.compiled import whole_parameters
-from d1jax.planning.programs import PROGRAMS, Shapes, programs_of, variables_of
 from d1jax.training.setup import split
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"

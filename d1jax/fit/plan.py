@@ -12,11 +12,11 @@ from jax.sharding import Mesh
 from d1jax.config import Config, UserError
 from d1jax.config.parse import parse
 from d1jax.data.examples import tokenise
+from d1jax.fit.compiled import Compiled, compile_program, device_bytes
+from d1jax.fit.cost import Time, Work, estimated_temporaries, time_of, work_of
+from d1jax.fit.programs import Program, Shapes, programs_of
+from d1jax.fit.topology import Part, Topology, devices_of
 from d1jax.models import sharding
-from d1jax.planning.compiled import Compiled, compile_program, device_bytes
-from d1jax.planning.cost import Time, Work, estimated_temporaries, time_of, work_of
-from d1jax.planning.programs import Program, Shapes, programs_of
-from d1jax.planning.topology import Part, Topology, devices_of
 from d1jax.tasks import read_source
 from d1jax.training.context import check_rows_divide
 from d1jax.training.setup import Setup, make_task, set_up

@@ -20,11 +20,11 @@ import jax
 from d1jax.config import LoraConfig, ModelConfig, SamplerConfig
 from d1jax.diffusion.kv_cache import window_sizes
 from d1jax.diffusion.schedule import step_schedule
+from d1jax.fit.compiled import device_bytes
+from d1jax.fit.programs import Program
+from d1jax.fit.topology import Part
 from d1jax.models.sharding import row_shards
 from d1jax.models.token_logprobs import LOGITS_PER_CHUNK
-from d1jax.planning.compiled import device_bytes
-from d1jax.planning.programs import Program
-from d1jax.planning.topology import Part
 
 LINKS = "links between devices"
 REACHED = 0.3  # of a part's limit: the slow end of the range of times

@@ -10,12 +10,12 @@ import pytest
 
 from d1jax import fit
 from d1jax.config import LoraConfig, ModelConfig
+from d1jax.fit import compiled as planned
+from d1jax.fit import cost
+from d1jax.fit.plan import judge, make_plan, read_config
+from d1jax.fit.topology import GIB, parse_topology
 from d1jax.models.sharding import make_mesh
 from d1jax.models.transformer import Transformer, head_matrix, hidden_states, initialize, project
-from d1jax.planning import compiled as planned
-from d1jax.planning import cost
-from d1jax.planning.plan import judge, make_plan, read_config
-from d1jax.planning.topology import GIB, parse_topology
 from d1jax.training.optimizer import make_optimizer, new_state
 
 TINY = [

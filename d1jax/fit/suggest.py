@@ -12,11 +12,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from d1jax.config import Config, UserError
+from d1jax.fit.compiled import device_bytes
+from d1jax.fit.cost import estimated_temporaries
+from d1jax.fit.plan import Plan, Verdict, judge, make_plan, predicted_peak, read_config
+from d1jax.fit.topology import Topology
 from d1jax.models.sharding import row_shards
-from d1jax.planning.compiled import device_bytes
-from d1jax.planning.cost import estimated_temporaries
-from d1jax.planning.plan import Plan, Verdict, judge, make_plan, predicted_peak, read_config
-from d1jax.planning.topology import Topology
 
 CHECKED = 5  # suggestions that are compiled at most
 RANK = 128  # of adapters that are suggested, as in d1's recipes

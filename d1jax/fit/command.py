@@ -19,11 +19,11 @@ from collections.abc import Sequence
 
 from d1jax.config import UserError
 from d1jax.config.flags import asks_for_version, split_flags, version_text
-from d1jax.planning.compiled import Compiled
-from d1jax.planning.plan import check_stages, judge, make_plan, read_config
-from d1jax.planning.report import header, last_line, memory_table, notes, work_lines
-from d1jax.planning.suggest import CHECKED, shown, suggest
-from d1jax.planning.topology import of_this_machine, parse_topology, prepare
+from d1jax.fit.compiled import Compiled
+from d1jax.fit.plan import check_stages, judge, make_plan, read_config
+from d1jax.fit.report import header, last_line, memory_table, notes, work_lines
+from d1jax.fit.suggest import CHECKED, shown, suggest
+from d1jax.fit.topology import of_this_machine, parse_topology, prepare
 from d1jax.telemetry.command_line import FAILED, USER_MISTAKE, exit_code
 
 NAMES = ("topology", "prompt_length", "suggest")
@@ -92,7 +92,3 @@ def _yes(text: str) -> bool:
     if text not in ("yes", "no"):
         raise UserError(f"command line: --suggest {text!r} is not yes or no")
     return text == "yes"
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from d1jax.config import UserError
-from d1jax.planning.programs import Program
+from d1jax.fit.programs import Program
 from d1jax.training.optimizer import HOST
 
 GIB = 2**30

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from d1jax.planning.cost import LINKS, REACHED
-from d1jax.planning.plan import Plan, Verdict
-from d1jax.planning.topology import GIB
+from d1jax.fit.cost import LINKS, REACHED
+from d1jax.fit.plan import Plan, Verdict
+from d1jax.fit.topology import GIB
 
 COLUMNS = ("weights", "optimizer", "reference", "rows")
 DEFAULT_GPU_SHARE = 0.75  # of a GPU's memory, which JAX takes unless told otherwise
@@ -72,7 +72,7 @@ def notes(plan: Plan, verdicts: Sequence[Verdict]) -> list[str]:
     topology, found = plan.topology, []
     if any(verdict.is_estimate for verdict in verdicts):
         found.append(
-            "temporaries are an ESTIMATE by formula (planning/cost.py): programs were compiled for virtual CPU devices, because no "
+            "temporaries are an ESTIMATE by formula (fit/cost.py): programs were compiled for virtual CPU devices, because no "
             "compiler of these GPUs is here; weights, optimizer, reference and rows are exact, collectives are those on CPUs"
         )
     if topology.platform == "cpu":
