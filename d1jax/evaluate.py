@@ -25,6 +25,7 @@ python -m d1jax.evaluate --run runs/quickstart: the table of a run again, on its
 --run DIR --stage rl --step 20
 --checkpoint DIR/checkpoints/rl/20
 --out FILE.json               also write the table for programs
+--distributed                 joins the other processes of a cluster, each of which runs this very command (docs/running_on_clusters.md)
 --section.key VALUE           a setting of the run that evaluation reads, e.g. --sampler.steps 16 or --task.eval_rows 4096
 --version                     the version of d1jax
 """
@@ -40,13 +41,15 @@ from typing import Any
 import jax
 
 from d1jax.config import Config, UserError
-from d1jax.config.flags import asks_for_version, split_flags, version_text
+from d1jax.config.flags import asks_for_version, split_flags, split_switch, version_text
 from d1jax.config.parse import parse
+from d1jax.config.stored import flat
 from d1jax.evaluation import grade, summary
 from d1jax.evaluation.benchmark_command import put_benchmarks
 from d1jax.evaluation.regrade import regrade
 from d1jax.files import to_json, write_json
-from d1jax.telemetry.command_line import exit_code, output_file
+from d1jax.models import processes
+from d1jax.telemetry.command_line import exit_code, exit_code_of_all, output_file
 from d1jax.telemetry.terminal import printable
 from d1jax.training.callable_module import make_callable
 from d1jax.training.claim import changed_rows
@@ -73,7 +76,8 @@ def main(argv: Sequence[str]) -> int:
         return exit_code(lambda: _regrade(argv))
     if any(argument.partition("=")[0] in ("--model", "--tasks") for argument in argv):
         return exit_code(lambda: put_benchmarks(argv))
-    return exit_code(lambda: _evaluate(argv))
+    distributed, argv = split_switch(argv, "distributed")
+    return (exit_code_of_all if distributed else exit_code)(lambda: _evaluate(argv))
 
 
 def _regrade(argv: Sequence[str]) -> int:
@@ -117,6 +121,7 @@ def evaluate(own: dict[str, str], overrides: Sequence[str]) -> dict[str, Any]:
     source = run_source(path, stage, step)
     run = source.run
     config = parse(overrides, source.config, "evaluate", READS)
+    processes.check_equal({**own, **flat(config)})
     context = build(config, training=False, saved=run.source)
     check_same_model(context, source)
     if config.task == source.config.task:  # else other rows were asked for

@@ -38,7 +38,7 @@ from d1jax.preference import loop as preference
 from d1jax.reward_model import loop as reward_model
 from d1jax.rl import loop as rl
 from d1jax.sft import loop as sft
-from d1jax.telemetry.command_line import USER_MISTAKE, exit_code
+from d1jax.telemetry.command_line import USER_MISTAKE, exit_code, exit_code_of_all
 from d1jax.telemetry.metrics import MetricsLog
 from d1jax.telemetry.report.build import write_report
 from d1jax.telemetry.terminal import printable
@@ -70,15 +70,7 @@ def main(argv: Sequence[str]) -> int:
         print("\nerror: nothing to train; begin with --config configs/quickstart.yaml", file=sys.stderr)
         return USER_MISTAKE
     distributed, argv = split_switch(argv, "distributed")
-    if not distributed:
-        return exit_code(lambda: _train(argv), keeps=True)
-    code = exit_code(_join)
-    return code or processes.together(lambda tell: exit_code(lambda: _train(argv), keeps=True, tell=tell))
-
-
-def _join() -> int:
-    processes.start()
-    return 0
+    return (exit_code_of_all if distributed else exit_code)(lambda: _train(argv), keeps=True)
 
 
 def _train(argv: Sequence[str]) -> int:

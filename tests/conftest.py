@@ -85,6 +85,7 @@ THOROUGH = (
     "rl/test_update.py::test_inner_updates_meet_different_prompt_masks_for_every_accumulation",
     "models/test_processes.py::test_two_processes_learn",
     "models/test_processes.py::test_devices_that_are_cut",
+    "models/test_processes.py::test_two_processes_evaluate",
     "models/test_processes.py::test_a_run_that_was_cut",
     "models/test_processes.py::test_one_that_is_asked",
     "models/test_processes.py::test_a_task_that_fails",

@@ -11,6 +11,7 @@ import jax
 
 from d1jax.config import UserError
 from d1jax.config.errors import CannotSave, Diverged, Stopped
+from d1jax.models import processes
 from d1jax.tasks.task import DataError
 from d1jax.telemetry.terminal import printable
 
@@ -61,6 +62,16 @@ def exit_code(command: Callable[[], int], keeps: bool = False, tell: Callable[[o
     except KeyboardInterrupt:
         print(file=sys.stderr)
         return INTERRUPTED
+
+
+def exit_code_of_all(command: Callable[[], int], keeps: bool = False) -> int:
+    """As `exit_code`, of a command that several processes run together (--distributed): one that fails ends all with its code."""
+
+    def join() -> int:
+        processes.start()
+        return 0
+
+    return exit_code(join) or processes.together(lambda tell: exit_code(command, keeps, tell))
 
 
 def output_file(flag: str, text: str) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -116,8 +117,8 @@ def test_what_differs_between_processes_is_named(monkeypatch):
 # -- in two ----------------------------------------------------------------------------------------------------------------
 
 
-def start(arguments: Sequence[Sequence[str]], folder: Path) -> list[subprocess.Popen]:
-    """A process for each list of arguments of the training command, of four devices each."""
+def start(arguments: Sequence[Sequence[str]], folder: Path, module: str = "train") -> list[subprocess.Popen]:
+    """A process for each list of arguments of a command, of four devices each."""
     with socket.socket() as found:
         found.bind(("localhost", 0))
         port = found.getsockname()[1]
@@ -126,7 +127,7 @@ def start(arguments: Sequence[Sequence[str]], folder: Path) -> list[subprocess.P
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "PYTHONPATH": str(ROOT),
         "JAX_COORDINATOR_ADDRESS": f"localhost:{port}", "JAX_NUM_PROCESSES": str(len(arguments)),
     }  # fmt: skip
-    command = [sys.executable, "-m", "d1jax.train", "--distributed"]
+    command = [sys.executable, "-m", f"d1jax.{module}", "--distributed"]
     return [
         subprocess.Popen(
             [*command, *own],
@@ -183,6 +184,15 @@ def test_devices_that_are_cut_otherwise_learn_the_same(two):
     cut = ["--mesh.data", "1", "--mesh.fsdp", "2", "--mesh.tensor", "4"]
     train.run(parse(["--config", str(two / "run.yaml"), "--run_dir", str(two / "cut"), *cut]))
     assert_alike(two / "two", two / "cut", 1e-5)
+
+
+def test_two_processes_evaluate_what_was_trained(two):
+    flags = ["--run", "two", "--stage", "d1", "--out", "table.json"]
+    codes, told = ended(start([flags, flags], two, "evaluate"))
+    assert codes == [0, 0], told
+    (found,) = json.loads((two / "table.json").read_text())["stages"]
+    kept = json.loads((two / "two" / "summary.json").read_text())["stages"]
+    assert found == next(stage for stage in kept if stage["name"] == "d1")
 
 
 @pytest.mark.parametrize("count, tolerance", [(2, 0.0), (1, 1e-5)])
