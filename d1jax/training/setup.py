@@ -41,20 +41,20 @@ class Setup(RunModel):
 
 
 def set_up(config: Config, saved: Path | None = None, mesh: Mesh | None = None, runs: bool = True) -> Setup:
-    """Mesh, tokenizer and model of a configuration. Raises UserError before anything is read or compiled.
+    """Mesh, tokenizer and model of a configuration. Raises UserError before weights and rows are read.
 
     A model that starts from a checkpoint or a run takes its architecture and, where that is a published one, its tokenizer.
     `saved` is the source directory of an existing run: then nothing else is looked up. `runs`: the devices of the mesh are there.
     """
     mesh = sharding.make_mesh(config.mesh) if mesh is None else mesh
-    if runs:
-        attention.check(config.model, mesh)
     origin = saved
     if saved is None and config.init_from:
         config = dataclasses.replace(config, init_from=str(Path(config.init_from).absolute()))
         source = open_source(config.init_from, f"init_from {config.init_from!r}")
         origin = source.files
         config = dataclasses.replace(config, model=_adopt(config.model, source.model, config.init_from))
+    if runs:
+        attention.check(config.model, mesh)
     tokenizer = _tokenizer(config, origin)
     # A multiple of 8 divides over any small mesh.
     rows = config.model.vocab_size or -(-tokenizer.vocab_size // 8) * 8
