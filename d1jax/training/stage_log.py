@@ -142,6 +142,7 @@ class StageLog:
             + (f"going on from step {good}" if good else "no earlier one is there, so the stage begins again")
         )
         self._metrics.rewind(self._run.saved_steps(self._config.stage_names))
+        processes.meet()  # all read the metrics next, which the first one writes
 
     @property
     def recent(self) -> list[Mapping[str, float]]:
