@@ -161,7 +161,8 @@ class StageLog:
         now = time.perf_counter()
         values, self._began = {**values, "time/step_s": now - self._began}, now
         self._held = step, values, watch
-        if step == self.steps or not any(isinstance(value, Array) for value in values.values()):
+        computed = not any(isinstance(value, Array) for value in values.values())
+        if step == self.steps or computed or (self._profile is not None and self._profile.is_edge(step)):
             self._write_held()
         if self._profile is not None and (line := self._profile.done(step)):
             self.note(line)
