@@ -51,11 +51,19 @@ def step_scores(score_BC: Array, step_BC: Array, length_B: Array, steps: int) ->
 def text_score_of_steps(score_BC: np.ndarray, step_BC: np.ndarray, length_B: np.ndarray) -> np.ndarray:
     """[B] float64: the chance that every step of the text is right, the product of sigmoid(score) over its steps.
 
+    The score of a step is that of `step_scores`, by numpy: the devices are at the next texts, and would be waited for.
+
     Source: Lightman et al., arXiv 2305.20050.
     """
+    rows, columns = step_BC.shape
     steps_B = step_BC.max(axis=1, initial=0) + 1
-    score_BK = np.asarray(step_scores(score_BC, step_BC, length_B, int(steps_B.max(initial=1))), np.float64)
-    there_BK = np.arange(score_BK.shape[1])[None, :] < steps_B[:, None]
+    steps = int(steps_B.max(initial=1))
+    text_BC = (np.arange(columns)[None, :] < length_B[:, None]) & (step_BC >= 0)
+    place_N = (np.arange(rows)[:, None] * steps + step_BC)[text_BC]
+    total_BK = np.bincount(place_N, score_BC[text_BC], rows * steps).reshape(rows, steps)
+    count_BK = np.bincount(place_N, minlength=rows * steps).reshape(rows, steps)
+    score_BK = total_BK / np.maximum(count_BK, 1)
+    there_BK = np.arange(steps)[None, :] < steps_B[:, None]
     log_chance_BK = -np.logaddexp(0, -score_BK)
     return np.exp(np.sum(log_chance_BK * there_BK, axis=1))
 
