@@ -18,10 +18,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from d1jax.config import ModelConfig
 from d1jax.data.tokenizers import SpecialTokens
 from d1jax.diffusion.canvas import Canvas, through_first_end
 from d1jax.models.reward_head import HEAD
-from d1jax.models.transformer import Transformer, Variables, hidden_states
+from d1jax.models.transformer import Transformer, Variables, hidden_states, in_model_dtype
 
 
 def token_scores(model: Transformer, variables: Variables, canvas: Canvas) -> Array:
@@ -31,6 +32,12 @@ def token_scores(model: Transformer, variables: Variables, canvas: Canvas) -> Ar
     hidden_BCD = hidden_BTD[:, : canvas.completion_BC.shape[1]].astype(jnp.float32)
     head: Mapping[str, Any] = variables[HEAD]
     return hidden_BCD @ head["kernel"] + head["bias"]
+
+
+def served(variables: Variables, config: ModelConfig) -> Variables:
+    """The variables in the dtype of the activations, for many passes; the head stays in the fp32 in which it is applied."""
+    backbone = {name: value for name, value in variables.items() if name != HEAD}
+    return {**in_model_dtype(backbone, config), HEAD: variables[HEAD]}
 
 
 def text_scores(model: Transformer, variables: Variables, canvas: Canvas, special: SpecialTokens) -> Array:
