@@ -129,8 +129,13 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("/tmp/chaos"))
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
-    shutil.rmtree(given.folder, ignore_errors=True)
-    given.folder.mkdir(parents=True)
+    if given.folder.is_dir() and any(given.folder.iterdir()):
+        if not (given.folder / "run.yaml").exists():
+            raise SystemExit(
+                f"{given.folder} holds something else than an earlier time of this; choose another --folder"
+            )
+        shutil.rmtree(given.folder)
+    given.folder.mkdir(parents=True, exist_ok=True)
     (given.folder / "run.yaml").write_text(CONFIG)
     began = time.monotonic()
     subprocess.run(command(given.folder / "alone"), cwd=given.folder, check=True, capture_output=True)

@@ -43,7 +43,7 @@ from d1jax.telemetry.metrics import MetricsLog
 from d1jax.telemetry.report.build import write_report
 from d1jax.telemetry.terminal import printable
 from d1jax.telemetry.trackers import Trackers, check_trackers
-from d1jax.training.claim import check_data, claim
+from d1jax.training.claim import check_data, check_shared, claim
 from d1jax.training.context import Context, build, of_stages
 from d1jax.training.longer import make_longer
 from d1jax.training.redo import check_only, is_finished, later_stages
@@ -105,6 +105,7 @@ def run(config: Config, again_from: str = "", only: str = "") -> dict[str, Any]:
         processes.check_equal({f"the data of {name}": found for name, found in data.items()})
         _check_exports(config)
         directory, lock = processes.first_only(lambda: claim(config, again_from)) or _claimed(config)
+        check_shared(directory)
         trackers = Trackers(config.track if processes.is_first() else (), directory.path, plain(config))
         with lock, MetricsLog(directory.path, trackers) as metrics, jax.set_mesh(context.mesh):
             reported = bool(config.kinds - {"generate", "export"})

@@ -38,7 +38,7 @@ class ModelConfig:
     param_dtype: Literal["float32", "bfloat16", "float16"] = setting(
         "float32",
         "weights that are not trained (the base of an adapter), and exported ones; what is trained is kept in float32 (master "
-        "weights), and so are Adam's moments",
+        "weights)",
     )
     attention: Attention = setting(
         "auto",

@@ -139,10 +139,11 @@ def _shared(config: Config, command: Command) -> dict[str, Reader]:
     sources = [config.task.train, *config.task.eval_sets.values()]
     drawn_rows = any(source == "generated" or source.startswith("share:") for source in sources)
     adapted = Reader(config.lora.rank > 0, "lora.rank above 0")
+    written = any(not getattr(config.section_of(stage), "data", "") for stage in config.stages if stage.kind in SAMPLED)
     return {
         "task.seed": Reader(drawn_rows, "a source that is generated, or share:"),
         "mesh.rollout_weights": Reader(
-            config.mesh.fsdp != 1 and (command != "train" or bool(config.kinds & SAMPLED)),
+            config.mesh.fsdp != 1 and command == "train" and written,
             "mesh.fsdp, and a stage that samples",
         ),
         "profile.start": Reader(config.profile.steps > 0, "profile.steps above 0"),

@@ -18,10 +18,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from d1jax.config import ModelConfig
 from d1jax.data.tokenizers import SpecialTokens
 from d1jax.diffusion.canvas import Canvas, through_first_end
 from d1jax.models.reward_head import HEAD
-from d1jax.models.transformer import Transformer, Variables, hidden_states
+from d1jax.models.transformer import Transformer, Variables, hidden_states, in_model_dtype
 
 
 def token_scores(model: Transformer, variables: Variables, canvas: Canvas) -> Array:
@@ -31,6 +32,12 @@ def token_scores(model: Transformer, variables: Variables, canvas: Canvas) -> Ar
     hidden_BCD = hidden_BTD[:, : canvas.completion_BC.shape[1]].astype(jnp.float32)
     head: Mapping[str, Any] = variables[HEAD]
     return hidden_BCD @ head["kernel"] + head["bias"]
+
+
+def served(variables: Variables, config: ModelConfig) -> Variables:
+    """The variables in the dtype of the activations, for many passes; the head stays in the fp32 in which it is applied."""
+    backbone = {name: value for name, value in variables.items() if name != HEAD}
+    return {**in_model_dtype(backbone, config), HEAD: variables[HEAD]}
 
 
 def text_scores(model: Transformer, variables: Variables, canvas: Canvas, special: SpecialTokens) -> Array:
@@ -51,11 +58,19 @@ def step_scores(score_BC: Array, step_BC: Array, length_B: Array, steps: int) ->
 def text_score_of_steps(score_BC: np.ndarray, step_BC: np.ndarray, length_B: np.ndarray) -> np.ndarray:
     """[B] float64: the chance that every step of the text is right, the product of sigmoid(score) over its steps.
 
+    The score of a step is that of `step_scores`, by numpy: the devices are at the next texts, and would be waited for.
+
     Source: Lightman et al., arXiv 2305.20050.
     """
+    rows, columns = step_BC.shape
     steps_B = step_BC.max(axis=1, initial=0) + 1
-    score_BK = np.asarray(step_scores(score_BC, step_BC, length_B, int(steps_B.max(initial=1))), np.float64)
-    there_BK = np.arange(score_BK.shape[1])[None, :] < steps_B[:, None]
+    steps = int(steps_B.max(initial=1))
+    text_BC = (np.arange(columns)[None, :] < length_B[:, None]) & (step_BC >= 0)
+    place_N = (np.arange(rows)[:, None] * steps + step_BC)[text_BC]
+    total_BK = np.bincount(place_N, score_BC[text_BC], rows * steps).reshape(rows, steps)
+    count_BK = np.bincount(place_N, minlength=rows * steps).reshape(rows, steps)
+    score_BK = total_BK / np.maximum(count_BK, 1)
+    there_BK = np.arange(steps)[None, :] < steps_B[:, None]
     log_chance_BK = -np.logaddexp(0, -score_BK)
     return np.exp(np.sum(log_chance_BK * there_BK, axis=1))
 

@@ -126,16 +126,16 @@ def _ladder(plan: Plan, verdicts: Sequence[Verdict]) -> Iterator[list[Settings |
     failing = [verdict.program for verdict in verdicts if not verdict.fits]
     kinds = {stage.name: stage.kind for stage in config.stages}
     shards = row_shards(mesh)
-    for kind in dict.fromkeys(kinds[program.stage] for program in failing if program.name == "update"):
-        yield _micro_batches(
-            kind, [program.parts for program in failing if program.name == "update"][0], config, shards
-        )
+    updating = [program for program in failing if program.name == "update"]
+    for kind in dict.fromkeys(kinds[program.stage] for program in updating):
+        parts = max(program.parts for program in updating if kinds[program.stage] == kind)
+        yield _micro_batches(kind, parts, config, shards)
     sampling = [program for program in failing if program.name == "sampler"]
     if sampling and mesh.shape["fsdp"] > 1 and config.mesh.rollout_weights != "as_trained":
         yield [{"mesh.rollout_weights": "as_trained"}]
     for kind in dict.fromkeys(kinds[program.stage] for program in sampling):
         yield _fewer_rows(kind, config, shards)
-    if config.model.remat != "full" and any(program.name == "update" for program in failing):
+    if config.model.remat != "full" and updating:
         yield [{"model.remat": "full"}]
     if mesh.size > 1:
         yield _meshes(plan)

@@ -8,9 +8,8 @@ from functools import partial
 
 from d1jax.config import Stage
 from d1jax.data.examples import joined
-from d1jax.diffusion.reward_model import RewardModel
+from d1jax.diffusion.reward_model import RewardModel, served
 from d1jax.generation.rows import as_pairs, as_problems, as_steps
-from d1jax.models.transformer import in_model_dtype
 from d1jax.training.context import Context, Judged, is_stepwise, judged_by_name
 from d1jax.weights.run import RunDirectory
 from d1jax.weights.variables import reward_variables_at
@@ -21,7 +20,7 @@ def ready(stage: Stage, contexts: Mapping[str, Context], directory: RunDirectory
     seen = contexts[stage.name]
 
     def model(name: str) -> RewardModel:
-        variables = in_model_dtype(reward_variables_at(seen, directory, name), seen.model.config)
+        variables = served(reward_variables_at(seen, directory, name), seen.model.config)
         of_steps = is_stepwise(contexts[name].config, seen.config.stage(name))
         return RewardModel(seen.model, variables, seen.tokenizer.special, of_steps)
 

@@ -17,7 +17,7 @@ from d1jax.config import UserError
 from d1jax.data.examples import Problems
 from d1jax.data.pairs import StoredPairs, completed
 from d1jax.data.steps import StoredSteps, stored_steps
-from d1jax.files import write_json, write_jsonl
+from d1jax.files import is_writer, write_json, write_jsonl
 from d1jax.rollouts.rewards import tolerance
 from d1jax.training.context import Context
 from d1jax.weights.run import read_record, read_records
@@ -27,6 +27,8 @@ AGAIN = "move the file away, and the same command makes it again"
 
 def write(out: Path, rows: Sequence[Mapping[str, Any]], counts: Mapping[str, Any]) -> None:
     """Writes the rows, then beside them {"rows": how many, "sha256", and `counts`}, without which the stage has not finished."""
+    if not is_writer():  # whether the file is there yet is another process's matter
+        return
     write_jsonl(out, rows)
     digest = hashlib.sha256(out.read_bytes()).hexdigest()
     write_json(_record(out), {"rows": len(rows), "sha256": digest, **counts})

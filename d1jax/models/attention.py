@@ -191,7 +191,8 @@ def _splash_here(q_BTHh: Array, k_BTKh: Array, v_BTKh: Array, length_B: Array, i
 
 
 def check(config: ModelConfig, mesh: Mesh) -> None:
-    """Raises UserError where `model.attention` names what the devices do not have, or where what is chosen computes something else there.
+    """Raises UserError where `model.attention` names what the devices do not have, or where what is chosen does not run there or
+    computes something else.
 
     The comparison is with XLA in fp32, forward and backward, on a few random rows of different lengths; a second or two, and only where the
     choice is not XLA. Kernels of vendors have been wrong for single shapes and versions, without a word.
@@ -220,7 +221,13 @@ def check(config: ModelConfig, mesh: Mesh) -> None:
             return jnp.sum(mixed * weight), mixed
 
         of = jax.jit(jax.grad(value, has_aux=True), static_argnums=1)
-        found = of(arrays, name)
+        try:
+            found = of(arrays, name)
+        except (RuntimeError, NotImplementedError, ValueError) as error:  # an old GPU, a library that is missing
+            raise UserError(
+                f"config: model.attention = {config.attention} is {name} on this device ({platform}, {dtype}, heads of {head_size}), and "
+                f"does not run there ({str(error).strip().partition(chr(10))[0]}); set it to xla"
+            ) from None
         right = of([x.astype(jnp.float32) for x in arrays], "xla")
         far = max(jax.tree.leaves(jax.device_get(jax.tree.map(_distance, found, right))))
     if not far < TOLERANCE[dtype.itemsize]:

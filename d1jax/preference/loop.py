@@ -61,7 +61,7 @@ def train(context: Context, start: Variables, log: StageLog) -> Variables:
 
     # -- what is compiled once, and the state that moves
     trainable, frozen = split(with_adapter(context, start, log.stage))
-    trained_table(trainable, frozen, log.note)
+    trained_table(trainable, frozen, config.optimizer, log.note)
     optimizer = make_optimizer(config.optimizer, config.steps)
     schedule = make_schedule(config.optimizer, config.steps)
     state = new_state(optimizer, trainable, context.mesh, config.optimizer.offload)

@@ -47,7 +47,7 @@ def train(context: Context, start: Variables, log: StageLog) -> tuple[Variables,
     head = start.get(HEAD) or jax.device_put(new_head(context.model.config.width), sharding.replicated(context.mesh))
     trainable, frozen = split(with_adapter(context, {k: v for k, v in start.items() if k != HEAD}, log.stage))
     trainable = {**trainable, HEAD: head}
-    trained_table(trainable, frozen, log.note)
+    trained_table(trainable, frozen, config.optimizer, log.note)
     optimizer = make_optimizer(config.optimizer, config.steps)
     schedule = make_schedule(config.optimizer, config.steps)
     state = new_state(optimizer, trainable, context.mesh, config.optimizer.offload)

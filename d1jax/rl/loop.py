@@ -42,7 +42,7 @@ def train(context: Context, start: Variables, log: StageLog) -> Variables:
 
     # -- what is compiled once, and the state that moves
     trainable, frozen = split(with_adapter(context, start, log.stage))
-    trained_table(trainable, frozen, log.note)
+    trained_table(trainable, frozen, config.optimizer, log.note)
     optimizer = make_optimizer(config.optimizer, total_updates)
     schedule = make_schedule(config.optimizer, total_updates)
     state = new_state(optimizer, trainable, context.mesh, config.optimizer.offload)
@@ -56,7 +56,7 @@ def train(context: Context, start: Variables, log: StageLog) -> Variables:
     value_model = make_value_model(context, config, scorer, state.trainable, total_updates)
     if value_model.start is not None:
         held = sum(leaf.nbytes for leaf in jax.tree.leaves(value_model.start))
-        log.note(f"memory: the value model's weights and Adam's two moments in float32: {held / 1e9:.3g} GB more")
+        log.note(f"memory: the value model's weights and Adam's two moments: {held / 1e9:.3g} GB more")
     state, reference, value_state, first_step = _resumed(log, state, reference, value_model.start)
     log.notes(diagnostics.notes(config, sampler))
 

@@ -107,6 +107,8 @@ def reward_rows(
     judged, failures = _of_task(task, rows, texts, places)
     offered = {name for rewards in judged for name in rewards}
     functions = {name: found for name in names if name not in offered and (found := resolve(name)) is not None}
+    if not len(texts):  # the part of one of many processes: a user's own function need not know what to do with none
+        functions = {}
     missing = sorted(set(names) - offered - set(functions))
     if missing and any(judged):
         raise DataError(f"task {task.name!r}, row {places[0]}: no reward named {missing}; it gives {sorted(offered)}")
@@ -128,7 +130,7 @@ def reward_rows(
         parts_B[name] = np.array([_number(value) for value in values])
     # A text is rewarded by what its task says of it, where that is asked for, or by any function.
     own = set(names) & offered
-    rewarded_B = np.array([bool(own and rewards) for rewards in judged]) | (len(functions) > len(broken))
+    rewarded_B = np.array([bool(own and rewards) for rewards in judged], bool) | (len(functions) > len(broken))
     return Rewards(parts_B, [*broken, *failures], rewarded_B)
 
 

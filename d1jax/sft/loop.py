@@ -55,7 +55,7 @@ def train(context: Context, start: Variables, log: StageLog) -> Variables:
         )
 
     trainable, frozen = split(with_adapter(context, start, log.stage))
-    trained_table(trainable, frozen, log.note)
+    trained_table(trainable, frozen, config.optimizer, log.note)
     optimizer = make_optimizer(config.optimizer, config.steps)
     schedule = make_schedule(config.optimizer, config.steps)
     state = new_state(optimizer, trainable, context.mesh, config.optimizer.offload)

@@ -38,6 +38,8 @@ def exit_code(command: Callable[[], int], keeps: bool = False, tell: Callable[[o
     try:
         return command()
     except BrokenPipeError:  # the reader has gone: `d1jax convert inspect ... | head`
+        if tell is not told:  # others wait for this process
+            return tell("the reader of its output has gone", FAILED)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that the last flush has somewhere to go
         return FAILED if keeps else 0
     except (UserError, DataError) as error:
@@ -60,6 +62,8 @@ def exit_code(command: Callable[[], int], keeps: bool = False, tell: Callable[[o
         print(stopped, file=sys.stderr)
         return stopped.exit_code
     except KeyboardInterrupt:
+        if tell is not told:
+            return tell("interrupted", INTERRUPTED)
         print(file=sys.stderr)
         return INTERRUPTED
 

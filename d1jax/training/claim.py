@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import shutil
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
@@ -12,10 +13,12 @@ from typing import IO, Any
 from d1jax.config import Config, UserError
 from d1jax.config.stored import differences, from_yaml, to_yaml
 from d1jax.files import atomic_write, write_json
+from d1jax.models import processes
 from d1jax.training.longer import check_longer, only_longer
 from d1jax.training.redo import first_changed, later_stages, set_aside
 from d1jax.weights.run import RunDirectory, read_record
 
+SEEN_SECONDS = 90  # NFS may tell a machine of a file that another one has written half a minute late
 OURS = (".lock", "config.yaml.tmp")  # what a claim that was killed may leave
 
 
@@ -41,6 +44,22 @@ def claim(config: Config, again_from: str = "") -> tuple[RunDirectory, IO[str]]:
         lock.close()
         raise
     return run, lock
+
+
+def check_shared(run: RunDirectory) -> None:
+    """Raises UserError where this process does not see the run directory that the first one has claimed; all of them must ask."""
+    first, until = processes.gathered(_text_of(run.config))[0], time.monotonic() + SEEN_SECONDS
+    while _text_of(run.config) != first:
+        if time.monotonic() > until:
+            raise UserError(
+                f"--distributed: {str(run.config.absolute())!r}, which the first process has written, is not there or another file in "
+                f"process {processes.place()}; put run_dir on storage that all processes see, and start them in the same folder"
+            )
+        time.sleep(1)
+
+
+def _text_of(path: Path) -> str | None:
+    return path.read_text(encoding="utf-8") if path.exists() else None
 
 
 def _take_over(run: RunDirectory, config: Config, again_from: str) -> None:

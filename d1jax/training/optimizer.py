@@ -23,7 +23,7 @@ HOST = "pinned_host"  # memory that the device can copy from by itself
 
 class TrainState(NamedTuple):
     trainable: Any  # {"params": ...} or, under LoRA, {"lora": ...}; always fp32
-    optimizer: Any  # Adam's moments are fp32, like what they belong to
+    optimizer: Any  # Adam's moments: fp32, the first in `optimizer.first_moment`
 
 
 def make_schedule(config: OptimizerConfig, updates: int) -> optax.Schedule:
@@ -57,7 +57,7 @@ def make_optimizer(config: OptimizerConfig, updates: int) -> optax.GradientTrans
 
 
 def new_state(optimizer: optax.GradientTransformation, trainable: Any, mesh: Mesh, offload: bool = False) -> TrainState:
-    """The state before the first update: fp32 master weights and moments, placed like the parameters that they belong to.
+    """The state before the first update: fp32 master weights, and moments, placed like the parameters that they belong to.
 
     bf16 has 8 bits: at a learning rate of 1e-6 nearly every update of a weight is less than half a step of it and would be rounded away.
     So what is trained is kept in fp32, whatever dtype the weights came in; the model casts it to its own dtype where it

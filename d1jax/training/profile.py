@@ -18,6 +18,10 @@ class Profile:
         self._runs = False
         self._begin_after(first_step)
 
+    def is_edge(self, step: int) -> bool:
+        """Whether the window begins or ends behind this step: what the devices have not done by then is on its wrong side."""
+        return self._config.steps > 0 and step in (self._config.start, self._config.start + self._config.steps)
+
     def done(self, step: int) -> str:
         """Begins or ends the trace behind this step; returns a line for the log where it ended."""
         told = self.stop() if self._runs and step >= self._config.start + self._config.steps else ""

@@ -76,7 +76,7 @@ def set_aside(run: RunDirectory, old: Config, new: Config, name: str) -> list[st
 
 def left_by(run: RunDirectory, stage: str) -> list[Path]:
     """The files and directories that a stage has written."""
-    exact = [run.checkpoints(stage), run.collapsed(stage), run.damaged(stage), run.exported(stage)]
+    exact = [run.checkpoints(stage), run.collapsed(stage), run.damaged(stage), run.exported(stage), run.profile(stage)]
     named = [
         path
         for folder in ("evaluations", "generated", "exports")

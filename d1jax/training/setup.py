@@ -8,15 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from d1jax.config import Config, ModelConfig, TaskConfig, UserError
+from d1jax.config import Config, ModelConfig, OptimizerConfig, TaskConfig, UserError
 from d1jax.config.no_effect import no_effect
 from d1jax.data.tokenizers import ByteTokenizer, CharacterTokenizer, SmallTokenizer, Tokenizer
 from d1jax.diffusion.sampler import Sampler
 from d1jax.files import new_directory
 from d1jax.models import attention, lora, sharding
-from d1jax.models.transformer import Transformer, Variables, abstract_variables, initialize
+from d1jax.models.transformer import MASTER, Transformer, Variables, abstract_variables, initialize
 from d1jax.tasks import make
 from d1jax.tasks.task import Task
 from d1jax.weights.hf_directory import copy_companions, is_checkpoint
@@ -41,20 +42,20 @@ class Setup(RunModel):
 
 
 def set_up(config: Config, saved: Path | None = None, mesh: Mesh | None = None, runs: bool = True) -> Setup:
-    """Mesh, tokenizer and model of a configuration. Raises UserError before anything is read or compiled.
+    """Mesh, tokenizer and model of a configuration. Raises UserError before weights and rows are read.
 
     A model that starts from a checkpoint or a run takes its architecture and, where that is a published one, its tokenizer.
     `saved` is the source directory of an existing run: then nothing else is looked up. `runs`: the devices of the mesh are there.
     """
     mesh = sharding.make_mesh(config.mesh) if mesh is None else mesh
-    if runs:
-        attention.check(config.model, mesh)
     origin = saved
     if saved is None and config.init_from:
         config = dataclasses.replace(config, init_from=str(Path(config.init_from).absolute()))
         source = open_source(config.init_from, f"init_from {config.init_from!r}")
         origin = source.files
         config = dataclasses.replace(config, model=_adopt(config.model, source.model, config.init_from))
+    if runs:
+        attention.check(config.model, mesh)
     tokenizer = _tokenizer(config, origin)
     # A multiple of 8 divides over any small mesh.
     rows = config.model.vocab_size or -(-tokenizer.vocab_size // 8) * 8
@@ -162,7 +163,9 @@ def split(variables: Variables) -> tuple[Variables, Variables]:
     return {name: variables[name]}, {other: value for other, value in variables.items() if other != name}
 
 
-def trained_table(trainable: Variables, frozen: Variables, log: Callable[[str], None]) -> None:
+def trained_table(
+    trainable: Variables, frozen: Variables, optimizer: OptimizerConfig, log: Callable[[str], None]
+) -> None:
     """Logs every array that is trained, how many of all parameters they are, and the bytes of what training holds."""
     rows = lora.parameter_table(trainable)
     count, total = (
@@ -175,7 +178,10 @@ def trained_table(trainable: Variables, frozen: Variables, log: Callable[[str], 
     log(f"trained: {count:,} of {total:,} parameters ({count / total:.2%})")
     held = sum(leaf.nbytes for leaf in jax.tree.leaves(frozen))
     kinds = ", ".join(sorted({str(leaf.dtype) for leaf in jax.tree.leaves(frozen)})) or "none"
+    first = jnp.dtype(optimizer.first_moment)
+    dtypes = "float32" if first == MASTER else f"float32, the first one in {first}"
+    each = 3 * jnp.dtype(MASTER).itemsize + first.itemsize
     log(
-        f"memory: trained weights, their gradient and Adam's two moments in float32: {4 * 4 * count / 1e9:.3g} GB; "
+        f"memory: trained weights, their gradient and Adam's two moments in {dtypes}: {each * count / 1e9:.3g} GB; "
         f"frozen weights ({kinds}): {held / 1e9:.3g} GB; over all devices, without activations"
     )

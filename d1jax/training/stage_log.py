@@ -142,6 +142,7 @@ class StageLog:
             + (f"going on from step {good}" if good else "no earlier one is there, so the stage begins again")
         )
         self._metrics.rewind(self._run.saved_steps(self._config.stage_names))
+        processes.meet()  # all read the metrics next, which the first one writes
 
     @property
     def recent(self) -> list[Mapping[str, float]]:
@@ -160,7 +161,8 @@ class StageLog:
         now = time.perf_counter()
         values, self._began = {**values, "time/step_s": now - self._began}, now
         self._held = step, values, watch
-        if step == self.steps or not any(isinstance(value, Array) for value in values.values()):
+        computed = not any(isinstance(value, Array) for value in values.values())
+        if step == self.steps or computed or (self._profile is not None and self._profile.is_edge(step)):
             self._write_held()
         if self._profile is not None and (line := self._profile.done(step)):
             self.note(line)

@@ -235,7 +235,8 @@ def _digests(tree: Any) -> dict[str, str]:
 
 @jax.jit
 def _mixed_sums(leaves: list[Array]) -> list[Array]:
-    return [_mixed_sum(leaf) for leaf in leaves]
+    # What waits in the memory of the host (`optimizer.offload`) is brought to the device, which computes.
+    return [_mixed_sum(jax.device_put(leaf, jax.memory.Space.Device)) for leaf in leaves]
 
 
 def _mixed_sum(x: Array) -> Array:

@@ -186,8 +186,11 @@ def save_weights(
                 shards[file][name] = np.ascontiguousarray(sharding.fetch(_to_theirs(_kind(entry), array, index)))
                 bar.update(shards[file][name].nbytes)
                 missing[file].discard(name)
-                if not missing[file] and is_writer():
-                    save_file(shards.pop(file), beside / file, metadata={"format": "pt"})
+                if missing[file]:
+                    continue
+                whole = shards.pop(file)
+                if is_writer():
+                    save_file(whole, beside / file, metadata={"format": "pt"})
         if split.is_sharded:
             write_json(beside / INDEX, {"metadata": split.metadata, "weight_map": split.tensor_to_filename})
 

@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.util
 import re
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,7 @@ import pytest
 from d1jax import fit
 from d1jax.config import LoraConfig, ModelConfig
 from d1jax.fit import compiled as planned
-from d1jax.fit import cost
+from d1jax.fit import cost, suggest
 from d1jax.fit.plan import judge, make_plan, read_config
 from d1jax.fit.topology import GIB, parse_topology
 from d1jax.models.sharding import make_mesh
@@ -189,3 +190,15 @@ def test_memory_of_a_gpu_is_as_it_is_written():
     topology = parse_topology("gpu:8x80GiB")
     assert (topology.count, topology.part.memory, topology.part.name) == (8, 80 * GIB, "H100 80 GiB")
     assert topology.doubled.text == "gpu:16x80GiB" and parse_topology("v5e:2x4").doubled.text == "v5e:4x4"
+
+
+def test_micro_batches_are_made_smaller_and_never_larger(plan):
+    parts = {"sft": 1, "rl": 4}
+    failing = [
+        SimpleNamespace(fits=False, program=SimpleNamespace(name="update", stage=stage, parts=count))
+        for stage, count in parts.items()
+    ]
+    rungs = [options for options in suggest._ladder(plan, failing) if "grad_accumulation" in str(options)]
+    tried = [flag for options in rungs for option in options for flag in option.items()]
+    assert {name.partition(".")[0] for name, _ in tried} == {"sft"}, "16 rows over 8 devices have two parts at most"
+    assert all(int(value) > parts[name.partition(".")[0]] for name, value in tried)

@@ -208,3 +208,9 @@ def test_rows_of_several_sources_are_learnt_together(context, variables, tmp_pat
     np.testing.assert_array_equal(both.target_RC[: len(one)], one.target_RC)
     np.testing.assert_array_equal(both.target_RC[len(one) :, :20], context.train.target_RC)
     assert (both.target_RC[len(one) :, 20:] == context.tokenizer.special.end).all()
+
+
+def test_a_process_that_another_one_writes_for_does_not_look_for_the_file(monkeypatch, tmp_path):
+    monkeypatch.setattr("d1jax.files._writes", False)
+    rows.write(tmp_path / "keep.jsonl", [{"row": 0}], {})
+    assert list(tmp_path.iterdir()) == []

@@ -129,6 +129,14 @@ def test_a_kernel_that_the_device_lacks_is_refused():
     attention.check(ModelConfig(), make_mesh(MeshConfig()))
 
 
+def test_a_kernel_that_does_not_run_is_refused(monkeypatch):
+    monkeypatch.setattr(attention, "chosen", lambda name, *_: "cudnn" if name == "auto" else name)
+    with pytest.raises(
+        UserError, match=r"auto is cudnn on this device \(cpu.*does not run there \(.+\); set it to xla"
+    ):
+        attention.check(ModelConfig(width=16, heads=2, kv_heads=1), make_mesh(MeshConfig()))
+
+
 @pytest.mark.parametrize("wrong", [False, True])
 def test_a_kernel_that_computes_something_else_is_refused(monkeypatch, wrong):
     monkeypatch.setattr(attention, "chosen", lambda name, *_: "kernel" if name == "auto" else name)

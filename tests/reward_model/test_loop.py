@@ -13,7 +13,7 @@ from d1jax.config.reward_model import RewardModelConfig
 from d1jax.data.pairs import split_by_prompt
 from d1jax.data.tokenizers import SpecialTokens
 from d1jax.diffusion.canvas import Canvas
-from d1jax.diffusion.reward_model import RewardModel, text_scores
+from d1jax.diffusion.reward_model import RewardModel, served, text_scores, token_scores
 from d1jax.models.reward_head import HEAD
 from d1jax.rl import loop
 from d1jax.telemetry.metrics import read_metrics
@@ -194,3 +194,12 @@ def test_pairs_are_split_by_prompt(tmp_path):
     )
     with pytest.raises(UserError, match="texts of one prompt only"):
         split_by_prompt(held.where(lambda key: key == sorted(held.prompts())[0]), 0.1, 0)
+
+
+def test_a_model_that_is_served_scores_as_it_did_when_it_was_measured(tiny):
+    model, variables = tiny(dtype="bfloat16")
+    head = {"kernel": np.linspace(-1, 1, model.config.width, dtype=np.float32), "bias": np.float32(0.123456)}
+    stored = {**variables, HEAD: jax.tree.map(jax.numpy.asarray, head)}
+    canvas = Canvas(np.array([[3, 4, 5, 6]]), np.array([[1, 2]]), np.array([2]))
+    found = token_scores(model, served(stored, model.config), canvas)
+    np.testing.assert_array_equal(found, token_scores(model, stored, canvas))

@@ -89,3 +89,9 @@ def test_a_function_that_fails_beside_a_reward_that_works_stops_nothing(tmp_path
     beside = reward_rows(task, rows, texts, ["solved", *names])
     assert not alone.rewarded_B.any() and beside.rewarded_B.all() and beside.parts_B["solved"].all()
     assert len(alone.failures) == 1 and "boom" in alone.failures[0], "one line a function, not one a text"
+
+
+def test_the_part_of_a_process_that_has_no_texts_has_no_rewards():
+    found = reward_rows(Sudoku(), [], [], ["cells", "length_penalty:3"], [])
+    assert found.failures == [] and not found.rewarded_B.any()
+    assert all(values_B.shape == (0,) for values_B in found.parts_B.values())

@@ -76,3 +76,17 @@ def test_a_file_that_could_not_be_written_is_known_before_the_work(tmp_path):
     for path, message in ((tmp_path, "is a directory"), (tmp_path / "no" / "a.json", "there is no directory")):
         with pytest.raises(UserError, match=f"--out .*{message}"):
             output_file("--out", str(path))
+
+
+@pytest.mark.parametrize(("error", "code"), [(BrokenPipeError(), 1), (KeyboardInterrupt(), 130)])
+def test_processes_that_wait_are_told_of_every_end(error, code):
+    told = []
+
+    def command():
+        raise error
+
+    def tell(problem, code):
+        told.append(problem)
+        return code
+
+    assert exit_code(command, keeps=True, tell=tell) == code and len(told) == 1

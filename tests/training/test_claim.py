@@ -6,7 +6,9 @@ import os
 import pytest
 
 from d1jax.config import Config, RlConfig, TaskConfig, UserError
-from d1jax.training.claim import check_data, claim
+from d1jax.models import processes
+from d1jax.training import claim as claims
+from d1jax.training.claim import check_data, check_shared, claim
 from d1jax.weights.run import open_run, read_record
 
 
@@ -16,6 +18,21 @@ def test_new_directory_keeps_its_configuration(tmp_path):
     lock.close()
     assert open_run(run.path)[1] == config
     claim(config)[1].close()  # the same configuration may go on
+
+
+@pytest.mark.parametrize("there", [None, "seed: 1"])
+def test_a_process_that_does_not_see_the_run_directory_says_so(tmp_path, monkeypatch, there):
+    run, lock = claim(Config(run_dir=str(tmp_path / "run")))
+    lock.close()
+    check_shared(run)
+    monkeypatch.setattr(claims, "SEEN_SECONDS", -1)
+    monkeypatch.setattr(processes, "gathered", lambda _: ["seed: 0"])
+    if there is None:
+        run.config.unlink()
+    else:
+        run.config.write_text(there)
+    with pytest.raises(UserError, match="put run_dir on storage that all processes see"):
+        check_shared(run)
 
 
 def test_another_configuration_is_refused_and_named(tmp_path):

@@ -47,3 +47,9 @@ def test_a_trace_is_written(tmp_path):
     jax.block_until_ready(jax.jit(lambda x: x + 1)(jnp.ones(3)))
     assert "steps 2 on are in" in profile.done(2)
     assert list((tmp_path / "profiles").rglob("*.xplane.pb"))
+
+
+def test_the_devices_are_done_with_the_steps_before_and_in_the_window(tmp_path):
+    profile = Profile(ProfileConfig(2, 3), tmp_path, 0)
+    assert [step for step in range(9) if profile.is_edge(step)] == [2, 5]
+    assert not any(Profile(ProfileConfig(2, 0), tmp_path, 0).is_edge(step) for step in range(9))

@@ -27,7 +27,7 @@ def run(tmp_path):
         "checkpoints/sft/100/x", "checkpoints/again/9/x", "evaluations/sft.json", "evaluations/again.json",
         "evaluations/again.samples.jsonl",
         "evaluations/again.step5.json", "generated/keep.jsonl", "generated/keep.json", "evaluations/look.sampled.json",
-        "evaluations/look.sampled.jsonl", "damaged/again/3/x", "metrics.jsonl",
+        "evaluations/look.sampled.jsonl", "damaged/again/3/x", "profiles/again/x", "metrics.jsonl",
     ):  # fmt: skip
         file = directory.path / path
         file.parent.mkdir(parents=True, exist_ok=True)

@@ -79,6 +79,14 @@ def test_the_architecture_of_a_checkpoint_is_adopted(write_checkpoint):
     assert setup.model.lora.rank == 3
 
 
+def test_attention_is_checked_in_the_shapes_of_the_checkpoint(write_checkpoint, monkeypatch):
+    directory, model, _ = write_checkpoint(heads=4, kv_heads=2)
+    seen = []
+    monkeypatch.setattr("d1jax.models.attention.check", lambda model, mesh: seen.append(model))
+    set_up(config(directory))
+    assert [(one.width, one.heads, one.kv_heads) for one in seen] == [(model.config.width, 4, 2)]
+
+
 def test_saying_what_the_checkpoint_says_is_no_contradiction(write_checkpoint):
     directory, model, _ = write_checkpoint()
     assert set_up(config(directory, model=ModelConfig(width=16, heads=2))).model.config.width == 16

@@ -11,7 +11,7 @@ import pytest
 
 from d1jax.config import MeshConfig, OptimizerConfig, UserError
 from d1jax.models.sharding import make_mesh, shard_batch
-from d1jax.training.optimizer import make_optimizer, new_state
+from d1jax.training.optimizer import in_host_memory, make_optimizer, new_state
 from d1jax.weights import checkpoints
 from d1jax.weights.checkpoints import RECORD, Checkpoints, DamagedCheckpoint
 
@@ -33,6 +33,18 @@ def test_round_trip_is_exact_and_keeps_placement(tmp_path, state):
     jax.tree.map(np.testing.assert_array_equal, loaded["optimizer"], state.optimizer)
     assert loaded["trainable"]["params"]["wte"].sharding == example.trainable["params"]["wte"].sharding
     assert jax.tree.structure(loaded["optimizer"]) == jax.tree.structure(state.optimizer)
+
+
+def test_moments_that_wait_on_the_host_are_saved_and_loaded_to_there(tmp_path, state):
+    away = in_host_memory(state)
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, {"optimizer": away.optimizer})
+    loaded = checkpoints.load(1, {"optimizer": away.optimizer})["optimizer"]
+    jax.tree.map(np.testing.assert_array_equal, loaded, state.optimizer)
+    kinds = [[x.sharding.memory_kind for x in jax.tree.leaves(tree)] for tree in (loaded, away.optimizer)]
+    assert kinds[0] == kinds[1] and "pinned_host" in kinds[0]
+    here = Checkpoints(tmp_path).load(1, {"optimizer": state.optimizer})["optimizer"]
+    jax.tree.map(np.testing.assert_array_equal, here, state.optimizer)
 
 
 def test_part_of_a_checkpoint_can_be_loaded(tmp_path, state):
