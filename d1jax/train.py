@@ -88,9 +88,8 @@ def run(config: Config, again_from: str = "", only: str = "") -> dict[str, Any]:
     again_from: the stage from which on all is done again. only: the one stage that is run ("": all of them).
     """
     with StopRequest() as stop:
-        processes.check_equal(
-            {**flat(config), "the version of d1jax": __version__, "the version of JAX": jax.__version__}
-        )
+        versions = {"the version of d1jax": __version__, "the version of JAX": jax.__version__}
+        processes.check_equal({**flat(config), "--from": again_from, "--only": only, **versions})
         check_trackers(config.track)
         for name in filter(None, (again_from, only)):
             later_stages(config, name)  # names a stage

@@ -58,6 +58,12 @@ def start(seconds: int = START_SECONDS) -> None:
         raise UserError(
             f"--distributed: JAX finds no cluster here ({error}); set {COORDINATOR} (host:port of the first process), {COUNT} and {PLACE}"
         ) from None
+    except jax.errors.JaxRuntimeError as error:  # a port that is in use, two processes of one place
+        where = f" at {given[COORDINATOR]}" if named else ""
+        raise UserError(
+            f"--distributed: this process cannot join the others{where} ({str(error).partition(chr(10))[0]}); is the port free, and is "
+            f"{PLACE} of every process another one?"
+        ) from None
     if not is_first():
         files.leave_to_another()
         sys.stdout = sys.stderr = open(os.devnull, "w")  # one process speaks; failures go past this

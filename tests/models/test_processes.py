@@ -108,6 +108,26 @@ def test_what_cannot_be_joined_is_named(monkeypatch, given, told):
         processes.start(seconds=1)
 
 
+def test_a_port_in_use_is_named(monkeypatch):
+    with socket.socket() as taken:
+        taken.bind(("", 0))
+        taken.listen()
+        address = f"localhost:{taken.getsockname()[1]}"
+        for name, value in zip(
+            ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"), (address, "2", "0"), strict=True
+        ):
+            monkeypatch.setenv(name, value)
+        told = subprocess.run(
+            [sys.executable, "-m", "d1jax.train", "--distributed", "--seed", "0"],
+            env={**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"},
+            capture_output=True,
+            text=True,
+            timeout=200,
+        )
+    assert told.returncode == 2, told.stderr
+    assert f"cannot join the others at {address}" in told.stderr and "Traceback" not in told.stderr
+
+
 def test_what_differs_between_processes_is_named(monkeypatch):
     monkeypatch.setattr(processes, "gathered", lambda named: [named, {**named, "rl.steps": 3}])
     with pytest.raises(UserError, match="rl.steps is 3 in process 1 and 2 in process 0"):
@@ -219,6 +239,15 @@ def test_processes_with_different_settings_say_which(tmp_path):
     codes, told = ended(start([[*flags, "--rl.steps", "2"], [*flags, "--rl.steps", "3"]], tmp_path))
     assert codes == [2, 2]
     assert all("rl.steps is 3 in process 1 and 2 in process 0" in one or "rl.steps is 2 in" in one for one in told)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("flag", ["--only", "--from"])
+def test_processes_that_do_different_stages_say_so(tmp_path, flag):
+    (tmp_path / "run.yaml").write_text(FOUR_METHODS)
+    codes, told = ended(start([[*SHORT, flag, "base"], SHORT], tmp_path))
+    assert codes == [2, 2], told
+    assert all(f"{flag} is" in one for one in told)
     assert not (tmp_path / "run").exists()
 
 
