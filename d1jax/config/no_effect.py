@@ -139,13 +139,9 @@ def _shared(config: Config, command: Command) -> dict[str, Reader]:
     sources = [config.task.train, *config.task.eval_sets.values()]
     drawn_rows = any(source == "generated" or source.startswith("share:") for source in sources)
     adapted = Reader(config.lora.rank > 0, "lora.rank above 0")
-    written = any(not getattr(config.section_of(stage), "data", "") for stage in config.stages if stage.kind in SAMPLED)
     return {
         "task.seed": Reader(drawn_rows, "a source that is generated, or share:"),
-        "mesh.rollout_weights": Reader(
-            config.mesh.fsdp != 1 and command == "train" and written,
-            "mesh.fsdp, and a stage that samples",
-        ),
+        "mesh.rollout_weights": Reader(config.mesh.fsdp != 1 and command != "audit", "mesh.fsdp other than 1"),
         "profile.start": Reader(config.profile.steps > 0, "profile.steps above 0"),
         "lora.alpha": adapted,
         "lora.targets": adapted,

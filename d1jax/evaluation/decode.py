@@ -5,6 +5,7 @@ R problems, B rows at a time, C completion columns.
 
 from __future__ import annotations
 
+import jax
 import numpy as np
 from jax import Array
 from tqdm import tqdm
@@ -17,7 +18,7 @@ from d1jax.diffusion.rollout import Rollout, not_finite
 from d1jax.evaluation import decoding_order
 from d1jax.evaluation.decoding_order import FirstStep
 from d1jax.models import sharding
-from d1jax.models.transformer import Variables
+from d1jax.models.transformer import Variables, in_model_dtype
 from d1jax.training.context import Context
 
 
@@ -30,6 +31,7 @@ def decode(
     evaluations). Raises Diverged where the predictions are not finite: a score of
     such texts would be one of token 0.
     """
+    variables = decoding_copy(context, variables)
     size = context.config.evaluation.batch_size
     sampler = context.sampler(context.config.evaluation.temperature)
     key = context.key("evaluation") if key is None else key
@@ -45,6 +47,17 @@ def decode(
         if problem:
             raise Diverged(f"evaluation, batch from row {start}: {problem}")
     return Rollout(*(np.concatenate(arrays)[: len(problems)] for arrays in zip(*parts, strict=True)))
+
+
+def decoding_copy(context: Context, variables: Variables) -> Variables:
+    """The weights as the sampler reads them many times over: in the dtype of the activations, and not cut over fsdp any more.
+
+    Weights that stay cut (`mesh.rollout_weights: as_trained`) are gathered in every denoising step. No token changes by it.
+    """
+    copy = in_model_dtype(variables, context.model.config)
+    if context.config.mesh.rollout_weights == "as_trained":
+        return copy
+    return jax.device_put(copy, jax.tree.map(lambda x: sharding.gathered(x.sharding), copy))
 
 
 def look_ahead(context: Context, variables: Variables, problems: Problems) -> FirstStep:

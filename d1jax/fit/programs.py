@@ -248,7 +248,7 @@ def _sampler(
     rows = section.rows_at_a_time
     stored = {**frozen, **state.trainable}
     variables = _in_dtype(stored, config.model.dtype)
-    if config.mesh.rollout_weights != "as_trained":  # `rollout_copy`
+    if config.mesh.rollout_weights != "as_trained":  # `decoding_copy`
         variables = jax.tree.map(lambda x: _placed(x, gathered(x.sharding)), variables)
     masters, _ = _own(stored, variables)  # in another dtype or place than what is sampled from
     prompts = Prompts(shapes.rows(jnp.int32, rows, shapes.prompt_columns), shapes.rows(jnp.int32, rows))

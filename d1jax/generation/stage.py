@@ -20,11 +20,12 @@ import jax
 from d1jax.config import GenerateConfig
 from d1jax.data.tokenizers import Tokenizer
 from d1jax.diffusion.rollout import Rollout
+from d1jax.evaluation.decode import decoding_copy
 from d1jax.generation.filters import Text, dropped_by
 from d1jax.generation.rows import is_done, write
 from d1jax.generation.teacher import identity, same_tokens, with_teacher
 from d1jax.models.transformer import Variables
-from d1jax.rollouts.generate import Generator, Graded, Prompts, fetch_and_grade, rollout_copy
+from d1jax.rollouts.generate import Generator, Graded, Prompts, fetch_and_grade
 from d1jax.tasks.task import DataError
 from d1jax.training.context import Context
 from d1jax.training.stage_log import Clock
@@ -108,7 +109,7 @@ def run(context: Context, variables: Variables, stage: str, out: Path, stop: Sto
         teacher = {"teacher": identity(context, stage)}
         writer, variables = with_teacher(context, stage)
     generate = Generator(writer, config)
-    policy = rollout_copy(writer, variables)
+    policy = decoding_copy(writer, variables)
     if same_tokens(writer.tokenizer, context.tokenizer):
         context = writer  # what was decoded is what will be learnt
     wanted = config.prompts or len(context.train)

@@ -19,6 +19,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any, NoReturn
 
 import jax
@@ -72,6 +73,7 @@ def start(seconds: int = START_SECONDS) -> None:
 
 def _named(given: dict[str, str]) -> dict[str, Any]:
     missing = [name for name in (COORDINATOR, COUNT, PLACE) if name not in given]
+    port = given.get(COORDINATOR, "").rpartition(":")[2]
     wrong = [name for name in (COUNT, PLACE) if name in given and not given[name].isdecimal()]
     if missing or wrong:
         problem = f"{missing[0]} is missing" if missing else f"{wrong[0]} = {given[wrong[0]]!r} is no number"
@@ -80,7 +82,7 @@ def _named(given: dict[str, str]) -> dict[str, Any]:
         raise UserError(
             f"--distributed: {PLACE} = {given[PLACE]}, but {COUNT} = {given[COUNT]}; places count from 0 to {int(given[COUNT]) - 1}"
         )
-    if ":" not in given[COORDINATOR]:
+    if ":" not in given[COORDINATOR] or not port.isdecimal() or not 0 < int(port) < 2**16:
         raise UserError(f"--distributed: {COORDINATOR} = {given[COORDINATOR]!r} names no port; write host:port")
     return {
         "coordinator_address": given[COORDINATOR],
@@ -128,12 +130,27 @@ def gathered(value: Any) -> list[Any]:
     if not _asks:
         raise RuntimeError("only the first process is here; the others would never answer")
     client, turn = global_state.client, next(_turn)
-    client.key_value_set_bytes(_key(turn, place()), json.dumps(value, default=float).encode())  # of numpy, too
-    found = [json.loads(_waited_for(_key(turn, one))) for one in range(count())]
+    asked = _who_asks()
+    client.key_value_set_bytes(_key(turn, place()), json.dumps([asked, value], default=float).encode())  # of numpy, too
+    told = [json.loads(_waited_for(_key(turn, one))) for one in range(count())]
+    for process, (other, _) in enumerate(told):
+        if other != asked:
+            raise RuntimeError(
+                f"process {place()} is at {asked}, and process {process} at {other}: they no longer decide alike"
+            )
+    found = [one for _, one in told]
     # That all have written this turn says that all have read the one before.
     if turn:
         client.key_value_delete(_key(turn - 1, place()))
     return found
+
+
+def _who_asks() -> str:
+    """The place in the code that asks, which is one in all processes."""
+    frame = sys._getframe(1)
+    while frame.f_back is not None and frame.f_code.co_filename == __file__:
+        frame = frame.f_back
+    return f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno}"
 
 
 def _key(turn: int, process: int) -> str:

@@ -12,10 +12,11 @@ import jax
 import numpy as np
 from jax import Array
 
+from d1jax.evaluation.decode import decoding_copy
 from d1jax.models.transformer import Variables
 from d1jax.preference.loss import pairs_of
 from d1jax.rollouts import metrics
-from d1jax.rollouts.generate import Failures, Generator, fetch_and_grade, rollout_copy
+from d1jax.rollouts.generate import Failures, Generator, fetch_and_grade
 from d1jax.training.context import Context
 from d1jax.training.likelihood import RolloutBatch
 from d1jax.training.pair_order import PairOrder
@@ -51,7 +52,7 @@ class Written:
             self.context.config.preference.num_generations,
         )
         prompts = self.generate.prompts(step)
-        parts = self.generate(rollout_copy(context, writer), prompts, key)
+        parts = self.generate(decoding_copy(context, writer), prompts, key)
         rollout, graded = fetch_and_grade(context, config.reward_weights, prompts, parts, group, clock)
         self.log.notes(self.failures.note(step + 1, graded))
         pairs = pairs_of(graded.reward_QG)

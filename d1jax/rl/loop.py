@@ -16,6 +16,7 @@ import jax
 import numpy as np
 
 from d1jax.config import RlConfig
+from d1jax.evaluation.decode import decoding_copy
 from d1jax.evaluation.grade import watch
 from d1jax.models import sharding
 from d1jax.models.transformer import Variables
@@ -26,7 +27,7 @@ from d1jax.rl.reference import at_the_start, moved
 from d1jax.rl.update import Batch, make_update
 from d1jax.rl.value_model import make_value_model
 from d1jax.rollouts import metrics as rollout_metrics
-from d1jax.rollouts.generate import Failures, Generator, fetch_and_grade, rollout_copy
+from d1jax.rollouts.generate import Failures, Generator, fetch_and_grade
 from d1jax.training.context import Context
 from d1jax.training.likelihood import Scorer
 from d1jax.training.optimizer import TrainState, make_optimizer, make_schedule, new_state
@@ -69,7 +70,7 @@ def train(context: Context, start: Variables, log: StageLog) -> Variables:
 
         # -- rollout: G completions of each problem, by the policy in the dtype that it computes in
         prompts = generate.prompts(step)
-        policy = rollout_copy(context, {**frozen, **state.trainable})
+        policy = decoding_copy(context, {**frozen, **state.trainable})
         parts = generate(policy, prompts, rollout_key)
 
         # -- rewards, on the host, of each part of the batch while the next is decoded

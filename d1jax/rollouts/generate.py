@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-import jax
 import numpy as np
 from jax import Array
 
@@ -24,7 +23,7 @@ from d1jax.diffusion.reward_model import text_score_of_steps
 from d1jax.diffusion.rollout import Rollout
 from d1jax.evaluation import decode
 from d1jax.models import sharding
-from d1jax.models.transformer import Variables, in_model_dtype
+from d1jax.models.transformer import Variables
 from d1jax.rollouts.rewards import RewardFn, joined
 from d1jax.tasks.task import DataError, Row
 from d1jax.training.context import Context
@@ -88,17 +87,6 @@ class Generator:
         """The rollout as a likelihood looks at it; rows of equal mask id meet equal masks."""
         entropy_BC = rollout.entropy_BC if self.record_entropy else None
         return RolloutBatch(prompts.canvas(rollout), mask_ids_B, rollout.unmask_step_BC, entropy_BC)
-
-
-def rollout_copy(context: Context, variables: Variables) -> Variables:
-    """The weights as the sampler reads them many times over: in the dtype of the activations, and not cut over fsdp any more.
-
-    Weights that stay cut (`mesh.rollout_weights: as_trained`) are gathered in every denoising step. No token changes by it.
-    """
-    copy = in_model_dtype(variables, context.model.config)
-    if context.config.mesh.rollout_weights == "as_trained":
-        return copy
-    return jax.device_put(copy, jax.tree.map(lambda x: sharding.gathered(x.sharding), copy))
 
 
 class Graded(NamedTuple):

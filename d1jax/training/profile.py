@@ -16,6 +16,10 @@ class Profile:
     def __init__(self, config: ProfileConfig, directory: Path, first_step: int) -> None:
         self._config, self._directory = config, directory
         self._runs = False
+        if (
+            config.start < first_step < config.start + config.steps
+        ):  # a run that goes on within the window records the rest of it
+            self._begin()
         self._begin_after(first_step)
 
     def is_edge(self, step: int) -> bool:
@@ -39,6 +43,9 @@ class Profile:
     def _begin_after(self, step: int) -> None:
         if self._config.steps == 0 or step != self._config.start:
             return
+        self._begin()
+
+    def _begin(self) -> None:
         with suppress(RuntimeError):  # one that someone else has begun goes on
             jax.profiler.start_trace(str(self._directory), create_perfetto_trace=True)
             self._runs = True

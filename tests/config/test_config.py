@@ -720,17 +720,7 @@ IDLE = [
     ({"sampler.top_k": "5", "stages": "[sft]"}, "a temperature above 0"),
     ({"sampler.top_p": "0.5", "stages": "[sft]"}, "a temperature above 0"),
     ({"sampler.remasking.confidence_of": "sampling", "stages": "[sft]"}, "a temperature above 0, top_k or top_p"),
-    ({"mesh.rollout_weights": "as_trained"}, "mesh.fsdp, and a stage that samples"),
-    ({"mesh.rollout_weights": "as_trained", "mesh.fsdp": "2", "stages": "[sft]"}, "mesh.fsdp, and a stage that samples"),
-    (
-        {
-            "mesh.rollout_weights": "as_trained",
-            "mesh.fsdp": "2",
-            "preference.data": "task",
-            "stages": "[sft, preference]",
-        },
-        "mesh.fsdp, and a stage that samples",
-    ),
+    ({"mesh.rollout_weights": "as_trained"}, "mesh.fsdp other than 1"),
     ({"profile.start": "3"}, "profile.steps above 0"),
     ({"lora.alpha": "3"}, "lora.rank above 0"),
     ({"lora.targets": "[q_proj]"}, "lora.rank above 0"),

@@ -10,7 +10,8 @@ import pytest
 from d1jax.config import Config, RlConfig
 from d1jax.config.parse import parse
 from d1jax.diffusion.rollout import Rollout
-from d1jax.rollouts.generate import Failures, Generator, fetch_and_grade, rollout_copy
+from d1jax.evaluation.decode import decoding_copy
+from d1jax.rollouts.generate import Failures, Generator, fetch_and_grade
 from d1jax.tasks.task import DataError
 from d1jax.training.context import build
 from d1jax.training.stage_log import Clock
@@ -128,7 +129,7 @@ def test_weights_are_gathered_for_decoding_and_no_token_changes(tmp_path, kept):
     context = build(parse(arguments))
     with jax.set_mesh(context.mesh):
         variables = start_variables(context, RunDirectory(tmp_path))
-        copy = rollout_copy(context, variables)
+        copy = decoding_copy(context, variables)
         generate = Generator(context, context.config.rl)
         prompts = generate.prompts(0)
         texts = [jax.device_get(generate(weights, prompts, jax.random.key(3))[0]) for weights in (variables, copy)]

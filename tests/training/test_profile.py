@@ -23,7 +23,8 @@ def traces(monkeypatch):
         (2, 2, 0, 9, [2, 4]),
         (0, 1, 0, 9, [0, 1]),
         (8, 5, 0, 9, [8, None]),  # the stage ends before the window does
-        (2, 2, 3, 9, []),  # a run that goes on behind the start
+        (2, 2, 3, 9, [3, 4]),  # a run that goes on within the window
+        (2, 2, 4, 9, []),  # and behind it
         (5, 2, 5, 9, [5, 7]),
         (2, 0, 0, 9, []),
     ],
