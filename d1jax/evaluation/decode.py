@@ -55,7 +55,7 @@ def decoding_copy(context: Context, variables: Variables) -> Variables:
     Weights that stay cut (`mesh.rollout_weights: as_trained`) are gathered in every denoising step. No token changes by it.
     """
     copy = in_model_dtype(variables, context.model.config)
-    if context.config.mesh.rollout_weights == "as_trained":
+    if context.mesh.shape["fsdp"] == 1 or context.config.mesh.rollout_weights == "as_trained":
         return copy
     return jax.device_put(copy, jax.tree.map(lambda x: sharding.gathered(x.sharding), copy))
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import jax
 from jax.experimental import multihost_utils
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import AxisType, Mesh, NamedSharding, Sharding
 from jax.sharding import PartitionSpec as Spec
 
 from d1jax.config import MeshConfig, UserError
@@ -134,8 +134,10 @@ def fetch(tree: Any) -> Any:
     return jax.device_get(jax.tree.map(whole, tree))
 
 
-def gathered(placed: NamedSharding) -> NamedSharding:
-    """The same placement without the cut over fsdp."""
+def gathered(placed: Sharding) -> Sharding:
+    """The same placement without the cut over fsdp; of an array on one device (a policy of a notebook) that one."""
+    if not isinstance(placed, NamedSharding):
+        return placed
 
     def without(axes: str | tuple[str, ...] | None) -> str | tuple[str, ...] | None:
         names = (axes,) if isinstance(axes, str) else axes or ()
