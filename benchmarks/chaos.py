@@ -20,6 +20,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections import Counter
 from importlib.metadata import version
@@ -126,7 +127,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--folder", type=Path, default=Path("/tmp/chaos"))
+    parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "d1jax-chaos")
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
     if given.folder.is_dir() and any(given.folder.iterdir()):

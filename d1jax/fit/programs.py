@@ -9,7 +9,7 @@ B rows, C completion columns, P prompt columns, Q pairs.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -85,10 +85,8 @@ class Program:
     mesh: Mesh
     trace: Callable[[], jax.stages.Lowered]
     held: dict[str, Any]  # what its arguments are, every array once: weights, optimizer, reference, rows
-    twice: Any = field(
-        default=()
-    )  # arrays that are two of its arguments: the base of an adapter, shared with the reference
-    beside: Any = field(default=())  # arrays that lie in memory while it runs and are none of its arguments
+    twice: Any = ()  # arrays that are two of its arguments: the base of an adapter, shared with the reference
+    beside: Any = ()  # arrays that lie in memory while it runs and are none of its arguments
     rows: int = 0  # of the model's passes, over all devices
     columns: int = 0  # of completions
     prompt_columns: int = 0

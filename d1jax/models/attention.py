@@ -95,7 +95,7 @@ def _over(q_BTHh: Array, parts: Sequence[tuple[Array, Array, Array]]) -> Array:
             "BKGTh,BKSh->BKGTS", q_BKGTh, k_BSKh.swapaxes(1, 2), preferred_element_type=jnp.float32
         )
         scores.append(score_BKGTS * head_size**-0.5 + jnp.where(hidden_BS, HIDDEN, 0.0)[:, None, None, None, :])
-    most = [jnp.max(jax.lax.stop_gradient(score_BKGTS), axis=-1, keepdims=True) for score_BKGTS in scores]
+    most = [jnp.max(score_BKGTS, axis=-1, keepdims=True) for score_BKGTS in scores]
     weights = [jnp.exp(score_BKGTS - reduce(jnp.maximum, most)) for score_BKGTS in scores]
     mixed_BKGTh = sum(
         jnp.einsum(
@@ -114,8 +114,8 @@ def _over(q_BTHh: Array, parts: Sequence[tuple[Array, Array, Array]]) -> Array:
 def chosen(implementation: Attention, platform: str, dtype: DTypeLike, columns: int, head_size: int) -> str:
     """What computes the attention of so many query columns: "xla", "cudnn" or "splash".
 
-    auto: cuDNN's kernels on GPUs in half precision, JAX's splash kernel on TPUs from LONG columns on (below it XLA is as fast, and the
-    scores fit the memory), else XLA.
+    auto: cuDNN's kernels on GPUs in half precision, JAX's splash kernel on TPUs from LONG columns on (below it the scores take little
+    memory; which is faster there was not measured), else XLA.
     """
     if implementation != "auto":
         return implementation
@@ -142,9 +142,8 @@ def _splash(q_BTHh: Array, k_BTKh: Array, v_BTKh: Array, length_B: Array) -> Arr
         return _splash_here(q, k, v, length_B, interpret)[:, :columns]
     by_head = ("batch", None, "heads", None)
     of_q, of_k = (sharding.spec(x.shape, by_head, mesh) for x in (q, k))
-    if (
-        of_q[2] != of_k[2]
-    ):  # fewer key heads than parts: each device gets the one that it needs by having all of them repeated
+    if of_q[2] != of_k[2]:
+        # Fewer key heads than parts: repeated, each query head has its own, and both are cut alike.
         k, v = (jnp.repeat(x, heads // x.shape[2], axis=2) for x in (k, v))
         of_k = of_q
     of_length = sharding.spec(length_B.shape, ("batch",), mesh)

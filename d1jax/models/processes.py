@@ -52,7 +52,10 @@ def start(seconds: int = START_SECONDS) -> None:
     if named:
         told = f"process {given[PLACE]} of {given[COUNT]}, the first of which is at {given[COORDINATOR]}"
         print(f"distributed: {told}, waits for the others, {seconds} s at most", file=sys.stderr, flush=True)
-        _reach(given[COORDINATOR], given[PLACE], seconds)
+        if named["process_id"] == 0:
+            _check_free(given[COORDINATOR])
+        else:
+            _reach(given[COORDINATOR], seconds)
     try:
         jax.distributed.initialize(**named, initialization_timeout=seconds, heartbeat_timeout_seconds=SILENT_SECONDS)
     except (ValueError, TypeError) as error:
@@ -91,16 +94,28 @@ def _named(given: dict[str, str]) -> dict[str, Any]:
     }
 
 
-def _reach(address: str, own_place: str, seconds: int) -> None:
+def _check_free(address: str) -> None:
+    """Raises UserError where the first process could not listen: of a port in use, by itself or by another one that calls itself the
+    first, the runtime would say nothing, or crash."""
+    try:
+        socket.create_server(("", int(address.rpartition(":")[2]))).close()
+    except OSError as error:
+        raise UserError(
+            f"--distributed: the first process cannot listen at {COORDINATOR} = {address} ({error.strerror}); is the port free, and is "
+            f"{PLACE} = 0 in one process only?"
+        ) from None
+
+
+def _reach(address: str, seconds: int) -> None:
     """Returns when the first process answers. The runtime itself would end this one with a trace of its own code."""
     host, _, port = address.rpartition(":")
     until = time.monotonic() + seconds
-    while own_place != "0":
+    while True:
         try:
             socket.create_connection((host.strip("[]"), int(port)), timeout=1).close()
             return
-        except (OSError, ValueError, OverflowError) as error:
-            if time.monotonic() > until or isinstance(error, ValueError | OverflowError | socket.gaierror):
+        except OSError as error:
+            if time.monotonic() > until or isinstance(error, socket.gaierror):
                 raise UserError(
                     f"--distributed: {COORDINATOR} = {address} does not answer ({error}); is it the address of the first process, and "
                     "was that one started?"

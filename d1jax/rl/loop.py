@@ -55,9 +55,7 @@ def train(context: Context, start: Variables, log: StageLog) -> Variables:
     with_kl = make_kl_in_reward(scorer, config.kl)
     reference = at_the_start(config, context.config.model, state.trainable, frozen)
     value_model = make_value_model(context, config, scorer, state.trainable, total_updates)
-    if value_model.start is not None:
-        held = sum(leaf.nbytes for leaf in jax.tree.leaves(value_model.start))
-        log.note(f"memory: the value model's weights and Adam's two moments: {held / 1e9:.3g} GB more")
+    log.notes(value_model.notes())
     state, reference, value_state, first_step = _resumed(log, state, reference, value_model.start)
     log.notes(diagnostics.notes(config, sampler))
 

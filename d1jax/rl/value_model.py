@@ -54,6 +54,13 @@ class ValueModel(NamedTuple):
     values: Callable[[TrainState | None, Variables, RolloutBatch], np.ndarray | None]
     update: Callable[..., tuple[TrainState | None, dict[str, float]]]
 
+    def notes(self) -> list[str]:
+        """Lines for the log: what it takes of the memory."""
+        if self.start is None:
+            return []
+        held = sum(leaf.nbytes for leaf in jax.tree.leaves(self.start))
+        return [f"memory: the value model's weights and Adam's two moments: {held / 1e9:.3g} GB more"]
+
 
 class Rows(NamedTuple):
     """What one micro-batch of an update needs."""

@@ -16,10 +16,6 @@ class Profile:
     def __init__(self, config: ProfileConfig, directory: Path, first_step: int) -> None:
         self._config, self._directory = config, directory
         self._runs = False
-        if (
-            config.start < first_step < config.start + config.steps
-        ):  # a run that goes on within the window records the rest of it
-            self._begin()
         self._begin_after(first_step)
 
     def is_edge(self, step: int) -> bool:
@@ -41,11 +37,9 @@ class Profile:
         return f"profile: steps {self._config.start + 1} on are in {self._directory}; look at it with xprof or Perfetto"
 
     def _begin_after(self, step: int) -> None:
-        if self._config.steps == 0 or step != self._config.start:
+        # A run that goes on within the window records the rest of it.
+        if self._runs or not self._config.start <= step < self._config.start + self._config.steps:
             return
-        self._begin()
-
-    def _begin(self) -> None:
         with suppress(RuntimeError):  # one that someone else has begun goes on
             jax.profiler.start_trace(str(self._directory), create_perfetto_trace=True)
             self._runs = True
