@@ -42,7 +42,8 @@ from d1jax import train  # noqa: E402
 from d1jax.config import LoraConfig, MeshConfig, ModelConfig  # noqa: E402
 from d1jax.config.parse import parse  # noqa: E402
 from d1jax.data.tokenizers import CharacterTokenizer, SpecialTokens  # noqa: E402
-from d1jax.models.families import FAMILIES, family_for, read_config  # noqa: E402
+from d1jax.models.config_json import read_config  # noqa: E402
+from d1jax.models.families import FAMILIES, family_for  # noqa: E402
 from d1jax.models.sharding import make_mesh  # noqa: E402
 from d1jax.models.transformer import Transformer, initialize  # noqa: E402
 from d1jax.training.stage_log import StageLog  # noqa: E402

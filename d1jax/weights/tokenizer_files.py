@@ -18,7 +18,8 @@ from d1jax.data.tokenizers import (
     load_small_tokenizer,
 )
 from d1jax.files import write_json
-from d1jax.models.families import family_of, write_config
+from d1jax.models.config_json import write_config
+from d1jax.models.families import family_of
 from d1jax.weights.hf_directory import read_json
 
 TOKENIZER_FILES = (

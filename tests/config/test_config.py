@@ -453,7 +453,17 @@ IMPOSSIBLE = [
         "with evaluation.every = 0 has one checkpoint to choose from",
     ),
     ({"model.heads": "6", "model.kv_heads": "6"}, "model.heads = 6 does not divide model.width = 64"),
-    ({"model.width": "20"}, "model.width / model.heads = 5 is odd; RoPE rotates pairs"),
+    ({"model.width": "20"}, "model.head_size, or model.width / model.heads, = 5 is odd; RoPE rotates pairs"),
+    ({"model.head_size": "7"}, "model.head_size, or model.width / model.heads, = 7 is odd; RoPE rotates pairs"),
+    (
+        {"model.mask_block": "8"},
+        "model.mask_block = 8: model.attention_mask = block_causal has blocks",
+    ),
+    ({"model.attention_mask": "block_causal"}, "model.mask_block = 0: model.attention_mask = block_causal has blocks"),
+    (
+        {"model.attention_mask": "causal", "model.attention": "splash"},
+        "model.attention = splash has no model.attention_mask but full; set it to auto or xla",
+    ),
     ({"model.kv_heads": "3"}, "model.kv_heads = 3 does not divide model.heads = 4"),
     ({"sampler.block_length": "7"}, "sampler.block_length = 7 does not divide sampler.completion_length = 16; try 8"),
     (
