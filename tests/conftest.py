@@ -63,7 +63,7 @@ settings.load_profile("d1jax")
 
 # Modules that compile or run for more than a few seconds: what `make test-fast` leaves out.
 SLOW = {
-    "benchmarks/test_methods_benchmark.py", "diffusion/test_canvas.py", "diffusion/test_estimators.py",
+    "adapt/test_bits.py", "adapt/test_loop.py", "adapt/test_loss.py", "benchmarks/test_methods_benchmark.py", "diffusion/test_canvas.py", "diffusion/test_estimators.py",
     "diffusion/test_masked_columns.py", "diffusion/test_predictions.py", "diffusion/test_sampler.py",
     "diffusion/test_sampler_oracle.py", "diffusion/test_scoring_memory.py", "diffusion/test_unmasking.py",
     "evaluation/test_benchmark.py", "evaluation/test_estimators.py", "inference/test_infill.py", "inference/test_policy.py",
@@ -131,6 +131,10 @@ THOROUGH = (
     "fit/test_fit.py::test_the_compiler_s_arguments_are_the_sizes_that_are_told",
     "rl/test_value_model.py::test_a_stopped_run_ends_with_the_same_policy_and_the_same_values",
     "rl/test_value_model.py::test_a_value_model_that_cannot_be_updated_ends_the_run",
+    "adapt/test_loop.py::test_micro_batches_and_devices_change_nothing",
+    "adapt/test_loop.py::test_a_cut_run_goes_on_bit_for_bit[1-",
+    "adapt/test_loop.py::test_the_longer_run_measures_again",
+    "adapt/test_loop.py::test_an_adapter_is_trained_beside_the_adapted_weights",
     "generation/test_teacher.py::test_a_smaller_student_learns_what_a_teacher_has_written[characters]",
 )
 
@@ -278,8 +282,8 @@ def interrupted(monkeypatch: pytest.MonkeyPatch) -> Callable[..., contextlib.Abs
     def stopped(stage: str, step: int) -> Iterator[None]:
         save = StageLog.save_checkpoint
 
-        def stopping(self: StageLog, at: int, items: dict[str, Any]) -> None:
-            save(self, at, items)
+        def stopping(self: StageLog, at: int, items: dict[str, Any], *more: Any) -> None:
+            save(self, at, items, *more)
             if (self.stage, at) == (stage, step):
                 raise KeyboardInterrupt
 

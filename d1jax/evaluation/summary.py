@@ -41,6 +41,11 @@ def write(context: Context, run: RunDirectory) -> dict[str, Any]:
             for stage in config.stages
             if stage.kind == "reward_model" and run.measured(stage.name).exists()
         },
+        "texts": {
+            stage.name: read_record(run.text_measured(stage.name))
+            for stage in config.stages
+            if stage.kind == "adapt" and run.text_measured(stage.name).exists()
+        },
         "baselines": {name: baseline_scores(context, problems) for name, problems in context.eval_sets.items()},
         "wall_seconds": _wall_seconds(run),
         "environment": environment(),
