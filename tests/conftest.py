@@ -73,7 +73,7 @@ SLOW = {
     "test_generate.py", "test_metrics_page.py", "test_readme.py", "test_recipes.py", "test_train.py",
     "tools/test_convert_weights.py", "training/test_damage.py", "training/test_longer.py",
     "training/test_optimizer.py", "training/test_setup.py", "weights/test_generation_config.py",
-    "weights/test_hf_directory.py", "weights/test_hf_io.py",
+    "weights/test_gguf.py", "weights/test_hf_directory.py", "weights/test_hf_io.py",
 }  # fmt: skip
 
 

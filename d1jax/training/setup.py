@@ -22,7 +22,7 @@ from d1jax.tasks import make
 from d1jax.tasks.task import Task
 from d1jax.weights.hf_directory import copy_companions, is_checkpoint
 from d1jax.weights.run import RunDirectory
-from d1jax.weights.source import open_source
+from d1jax.weights.source import lasting, open_source
 from d1jax.weights.tokenizer_files import load_tokenizer
 from d1jax.weights.variables import FREE, RunModel
 
@@ -50,7 +50,7 @@ def set_up(config: Config, saved: Path | None = None, mesh: Mesh | None = None, 
     mesh = sharding.make_mesh(config.mesh) if mesh is None else mesh
     origin = saved
     if saved is None and config.init_from:
-        config = dataclasses.replace(config, init_from=str(Path(config.init_from).absolute()))
+        config = dataclasses.replace(config, init_from=lasting(config.init_from))
         source = open_source(config.init_from, f"init_from {config.init_from!r}")
         origin = source.files
         config = dataclasses.replace(config, model=_adopt(config.model, source.model, config.init_from))
