@@ -63,17 +63,17 @@ settings.load_profile("d1jax")
 
 # Modules that compile or run for more than a few seconds: what `make test-fast` leaves out.
 SLOW = {
-    "adapt/test_bits.py", "adapt/test_loop.py", "adapt/test_loss.py", "benchmarks/test_methods_benchmark.py", "diffusion/test_canvas.py", "diffusion/test_estimators.py",
-    "diffusion/test_masked_columns.py", "diffusion/test_predictions.py", "diffusion/test_sampler.py",
-    "diffusion/test_sampler_oracle.py", "diffusion/test_scoring_memory.py", "diffusion/test_unmasking.py",
-    "evaluation/test_benchmark.py", "evaluation/test_estimators.py", "inference/test_infill.py", "inference/test_policy.py",
-    "inference/test_lm_eval.py", "models/test_transformer.py", "notebook/test_stages.py", "fit/test_fit.py",
-    "rl/test_loss.py", "rl/test_method_equations.py",
-    "rl/test_methods.py", "rl/test_update.py", "sft/test_loss.py", "sft/test_update.py", "test_audit.py",
-    "test_generate.py", "test_metrics_page.py", "test_readme.py", "test_recipes.py", "test_train.py",
-    "tools/test_convert_weights.py", "training/test_damage.py", "training/test_longer.py",
-    "training/test_optimizer.py", "training/test_setup.py", "weights/test_generation_config.py",
-    "weights/test_hf_directory.py", "weights/test_hf_io.py",
+    "adapt/test_bits.py", "adapt/test_loop.py", "adapt/test_loss.py", "benchmarks/test_methods_benchmark.py",
+    "diffusion/test_canvas.py", "diffusion/test_estimators.py", "diffusion/test_masked_columns.py",
+    "diffusion/test_predictions.py", "diffusion/test_sampler.py", "diffusion/test_sampler_oracle.py",
+    "diffusion/test_scoring_memory.py", "diffusion/test_unmasking.py", "evaluation/test_benchmark.py",
+    "evaluation/test_estimators.py", "fit/test_fit.py", "inference/test_infill.py", "inference/test_lm_eval.py",
+    "inference/test_policy.py", "models/test_transformer.py", "notebook/test_stages.py", "rl/test_loss.py",
+    "rl/test_method_equations.py", "rl/test_methods.py", "rl/test_update.py", "sft/test_loss.py", "sft/test_update.py",
+    "test_audit.py", "test_generate.py", "test_metrics_page.py", "test_readme.py", "test_recipes.py", "test_train.py",
+    "tools/test_convert_weights.py", "training/test_damage.py", "training/test_longer.py", "training/test_optimizer.py",
+    "training/test_setup.py", "weights/test_generation_config.py", "weights/test_gguf.py", "weights/test_hf_directory.py",
+    "weights/test_hf_io.py",
 }  # fmt: skip
 
 

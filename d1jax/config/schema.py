@@ -37,7 +37,7 @@ class Config:
     seed: int = setting(0, "of weights, masks, rollouts and row order", at_least=0, at_most=2**32 - 1)
     init_from: str = setting(
         "",
-        "start from a checkpoint (Hugging Face or d1jax), the last weights of a run, or RUN/checkpoints/STAGE/STEP ('' = random weights)",
+        "start from a checkpoint (Hugging Face, d1jax, GGUF), the end of a run, or RUN/checkpoints/STAGE/STEP ('' = random weights)",
     )
     tokenizer: str = setting(
         "characters",

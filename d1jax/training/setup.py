@@ -25,7 +25,7 @@ from d1jax.tasks.task import Task
 from d1jax.weights.adapted import bidirectional, grown, is_adapted
 from d1jax.weights.hf_directory import copy_companions, is_checkpoint
 from d1jax.weights.run import RunDirectory
-from d1jax.weights.source import open_source
+from d1jax.weights.source import lasting, open_source
 from d1jax.weights.tokenizer_files import load_tokenizer, write_pretrained_companions
 from d1jax.weights.variables import FREE, RunModel
 
@@ -53,7 +53,7 @@ def set_up(config: Config, saved: Path | None = None, mesh: Mesh | None = None, 
     mesh = sharding.make_mesh(config.mesh) if mesh is None else mesh
     origin, adapted = saved, False
     if saved is None and config.init_from:
-        config = dataclasses.replace(config, init_from=str(Path(config.init_from).absolute()))
+        config = dataclasses.replace(config, init_from=lasting(config.init_from))
         source = open_source(config.init_from, f"init_from {config.init_from!r}")
         origin, theirs = source.files, source.model
         adapted = is_adapted(config.model, theirs)
