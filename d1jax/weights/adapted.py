@@ -43,8 +43,8 @@ def bidirectional(mine: ModelConfig, theirs: ModelConfig) -> ModelConfig:
 
 
 def grown(rows: int, tokens: int) -> int:
-    """The rows of an embedding that has one for every token."""
-    return rows if tokens <= rows else -(-tokens // ROWS) * ROWS
+    """The rows of an embedding that has one for every token; 0 stays, which means as many as the tokenizer needs."""
+    return rows if tokens <= rows or not rows else -(-tokens // ROWS) * ROWS
 
 
 def begun(theirs: ModelConfig, mine: ModelConfig) -> ModelConfig:
