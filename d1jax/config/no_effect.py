@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 from d1jax.config.errors import UserError
@@ -16,7 +17,7 @@ from d1jax.config.rl import StopOnCollapse
 from d1jax.config.sampler import SamplerConfig
 from d1jax.config.schema import Config
 from d1jax.config.setting import is_choice, value_at
-from d1jax.config.stage import KINDS, SAMPLED
+from d1jax.config.stage import KINDS, SAMPLED, TRAINING
 
 Command = Literal["train", "evaluate", "audit"]
 
@@ -32,7 +33,7 @@ def unread(config: Config, command: Command = "train") -> dict[str, str]:
     """{full name of a setting that differs from its default and has no effect: what would have to be set for one}."""
     readers = _shared(config, command)
     readers |= {f"sampler.{name}": reader for name, reader in _sampler(config.sampler, _drawn(config, command)).items()}
-    for kind, table in OF_A_KIND.items() if command == "train" else ():
+    for kind, table in READERS.items() if command == "train" else ():
         stages = [table(config.for_stage(stage.name)) for stage in config.stages if stage.kind == kind]
         if stages:  # what one of several stages reads is no misunderstanding
             readers |= {
@@ -43,7 +44,7 @@ def unread(config: Config, command: Command = "train") -> dict[str, str]:
 
 def unread_by_stage(config: Config, kind: str) -> dict[str, str]:
     """`unread` of the section `kind` alone, in the configuration as one stage of that kind sees it."""
-    readers = OF_A_KIND[kind](config) if kind in OF_A_KIND else {}
+    readers = READERS[kind](config) if kind in READERS else {}
     return {name: reader.where for name, reader in readers.items() if not reader.reads and _differs(config, name)}
 
 
@@ -196,9 +197,18 @@ def _rl(config: Config) -> dict[str, Reader]:
     }
 
 
+def _of_optimizer(config: Config, kind: str) -> dict[str, Reader]:
+    """What the section of a kind that trains reads of its optimizer, beside what its own table says."""
+    falls = getattr(config, kind).optimizer.schedule != "constant"
+    table = OF_A_KIND.get(kind)
+    own = table(config) if table else {}
+    return {**own, f"{kind}.optimizer.final": Reader(falls, f"{kind}.optimizer.schedule = linear or cosine")}
+
+
 OF_A_KIND = {
     "adapt": _adapt,
     "rl": _rl,
     "preference": _preference,
     "reward_model": _reward_model,
 }  # what the section of a stage reads
+READERS = {kind: partial(_of_optimizer, kind=kind) for kind in (*TRAINING, "reward_model")}

@@ -19,8 +19,9 @@ class OptimizerConfig:
 
     learning_rate: float = setting(1e-3, "peak", above=0)
     schedule: Literal["constant", "linear", "cosine"] = setting(
-        "constant", "after the warm-up: constant, or down to zero"
+        "constant", "after the warm-up: constant, or down to `final` of the peak"
     )
+    final: float = setting(0.0, "share of the peak that linear and cosine end at", at_least=0, below=1)
     warmup_steps: int = setting(0, "optimizer updates from 0 to the peak", at_least=0)
     beta1: float = setting(0.9, "decay of the mean of gradients (the first moment)", at_least=0, below=1)
     beta2: float = setting(0.99, "decay of the mean of their squares (the second moment)", at_least=0, below=1)

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from d1jax.adapt import loop as adapt
 from d1jax.config import Config, Stage
 from d1jax.data.tokenizers import SpecialTokens
 from d1jax.diffusion.canvas import Canvas
@@ -119,6 +120,27 @@ def variables_of(shapes: Shapes, config: Config) -> Variables:
     """The variables of a stage: what is trained in float32, as `new_state` keeps it, the rest in model.param_dtype."""
     collections = ("params", "lora") if config.lora.rank else ("params",)
     return abstract_variables(shapes.model, shapes.mesh, collections)
+
+
+def _adapt(config: Config, stage: Stage, shapes: Shapes) -> list[Program]:
+    section, (trainable, frozen) = config.adapt, split(variables_of(shapes, config))
+    optimizer = make_optimizer(section.optimizer, section.steps)
+    state = abstract_state(optimizer, trainable, shapes.mesh, section.optimizer.offload)
+    update = adapt.make_update(shapes.model, optimizer, section, shapes.special.mask, state)
+    tokens_BT = shapes.rows(jnp.int32, section.batch_size, section.length)
+    share = shapes.whole(jnp.float32) if section.anneal_steps else None  # the annealed mask takes the most memory
+    held = {**_held(state, frozen), "rows": tokens_BT}
+
+    def lower() -> jax.stages.Lowered:
+        return update.lower(state, frozen, tokens_BT, shapes.key, share)
+
+    sizes = {
+        "rows": section.batch_size,
+        "columns": section.length,
+        "vocabulary": shapes.model.config.vocab_size,
+        "parts": section.grad_accumulation_steps,
+    }
+    return [Program(stage.name, "update", config, shapes.mesh, lower, held, **sizes)]
 
 
 def _sft(config: Config, stage: Stage, shapes: Shapes) -> list[Program]:
@@ -229,7 +251,14 @@ def _generate(config: Config, stage: Stage, shapes: Shapes) -> list[Program]:
     return [_sampler(config, stage, shapes, config.generate, nothing, {}, (), False)]
 
 
-PROGRAMS = {"sft": _sft, "rl": _rl, "preference": _preference, "reward_model": _reward_model, "generate": _generate}
+PROGRAMS = {
+    "adapt": _adapt,
+    "sft": _sft,
+    "rl": _rl,
+    "preference": _preference,
+    "reward_model": _reward_model,
+    "generate": _generate,
+}
 
 
 def _sampler(

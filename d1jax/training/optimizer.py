@@ -31,8 +31,8 @@ def make_schedule(config: OptimizerConfig, updates: int) -> optax.Schedule:
     after = max(updates - config.warmup_steps, 1)
     body = {
         "constant": optax.constant_schedule(config.learning_rate),
-        "linear": optax.linear_schedule(config.learning_rate, 0.0, after),
-        "cosine": optax.cosine_decay_schedule(config.learning_rate, after),
+        "linear": optax.linear_schedule(config.learning_rate, config.final * config.learning_rate, after),
+        "cosine": optax.cosine_decay_schedule(config.learning_rate, after, config.final),
     }[config.schedule]
     if config.warmup_steps == 0:
         return body

@@ -746,6 +746,7 @@ IDLE = [
     ({"sampler.remasking.confidence_of": "sampling", "stages": "[sft]"}, "a temperature above 0, top_k or top_p"),
     ({"mesh.rollout_weights": "as_trained"}, "mesh.fsdp other than 1"),
     ({"profile.start": "3"}, "profile.steps above 0"),
+    ({"stages": "[rl]", "init_from": "x", "rl.optimizer.final": "0.1"}, "rl.optimizer.schedule = linear or cosine"),
     *(
         ({"stages": "[adapt]", "model.attention_mask": "causal", f"adapt.{name}": value}, "a model.attention_mask other than causal")
         for name, value in (
