@@ -83,7 +83,7 @@ THOROUGH = (
     "rl/test_methods.py::test_a_run_in_bf16_with_rematerialisation_passes_its_own_start_check",
     "rl/test_update.py::test_update_does_not_depend_on_the_mesh",
     "rl/test_update.py::test_inner_updates_meet_different_prompt_masks_for_every_accumulation",
-    "models/test_processes.py::test_two_processes_learn",
+    "models/test_processes.py::test_two_processes_learn",  # both of them
     "models/test_attention.py::test_a_kernel_that_computes_something_else_is_refused[False]",
     "preference/test_pairs.py::test_a_stage_learns_from_stored_pairs",
     "reward_model/test_loop.py::test_a_stopped_stage_ends_with_the_same_weights",

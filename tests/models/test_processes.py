@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -18,12 +19,14 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.numpy import load_file
 
 from d1jax import train
 from d1jax.config import UserError
 from d1jax.config.parse import parse
 from d1jax.models import processes
 from d1jax.telemetry.metrics import read_metrics
+from d1jax.weights.run import read_record, read_records
 
 ROOT = Path(__file__).resolve().parents[2]
 FOUR_METHODS = """
@@ -54,6 +57,51 @@ preference: {steps: 2, prompts_per_step: 8, num_generations: 4, reward_weights: 
 checkpoint_every: 1
 evaluation: {batch_size: 16, every: 1}
 mesh: {data: 2, fsdp: 2, tensor: 2}
+"""
+
+OTHER_STAGES = """
+stages:
+  - {name: base, kind: sft}
+  - {name: samples, kind: generate}
+  - {name: judge, kind: reward_model, data: [samples]}
+  - name: ppo
+    kind: rl
+    estimator: trajectory
+    advantage: {name: gae, value_learning_rate: 1e-3}
+    kl: {name: loss, coefficient: 0.01}
+  - {name: out, kind: export}
+task:
+  name: mixture
+  train_rows: 64
+  eval_rows: 16
+  options:
+    tasks:
+      grids: {name: "mine.py:Fussy", train: generated, test: generated}
+      sums: {name: countdown, train: generated, test: generated}
+model: {width: 16, layers: 1, heads: 4, kv_heads: 2, mlp_width: 16, rope_theta: 100}
+lora: {rank: 2}
+sampler: {completion_length: 20, block_length: 20, steps: 2}
+sft: {steps: 2, batch_size: 16}
+generate: {prompts: 16, prompts_per_step: 8, num_generations: 4, accept: {}, keep_per_prompt: 0, reward_weights: {"mine.py:odd": 1}}
+reward_model: {steps: 2, batch_size: 8, pairs_per_prompt: 0}
+rl: {steps: 2, prompts_per_step: 8, num_generations: 2, rollout_batch_size: 8, reward_weights: {"model:judge": 1, grids/cells: 1, "mine.py:odd": 1}}
+checkpoint_every: 1
+evaluation: {batch_size: 16}
+mesh: {data: 2, fsdp: 2, tensor: 2}
+"""
+MINE = """
+from d1jax.tasks.sudoku import Sudoku
+
+class Fussy(Sudoku):
+    def rewards(self, row, text):
+        if sum(map(ord, text)) % 3 == 1:
+            raise ValueError("a text that I cannot read")
+        return super().rewards(row, text)
+
+def odd(completions, **_):
+    if any(sum(map(ord, text)) % 11 == 1 for text in completions):
+        raise ValueError("a batch that I cannot read")
+    return [sum(map(ord, text)) % 2 for text in completions]
 """
 
 SHORT = [
@@ -180,7 +228,12 @@ def two(tmp_path_factory) -> Path:
     return folder
 
 
-def assert_alike(ours: Path, theirs: Path, tolerance: float) -> None:
+def assert_alike(
+    ours: Path,
+    theirs: Path,
+    tolerance: float,
+    files: Sequence[str] = ("samples.jsonl", "evaluations/after.sampled.jsonl"),
+) -> None:
     """Two runs have the same metrics, times aside, and the same texts."""
     rows, others = read_metrics(ours / "metrics.jsonl"), read_metrics(theirs / "metrics.jsonl")
     assert [(row["stage"], row["step"]) for row in rows] == [(row["stage"], row["step"]) for row in others]
@@ -189,7 +242,7 @@ def assert_alike(ours: Path, theirs: Path, tolerance: float) -> None:
         assert row.keys() == other.keys()
         for name in names:
             np.testing.assert_allclose(row[name], other[name], rtol=tolerance, atol=tolerance, err_msg=name)
-    for file in ("samples.jsonl", "evaluations/after.sampled.jsonl"):
+    for file in files:
         assert (ours / file).read_text() == (theirs / file).read_text()
 
 
@@ -229,6 +282,30 @@ def test_a_run_that_was_cut_goes_on_with_two_processes_or_with_one(two, tmp_path
         codes, told = together(["--config", "run.yaml", "--run_dir", "cut"], tmp_path)
         assert codes == [0, 0], told
     assert_alike(two / "two", tmp_path / "cut", tolerance)
+
+
+def test_two_processes_learn_what_one_learns_in_stages_of_every_other_kind(tmp_path):
+    """Kept rows, a reward model that later rewards, a value model and an export; with adapters, a mixture and rewards that raise."""
+    (tmp_path / "run.yaml").write_text(OTHER_STAGES)
+    (tmp_path / "mine.py").write_text(MINE)
+    codes, told = together(["--config", "run.yaml", "--run_dir", "two"], tmp_path)
+    assert codes == [0, 0], told
+    assert "a text that I cannot read" in told[0] and "a batch that I cannot read" in told[0], told[0]
+    assert "base:" not in told[1], "one process speaks"
+    with contextlib.chdir(tmp_path):
+        train.run(parse(["--config", "run.yaml", "--run_dir", "one"]))
+    assert_alike(tmp_path / "two", tmp_path / "one", 1e-5, ("samples.jsonl",))
+    kept = [read_records(tmp_path / run / "generated" / "samples.jsonl") for run in ("two", "one")]
+    assert kept[0] == kept[1] and len(kept[0]) > 16
+    worth = [read_record(tmp_path / run / "evaluations" / "judge.reward_model.json") for run in ("two", "one")]
+    assert worth[0].keys() == worth[1].keys()
+    assert worth[0]["margin"] == pytest.approx(worth[1]["margin"], abs=1e-6)
+    weights = [load_file(tmp_path / run / "exports" / "out" / "model.safetensors") for run in ("two", "one")]
+    assert weights[0].keys() == weights[1].keys()
+    for name in weights[0]:
+        np.testing.assert_allclose(weights[0][name], weights[1][name], rtol=1e-5, atol=1e-6, err_msg=name)
+    names = [{path.name for path in (tmp_path / run / "exports" / "out").iterdir()} for run in ("two", "one")]
+    assert names[0] == names[1]
 
 
 def test_processes_with_different_settings_say_which(tmp_path):
