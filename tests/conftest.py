@@ -98,6 +98,7 @@ THOROUGH = (
     "models/test_processes.py::test_a_run_that_was_cut",
     "models/test_processes.py::test_one_that_is_asked",
     "models/test_processes.py::test_a_task_that_fails",
+    "models/test_processes.py::test_a_program_that_joins",
     "diffusion/test_sampler.py::test_eight_devices_decode_what_one_decodes",
     "diffusion/test_estimators.py::test_views_of_a_group_are_disjoint_and_share_the_head_without_changing_a_score",
     "diffusion/test_predictions.py::test_over_a_wide_vocabulary_the_entropy_of_the_draws_is_that_of_the_distribution",
