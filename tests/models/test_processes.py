@@ -428,9 +428,10 @@ def test_one_that_is_asked_to_stop_stops_both_and_they_continue(tmp_path):
 
 
 BY_HAND = """
-import sys
+import os, sys
 import jax
-jax.distributed.initialize()
+count, place = (int(os.environ[f"JAX_{name}"]) for name in ("NUM_PROCESSES", "PROCESS_ID"))
+jax.distributed.initialize(os.environ["JAX_COORDINATOR_ADDRESS"], count, place)
 from d1jax import train
 from d1jax.config.parse import parse
 train.run(parse(sys.argv[1:]))
