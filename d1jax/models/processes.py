@@ -40,6 +40,7 @@ FAILED = "d1jax/failed"
 _turn = itertools.count()
 _asks = True  # whether the others are there to be asked
 _takes_part = False  # whether this process has taken its part among them: one writes and speaks, and all end together
+_done = threading.Event()  # nobody is to be heard of any more
 
 
 def start(seconds: int = START_SECONDS) -> None:
@@ -70,13 +71,13 @@ def start(seconds: int = START_SECONDS) -> None:
             f"--distributed: this process cannot join the others{where} ({str(error).partition(chr(10))[0]}); is the port free, and is "
             f"{PLACE} of every process another one?"
         ) from None
-    take_part()
+    _take_part()
     if not is_first():
         sys.stdout = sys.stderr = open(os.devnull, "w")  # one process speaks; failures go past this
 
 
 @contextmanager
-def first_speaks() -> Iterator[None]:
+def _first_speaks() -> Iterator[None]:
     """In here the other processes say nothing; failures go past this."""
     if is_first():
         yield
@@ -85,15 +86,30 @@ def first_speaks() -> Iterator[None]:
         yield
 
 
-def take_part() -> None:
-    """From now on the first process alone writes, and this one ends when another one fails."""
+def _take_part() -> threading.Thread:
+    """From now on the first process alone writes, and this one ends when another one fails; the thread that hears of that."""
     global _takes_part
-    if _takes_part or count() == 1:
-        return
     _takes_part = True
+    _done.clear()
     if not is_first():
         files.leave_to_another()
-    threading.Thread(target=_watch, daemon=True).start()
+    watch = threading.Thread(target=_watch, daemon=True)
+    watch.start()
+    return watch
+
+
+@contextmanager
+def taking_part() -> Iterator[None]:
+    """In here this process ends when another one fails, and the first one alone speaks; also behind it, that one alone writes."""
+    global _takes_part
+    watch = _take_part()
+    try:
+        with _first_speaks():
+            yield
+    finally:
+        _takes_part = False
+        _done.set()
+        watch.join()  # the program may end next, which a thread in the runtime would not survive
 
 
 def is_joined_by_hand() -> bool:
@@ -313,7 +329,7 @@ def fail(problem: object, code: int) -> NoReturn:
 
 def _watch() -> None:
     """Ends this process when another one has failed, also where the main thread waits for it in a collective."""
-    while True:
+    while not _done.is_set():
         try:
             process, code, problem = json.loads(global_state.client.blocking_key_value_get(FAILED, WAIT_MS))
         except jax.errors.JaxRuntimeError as error:

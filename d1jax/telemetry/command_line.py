@@ -87,9 +87,8 @@ def in_all_processes() -> Iterator[None]:
     if not processes.is_joined_by_hand():
         yield
         return
-    processes.take_part()
     try:
-        with processes.first_speaks():
+        with processes.taking_part():
             yield
     except Stopped:  # in all of them
         raise
