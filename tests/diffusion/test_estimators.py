@@ -376,7 +376,7 @@ def test_golden_coupled_scores(golden, golden_dream):
     """DiffuCoder's pair on recorded masks: log-probabilities of the PyTorch code, shifted and not."""
     for reference in (golden, golden_dream):
         canvas, views = recorded_pair(reference)
-        found = score(reference.model, reference.variables, canvas, views).logp
+        found = jax.jit(lambda variables: score(reference.model, variables, canvas, views).logp)(reference.variables)  # noqa: B023
         np.testing.assert_allclose(found, reference.io["coupled/per_token_logps"], atol=1e-4)
 
 
@@ -399,7 +399,7 @@ def test_golden_coupled_grpo_loss_and_gradients(golden_dream):
         weight_BC = AGGREGATIONS["bnpo"](mask_BC.astype(jnp.float32), 2)
         return jnp.sum(weight_BC * terms.loss_BC), terms.loss_BC
 
-    (value, loss_BC), gradient = jax.value_and_grad(loss, has_aux=True)(golden_dream.variables)
+    (value, loss_BC), gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))(golden_dream.variables)
     np.testing.assert_allclose(loss_BC, io["coupled/per_token_loss"], atol=1e-4)
     np.testing.assert_allclose(value, io["coupled/loss"], atol=1e-4)
     tensors = to_published(gradient, golden_dream.model.config, FAMILIES["dream"])

@@ -110,16 +110,21 @@ def test_equals_a_plain_python_loop():
         through_first_end(rows.rollout.canvas.completion_BC, SPECIAL.end_ids).astype(jnp.float32), 4
     )
     expected, losses = TrainState(start, optimizer.init(start)), []
+
+    @jax.jit
+    def scores(variables, views):
+        return score(model, variables, rows.rollout.canvas, views).logp
+
+    @jax.jit
+    @jax.value_and_grad
+    def value_and_grad(trainable, views, old, ref):
+        terms = token_terms(scores(trainable, views), old, ref, rows.advantage_BC, weight > 0, CONFIG)
+        return jnp.sum(weight * terms.loss_BC)
+
     for u in range(CONFIG.num_iterations):
         views = plan(jax.random.fold_in(key, u), rows)
-        old, ref = (score(model, v, rows.rollout.canvas, views).logp for v in (start, reference))
-
-        def loss(trainable, views=views, old=old, ref=ref):
-            logp = score(model, trainable, rows.rollout.canvas, views).logp
-            terms = token_terms(logp, old, ref, rows.advantage_BC, weight > 0, CONFIG)
-            return jnp.sum(weight * terms.loss_BC)
-
-        value, gradient = jax.value_and_grad(loss)(expected.trainable)
+        old, ref = (scores(variables, views) for variables in (start, reference))
+        value, gradient = value_and_grad(expected.trainable, views, old, ref)
         change, optimizer_state = optimizer.update(gradient, expected.optimizer, expected.trainable)
         expected = TrainState(optax.apply_updates(expected.trainable, change), optimizer_state)
         losses.append(float(value))
