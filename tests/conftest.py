@@ -76,6 +76,20 @@ SLOW = {
 }  # fmt: skip
 
 
+# Methods whose update is compiled in `make test-all` alone: d1, coupled_grpo, spg, espo and d2 stand for them (one mask, pairs, an upper
+# bound, a ratio of a text, a trajectory).
+OTHER_METHODS = (
+    "cispo", "cj_grpo", "coupled_decoupled", "d1_fixed_mask", "decoupled", "full_mask", "gdpo", "gdsd", "grpo", "grpo_lines",
+    "grpo_process", "igpo", "just_grpo", "online_rft", "ppo", "ppo_kl", "rspo", "stable_drl", "strata", "tracerl", "unigrpo", "wd1",
+)  # fmt: skip
+# Methods with the equation of another one, whose loss is compared with it: they differ in masks, numbers or advantages.
+SAME_EQUATION = ("d1_fixed_mask", "full_mask", "decoupled", "grpo_process", "grpo_lines", "ppo_kl", "cj_grpo")
+# A decoder's schedule and its cache: each of the first without one, and two of each with the others.
+OTHER_DECODERS = (
+    "chance-prefix", "chance-dual", "time-prefix", "time-dual", "entropy_bound-prefix", "entropy_bound-dual", "factor-prefix",
+    "factor-dual", "klass-prefix", "threshold-dual",
+)  # fmt: skip
+
 # What `make test` leaves out and `make test-all` runs: a claim that another test makes of fewer methods, meshes, dtypes or signals.
 THOROUGH = (
     "test_recipes.py::test_every_stage_of_a_pipeline_lowers",
@@ -132,6 +146,40 @@ THOROUGH = (
     "rl/test_value_model.py::test_a_stopped_run_ends_with_the_same_policy_and_the_same_values",
     "rl/test_value_model.py::test_a_value_model_that_cannot_be_updated_ends_the_run",
     "generation/test_teacher.py::test_a_smaller_student_learns_what_a_teacher_has_written[characters]",
+    *(f"rl/test_methods.py::test_the_ratio_is_one_at_the_first_inner_update[{name}]" for name in OTHER_METHODS),
+    *(
+        f"rl/test_methods.py::test_groups_of_equal_rewards_leave_the_weights_as_they_are[{name}]"
+        for name in OTHER_METHODS
+    ),
+    *(f"rl/test_method_equations.py::test_the_loss_is_that_of_the_paper[{name}]" for name in SAME_EQUATION),
+    *(
+        "diffusion/test_sampler_oracle.py::test_the_compiled_sampler_equals_a_python_loop_token_for_token_and_step_for_step"
+        f"[{name}]"
+        for name in OTHER_DECODERS
+    ),
+    "diffusion/test_sampler.py::test_a_rows_sample_does_not_depend_on_its_batch[{'cache'",  # klass with dual is one of them
+    "diffusion/test_sampler.py::test_the_compiled_loop_and_the_stream_call_the_same_steps[{'cache'",
+    "inference/test_policy.py::test_a_prompt_alone_or_in_a_batch_gives_the_same_text[0.0",
+    "inference/test_policy.py::test_a_prompt_alone_or_in_a_batch_gives_the_same_text[1.0-dream]",
+    "inference/test_policy.py::test_logits_of_real_tokens_do_not_know_of_padding[dream]",
+    "inference/test_policy.py::test_eight_devices_sample_what_one_does[0.0]",
+    "inference/test_policy.py::test_eight_devices_give_the_logits_of_one[shifted]",
+    "inference/test_policy.py::test_watching_shows_every_step_and_ends_with_the_sample[0.0]",
+    "inference/test_policy.py::test_what_is_saved_loads_as_it_was[native-dream]",
+    "inference/test_policy.py::test_weights_and_activations_have_the_dtype_asked_for[float16-None-True",
+    "inference/test_infill.py::test_a_batch_of_texts_with_other_holes_gives_each_its_own_text[same_position]",
+    "models/test_attention.py::test_the_splash_kernel_is_xla_s_attention[0-None]",
+    "models/test_attention.py::test_the_splash_kernel_is_xla_s_attention[0-mesh2]",
+    "models/test_attention.py::test_the_splash_kernel_is_xla_s_attention[40-mesh",
+    "models/test_transformer.py::test_remat_recomputes_and_gives_the_same_gradients[dots]",
+    "reward_model/test_loop.py::test_a_stage_learns_to_order_pairs_that_it_has_not_seen[pointwise]",
+    "rl/test_update.py::test_the_entropy_does_not_depend_on_the_weights_of_the_views[elbo]",
+    "rl/test_value_model.py::test_it_learns_the_returns_whatever_the_micro_batches[1]",
+    "rollouts/test_generate.py::test_parts_hold_the_rows_of_the_whole[4]",
+    "rollouts/test_generate.py::test_parts_hold_the_rows_of_the_whole[32]",
+    "test_recipes.py::test_rollout_and_update_lower[d1_gsm8k_8b-llada_8b]",
+    "test_recipes.py::test_rollout_and_update_lower[d1_sudoku_8b-diffucoder_7b]",
+    "test_train.py::test_lora_trains_adapters_only_and_merges",
 )
 
 

@@ -115,7 +115,7 @@ class StageLog:
             except DamagedCheckpoint as error:
                 self._set_aside(error)
         self._recent, watched, missing = processes.agreed(lambda: self._logged(first))
-        self._watched |= {step: solved for step, solved in watched}  # noqa: C416 -- lists, as JSON has them
+        self._watched |= {step: solved for step, solved in watched}
         if missing:
             self.note(
                 f"{self._metrics.path} lacks {len(missing)} of the {first} steps that are saved: {spans(missing)}; "

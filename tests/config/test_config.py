@@ -977,7 +977,9 @@ def test_a_stored_configuration_is_checked_too(write):
 
 def test_another_mapping_is_a_difference():
     for name in ("rl.reward_weights", "preference.reward_weights", "generate.reward_weights", "generate.accept"):
-        old, new = (parse(["--stages", "[sft, generate, preference, rl]", f"--{name}", f"{{{one}: 1}}"]) for one in "ab")
+        old, new = (
+            parse(["--stages", "[sft, generate, preference, rl]", f"--{name}", f"{{{one}: 1}}"]) for one in "ab"
+        )
         assert differences(old, new) == [f"{name}: {{'a': 1.0}} -> {{'b': 1.0}}"]
 
 

@@ -197,7 +197,9 @@ def tried(plan, title, **changes):
     """The settings of the rungs that go by the stage of a program, where that program, changed so, does not fit."""
     program = dataclasses.replace(next(one for one in plan.programs if one.title == title), **changes)
     rungs = list(suggest._ladder(plan, [SimpleNamespace(fits=False, program=program)]))
-    return [option for options in rungs for option in options if isinstance(option, dict) and "model" not in str(option)]
+    return [
+        option for options in rungs for option in options if isinstance(option, dict) and "model" not in str(option)
+    ]
 
 
 def test_micro_batches_are_made_smaller_and_never_larger(plan):

@@ -89,7 +89,12 @@ sampler: {completion_length: 20, block_length: 20, steps: 2}
 sft: {steps: 2, batch_size: 16}
 generate: {prompts: 16, prompts_per_step: 8, num_generations: 4, accept: {}, keep_per_prompt: 0, reward_weights: {"mine.py:odd": 1}}
 reward_model: {steps: 2, batch_size: 8, pairs_per_prompt: 0}
-rl: {steps: 2, prompts_per_step: 8, num_generations: 2, rollout_batch_size: 8, reward_weights: {"model:judge": 1, grids/cells: 1, "mine.py:picky": 1}}
+rl:
+  steps: 2
+  prompts_per_step: 8
+  num_generations: 2
+  rollout_batch_size: 8
+  reward_weights: {"model:judge": 1, grids/cells: 1, "mine.py:picky": 1}
 checkpoint_every: 1
 evaluation: {batch_size: 16}
 mesh: {data: 2, fsdp: 2, tensor: 2}

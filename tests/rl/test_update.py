@@ -276,7 +276,7 @@ def test_the_check_compares_two_programs_and_masks_that_are_not_shared(policy_lo
     assert update._cache_size() == 1
 
     under = [plan(k, rows, config) for k in view_keys(key, 3, fresh_masks=True)[::2]]
-    expected = [score(model, start, rows.rollout.canvas, views).logp for views in under]
+    expected = [jax.jit(score, static_argnums=0)(model, start, rows.rollout.canvas, views).logp for views in under]
     np.testing.assert_allclose(start_2BC, expected, atol=1e-5)
     np.testing.assert_allclose(first.logp_BC, expected[0], atol=1e-5)
     text = np.asarray(through_first_end(rows.rollout.canvas.completion_BC, SPECIAL.end_ids))
