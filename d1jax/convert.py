@@ -7,6 +7,7 @@
     d1jax convert inspect   PATH                       family, sizes, dtype, keys
     d1jax convert verify    A B                        every tensor equal, bit for bit?
 
+A checkpoint may be a GGUF file, which is turned into a Hugging Face directory first (docs/checkpoints.md).
 Weights keep the dtype in which they are stored unless --dtype says otherwise. OUT must not exist yet.
 Exit code: 0 done, 1 out of memory or a full disk, 2 a mistake in the arguments or a broken file, 3 verify found a difference.
 """
@@ -46,7 +47,7 @@ from d1jax.weights.hf_io import (
 from d1jax.weights.names import entries, expected_shapes, parameter_count
 from d1jax.weights.peft import WEIGHTS, is_adapter, read_adapter, save_adapter
 from d1jax.weights.run import is_run, open_run
-from d1jax.weights.source import CheckpointSource, RunSource, open_source
+from d1jax.weights.source import CheckpointSource, RunSource, directory_of, open_source
 from d1jax.weights.variables import adapter_of
 
 DIFFERENT = 3
@@ -76,7 +77,7 @@ def to_hf(arguments: argparse.Namespace) -> int:
         source = _adapted_run(arguments.source)
         setup = set_up(source.config, source.run.source, mesh)
         adapters = adapter_of(setup, source)
-        base = setup.config.init_from
+        base = str(directory_of(setup.config.init_from))
         family = family_of(read_json(Path(base) / "config.json"), base)
         save_adapter(adapters["lora"], setup.config.lora, setup.model.config, family, arguments.out, base)
     return _done(arguments.out)
@@ -88,7 +89,7 @@ def _adapted_run(path: Path) -> RunSource:
     if isinstance(source, CheckpointSource):
         raise UserError(f"{str(path)!r} is no run directory: it has no config.yaml")
     config = source.config
-    if config.lora.rank and config.init_from and is_checkpoint(Path(config.init_from)):
+    if config.lora.rank and config.init_from and is_checkpoint(directory_of(config.init_from)):
         return source
     what = "it trained all weights" if not config.lora.rank else "it did not start from a checkpoint directory"
     raise UserError(
@@ -100,7 +101,7 @@ def _adapted_run(path: Path) -> RunSource:
 
 def merge(arguments: argparse.Namespace) -> int:
     check_new(arguments.out)
-    checkpoint, mesh = open_checkpoint(arguments.source), make_mesh(MeshConfig())
+    checkpoint, mesh = open_checkpoint(directory_of(arguments.source)), make_mesh(MeshConfig())
     config = _stored_as(checkpoint.config, arguments.dtype)
     lora, adapters = read_adapter(arguments.adapter, config, checkpoint.family, mesh)
     rounding = Rounding()
@@ -113,12 +114,13 @@ def merge(arguments: argparse.Namespace) -> int:
 def _write(arguments: argparse.Namespace, native: bool) -> int:
     """The weights of a checkpoint or a run, in the other form."""
     check_new(arguments.out)  # before an hour of reading, not after it
-    if not is_checkpoint(arguments.source):
+    source = directory_of(arguments.source)
+    if not is_checkpoint(source):
         # Read as stored and rounded once, when it is written; what was trained in fp32 is read as such where fp32 is asked for.
         policy = load_pretrained(arguments.source, dtype="float32" if arguments.dtype == "float32" else None)
         save_pretrained(policy, arguments.out, native=native, dtype=arguments.dtype)
         return _done(arguments.out)
-    checkpoint = open_checkpoint(arguments.source)
+    checkpoint = open_checkpoint(source)
     config, save = _stored_as(checkpoint.config, arguments.dtype), save_native if native else save_weights
     companions = companions_of(checkpoint, config.param_dtype)
     save(_arrays(checkpoint, config), config, checkpoint.family, arguments.out, companions)
@@ -135,7 +137,7 @@ def _stored_as(config: ModelConfig, dtype: str | None) -> ModelConfig:
 
 
 def inspect(arguments: argparse.Namespace) -> int:
-    path = arguments.path
+    path = directory_of(arguments.path)
     if is_adapter(path):
         print(f"{path}: a PEFT adapter")
         for name, tensor in sorted(headers(path / WEIGHTS).items()):
@@ -164,7 +166,7 @@ def inspect(arguments: argparse.Namespace) -> int:
 
 
 def verify(arguments: argparse.Namespace) -> int:
-    one, two = open_checkpoint(arguments.a), open_checkpoint(arguments.b)
+    one, two = open_checkpoint(directory_of(arguments.a)), open_checkpoint(directory_of(arguments.b))
     if one.family.names != two.family.names or one.config != two.config:
         pairs = {**plain(one.config)}, {**plain(two.config)}
         other = [f"{name} {a} and {pairs[1][name]}" for name, a in pairs[0].items() if a != pairs[1][name]]

@@ -96,13 +96,13 @@ def check_new(path: Path) -> None:
 
 
 @contextmanager
-def new_directory(path: Path) -> Iterator[Path]:
+def new_directory(path: Path, everywhere: bool = False) -> Iterator[Path]:
     """`with new_directory(out) as beside:` fill `beside`; it becomes `out` at the end, and is gone if anything went wrong.
 
     Raises FileExistsError, before anything is written, where `path` exists and is not an empty directory. Where another process writes,
-    what is filled here goes.
+    what is filled here goes; `everywhere`: it stays, because each process needs it where it runs (a cache).
     """
-    if not _writes:
+    if not _writes and not everywhere:
         with tempfile.TemporaryDirectory() as beside:
             yield Path(beside)
         return

@@ -32,6 +32,7 @@ from d1jax.training.context import Context, build
 from d1jax.training.setup import make_task
 from d1jax.weights.hf_directory import is_checkpoint
 from d1jax.weights.run import open_run, run_above
+from d1jax.weights.source import located
 
 
 def main(argv: Sequence[str]) -> int:
@@ -96,7 +97,7 @@ def _rows(arguments: argparse.Namespace) -> Rows | None:
             raise UserError(no_effect(f"--set {arguments.set}", "--row N"))
         return None
     path = run_above(Path(arguments.model))
-    if not Path(arguments.model).is_dir():
+    if not located(arguments.model).exists():
         raise UserError(f"--model {arguments.model!r}: no such directory")
     if path is None or is_checkpoint(Path(arguments.model)):
         raise UserError(f"--row takes a problem of a run, and --model {arguments.model!r} is none; write --prompt TEXT")
@@ -299,7 +300,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m d1jax.generate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--model", required=True, help="checkpoint or run directory, or RUN/checkpoints/STAGE/STEP")
+    add("--model", required=True, help="checkpoint or run directory, GGUF file, or RUN/checkpoints/STAGE/STEP")
     add("--adapter", help="a PEFT adapter on top of it")
     add("--prompt", action="append", help="a prompt; may be given more than once")
     add("--prompt-json", action="append", metavar="TEXT", help='a prompt as a JSON text: "one line\\nanother line"')

@@ -19,6 +19,7 @@ from typing import Any
 
 import jax
 
+from d1jax.adapt import loop as adapt
 from d1jax.config import Config, Stage, UserError
 from d1jax.config.flags import asks_for_version, split_flags, split_switch, version_text
 from d1jax.config.help import describe_origins, help_text
@@ -48,14 +49,14 @@ from d1jax.training.claim import check_data, check_shared, claim
 from d1jax.training.context import Context, build, of_stages
 from d1jax.training.longer import make_longer
 from d1jax.training.redo import check_only, is_finished, later_stages
-from d1jax.training.setup import keep_programs, save_source
+from d1jax.training.setup import began_autoregressive, keep_programs, save_source
 from d1jax.training.stage_log import StageLog, check_in_place
 from d1jax.training.stopping import StopRequest
 from d1jax.weights.held import Held
 from d1jax.weights.run import RunDirectory, read_record
 from d1jax.weights.variables import mark_one_adapter
 
-TRAIN = {"sft": sft.train, "rl": rl.train, "preference": preference.train}
+TRAIN = {"adapt": adapt.train, "sft": sft.train, "rl": rl.train, "preference": preference.train}
 
 
 def main(argv: Sequence[str]) -> int:
@@ -153,16 +154,26 @@ def _run(config: Config, again_from: str, only: str) -> dict[str, Any]:
                         write_json(directory.measured(stage.name), {"step": log.steps, **worth})
                         print(f"{stage.name}: {_worth(worth)}", file=sys.stderr)
                         continue
+                    if stage.kind == "adapt":
+                        _measure_text(stage, seen, variables, directory, before=True)
                     variables = TRAIN[stage.kind](seen, variables, log)
                     selected = log.selected()
                 held.after(stage, variables)
+                if stage.kind == "adapt":
+                    _measure_text(stage, seen, variables, directory)
+                    if not config.answers_task:
+                        _report(context, directory)
+                        continue
                 if selected:
                     held.take(stage, selected["step"])
                     print(f"{stage.name}: {_chosen(selected)}", file=sys.stderr)
                 _evaluate(stage.name, log.steps, selected, context, held.variables, directory, metrics)
                 _report(context, directory)
             result = _report(context, directory, reported)  # stages behind the last one that trained are in it, too
-    print(grade.table(result["stages"], result["baselines"]))
+    if config.answers_task:
+        print(grade.table(result["stages"], result["baselines"]))
+    for name, record in result["texts"].items():
+        print(_bits(name, record))
     for line in sampled.table(result["sampled"]):
         print(line)
     for name, worth in result["reward_models"].items():
@@ -242,6 +253,33 @@ def _worth(worth: Mapping[str, float]) -> str:
         f"on {worth['pairs']} held-out pairs {worth['accuracy']:.1%} are ordered rightly, mean margin {worth['margin']:.2f}, "
         f"calibration error {worth['calibration_error']:.3f}"
     )
+
+
+def _measure_text(
+    stage: Stage, seen: Context, variables: Variables, directory: RunDirectory, before: bool = False
+) -> None:
+    """Writes down the bits per byte of held-out text, before a stage begins and after its last step, unless that was done.
+
+    Before the first stage of a run that starts from an autoregressive model they are those of that model, exactly.
+    """
+    path, which = directory.text_measured(stage.name), "before" if before else "after"
+    record = processes.agreed(lambda: read_record(path) if path.exists() else {})
+    if which in record:
+        return
+    causal = before and began_autoregressive(seen) and seen.config.trained_stages[0] == stage.name
+    found = adapt.measured(seen, variables, causal)
+    kind = "next tokens" if causal or seen.config.model.attention_mask == "causal" else "ELBO"
+    write_json(path, {**record, "step": seen.config.adapt.steps, which: {"by": kind, "sets": found}})
+
+
+def _bits(name: str, record: Mapping[str, Any]) -> str:
+    """Bits per byte before and after a stage on plain text, a line a set."""
+    lines = [
+        f"{name}, {when}: {value['bits_per_byte']:.3f} ± {value['error']:.3f} bits per byte of {which} ({record[when]['by']})"
+        for when in ("before", "after")
+        for which, value in record.get(when, {}).get("sets", {}).items()
+    ]
+    return "\n".join(lines)
 
 
 def _use(stage: Stage, seen: Context, held: Held, directory: RunDirectory, stop: StopRequest) -> None:

@@ -42,7 +42,8 @@ from d1jax import train  # noqa: E402
 from d1jax.config import LoraConfig, MeshConfig, ModelConfig  # noqa: E402
 from d1jax.config.parse import parse  # noqa: E402
 from d1jax.data.tokenizers import CharacterTokenizer, SpecialTokens  # noqa: E402
-from d1jax.models.families import FAMILIES, family_for, read_config  # noqa: E402
+from d1jax.models.config_json import read_config  # noqa: E402
+from d1jax.models.families import FAMILIES, family_for  # noqa: E402
 from d1jax.models.sharding import make_mesh  # noqa: E402
 from d1jax.models.transformer import Transformer, initialize  # noqa: E402
 from d1jax.training.stage_log import StageLog  # noqa: E402
@@ -62,17 +63,17 @@ settings.load_profile("d1jax")
 
 # Modules that compile or run for more than a few seconds: what `make test-fast` leaves out.
 SLOW = {
-    "benchmarks/test_methods_benchmark.py", "diffusion/test_canvas.py", "diffusion/test_estimators.py",
-    "diffusion/test_masked_columns.py", "diffusion/test_predictions.py", "diffusion/test_sampler.py",
-    "diffusion/test_sampler_oracle.py", "diffusion/test_scoring_memory.py", "diffusion/test_unmasking.py",
-    "evaluation/test_benchmark.py", "evaluation/test_estimators.py", "inference/test_infill.py", "inference/test_policy.py",
-    "inference/test_lm_eval.py", "models/test_transformer.py", "notebook/test_stages.py", "fit/test_fit.py",
-    "rl/test_loss.py", "rl/test_method_equations.py",
-    "rl/test_methods.py", "rl/test_update.py", "sft/test_loss.py", "sft/test_update.py", "test_audit.py",
-    "test_generate.py", "test_metrics_page.py", "test_readme.py", "test_recipes.py", "test_train.py",
-    "tools/test_convert_weights.py", "training/test_damage.py", "training/test_longer.py",
-    "training/test_optimizer.py", "training/test_setup.py", "weights/test_generation_config.py",
-    "weights/test_hf_directory.py", "weights/test_hf_io.py",
+    "adapt/test_bits.py", "adapt/test_loop.py", "adapt/test_loss.py", "benchmarks/test_methods_benchmark.py",
+    "diffusion/test_canvas.py", "diffusion/test_estimators.py", "diffusion/test_masked_columns.py",
+    "diffusion/test_predictions.py", "diffusion/test_sampler.py", "diffusion/test_sampler_oracle.py",
+    "diffusion/test_scoring_memory.py", "diffusion/test_unmasking.py", "evaluation/test_benchmark.py",
+    "evaluation/test_estimators.py", "fit/test_fit.py", "inference/test_infill.py", "inference/test_lm_eval.py",
+    "inference/test_policy.py", "models/test_transformer.py", "notebook/test_stages.py", "rl/test_loss.py",
+    "rl/test_method_equations.py", "rl/test_methods.py", "rl/test_update.py", "sft/test_loss.py", "sft/test_update.py",
+    "test_audit.py", "test_generate.py", "test_metrics_page.py", "test_readme.py", "test_recipes.py", "test_train.py",
+    "tools/test_convert_weights.py", "training/test_damage.py", "training/test_longer.py", "training/test_optimizer.py",
+    "training/test_setup.py", "weights/test_generation_config.py", "weights/test_gguf.py", "weights/test_hf_directory.py",
+    "weights/test_hf_io.py",
 }  # fmt: skip
 
 
@@ -145,6 +146,10 @@ THOROUGH = (
     "fit/test_fit.py::test_the_compiler_s_arguments_are_the_sizes_that_are_told",
     "rl/test_value_model.py::test_a_stopped_run_ends_with_the_same_policy_and_the_same_values",
     "rl/test_value_model.py::test_a_value_model_that_cannot_be_updated_ends_the_run",
+    "adapt/test_loop.py::test_micro_batches_and_devices_change_nothing",
+    "adapt/test_loop.py::test_a_cut_run_goes_on_bit_for_bit[1-",
+    "adapt/test_loop.py::test_the_longer_run_measures_again",
+    "adapt/test_loop.py::test_an_adapter_is_trained_beside_the_adapted_weights",
     "generation/test_teacher.py::test_a_smaller_student_learns_what_a_teacher_has_written[characters]",
     *(f"rl/test_methods.py::test_the_ratio_is_one_at_the_first_inner_update[{name}]" for name in OTHER_METHODS),
     *(
@@ -345,8 +350,8 @@ def interrupted(monkeypatch: pytest.MonkeyPatch) -> Callable[..., contextlib.Abs
     def stopped(stage: str, step: int) -> Iterator[None]:
         save = StageLog.save_checkpoint
 
-        def stopping(self: StageLog, at: int, items: dict[str, Any]) -> None:
-            save(self, at, items)
+        def stopping(self: StageLog, at: int, items: dict[str, Any], *more: Any) -> None:
+            save(self, at, items, *more)
             if (self.stage, at) == (stage, step):
                 raise KeyboardInterrupt
 

@@ -35,6 +35,7 @@ def pattern(name: str) -> str:
 
 ROLLOUTS = ("Rollouts: rewards", "Rollouts: completions")
 SECTIONS = {
+    "adapt": ("Plain text",),
     "sft": ("SFT",),
     "rl": (*ROLLOUTS, "RL: updates"),
     "preference": (*ROLLOUTS, "Preferences: updates"),
@@ -47,6 +48,26 @@ def written_by(stage: str, run: Path, out: Path) -> set[str]:
     quiet = {"log": lambda line: None}
     if stage == "sft":
         (values,) = sft(policy, [(PUZZLE, ANSWER)] * 8, SftConfig(steps=1, batch_size=8), **quiet).metrics
+    elif stage == "adapt":
+        text = out.with_suffix(".txt")
+        text.write_text("4130\n0300\n" * 40)
+        flags = [
+            "--adapt.steps",
+            "1",
+            "--adapt.batch_size",
+            "8",
+            "--adapt.length",
+            "16",
+            "--adapt.data",
+            f"{{{text}: 1}}",
+        ]
+        flags += ["--adapt.validation_windows", "2", "--evaluation.every", "1"]
+        config = dataclasses.replace(
+            from_yaml(run / "config.yaml"), run_dir=str(out), init_from=str(run), stages=("adapt",)
+        )
+        train.run(parse(flags, config))
+        (values,) = read_metrics(out / "metrics.jsonl")
+        return values.keys() - {"stage", "step"}
     elif stage == "rl":
         method = RlConfig(
             steps=1, prompts_per_step=2, num_generations=4, num_iterations=1, kl=KlInLoss(), advantage=Gae()

@@ -1,5 +1,8 @@
 """What a setting is, what it may be, and how YAML files and flags become one checked configuration."""
 
+from d1jax.config.adapt import AdaptConfig as AdaptConfig
+from d1jax.config.adapt import CartWeighting as CartWeighting
+from d1jax.config.adapt import InverseWeighting as InverseWeighting
 from d1jax.config.after import EvaluateConfig as EvaluateConfig
 from d1jax.config.after import ExportConfig as ExportConfig
 from d1jax.config.errors import CannotSave as CannotSave
@@ -18,6 +21,7 @@ from d1jax.config.estimator import Strata as Strata
 from d1jax.config.estimator import Trajectory as Trajectory
 from d1jax.config.generation import GenerateConfig as GenerateConfig
 from d1jax.config.model import Alignment as Alignment
+from d1jax.config.model import AttentionMask as AttentionMask
 from d1jax.config.model import LoraConfig as LoraConfig
 from d1jax.config.model import MeshConfig as MeshConfig
 from d1jax.config.model import ModelConfig as ModelConfig

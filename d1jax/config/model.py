@@ -9,6 +9,7 @@ from typing import Literal
 from d1jax.config.setting import Rule, setting, with_fields
 
 Attention = Literal["auto", "xla", "cudnn", "splash"]
+AttentionMask = Literal["full", "causal", "block_causal"]
 Remat = Literal["none", "full", "dots", "offload"]
 Alignment = Literal["same_position", "shifted"]
 MAX_PARAMETERS = 10**13
@@ -17,7 +18,7 @@ MAX_PARAMETERS = 10**13
 @with_fields
 @dataclass(frozen=True)
 class ModelConfig:
-    """A bidirectional transformer with LLaDA's architecture."""
+    """A transformer with LLaDA's architecture, or its autoregressive kin's: Llama's, Qwen2's, Qwen3's."""
 
     width: int = setting(64, "residual stream", above=0, at_most=2**17)
     layers: int = setting(3, "blocks", above=0, at_most=2**12)
@@ -25,15 +26,23 @@ class ModelConfig:
     kv_heads: int = setting(
         4, "key and value heads (grouped-query attention where fewer than heads)", above=0, at_most=2**12
     )
+    head_size: int = setting(0, "columns of a head (0 = width / heads; Qwen3's is another)", at_least=0, at_most=2**16)
     mlp_width: int = setting(160, "hidden units of the SwiGLU", above=0, at_most=2**20)
     vocab_size: int = setting(0, "rows of the embedding (0 = as many as the tokenizer has)", at_least=0, at_most=2**24)
     max_positions: int = setting(0, "longest prompt and completion together (0 = no limit)", at_least=0, at_most=2**24)
     rope_theta: float = setting(5e5, "base of the rotary angles", above=0)
     norm_eps: float = setting(1e-5, "epsilon of RMSNorm", above=0)
     qkv_bias: bool = setting(False, "biases on q, k, v (Dream)")
+    qk_norm: bool = setting(False, "RMSNorm on every head of q and k (Qwen3)")
     tied_head: bool = setting(False, "the head is the transposed embedding")
     rope_full_precision: bool = setting(True, "rotate in fp32 (LLaDA), or in the dtype of the activations (Dream)")
     alignment: Alignment = setting("same_position", "row p of the output scores token p (LLaDA) or p + 1 (Dream)")
+    attention_mask: AttentionMask = setting(
+        "full",
+        "what a column sees: all columns; itself and those before it (causal: autoregressive models); its block of mask_block "
+        "positions and the blocks before it (block_causal)",
+    )
+    mask_block: int = setting(0, "positions of a block of attention_mask = block_causal", at_least=0, at_most=2**24)
     dtype: Literal["float32", "bfloat16"] = setting("float32", "activations")
     param_dtype: Literal["float32", "bfloat16", "float16"] = setting(
         "float32",
@@ -59,10 +68,22 @@ class ModelConfig:
             self.param_dtype == "float16",
             "model.param_dtype = float16 is for reading checkpoints; train with bfloat16 or float32",
         )
-        yield self.width % self.heads != 0, f"model.heads = {self.heads} does not divide model.width = {self.width}"
         yield (
-            (self.width // self.heads) % 2 == 1,
-            f"model.width / model.heads = {self.width // self.heads} is odd; RoPE rotates pairs",
+            self.head_size == 0 and self.width % self.heads != 0,
+            f"model.heads = {self.heads} does not divide model.width = {self.width}",
+        )
+        yield (
+            self.head_columns % 2 == 1,
+            f"model.head_size, or model.width / model.heads, = {self.head_columns} is odd; RoPE rotates pairs",
+        )
+        yield (
+            (self.attention_mask == "block_causal") != (self.mask_block > 0),
+            f"model.mask_block = {self.mask_block}: model.attention_mask = block_causal has blocks of so many positions, and no other mask "
+            "has blocks; set both or neither",
+        )
+        yield (
+            self.attention_mask != "full" and self.attention in ("cudnn", "splash"),
+            f"model.attention = {self.attention} has no model.attention_mask but full; set it to auto or xla",
         )
         yield (
             self.heads % self.kv_heads != 0,
@@ -70,9 +91,15 @@ class ModelConfig:
         )
 
     @property
+    def head_columns(self) -> int:
+        """The columns of a head."""
+        return self.head_size or self.width // self.heads
+
+    @property
     def parameters(self) -> int:
         """About how many weights a model of these sizes has."""
-        return self.layers * self.width * (4 * self.width + 3 * self.mlp_width) + 2 * self.vocab_size * self.width
+        attention = 4 * self.heads * self.head_columns
+        return self.layers * self.width * (attention + 3 * self.mlp_width) + 2 * self.vocab_size * self.width
 
 
 @with_fields

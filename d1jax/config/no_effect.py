@@ -148,6 +148,22 @@ def _shared(config: Config, command: Command) -> dict[str, Reader]:
     }
 
 
+def _adapt(config: Config) -> dict[str, Reader]:
+    masked = Reader(config.model.attention_mask != "causal", "a model.attention_mask other than causal")
+    names = (
+        "weighting",
+        "weighting.p",
+        "normalizer",
+        "low",
+        "high",
+        "clean_prefix",
+        "truncated",
+        "anneal_steps",
+        "validation_samples",
+    )
+    return {f"adapt.{name}": masked for name in names}
+
+
 def _preference(config: Config) -> dict[str, Reader]:
     written = Reader(not config.preference.data, "preference.data = ''")
     names = ("writer", "num_generations", "temperature", "reward_weights", "rollout_batch_size")
@@ -180,4 +196,9 @@ def _rl(config: Config) -> dict[str, Reader]:
     }
 
 
-OF_A_KIND = {"rl": _rl, "preference": _preference, "reward_model": _reward_model}  # what the section of a stage reads
+OF_A_KIND = {
+    "adapt": _adapt,
+    "rl": _rl,
+    "preference": _preference,
+    "reward_model": _reward_model,
+}  # what the section of a stage reads

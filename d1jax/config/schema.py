@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from d1jax.config.adapt import AdaptConfig
 from d1jax.config.after import EvaluateConfig, ExportConfig
 from d1jax.config.generation import GenerateConfig
 from d1jax.config.model import LoraConfig, MeshConfig, ModelConfig
@@ -16,7 +17,7 @@ from d1jax.config.reward_model import MODEL, RewardModelConfig
 from d1jax.config.rl import RlConfig
 from d1jax.config.sampler import SamplerConfig
 from d1jax.config.setting import MOST, Rule, rules_of, section, setting, with_fields
-from d1jax.config.stage import RESERVED, START, TRAINING, Stage
+from d1jax.config.stage import MASKED_KINDS, RESERVED, START, TRAINING, Stage
 from d1jax.config.task import EvaluationConfig, TaskConfig
 from d1jax.config.training import SftConfig
 from d1jax.config.values import build, merge, plain
@@ -31,15 +32,16 @@ class Config:
     run_dir: str = setting("runs/run", "where everything goes")
     stages: tuple[Stage, ...] = setting(
         ("sft", "rl"),
-        "in this order, each a kind (sft, rl, preference, generate, reward_model, evaluate, export) or {name: ..., kind: ..., ...}",
+        "in this order, each a kind (adapt, sft, rl, preference, generate, reward_model, evaluate, export) or {name: ..., kind: ..., ...}",
     )
     seed: int = setting(0, "of weights, masks, rollouts and row order", at_least=0, at_most=2**32 - 1)
     init_from: str = setting(
         "",
-        "start from a checkpoint (Hugging Face or d1jax), the last weights of a run, or RUN/checkpoints/STAGE/STEP ('' = random weights)",
+        "start from a checkpoint (Hugging Face, d1jax, GGUF), the end of a run, or RUN/checkpoints/STAGE/STEP ('' = random weights)",
     )
-    tokenizer: Literal["characters", "bytes"] = setting(
-        "characters", "of random weights: the task's characters, or UTF-8 bytes; a checkpoint brings its own"
+    tokenizer: str = setting(
+        "characters",
+        "of random weights: the task's characters, UTF-8 bytes, or a directory with tokenizer files; a checkpoint brings its own",
     )
     checkpoint_every: int = setting(20, "steps between checkpoints (the last step always has one)", above=0)
     keep_last: int = setting(
@@ -63,6 +65,7 @@ class Config:
     model: ModelConfig = section(ModelConfig)
     lora: LoraConfig = section(LoraConfig)
     sampler: SamplerConfig = section(SamplerConfig)
+    adapt: AdaptConfig = section(AdaptConfig)
     sft: SftConfig = section(SftConfig)
     rl: RlConfig = section(RlConfig)
     preference: PreferenceConfig = section(PreferenceConfig)
@@ -98,6 +101,11 @@ class Config:
     def trained_stages(self) -> tuple[str, ...]:
         """The names of the stages that update weights."""
         return tuple(stage.name for stage in self.stages if stage.kind in TRAINING)
+
+    @property
+    def answers_task(self) -> bool:
+        """Whether anything is done with the task: no stage of a run on plain text answers one."""
+        return bool(self.kinds - {"adapt", "export"})
 
     @property
     def kinds(self) -> frozenset[str]:
@@ -151,13 +159,20 @@ class Config:
         for name in RESERVED & set(names):
             yield True, f"stages: {name!r} is what d1jax calls something else; choose another name for the stage"
         yield (
-            first not in ("", "sft") and not self.init_from,
+            first not in ("", "adapt", "sft") and not self.init_from,
             f"stages begins with {first!r}, from random weights; set init_from to a run, or put 'sft' first",
         )
         trained = [self.section_of(self.stage(name)).steps for name in self.trained_stages]
         yield (
             self.profile.steps > 0 and self.profile.start >= max(trained, default=0),
             f"profile.start = {self.profile.start}, but no stage that trains has more than {max(trained, default=0)} steps; lower it",
+        )
+        masked = self.model.attention_mask != "full"
+        odd = [stage.name for stage in self.stages if stage.kind not in MASKED_KINDS[self.model.attention_mask]]
+        yield (
+            masked and bool(odd),
+            f"model.attention_mask = {self.model.attention_mask}: stages {odd} work on models whose columns see all others; only "
+            "an adapt stage trains under a causal mask, and none under block_causal",
         )
         yield from self._weights_of_stages()
         yield from self._rows_of_stages()
@@ -168,6 +183,7 @@ class Config:
         """What holds of the sections whatever the stages; checked with the changes of every stage (config/check.py)."""
         length = self.sampler.completion_length
         for name, rows, columns in (
+            ("adapt.batch_size", self.adapt.batch_size, self.adapt.length),
             ("sft.batch_size", self.sft.batch_size, self.sft.completion_length or length),
             ("rl.prompts_per_step x rl.num_generations", self.rl.rollout_rows, length),
             ("preference.prompts_per_step x preference.num_generations", self.preference.rollout_rows, length),

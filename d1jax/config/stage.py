@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from d1jax.config.adapt import AdaptConfig
 from d1jax.config.after import EvaluateConfig, ExportConfig
 from d1jax.config.errors import UserError
 from d1jax.config.generation import GenerateConfig
@@ -21,6 +22,7 @@ from d1jax.config.values import alternatives, hints_of, merge, plain
 from d1jax.config.yaml_text import shown
 
 SECTIONS = {
+    "adapt": AdaptConfig,
     "sft": SftConfig,
     "rl": RlConfig,
     "preference": PreferenceConfig,
@@ -35,15 +37,23 @@ START = "start"  # the weights that the run begins with, in `from` of a stage
 RESERVED = {
     "weights",
     "evaluation",
+    "validation",
     "audit",
     "task",
     "start",
 }  # what else is called by a name: random keys, rows, weights
 TRAINING = (
+    "adapt",
     "sft",
     "rl",
     "preference",
 )  # kinds that update weights, so that checkpoints and an evaluation belong to them
+# The kinds of stages that know what to do with a model under a mask.
+MASKED_KINDS = {
+    "full": set(SECTIONS),
+    "causal": {"adapt", "export"},
+    "block_causal": {"generate", "evaluate", "export"},
+}
 OF_A_STAGE = {"task": TaskConfig, "sampler": SamplerConfig}  # sections that a stage may change for itself alone
 
 

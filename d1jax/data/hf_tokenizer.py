@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import itertools
 import os
@@ -13,6 +14,11 @@ from typing import Any
 
 from d1jax.data.tokenizers import Chat, SpecialTokens
 
+NO_MASK = -1  # the mask token of a tokenizer that has none
+MASKS = ("<|mask|>", "<mask>", "[MASK]", "<|MASK|>")  # what mask tokens are called; a new one by the first of them
+RESERVED = re.compile(
+    r"^(<\|reserved_special_token_\d+\|>|<\|?reserved.*>|<unused_?\d+>|\[unused\d+\]|<extra_id_\d+>)$"
+)
 SETTING = {"mask": "mask_token_id", "end": "pad_token_id"}
 
 
@@ -145,9 +151,12 @@ def _as_chat(prompt: str | Chat) -> Chat:
 
 
 def load_pretrained_tokenizer(
-    directory: Path, *, mask: int | None, end: int | None, turn_end: str, assistant_header: str
+    directory: Path, *, mask: int | None, end: int | None, turns: Sequence[tuple[str, str]], masks: bool = True
 ) -> PretrainedTokenizer:
     """The tokenizer in a checkpoint directory. `mask` and `end` are the ids that config.json gives, where it does.
+
+    turns: pairs of what closes a turn and what a chat ends with before the answer; the first whose token the tokenizer has counts. masks:
+    a mask token is needed; without it a tokenizer of an autoregressive model has the mask NO_MASK.
 
     The end token is the one that pads texts: the tokenizer's pad token, or else config.json's. DiffuCoder has a pad token of
     its own; LLaDA and Dream pad with their end-of-text token.
@@ -177,6 +186,9 @@ def load_pretrained_tokenizer(
         "mask": mask if mask is not None else wrapped.mask_token_id,
         "end": wrapped.pad_token_id if wrapped.pad_token_id is not None else end,
     }
+    without = not masks and ids["mask"] is None
+    if without:
+        del ids["mask"]
     for name, token in ids.items():
         if token is None:
             raise ValueError(f"tokenizer {str(directory)!r}: no {name} token; set {SETTING[name]} in config.json")
@@ -184,8 +196,8 @@ def load_pretrained_tokenizer(
             raise ValueError(
                 f"tokenizer {str(directory)!r}: {name} token {token} is outside its {size} ids; correct {SETTING[name]} in config.json"
             )
-    turn = wrapped.convert_tokens_to_ids(turn_end)
-    turn = turn if turn is not None and wrapped.convert_ids_to_tokens(turn) == turn_end else -1
+    found = [(_id_of(wrapped, end), header) for end, header in turns]
+    turn, header = next((pair for pair in found if pair[0] >= 0), found[0])
     others = {wrapped.eos_token_id, end} - {None, ids["end"], turn}
     outside = [token for token in others if not 0 <= token < size]
     if outside:
@@ -193,17 +205,47 @@ def load_pretrained_tokenizer(
             f"tokenizer {str(directory)!r}: the end of a text is token {outside[0]}, outside its {size} ids; "
             "correct eos_token_id in config.json"
         )
-    special = SpecialTokens(ids["mask"], ids["end"], turn, size, tuple(sorted(others)))
+    special = SpecialTokens(NO_MASK if without else ids["mask"], ids["end"], turn, size, tuple(sorted(others)))
+    return _wrapping(wrapped, special, header, directory)
+
+
+def _id_of(wrapped: Any, token: str) -> int:
+    """The id of a token; -1 where there is none of that name."""
+    found = wrapped.convert_tokens_to_ids(token)
+    return found if found is not None and wrapped.convert_ids_to_tokens(found) == token else -1
+
+
+def _wrapping(wrapped: Any, special: SpecialTokens, header: str, directory: Path) -> PretrainedTokenizer:
     # What masks or ends a text is a control token, also where the files forgot to mark it as special.
-    forgotten = [wrapped.convert_ids_to_tokens(token) for token in {ids["mask"], *special.end_ids}]
+    forgotten = [wrapped.convert_ids_to_tokens(token) for token in {special.mask, *special.end_ids} - {NO_MASK}]
     wrapped.add_special_tokens({"additional_special_tokens": forgotten}, replace_extra_special_tokens=False)
     controls = {added.content: token for token, added in wrapped.added_tokens_decoder.items() if added.special}
     text = wrapped.backend_tokenizer.to_str() + str(wrapped.chat_template)
-    return PretrainedTokenizer(
-        special,
-        assistant_header,
-        hashlib.sha256(text.encode()).hexdigest(),
-        directory,
+    fingerprint = hashlib.sha256(text.encode()).hexdigest()
+    return PretrainedTokenizer(special, header, fingerprint, directory, wrapped, controls)
+
+
+def with_mask_token(tokenizer: PretrainedTokenizer) -> PretrainedTokenizer:
+    """The tokenizer with a mask token: its own, one that its makers have reserved, or else a new one behind the last id.
+
+    The tokenizer of transformers is changed in place, and saves the token as its mask token.
+    """
+    if tokenizer.special.mask != NO_MASK:
+        return tokenizer
+    wrapped, special = tokenizer.wrapped, tokenizer.special
+    reserved = sorted(
+        (token, name)
+        for name, token in wrapped.get_vocab().items()
+        if token not in special.end_ids and (name in MASKS or RESERVED.search(name))
+    )
+    named = [(token, name) for token, name in reserved if name in MASKS]
+    name = (named or reserved or [(0, MASKS[0])])[0][1]
+    wrapped.add_special_tokens({"mask_token": name})
+    mask = wrapped.mask_token_id
+    size = max(special.vocab_size, mask + 1)
+    return _wrapping(
         wrapped,
-        controls,
+        dataclasses.replace(special, mask=mask, vocab_size=size),
+        tokenizer.assistant_header,
+        tokenizer.directory,
     )

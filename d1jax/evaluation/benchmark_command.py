@@ -21,7 +21,7 @@ from d1jax.files import write_json
 from d1jax.inference.policy import Policy, load_pretrained
 from d1jax.telemetry.report.browse import write_browse_page
 from d1jax.telemetry.terminal import printable
-from d1jax.weights.source import RunSource, open_source
+from d1jax.weights.source import RunSource, located, open_source
 
 LISTS: dict[str, Callable[[str], Any]] = {"lengths": int, "steps_per_token": float, "temperature": float}
 NAMES = (
@@ -172,18 +172,18 @@ def _models(own: Mapping[str, str]) -> dict[str, Model]:
         base = asked.path
     if base is None and isinstance(source, RunSource) and source.config.init_from:
         base = source.config.init_from
-        if not Path(base).exists():
+        if not located(base).exists():
             print(
                 f"note: {printable(base)}, which the run started from, is not there; --base DIR names it",
                 file=sys.stderr,
             )
             base = None
     if base is not None and base != NO_BASE:
-        if not Path(base).is_dir():
+        if not located(base).exists():
             raise UserError(f"--base {base!r}: no such directory; name a checkpoint or a run, or {NO_BASE}")
         open_source(base)
         other = Model(base, None, is_asked=False)
-        if Path(base).resolve() == Path(asked.path).resolve() and asked.adapter is None:
+        if located(base).resolve() == located(asked.path).resolve() and asked.adapter is None:
             raise UserError(f"--base {base!r} is the model itself; name another, or leave it out")
         made[f"base {_name(other)}"] = other
     return made
@@ -196,7 +196,7 @@ def _name(model: Model) -> str:
 
 
 def _identity(model: Model) -> dict[str, Any]:
-    found = {"path": str(Path(model.path).resolve()), **open_source(model.path).identity()}
+    found = {"path": str(located(model.path).resolve()), **open_source(model.path).identity()}
     return found | ({"adapter": str(Path(model.adapter).resolve())} if model.adapter else {})
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 
 from d1jax.config import Config
-from d1jax.config.stage import TRAINING
+from d1jax.config.stage import KINDS
 from d1jax.config.version import __version__
 from d1jax.evaluation.grade import baseline_scores
 from d1jax.files import is_writer, write_json, write_jsonl
@@ -38,6 +38,7 @@ def write(context: Context, run: RunDirectory) -> dict[str, Any]:
         "stages": [stage_entry(stage, found) for stage, found in left["stages"].items()],
         "sampled": left["sampled"],
         "reward_models": left["reward_models"],
+        "texts": left["texts"],
         "baselines": {name: baseline_scores(context, problems) for name, problems in context.eval_sets.items()},
         "wall_seconds": _wall_seconds(run),
         "environment": environment(),
@@ -52,16 +53,17 @@ def write(context: Context, run: RunDirectory) -> dict[str, Any]:
 
 
 def _left(config: Config, run: RunDirectory) -> dict[str, dict[str, Any]]:
-    """{"stages", "sampled", "reward_models": {stage: the record that it has left}}."""
+    """{"stages", "sampled", "reward_models", "texts": {stage: the record that it has left}}."""
 
     def records(path_of: Callable[[str], Path], *kinds: str) -> dict[str, Any]:
         names = [stage.name for stage in config.stages if stage.kind in kinds]
         return {name: read_record(path) for name in names if (path := path_of(name)).exists()}
 
     return {
-        "stages": records(run.evaluation, *TRAINING),
+        "stages": records(run.evaluation, *KINDS),
         "sampled": records(run.sampled, "evaluate"),
         "reward_models": records(run.measured, "reward_model"),
+        "texts": records(run.text_measured, "adapt"),
     }
 
 

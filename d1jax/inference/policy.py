@@ -139,7 +139,7 @@ def load_pretrained(
     adapter: str | Path | None = None,
     tokenizer: str | Path | None = None,
 ) -> Policy:
-    """The `Policy` in a checkpoint directory, in a run directory (its last weights), or in RUN/checkpoints/STAGE/STEP.
+    """The `Policy` in a checkpoint directory, a GGUF file, a run directory (its last weights), or in RUN/checkpoints/STAGE/STEP.
 
     dtype: of weights and activations, "float32" or "bfloat16" (None: as stored; fp16 weights run in fp32).
     mesh: a MeshConfig or a Mesh (None: every device holds the whole model).

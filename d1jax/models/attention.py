@@ -1,4 +1,4 @@
-"""Bidirectional attention and rotary positions.
+"""Attention, over all columns unless a mask by name says otherwise, and rotary positions.
 
 B rows, T columns, H query heads, K key heads, h head size.
 """
@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
 from d1jax.config import ModelConfig, UserError
-from d1jax.config.model import Attention
+from d1jax.config.model import Attention, AttentionMask
 from d1jax.models import sharding
 
 GPUS = ("cuda", "rocm", "gpu")
@@ -44,12 +44,47 @@ def rotate(x_BTHh: Array, cos_BTh: Array, sin_BTh: Array, full_precision: bool =
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x_BTHh.dtype)
 
 
-def attend(q_BTHh: Array, k_BTKh: Array, v_BTKh: Array, length_B: Array, implementation: Attention = "xla") -> Array:
+def visible(mask: AttentionMask, positions_BT: Array, block: int) -> Array | None:
+    """[B, T, T]: whether the column of the second T may be seen from that of the first, by their positions in the text; None: always.
+
+    causal: what stands at the position itself or before it, as autoregressive models were trained. block_causal: what is in the
+    same block of `block` positions or in an earlier one (SDAR, LLaDA2.0, Fast-dLLM v2).
+    """
+    if mask == "full":
+        return None
+    place_BT = positions_BT // block if mask == "block_causal" else positions_BT
+    return place_BT[:, None, :] <= place_BT[:, :, None]
+
+
+def annealed(key: Array, columns: int, share: Array | float) -> Array:
+    """[1, T, T]: the causal mask of a text in natural order, with each later column opened with probability `share`, for all rows alike.
+
+    share 0 is causal, 1 is full. Source: DiffuLLaMA, arXiv 2410.17891, section 3.2: one draw of the matrix an update.
+    """
+    place_T = jnp.arange(columns, dtype=jnp.int32)
+    opened_TT = jax.random.uniform(key, (columns, columns)) < share
+    return (opened_TT | (place_T[None, :] <= place_T[:, None]))[None]
+
+
+def attend(
+    q_BTHh: Array,
+    k_BTKh: Array,
+    v_BTKh: Array,
+    length_B: Array,
+    implementation: Attention = "xla",
+    visible_BTT: Array | None = None,
+) -> Array:
     """softmax(q k' / sqrt(h)) v over the first length_B columns of each row, [B, T, H, h]; the softmax is fp32.
 
     Only keys are hidden: a query in the padding still attends to the real columns and stays finite, as in LLaDA. Queries may be fewer than
-    keys. implementation: `chosen` says what "auto" is; all compute the same up to rounding.
+    keys. implementation: `chosen` says what "auto" is; all compute the same up to rounding. visible_BTT: which of these columns each
+    query sees (None: all of them), by XLA whatever the implementation.
     """
+    if visible_BTT is not None:
+        mask_B1TT = jnp.broadcast_to(visible_BTT[:, None], (q_BTHh.shape[0], 1, *visible_BTT.shape[1:]))
+        return jax.nn.dot_product_attention(
+            q_BTHh, k_BTKh, v_BTKh, mask=mask_B1TT, key_value_seq_lengths=length_B, implementation="xla"
+        )
     columns, head_size = q_BTHh.shape[1], q_BTHh.shape[3]
     name = chosen(implementation, sharding.platform(), q_BTHh.dtype, columns, head_size)
     if name == "splash":
@@ -189,7 +224,7 @@ def check(config: ModelConfig, mesh: Mesh) -> None:
     The comparison is with XLA in fp32, forward and backward, on a few random rows of different lengths; a second or two, and only where the
     choice is not XLA. Kernels of vendors have been wrong for single shapes and versions, without a word.
     """
-    platform, head_size = mesh.devices.flat[0].platform, config.width // config.heads
+    platform, head_size = mesh.devices.flat[0].platform, config.head_columns
     has = {"cudnn": platform in GPUS, "splash": platform == "tpu"}
     if not has.get(config.attention, True):
         raise UserError(

@@ -1,7 +1,8 @@
-"""What distinguishes one family of published masked diffusion models from another, all of it in one place.
+"""What distinguishes one family of published models from another, all of it in one place.
 
-A family says how its config.json spells a ModelConfig, which tensor holds which weight, which logit scores which token, and
-which token closes a turn of a chat. A new family is one more `Family` in FAMILIES.
+A family says how its config.json spells a ModelConfig (config_json.py reads and writes it), which tensor holds which weight, which
+logit scores which token, which columns see which, and which token closes a turn of a chat. A new family is one more `Family` in FAMILIES.
+The autoregressive ones are what masked diffusion models are made from (adapt/).
 
 Padding: LLaDA hides padding from keys only, Dream from keys and queries. The rows of real tokens come out the same, and only
 those are defined here (canvas.py keeps padding behind the text and hides it from keys).
@@ -11,12 +12,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from d1jax.config import Alignment, ModelConfig, UserError
-
-UNBOUNDED = 4096  # what a model without a limit of its own writes as its longest text
+from d1jax.config.model import AttentionMask
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,8 @@ class Family:
     names: Names
     turn_end: str  # the token that closes a turn
     assistant_header: str  # what a rendered chat ends with before the answer
+    attention_mask: AttentionMask = "full"
+    assumed: Mapping[str, Any] = field(default_factory=dict)  # what its config.json means where it does not say it
 
 
 # What every model of transformers may write: names, generation, training, how it is run. None of it reaches a logit.
@@ -193,7 +195,61 @@ _DREAM = Family(
     assistant_header="<|im_start|>assistant\n",
 )
 
-FAMILIES = {family.name: family for family in (_LLADA, _MMADA, _DREAM)}
+# The autoregressive families: Dream's names and spellings, and each token is scored from those before it.
+_CAUSAL = dataclasses.replace(
+    _DREAM,
+    attention_mask="causal",
+    fields={**_DREAM.fields, "head_size": "head_dim"},
+    fixed={**_DREAM.fixed, "rope_interleaved": (False, None)},
+    implied={"qkv_bias": False, "rope_full_precision": False},
+    assumed={"rope_theta": 1e4, "norm_eps": 1e-6, "tied_head": False, "hidden_act": "silu"},
+    harmless=_DREAM.harmless | {"pretraining_tp", "is_llama_config", "transformers.js_config"},
+)
+# Llama 2 and 3, SmolLM2.
+_LLAMA = dataclasses.replace(_CAUSAL, name="llama", model_types=("llama",), architecture="LlamaForCausalLM")
+# Qwen2 and Qwen2.5.
+_QWEN2 = dataclasses.replace(
+    _CAUSAL,
+    name="qwen2",
+    model_types=("qwen2",),
+    architecture="Qwen2ForCausalLM",
+    implied={"qkv_bias": True, "rope_full_precision": False},
+)
+_QWEN3 = dataclasses.replace(
+    _CAUSAL,
+    name="qwen3",
+    model_types=("qwen3",),
+    architecture="Qwen3ForCausalLM",
+    implied={**_CAUSAL.implied, "qk_norm": True},
+    names=dataclasses.replace(
+        _CAUSAL.names,
+        layer={**_CAUSAL.names.layer, "q_norm": "self_attn.q_norm", "k_norm": "self_attn.k_norm"},
+    ),
+)
+CAUSAL = (_LLAMA, _QWEN2, _QWEN3)
+
+
+def _a2d(base: Family) -> Family:
+    """The same architecture made bidirectional, as the library dllm publishes it (Tiny-A2D); right_shift_logits is d1jax's addition."""
+    return dataclasses.replace(
+        base,
+        name=f"a2d-{base.name}",
+        model_types=(f"a2d-{base.name}",),
+        architecture=f"A2D{base.architecture.removesuffix('ForCausalLM')}LMHeadModel",
+        alignment="same_position",
+        attention_mask="full",
+    )
+
+
+_A2D = {base.name: _a2d(base) for base in CAUSAL}
+FAMILIES = {family.name: family for family in (_LLADA, _MMADA, _DREAM, *CAUSAL, *_A2D.values())}
+# How a turn is closed, and what a rendered chat ends with before the answer.
+TURNS = tuple(dict.fromkeys((family.turn_end, family.assistant_header) for family in (_DREAM, _LLADA)))
+
+
+def is_a2d(family: Family) -> bool:
+    """Whether it is one of the families whose config.json says how its logits are aligned."""
+    return family in _A2D.values()
 
 
 def family_of(published: Mapping[str, Any], where: str) -> Family:
@@ -205,126 +261,28 @@ def family_of(published: Mapping[str, Any], where: str) -> Family:
     known = ", ".join(repr(kind) for family in FAMILIES.values() for kind in family.model_types)
     raise UserError(
         f"{where}: model_type {model_type!r} (architectures {published.get('architectures')}) is none of {known}; "
-        "d1jax loads masked diffusion models of these families"
+        "d1jax loads models of these families"
     )
 
 
 def family_for(config: ModelConfig) -> Family:
-    """The family that can publish a model with this architecture: Dream's logits are shifted, LLaDA's are not.
+    """The family that can publish a model with this architecture.
 
-    Raises UserError for combinations that neither can express.
+    Dream's logits are shifted, LLaDA's are not; normalised queries and heads of another size need Qwen3's kin; a causal model is Llama's or
+    Qwen's. Raises UserError for combinations that none can express.
     """
-    family = _DREAM if config.alignment == "shifted" else _LLADA
-    odd = [name for name, value in family.implied.items() if getattr(config, name) != value]
+    base = _QWEN3 if config.qk_norm else _QWEN2 if config.qkv_bias else _LLAMA
+    if config.attention_mask == "causal":
+        family = base
+    elif config.qk_norm or config.head_size:
+        family = _A2D[base.name]
+    else:
+        family = _DREAM if config.alignment == "shifted" else _LLADA
+    fixed = {**family.implied, "attention_mask": family.attention_mask}
+    if not is_a2d(family):
+        fixed["alignment"] = family.alignment
+    odd = [name for name, value in fixed.items() if getattr(config, name) != value]
     if odd:
-        needed = ", ".join(f"model.{name} = {family.implied[name]}" for name in odd)
+        needed = ", ".join(f"model.{name} = {fixed[name]}" for name in odd)
         raise UserError(f"this model cannot be written as a {family.name} checkpoint, which needs {needed}")
     return family
-
-
-def read_config(published: Mapping[str, Any], where: str) -> ModelConfig:
-    """The architecture that a config.json describes. Raises UserError naming the setting that is missing or not supported."""
-    family = family_of(published, where)
-    published = _without_redundant(_with_theta(published, where), family, where)
-    known = {*family.fields.values(), *family.fixed, *family.harmless}
-    unknown = sorted(published.keys() - known)
-    if unknown:
-        raise UserError(
-            f"{where}: d1jax does not know {', '.join(map(repr, unknown))} of a {family.name} model, which may change what it "
-            "computes; take out of config.json what does not"
-        )
-    for name, allowed in family.fixed.items():
-        if published.get(name, allowed[0]) not in allowed:
-            raise UserError(
-                f"{where}: {name} = {published[name]!r} is not supported; d1jax implements {name} = {allowed[0]!r}"
-            )
-    values = {ours: published.get(theirs) for ours, theirs in family.fields.items()}
-    # embedding_size counts padding rows too; it may be absent, and older than a vocab_size that was extended (MMaDA).
-    rows = [published[name] for name in ("embedding_size", "vocab_size") if isinstance(published.get(name), int)]
-    values["vocab_size"] = max(rows, default=None)
-    if values["kv_heads"] is None:
-        values["kv_heads"] = 1 if published.get("multi_query_attention") else values["heads"]
-    if values["mlp_width"] is None and isinstance(published.get("mlp_ratio"), int) and isinstance(values["width"], int):
-        values["mlp_width"] = published["mlp_ratio"] * values["width"]
-    defaults = {"qkv_bias": False, "tied_head": False, "rope_full_precision": True}
-    values = {name: defaults.get(name) if value is None else value for name, value in values.items()}
-    missing = [family.fields[name] for name, value in values.items() if value is None]
-    if missing:
-        raise UserError(f"{where}: has no {', '.join(missing)}; it is needed to build a {family.name} model")
-    for name, value in values.items():
-        kinds = (int, float) if name in ("rope_theta", "norm_eps") else (bool,) if name in defaults else (int,)
-        number_wanted = kinds != (bool,)
-        if not isinstance(value, kinds) or (
-            number_wanted and (isinstance(value, bool) or not 0 < value < float("inf"))
-        ):
-            raise UserError(f"{where}: {family.fields[name]} = {value!r} is not a valid size or switch")
-    config = ModelConfig(**{**values, **family.implied}, alignment=family.alignment)
-    if config.width % config.heads or config.heads % config.kv_heads:
-        raise UserError(
-            f"{where}: heads = {config.heads} must divide width = {config.width}, and be divided by "
-            f"kv_heads = {config.kv_heads}"
-        )
-    return config
-
-
-def _with_theta(published: Mapping[str, Any], where: str) -> Mapping[str, Any]:
-    """A config.json with `rope_theta` on its own, as before transformers 5, which keeps it in `rope_parameters`.
-
-    Raises UserError for every way of scaling the positions: d1jax implements none.
-    """
-    plain = {name: value for name, value in published.items() if name not in ("rope_parameters", "rope_scaling")}
-    for name in ("rope_parameters", "rope_scaling"):
-        given = published.get(name)
-        if given is None:
-            continue
-        rest = dict(given) if isinstance(given, Mapping) else {"": given}
-        kinds = {rest.pop(key, "default") for key in ("rope_type", "type")}
-        theta, rotated = rest.pop("rope_theta", None), rest.pop("partial_rotary_factor", None)
-        if kinds != {"default"} or rotated not in (None, 1) or rest:
-            raise UserError(
-                f"{where}: {name} = {given!r} is not supported; d1jax implements {name} = None, or rope_type = 'default' "
-                "with a rope_theta alone"
-            )
-        if theta is not None and plain.get("rope_theta") not in (None, theta):
-            raise UserError(
-                f"{where}: rope_theta = {plain['rope_theta']!r}, but {name} says {theta!r}; write the one that is right"
-            )
-        if theta is not None:
-            plain["rope_theta"] = theta
-    return plain
-
-
-def _without_redundant(published: Mapping[str, Any], family: Family, where: str) -> Mapping[str, Any]:
-    """A config.json without what newer versions write beside what it follows from. Raises UserError where it does not follow."""
-    heads, width = (published.get(family.fields[name]) for name in ("heads", "width"))
-    derived = {
-        "head_dim": lambda value: isinstance(value, int) and isinstance(heads, int) and value * heads == width,
-        "layer_types": lambda value: isinstance(value, list) and set(value) <= {"full_attention"},
-        "partial_rotary_factor": lambda value: value == 1,
-        "attention_bias": lambda value: value is family.implied.get("qkv_bias"),
-        "mlp_bias": lambda value: value is False,
-        "is_decoder": lambda value: value is False,
-        "is_encoder_decoder": lambda value: value is False,
-        "add_cross_attention": lambda value: value is False,
-        "pruned_heads": lambda value: value == {},
-    }
-    for name, follows in derived.items():
-        value = published.get(name)
-        if value is not None and not follows(value):
-            raise UserError(f"{where}: {name} = {value!r:.80} is not supported by d1jax for a {family.name} model")
-    return {name: value for name, value in published.items() if name not in derived}
-
-
-def write_config(config: ModelConfig, token_ids: Mapping[str, int]) -> dict[str, Any]:
-    """A config.json for a model that was not made from a published one. `token_ids` are its *_token_id entries."""
-    family = family_for(config)
-    return {
-        "architectures": [family.architecture],
-        "model_type": family.model_types[0],
-        **{theirs: getattr(config, ours) for ours, theirs in family.fields.items()},
-        **{name: allowed[0] for name, allowed in family.fixed.items()},
-        "vocab_size": config.vocab_size,
-        family.fields["max_positions"]: config.max_positions or UNBOUNDED,
-        **token_ids,
-        "torch_dtype": config.param_dtype,
-    }

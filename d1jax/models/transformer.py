@@ -1,10 +1,13 @@
-"""LLaDA's transformer: bidirectional, RMSNorm, RoPE, SwiGLU. Flax linen, used purely functionally.
+"""LLaDA's transformer: RMSNorm, RoPE, SwiGLU, every column seen by every other unless `model.attention_mask` says otherwise. Flax
+linen, used purely functionally.
 
 B rows, T columns, L layers, D width, H heads, K key heads, h head size, F MLP width, V vocabulary.
 
 The parameter tree maps one to one to the LLaDA checkpoint (weights/names.py):
 
     wte [V, D]   blocks/{attn_norm, q_proj, k_proj, v_proj, attn_out, ff_norm, ff_proj, up_proj, ff_out} [L, ...]   ln_f   ff_out [D, V]
+
+and q_norm, k_norm in the blocks of a model that normalises them (Qwen3).
 
 `hidden_states` runs the blocks; the head is applied by whoever needs logits, and only to the columns that are needed
 (token_logprobs.py, sampler.py). Adapters live in a second collection, "lora": the same call without it is the base model.
@@ -27,7 +30,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from d1jax.config import LoraConfig, ModelConfig
 from d1jax.models import sharding
-from d1jax.models.attention import attend, attend_to_past, rotary_angles, rotate
+from d1jax.models.attention import attend, attend_to_past, rotary_angles, rotate, visible
 
 Variables = Mapping[str, Any]  # {"params": ..., "lora": ... (optional)}
 # What of a block the backward pass finds where the forward pass left it; None: nothing.
@@ -118,11 +121,12 @@ class Block(nn.Module):
         cos_BTh: Array,
         sin_BTh: Array,
         length_B: Array,
+        visible_BTT: Array | None = None,
         past: KeyValues | None = None,
         window: Window | None = None,
     ) -> tuple[Array, KeyValues | None]:
         cfg, dtype, param_dtype = self.config, jnp.dtype(self.config.dtype), jnp.dtype(self.config.param_dtype)
-        head_size = cfg.width // cfg.heads
+        head_size = cfg.head_columns
 
         def norm(name: str, x: Array) -> Array:
             return RMSNorm(cfg.norm_eps, param_dtype, name=name)(x)
@@ -140,14 +144,18 @@ class Block(nn.Module):
 
         self.sow("intermediates", "block_in", x_BTD)
         h_BTD = norm("attn_norm", x_BTD)
-        q_BTHh = rotate(heads("q_proj", h_BTD, cfg.heads), cos_BTh, sin_BTh, cfg.rope_full_precision)
-        k_BTKh = rotate(heads("k_proj", h_BTD, cfg.kv_heads), cos_BTh, sin_BTh, cfg.rope_full_precision)
+        q_BTHh, k_BTKh = heads("q_proj", h_BTD, cfg.heads), heads("k_proj", h_BTD, cfg.kv_heads)
+        if cfg.qk_norm:
+            q_BTHh, k_BTKh = norm("q_norm", q_BTHh), norm("k_norm", k_BTKh)
+        q_BTHh = rotate(q_BTHh, cos_BTh, sin_BTh, cfg.rope_full_precision)
+        k_BTKh = rotate(k_BTKh, cos_BTh, sin_BTh, cfg.rope_full_precision)
         keys = KeyValues(k_BTKh, heads("v_proj", h_BTD, cfg.kv_heads))
         if past is None:
-            mixed_BTHh = attend(q_BTHh, *keys, length_B, cfg.attention)
+            mixed_BTHh = attend(q_BTHh, *keys, length_B, cfg.attention, visible_BTT)
         else:
             mixed_BTHh = attend_to_past(q_BTHh, keys, past, length_B, *window)
-        x_BTD = x_BTD + dense("attn_out", mixed_BTHh.reshape(x_BTD.shape), cfg.width, ("heads", "embed"))
+        mixed_BTD = mixed_BTHh.reshape(*x_BTD.shape[:2], cfg.heads * head_size)
+        x_BTD = x_BTD + dense("attn_out", mixed_BTD, cfg.width, ("heads", "embed"))
         h_BTD = norm("ff_norm", x_BTD)
         gate_BTF = nn.silu(dense("ff_proj", h_BTD, cfg.mlp_width, ("embed", "mlp")))
         up_BTF = dense("up_proj", h_BTD, cfg.mlp_width, ("embed", "mlp"))
@@ -168,6 +176,7 @@ class Transformer(nn.Module):
         past: KeyValues | None = None,
         window: Window | None = None,
         keep_keys: bool = False,
+        visible_BTT: Array | None = None,
     ) -> tuple[Array, KeyValues | None]:
         cfg, param_dtype = self.config, jnp.dtype(self.config.param_dtype)
         embed_init = nn.with_logical_partitioning(nn.initializers.normal(1.0), ("vocab", "embed"))
@@ -176,7 +185,9 @@ class Transformer(nn.Module):
             head_init = nn.with_logical_partitioning(nn.initializers.normal(cfg.width**-0.5), ("embed", "vocab"))
             self.param("ff_out", head_init, (cfg.width, cfg.vocab_size), param_dtype)
         x_BTD = sharding.constrain(wte_VD[tokens_BT].astype(cfg.dtype), "batch", "sequence", None)
-        cos_BTh, sin_BTh = rotary_angles(positions_BT, cfg.width // cfg.heads, cfg.rope_theta)
+        cos_BTh, sin_BTh = rotary_angles(positions_BT, cfg.head_columns, cfg.rope_theta)
+        if visible_BTT is None:
+            visible_BTT = visible(cfg.attention_mask, positions_BT, cfg.mask_block)
         block = Block
         if cfg.remat != "none":
             block = nn.remat(Block, prevent_cse=False, policy=REMAT[cfg.remat])
@@ -184,19 +195,27 @@ class Transformer(nn.Module):
             block,
             variable_axes={"params": 0, "lora": 0, "intermediates": 0},
             split_rngs={"params": True, "lora": True},
-            in_axes=(nn.broadcast, nn.broadcast, nn.broadcast, 0, nn.broadcast),
+            in_axes=(nn.broadcast, nn.broadcast, nn.broadcast, nn.broadcast, 0, nn.broadcast),
             length=cfg.layers,
             metadata_params={nn.PARTITION_NAME: "layers"},
         )(cfg, self.lora, keep_keys, name="blocks")
-        x_BTD, keys = blocks(x_BTD, cos_BTh, sin_BTh, length_B, past, window)
+        x_BTD, keys = blocks(x_BTD, cos_BTh, sin_BTh, length_B, visible_BTT, past, window)
         return RMSNorm(cfg.norm_eps, param_dtype, name="ln_f")(x_BTD), keys
 
 
 def hidden_states(
-    model: Transformer, variables: Variables, tokens_BT: Array, positions_BT: Array, length_B: Array
+    model: Transformer,
+    variables: Variables,
+    tokens_BT: Array,
+    positions_BT: Array,
+    length_B: Array,
+    visible_BTT: Array | None = None,
 ) -> Array:
-    """The final hidden states [B, T, D] after ln_f; columns at or beyond length_B are padding that nobody attends to."""
-    return model.apply(variables, tokens_BT, positions_BT, length_B)[0]
+    """The final hidden states [B, T, D] after ln_f; columns at or beyond length_B are padding that nobody attends to.
+
+    visible_BTT: the columns that each column sees, [B or 1, T, T] (None: those of the model's attention_mask).
+    """
+    return model.apply(variables, tokens_BT, positions_BT, length_B, visible_BTT=visible_BTT)[0]
 
 
 def hidden_states_and_keys(

@@ -18,6 +18,7 @@ from d1jax.data.examples import Examples, Problems, tokenise
 from d1jax.data.pairs import StoredPairs, pairs_of_rows
 from d1jax.data.rows import check_references, identity_of_file, read_rows, read_training_rows
 from d1jax.data.steps import StoredSteps, steps_of_rows
+from d1jax.data.texts import Texts, read_texts
 from d1jax.diffusion.reward_model import RewardModel
 from d1jax.models import sharding
 from d1jax.tasks.reward_functions import NAMED, resolve
@@ -41,6 +42,8 @@ class Context(Setup):
     # Those that a stage names as rewards of texts, and the one that it names for the rewards of steps.
     reward_models: Mapping[str, RewardModel] = field(default_factory=dict)
     step_model: RewardModel | None = None
+    # Of a stage on plain text: what it learns from, and what it is measured on.
+    texts: Texts | None = None
     # Of a stage with a task or sampler of its own: the context of the run, by which it is evaluated.
     run: Context | None = None
 
@@ -100,6 +103,11 @@ def _check_judges(stage: Stage, contexts: Mapping[str, Context]) -> None:
 
 def _of_stage(context: Context, stage: Stage, log: Callable[[str], None]) -> Context:
     built = _with_own_sections(context, stage, log)
+    if stage.kind == "adapt":
+        texts = read_texts(
+            built.config.adapt, stage.name, built.tokenizer, built.config.seed, built.config.model.max_positions, log
+        )
+        return dataclasses.replace(built, texts=texts, data={**built.data, **texts.data})
     if "task" not in judged_by_name(built.config, stage):
         return built
     config = built.config
@@ -298,7 +306,7 @@ def check_rows_divide(config: Config, mesh: Mesh, training: bool) -> None:
     sizes = {"evaluation.batch_size": config.evaluation.batch_size}
     for stage in config.stages if training else ():
         section = config.section_of(stage)
-        if stage.kind == "sft":
+        if stage.kind in ("adapt", "sft"):
             sizes[f"{stage.name}.batch_size"] = section.batch_size // section.grad_accumulation_steps
         if stage.kind == "reward_model":
             sizes[f"the pairs of an update of {stage.name}"] = section.batch_size // section.grad_accumulation_steps

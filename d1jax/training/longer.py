@@ -60,7 +60,7 @@ def make_longer(run: RunDirectory, new: Config) -> list[str]:
     if not only_longer(old, new):
         return []
     for stage, what in _grown(run, old, new).items():
-        for path in (run.evaluation(stage), run.evaluation_samples(stage)):
+        for path in (run.evaluation(stage), run.evaluation_samples(stage), run.text_measured(stage)):
             if path.exists():
                 aside = path.name.replace(stage, f"{stage}.step{steps_of(old, stage)}", 1)
                 os.replace(path, path.with_name(aside))

@@ -77,6 +77,7 @@ def set_aside(run: RunDirectory, old: Config, new: Config, name: str) -> list[st
 def left_by(run: RunDirectory, stage: str) -> list[Path]:
     """The files and directories that a stage has written."""
     exact = [run.checkpoints(stage), run.collapsed(stage), run.damaged(stage), run.exported(stage), run.profile(stage)]
+    exact.append(run.streams(stage))
     named = [
         path
         for folder in ("evaluations", "generated", "exports")
@@ -119,4 +120,8 @@ def is_finished(run: RunDirectory, config: Config, stage: Stage) -> bool:
     steps = config.section_of(stage).steps
     if stage.kind == "reward_model":
         return run.measured(name).exists()
-    return run.evaluation(name).exists() and run.saved_steps([name]).get(name, 0) >= steps
+    evaluated = run.evaluation(name).exists() or not config.answers_task
+    if stage.kind == "adapt":
+        text = run.text_measured(name)
+        evaluated = evaluated and text.exists() and "after" in read_record(text)
+    return evaluated and run.saved_steps([name]).get(name, 0) >= steps

@@ -13,17 +13,20 @@ from jax.sharding import Mesh
 
 from d1jax.config import Config, ModelConfig, OptimizerConfig, TaskConfig, UserError
 from d1jax.config.no_effect import no_effect
+from d1jax.data.hf_tokenizer import PretrainedTokenizer, load_pretrained_tokenizer, with_mask_token
 from d1jax.data.tokenizers import ByteTokenizer, CharacterTokenizer, SmallTokenizer, Tokenizer
 from d1jax.diffusion.sampler import Sampler
 from d1jax.files import new_directory
 from d1jax.models import attention, lora, sharding
+from d1jax.models.families import TURNS
 from d1jax.models.transformer import MASTER, Transformer, Variables, abstract_variables, initialize
 from d1jax.tasks import make
 from d1jax.tasks.task import Task
+from d1jax.weights.adapted import bidirectional, grown, is_adapted
 from d1jax.weights.hf_directory import copy_companions, is_checkpoint
 from d1jax.weights.run import RunDirectory
-from d1jax.weights.source import open_source
-from d1jax.weights.tokenizer_files import load_tokenizer
+from d1jax.weights.source import lasting, open_source
+from d1jax.weights.tokenizer_files import load_tokenizer, write_pretrained_companions
 from d1jax.weights.variables import FREE, RunModel
 
 PRINTABLE = "".join(map(chr, range(32, 127))) + "\n"
@@ -48,15 +51,27 @@ def set_up(config: Config, saved: Path | None = None, mesh: Mesh | None = None, 
     `saved` is the source directory of an existing run: then nothing else is looked up. `runs`: the devices of the mesh are there.
     """
     mesh = sharding.make_mesh(config.mesh) if mesh is None else mesh
-    origin = saved
+    origin, adapted = saved, False
     if saved is None and config.init_from:
-        config = dataclasses.replace(config, init_from=str(Path(config.init_from).absolute()))
+        config = dataclasses.replace(config, init_from=lasting(config.init_from))
         source = open_source(config.init_from, f"init_from {config.init_from!r}")
-        origin = source.files
-        config = dataclasses.replace(config, model=_adopt(config.model, source.model, config.init_from))
+        origin, theirs = source.files, source.model
+        adapted = is_adapted(config.model, theirs)
+        if adapted:
+            _check_adapts(config)
+            theirs = bidirectional(config.model, theirs)
+        config = dataclasses.replace(config, model=_adopt(config.model, theirs, config.init_from))
     if runs:
         attention.check(config.model, mesh)
-    tokenizer = _tokenizer(config, origin)
+    tokenizer, new_ids_from = _tokenizer(config, origin), None
+    if adapted and isinstance(tokenizer, PretrainedTokenizer):
+        before = tokenizer.vocab_size
+        tokenizer = with_mask_token(tokenizer)
+        new_ids_from = before if tokenizer.vocab_size > before else None
+        config = dataclasses.replace(
+            config,
+            model=dataclasses.replace(config.model, vocab_size=grown(config.model.vocab_size, tokenizer.vocab_size)),
+        )
     # A multiple of 8 divides over any small mesh.
     rows = config.model.vocab_size or -(-tokenizer.vocab_size // 8) * 8
     if rows < tokenizer.vocab_size:
@@ -66,7 +81,18 @@ def set_up(config: Config, saved: Path | None = None, mesh: Mesh | None = None, 
     model = Transformer(dataclasses.replace(config.model, vocab_size=rows), config.lora)
     if config.lora.rank:
         lora.check_targets(abstract_variables(model, mesh)["params"], config.lora)
-    return Setup(config, mesh, model, tokenizer)
+    return Setup(config, mesh, model, tokenizer, new_ids_from=new_ids_from)
+
+
+def _check_adapts(config: Config) -> None:
+    """Raises UserError where a stage would work with a model that is autoregressive still."""
+    first = next((stage for stage in config.stages if stage.kind != "adapt"), None)
+    if config.stages[:1] and config.stages[0].kind == "adapt":
+        return
+    raise UserError(
+        f"init_from {config.init_from!r} is an autoregressive model, and stage {first.name!r} works on masked diffusion models; put a "
+        "stage of kind adapt first"
+    )
 
 
 def keep_programs(config: Config) -> None:
@@ -96,9 +122,11 @@ def make_task(config: TaskConfig) -> Task:
 
 def _tokenizer(config: Config, origin: Path | None) -> Tokenizer:
     """A published one where the weights come with it; else the one that the configuration asks for, which must fit the weights."""
+    if origin is None and config.tokenizer not in ("characters", "bytes"):
+        return with_mask_token(_tokenizer_of(Path(config.tokenizer)))
     found = load_tokenizer(origin) if origin is not None else None
     if found is not None and not isinstance(found, SmallTokenizer):
-        if config.tokenizer != Config().tokenizer:
+        if config.tokenizer != Config().tokenizer and config.init_from:
             raise UserError(
                 f"config: {no_effect(f'tokenizer = {config.tokenizer}', 'weights that bring no published tokenizer')} "
                 f"(here: {str(origin)!r})"
@@ -112,6 +140,14 @@ def _tokenizer(config: Config, origin: Path | None) -> Tokenizer:
             f"(tokenizer: {config.tokenizer}): {found} and {made}"
         )
     return made
+
+
+def _tokenizer_of(directory: Path) -> PretrainedTokenizer:
+    """The published tokenizer in a directory, without a model. Raises UserError where there is none."""
+    try:
+        return load_pretrained_tokenizer(directory, mask=None, end=None, turns=TURNS, masks=False)
+    except ValueError as error:
+        raise UserError(f"config: tokenizer: {error}") from None
 
 
 def _adopt(mine: ModelConfig, theirs: ModelConfig, origin: str) -> ModelConfig:
@@ -134,13 +170,24 @@ def _adopt(mine: ModelConfig, theirs: ModelConfig, origin: str) -> ModelConfig:
     return dataclasses.replace(mine, **adopted)
 
 
+def began_autoregressive(setup: Setup) -> bool:
+    """Whether the weights that the run starts from are those of an autoregressive model, and its own model is none."""
+    if not setup.config.init_from:
+        return False
+    return is_adapted(setup.config.model, open_source(setup.config.init_from).model)
+
+
 def save_source(setup: Setup, run: RunDirectory) -> None:
     """Puts what is not weights into the run: the tokenizer; of a checkpoint also config.json and remote code."""
     if run.source.is_dir():
         return
-    origin = open_source(setup.config.init_from).files if setup.config.init_from else None
+    source = open_source(setup.config.init_from) if setup.config.init_from else None
+    origin = source.files if source is not None else None
+    adapted = source is not None and is_adapted(setup.config.model, source.model)
     with new_directory(run.source) as beside:
-        if origin is not None and is_checkpoint(origin):
+        if isinstance(setup.tokenizer, PretrainedTokenizer) and (origin is None or adapted):
+            write_pretrained_companions(setup.model.config, setup.tokenizer, beside)
+        elif origin is not None and is_checkpoint(origin):
             copy_companions(origin, beside)
         elif isinstance(setup.tokenizer, SmallTokenizer):
             setup.tokenizer.save(beside)

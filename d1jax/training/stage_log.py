@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, NoReturn
 
@@ -23,13 +23,14 @@ from d1jax.config import Config, UserError
 from d1jax.config.errors import CannotSave, Diverged
 from d1jax.config.stage import Stage
 from d1jax.config.training import TrainingConfig
+from d1jax.files import write_json
 from d1jax.models import processes
 from d1jax.telemetry.metrics import MetricsLog, read_metrics
 from d1jax.telemetry.progress import Progress
 from d1jax.training.profile import Profile
 from d1jax.training.stopping import StopRequest, stop_for
 from d1jax.weights.checkpoints import Checkpoints, DamagedCheckpoint
-from d1jax.weights.run import RunDirectory
+from d1jax.weights.run import RunDirectory, read_record
 
 RECENT = 100  # steps that a check may look back
 
@@ -207,8 +208,11 @@ class StageLog:
             f"{self._kind}.collapse = ignore"
         )
 
-    def save_checkpoint(self, step: int, items: dict[str, Any]) -> None:
-        """Saves a checkpoint when one is due or a signal has come; then, after a signal, raises Stopped.
+    def save_checkpoint(
+        self, step: int, items: dict[str, Any], stream: Callable[[], dict[str, Any] | None] = lambda: None
+    ) -> None:
+        """Saves a checkpoint when one is due or a signal has come; then, after a signal, raises Stopped. stream: asked for what a stream of
+        data needs to go on, which `stream_at` gives back.
 
         Raises CannotSave where the disk is full, or the directory may not be written to or is not there any more.
         """
@@ -220,6 +224,7 @@ class StageLog:
             check_in_place(self._metrics, f"{self.stage} step {step}")
             try:
                 self._metrics.to_disk()
+                self._save_stream(step, stream())  # before the checkpoint, which is never without it
                 self._checkpoints.save(step, items)
             except OSError as error:
                 raise CannotSave(
@@ -227,6 +232,32 @@ class StageLog:
                     "there. What was saved before is good, and the same command continues from it"
                 ) from None
         stop_for(signum, f"{self.stage} step {step}")
+
+    def _save_stream(self, step: int, state: dict[str, Any] | None) -> None:
+        if state is None:
+            return
+        there = {*self._checkpoints.steps(), step}  # all processes ask
+        if not processes.is_first():
+            return
+        folder = self._run.streams(self.stage)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / f"{step}.json", state)
+        for file in folder.glob("*.json"):
+            if file.stem.isdigit() and int(file.stem) not in there:
+                file.unlink()
+
+    def stream_at(self, step: int) -> dict[str, Any] | None:
+        """What was saved of a stream of data with the checkpoint of a step; None before the first. Raises UserError where it is gone."""
+        if step == 0:
+            return None
+        file = self._run.streams(self.stage) / f"{step}.json"
+        state = processes.agreed(lambda: read_record(file) if file.exists() else None)
+        if state is None:
+            raise UserError(
+                f"{file} is gone: it says where the text of stage {self.stage!r} goes on after step {step}; put it back, or do the stage "
+                f"again with --from {self.stage}"
+            )
+        return state
 
     def _kept(self, saved: list[int]) -> set[int]:
         collapse = getattr(self._section, "collapse", None)

@@ -22,11 +22,13 @@ from safetensors import SafetensorError, safe_open
 
 from d1jax.config import ModelConfig, UserError
 from d1jax.files import distinct
-from d1jax.models.families import Family, family_of, read_config
+from d1jax.models.config_json import read_config
+from d1jax.models.families import Family, family_of
 from d1jax.weights.arrays import stored_array
 from d1jax.weights.names import MANY_LAYERS, Entry, check_tensors, entries, our_shape
 
 INDEX, SINGLE, NATIVE = "model.safetensors.index.json", "model.safetensors", "params"
+IGNORED = ".rotary_emb.inv_freq"  # of early Llama checkpoints: what follows from rope_theta
 DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".gguf")
 PROBE, PROBE_EVERY, PROBE_ALL = 2**12, 2**20, 2**26  # files up to PROBE_ALL are hashed whole
@@ -141,7 +143,11 @@ def headers(file: Path) -> dict[str, Tensor]:
         with safe_open(file, framework="numpy") as opened:
             slices = {name: opened.get_slice(name) for name in opened.keys()}
             read = {name: (tuple(s.get_shape()), s.get_dtype()) for name, s in slices.items()}
-            return {name: Tensor(file, shape, DTYPES.get(dtype, dtype)) for name, (shape, dtype) in read.items()}
+            return {
+                name: Tensor(file, shape, DTYPES.get(dtype, dtype))
+                for name, (shape, dtype) in read.items()
+                if not name.endswith(IGNORED)
+            }
     except (SafetensorError, OSError) as error:
         raise UserError(
             f"{file}: not a whole safetensors file ({error}); it was cut off or changed, so download it again"

@@ -65,6 +65,14 @@ class RunDirectory:
         """What JAX's profiler has recorded of a stage."""
         return self.path / "profiles" / stage
 
+    def streams(self, stage: str) -> Path:
+        """Where a stage that reads a stream had come to in it, by step."""
+        return self.path / "streams" / stage
+
+    def text_measured(self, stage: str) -> Path:
+        """Bits per byte of held-out text before and after a stage that learns from text."""
+        return self.path / "evaluations" / f"{stage}.text.json"
+
     def checkpoints(self, stage: str) -> Path:
         return self.path / "checkpoints" / stage
 

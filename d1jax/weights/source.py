@@ -1,6 +1,7 @@
-"""Where weights come from: `open_source` says it of a Hugging Face directory, of d1jax's form of one, and of a run.
+"""Where weights come from: `open_source` says it of a Hugging Face directory, of d1jax's form of one, of a GGUF file, and of a run.
 
-A run is one more kind of checkpoint: it has a configuration, what is not weights in source/, and weights at every saved step.
+A GGUF file is opened as the Hugging Face directory that it is turned into. A run is one more kind of checkpoint: it has a configuration,
+what is not weights in source/, and weights at every saved step.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import Any
 
 from d1jax.config import Config, ModelConfig, SamplerConfig, UserError
 from d1jax.weights.generation_config import read_sampler
+from d1jax.weights.gguf import cached_checkpoint, is_gguf, packaged
 from d1jax.weights.hf_directory import Checkpoint, fingerprint, is_checkpoint, open_checkpoint
 from d1jax.weights.run import RunDirectory, is_run, open_run, run_and_step
 
@@ -120,13 +122,36 @@ def run_source(path: str | Path, stage: str | None = None, step: int | None = No
     return RunSource(run, config, stage, step)
 
 
+def located(name: str | Path) -> Path:
+    """The path that a name stands for: inside its package for the name of one that brings a model, else the path that it is.
+
+    Raises UserError where the package is not installed.
+    """
+    return packaged(name) or Path(name)
+
+
+def lasting(name: str) -> str:
+    """A name that stands for the same in every working directory."""
+    return name if packaged(name) else str(Path(name).absolute())
+
+
+def directory_of(name: str | Path) -> Path:
+    """The directory that is read for a name or path: of a GGUF file the checkpoint that it is turned into.
+
+    Raises UserError where that is broken or not supported.
+    """
+    path = located(name)
+    return cached_checkpoint(path) if is_gguf(path) else path
+
+
 def open_source(path: str | Path, named: str = "") -> Source:
-    """What lies at a path, looked at in this order: a checkpoint directory, a run directory, RUN/checkpoints/STAGE/STEP.
+    """What lies at a path, looked at in this order: a GGUF file, a checkpoint directory, a run directory, RUN/checkpoints/STAGE/STEP.
 
     `named` is what the user called it by ("init_from 'runs/a'"), for messages. Raises UserError where it is none of these, or is
-    broken. No weights are read.
+    broken. No weights are read, but of a GGUF file that was not opened before.
     """
-    path, named = Path(path), named or repr(str(path))
+    named = named or repr(str(path))
+    path = directory_of(path)
     if is_checkpoint(path):
         return CheckpointSource(open_checkpoint(path))
     run_path, stage, step = run_and_step(path)
@@ -134,7 +159,7 @@ def open_source(path: str | Path, named: str = "") -> Source:
         return run_source(run_path, stage, step)
     if not os.path.isdir(run_path):
         raise UserError(
-            f"{named}: no such directory; name a checkpoint (config.json), a run (config.yaml) or RUN/checkpoints/STAGE/STEP"
+            f"{named}: no such directory; name a checkpoint (config.json), a GGUF file, a run (config.yaml) or RUN/checkpoints/STAGE/STEP"
         )
     raise UserError(
         f"{named} is no checkpoint directory (config.json), no run directory (config.yaml) and no RUN/checkpoints/STAGE/STEP"

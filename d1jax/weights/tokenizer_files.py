@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from d1jax.config import ModelConfig, UserError
-from d1jax.data.hf_tokenizer import load_pretrained_tokenizer
+from d1jax.data.hf_tokenizer import NO_MASK, PretrainedTokenizer, load_pretrained_tokenizer
 from d1jax.data.tokenizers import (
     IdTokenizer,
     SmallTokenizer,
@@ -18,7 +18,8 @@ from d1jax.data.tokenizers import (
     load_small_tokenizer,
 )
 from d1jax.files import write_json
-from d1jax.models.families import family_of, write_config
+from d1jax.models.config_json import write_config
+from d1jax.models.families import TURNS, family_of
 from d1jax.weights.hf_directory import read_json
 
 TOKENIZER_FILES = (
@@ -66,13 +67,13 @@ def load_tokenizer(directory: Path, published_in: Path | None = None) -> Tokeniz
             directory,
             mask=_token_id(published, described, "mask_token_id"),
             end=_token_id(published, described, "pad_token_id", "eos_token_id"),
-            turn_end=family.turn_end,
-            assistant_header=family.assistant_header,
+            turns=((family.turn_end, family.assistant_header), *TURNS),
+            masks=family.attention_mask != "causal",
         )
     except ValueError as error:
         raise UserError(str(error)) from None
     named = found.wrapped.mask_token_id
-    if named not in (None, found.special.mask):
+    if named not in (None, found.special.mask) and found.special.mask != NO_MASK:
         raise UserError(
             f"tokenizer {str(directory)!r}: config.json says mask_token_id = {found.special.mask}, the tokenizer's own mask token is "
             f"{named}; correct the one that is wrong"
@@ -142,6 +143,14 @@ def write_new_companions(config: ModelConfig, tokenizer: SmallTokenizer, out: Pa
     """
     write_json(out / "config.json", write_config(config, _token_ids(tokenizer.special)))
     save_small_tokenizer(tokenizer, out, published)
+
+
+def write_pretrained_companions(config: ModelConfig, tokenizer: PretrainedTokenizer, out: Path) -> None:
+    """config.json and tokenizer files, in transformers' format, of a model that was made here and has a published vocabulary."""
+    tokenizer.wrapped.save_pretrained(str(out))
+    ids = {name: token for name, token in _token_ids(tokenizer.special).items() if token != NO_MASK}
+    ends = sorted({*tokenizer.special.end_ids})
+    write_json(out / "config.json", write_config(config, {**ids, "eos_token_id": ends if len(ends) > 1 else ends[0]}))
 
 
 def save_small_tokenizer(tokenizer: SmallTokenizer, out: Path, published: bool) -> None:

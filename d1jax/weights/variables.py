@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from d1jax.models import lora, processes
 from d1jax.models.reward_head import HEAD, new_head
 from d1jax.models.sharding import replicated
 from d1jax.models.transformer import MASTER, Transformer, Variables, abstract_variables, initialize
+from d1jax.weights.adapted import as_diffusion, begun, is_adapted
 from d1jax.weights.checkpoints import Checkpoints, DamagedCheckpoint
 from d1jax.weights.hf_io import load_weights, not_finite_at
 from d1jax.weights.run import RunDirectory, open_run, read_record
@@ -34,6 +35,8 @@ class RunModel:
     config: Config  # with the architecture of what it starts from
     mesh: Mesh
     model: Transformer
+    # Of a model that is made from an autoregressive one: the first token id that that one had not.
+    new_ids_from: int | None = field(default=None, kw_only=True)
 
     def key(self, purpose: str) -> Array:
         """The root key of a purpose (the name of a stage, say): a function of the seed and that name only."""
@@ -62,6 +65,15 @@ def start_variables(built: RunModel, run: RunDirectory) -> Variables:
         drawn = Transformer(dataclasses.replace(built.model.config, param_dtype="float32"), config.lora)
         return lora.merge(initialize(drawn, built.key("weights"), built.mesh), config.lora, held_in)
     source = open_source(config.init_from, f"init_from {config.init_from!r}")
+    if is_adapted(config.model, source.model):
+        theirs = dataclasses.replace(built, model=Transformer(begun(source.model, built.model.config), config.lora))
+        return as_diffusion(_loaded(theirs, run, source, held_in), built.model.config, built.mesh, built.new_ids_from)
+    return _loaded(built, run, source, held_in)
+
+
+def _loaded(built: RunModel, run: RunDirectory, source: Source, held_in: str) -> Variables:
+    """The weights of a source, cases 2 to 4."""
+    config = built.config
     if isinstance(source, CheckpointSource):
         _recorded(run, source)
         return load_weights(source.checkpoint, built.model.config, built.mesh)
@@ -97,15 +109,19 @@ def _recorded(run: RunDirectory, source: Source) -> dict[str, Any]:
 
 def check_same_model(built: RunModel, source: RunSource) -> None:
     """Raises UserError where the weights of a run do not fit the model here."""
-    here, there = (dataclasses.asdict(_architecture(config)) for config in (built.config, source.config))
+    models = (
+        source.config.model if is_adapted(built.config.model, source.config.model) else built.config.model,
+        source.config.model,
+    )
+    here, there = (dataclasses.asdict(_architecture(model)) for model in models)
     other = [f"model.{name} = {there[name]} (here: {here[name]})" for name in here if here[name] != there[name]]
     if other:
         raise UserError(f"run {str(source.path)!r} has another model: {', '.join(other)}")
 
 
-def _architecture(config: Config) -> ModelConfig:
+def _architecture(model: ModelConfig) -> ModelConfig:
     """The model's configuration without what may change between runs on the same weights."""
-    return dataclasses.replace(config.model, **{name: getattr(ModelConfig(), name) for name in FREE})
+    return dataclasses.replace(model, **{name: getattr(ModelConfig(), name) for name in FREE})
 
 
 # -- at a saved step -------------------------------------------------------------------------------------------------------

@@ -393,7 +393,21 @@ IMPOSSIBLE = [
         ({key: "1000000", "sampler.completion_length": "1000000", "sampler.block_length": "1000000"}, f"{key}")
         for key in ("sft.batch_size", "rl.prompts_per_step", "evaluation.batch_size")
     ),
+    ({"adapt.batch_size": "1000000", "adapt.length": "1000000"}, "adapt.batch_size"),
     ({"profile.steps": "2", "profile.start": "500"}, "no stage that trains has more than"),
+    ({"stages": "[adapt]", "adapt.data": "{a.txt: 0}"}, "adapt.data = {'a.txt': 0.0} needs shares above 0"),
+    ({"stages": "[adapt]", "adapt.low": "0.5", "adapt.high": "0.5"}, "adapt.low = 0.5 must be below adapt.high = 0.5"),
+    (
+        {"stages": "[adapt]", "adapt.grad_accumulation_steps": "3"},
+        "adapt.grad_accumulation_steps = 3 does not divide adapt.batch_size = 32",
+    ),
+    ({"stages": "[adapt]", "adapt.anneal_steps": "101"}, "adapt.anneal_steps = 101 is more than adapt.steps = 100"),
+    ({"stages": "[adapt]", "adapt.data": "{'hub:a/b': 1}"}, "adapt.data names ['hub:a/b'], which is read as it goes"),
+    (
+        {"stages": "[adapt]", "adapt.data": "{a.txt: 1}", "adapt.streaming": "true"},
+        "adapt.streaming = true has no first windows to hold out",
+    ),
+    ({"model.attention_mask": "causal"}, "stages ['sft', 'rl'] work on models whose columns see all others"),
     ({"sampler.schedule": "time", "sampler.block_length": "8"}, "set sampler.block_length = 16"),
     ({"sampler.schedule": "entropy_bound"}, "set sampler.remasking = entropy (here: low_confidence)"),
     ({"sampler.schedule": "klass", "sampler.remasking": "random"}, "to an order that is not drawn (here: random)"),
@@ -453,7 +467,17 @@ IMPOSSIBLE = [
         "with evaluation.every = 0 has one checkpoint to choose from",
     ),
     ({"model.heads": "6", "model.kv_heads": "6"}, "model.heads = 6 does not divide model.width = 64"),
-    ({"model.width": "20"}, "model.width / model.heads = 5 is odd; RoPE rotates pairs"),
+    ({"model.width": "20"}, "model.head_size, or model.width / model.heads, = 5 is odd; RoPE rotates pairs"),
+    ({"model.head_size": "7"}, "model.head_size, or model.width / model.heads, = 7 is odd; RoPE rotates pairs"),
+    (
+        {"model.mask_block": "8"},
+        "model.mask_block = 8: model.attention_mask = block_causal has blocks",
+    ),
+    ({"model.attention_mask": "block_causal"}, "model.mask_block = 0: model.attention_mask = block_causal has blocks"),
+    (
+        {"model.attention_mask": "causal", "model.attention": "splash"},
+        "model.attention = splash has no model.attention_mask but full; set it to auto or xla",
+    ),
     ({"model.kv_heads": "3"}, "model.kv_heads = 3 does not divide model.heads = 4"),
     ({"sampler.block_length": "7"}, "sampler.block_length = 7 does not divide sampler.completion_length = 16; try 8"),
     (
@@ -722,6 +746,13 @@ IDLE = [
     ({"sampler.remasking.confidence_of": "sampling", "stages": "[sft]"}, "a temperature above 0, top_k or top_p"),
     ({"mesh.rollout_weights": "as_trained"}, "mesh.fsdp other than 1"),
     ({"profile.start": "3"}, "profile.steps above 0"),
+    *(
+        ({"stages": "[adapt]", "model.attention_mask": "causal", f"adapt.{name}": value}, "a model.attention_mask other than causal")
+        for name, value in (
+            ("weighting", "cart"), ("weighting", "{name: cart, p: 0.5}"), ("normalizer", "masked"), ("low", "0.1"), ("high", "0.9"),
+            ("clean_prefix", "0.1"), ("truncated", "0.1"), ("anneal_steps", "4"), ("validation_samples", "3"),
+        )
+    ),
     ({"lora.alpha": "3"}, "lora.rank above 0"),
     ({"lora.targets": "[q_proj]"}, "lora.rank above 0"),
     (

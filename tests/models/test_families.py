@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from d1jax.config import ModelConfig, UserError
-from d1jax.models.families import FAMILIES, family_for, family_of, read_config, write_config
+from d1jax.models.config_json import read_config, write_config
+from d1jax.models.families import FAMILIES, family_for, family_of
 from d1jax.weights.names import parameter_count
 
 TESTS = Path(__file__).resolve().parents[1]
@@ -143,13 +144,13 @@ def test_mmada_is_a_llada_that_breaks_one_line_after_a_header(llada):
 # -- what is refused ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("model_type", ["llama", None, "dream", ["llada"]], ids=str)
+@pytest.mark.parametrize("model_type", ["mistral", None, "dream", ["llada"]], ids=str)
 def test_an_unknown_model_type_is_named_with_the_known_ones(llada, model_type):
     with pytest.raises(UserError) as caught:
         read({**llada, "model_type": model_type})
     message = str(caught.value)
     assert f"config.json: model_type {model_type!r}" in message and "LLaDAModelLM" in message
-    assert all(repr(kind) in message for kind in ("llada", "mmada", "Dream"))
+    assert all(repr(kind) in message for kind in ("llada", "mmada", "Dream", "llama", "qwen3"))
 
 
 @pytest.mark.parametrize(
@@ -177,6 +178,78 @@ def test_a_llada_needs_rows_of_the_embedding(llada):
         read(changed(llada, {"embedding_size": None, "vocab_size": ...}))
 
 
+# As SmolLM2-135M, Qwen2.5-0.5B and Qwen3-0.6B are published; Llama 2 says no rope_theta.
+AUTOREGRESSIVE = {
+    "llama": {
+        "model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": 576, "num_hidden_layers": 30,
+        "num_attention_heads": 9, "num_key_value_heads": 3, "intermediate_size": 1536, "vocab_size": 49152,
+        "max_position_embeddings": 8192, "rope_theta": 100000, "rms_norm_eps": 1e-5, "tie_word_embeddings": True,
+        "attention_bias": False, "mlp_bias": False, "hidden_act": "silu", "rope_interleaved": False, "rope_scaling": None,
+        "pretraining_tp": 1, "is_llama_config": True, "torch_dtype": "bfloat16", "bos_token_id": 1, "eos_token_id": 2,
+        "transformers.js_config": {"kv_cache_dtype": {"q4f16": "float16"}},
+    },
+    "qwen2": {
+        "model_type": "qwen2", "hidden_size": 896, "num_hidden_layers": 24, "num_attention_heads": 14, "num_key_value_heads": 2,
+        "intermediate_size": 4864, "vocab_size": 151936, "max_position_embeddings": 32768, "rope_theta": 1000000.0,
+        "rms_norm_eps": 1e-6, "tie_word_embeddings": True, "use_sliding_window": False, "sliding_window": 32768,
+        "max_window_layers": 21, "hidden_act": "silu", "use_mrope": False, "attention_dropout": 0.0,
+    },
+    "qwen3": {
+        "model_type": "qwen3", "hidden_size": 1024, "num_hidden_layers": 28, "num_attention_heads": 16, "num_key_value_heads": 8,
+        "head_dim": 128, "intermediate_size": 3072, "vocab_size": 151936, "max_position_embeddings": 40960,
+        "rope_theta": 1000000, "rms_norm_eps": 1e-6, "tie_word_embeddings": True, "attention_bias": False,
+        "use_sliding_window": False, "sliding_window": None, "max_window_layers": 28, "hidden_act": "silu", "rope_scaling": None,
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "name, count, expected",
+    [
+        ("llama", 134_515_008, {"width": 576, "heads": 9, "kv_heads": 3, "rope_theta": 1e5, "tied_head": True}),
+        ("qwen2", 494_032_768, {"qkv_bias": True, "kv_heads": 2, "norm_eps": 1e-6}),
+        ("qwen3", 596_049_920, {"qk_norm": True, "head_size": 128, "width": 1024, "heads": 16, "qkv_bias": False}),
+    ],
+)
+def test_an_autoregressive_model_is_read_as_causal_and_shifted(name, count, expected):
+    found = read(AUTOREGRESSIVE[name])
+    assert {field: getattr(found, field) for field in expected} == expected
+    assert (found.attention_mask, found.alignment, found.rope_full_precision) == ("causal", "shifted", False)
+    assert parameter_count(found) == count  # as their cards say: 134.5, 494 and 596 million
+    assert family_for(found) is FAMILIES[name]
+
+
+@pytest.mark.parametrize("name", AUTOREGRESSIVE)
+@pytest.mark.parametrize("shift", [True, False, ...], ids=str)
+def test_its_a2d_form_is_bidirectional_and_says_how_its_logits_are_aligned(name, shift):
+    causal = read(AUTOREGRESSIVE[name])
+    published = {**AUTOREGRESSIVE[name], "model_type": f"a2d-{name}", "mask_token_id": 7}
+    published |= {} if shift is ... else {"right_shift_logits": shift}
+    found = read(published)
+    alignment = "shifted" if shift is True else "same_position"
+    assert found == dataclasses.replace(causal, attention_mask="full", alignment=alignment)
+    assert read(write_config(found, {}, FAMILIES[f"a2d-{name}"])) == found
+
+
+def test_a_shift_that_is_no_switch_is_refused():
+    with pytest.raises(UserError, match="right_shift_logits = 1 is not true or false"):
+        read({**AUTOREGRESSIVE["qwen3"], "model_type": "a2d-qwen3", "right_shift_logits": 1})
+
+
+def test_a_llama_may_leave_out_what_has_always_been_so():
+    published = {**AUTOREGRESSIVE["llama"]}
+    for name in ("rope_theta", "tie_word_embeddings", "num_key_value_heads", "rms_norm_eps"):
+        del published[name]
+    found = read(published)
+    assert (found.rope_theta, found.tied_head, found.kv_heads, found.norm_eps) == (1e4, False, 9, 1e-6)
+
+
+@pytest.mark.parametrize("name, bias", [("llama", True), ("qwen3", True)])
+def test_biases_that_the_family_has_not_are_refused(name, bias):
+    with pytest.raises(UserError, match="attention_bias = True is not supported"):
+        read({**AUTOREGRESSIVE[name], "attention_bias": bias})
+
+
 UNSUPPORTED = [
     ("llada-mha", "alibi", True),
     ("llada-mha", "rope", False),
@@ -194,13 +267,16 @@ UNSUPPORTED = [
     ("dream-gqa", "rope_scaling", {"type": "yarn", "factor": 4.0}),
     ("dream-gqa", "use_sliding_window", True),
     ("dream-gqa", "use_mrope", True),
+    ("llama", "rope_interleaved", True),
+    ("qwen3", "use_sliding_window", True),
+    ("llama", "rope_scaling", {"rope_type": "llama3", "factor": 8.0, "rope_theta": 5e5}),
 ]
 
 
 @pytest.mark.parametrize("name, setting, value", UNSUPPORTED, ids=[setting for _, setting, _ in UNSUPPORTED])
 def test_a_setting_that_would_change_the_forward_pass_is_refused_by_name(name, setting, value):
     with pytest.raises(UserError) as caught:
-        read({**golden_json(name), setting: value})
+        read({**(AUTOREGRESSIVE.get(name) or golden_json(name)), setting: value})
     assert f"config.json: {setting} = {value!r} is not supported; d1jax implements {setting} = " in str(caught.value)
 
 

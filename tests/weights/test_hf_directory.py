@@ -13,7 +13,8 @@ from safetensors.numpy import load_file, save_file
 
 from d1jax.config import MeshConfig, UserError
 from d1jax.files import write_json
-from d1jax.models.families import FAMILIES, write_config
+from d1jax.models.config_json import write_config
+from d1jax.models.families import FAMILIES
 from d1jax.models.sharding import make_mesh
 from d1jax.weights.hf_directory import copy_companions, open_checkpoint, read_json
 from d1jax.weights.hf_io import arrays_of, companions_of, in_memory, load_weights, save_native, save_weights

@@ -15,7 +15,8 @@ from safetensors.numpy import load_file, save_file
 
 import d1jax
 from d1jax.config import MeshConfig, ModelConfig, UserError
-from d1jax.models.families import family_for, write_config
+from d1jax.models.config_json import write_config
+from d1jax.models.families import family_for
 from d1jax.models.sharding import AXES, make_mesh
 from d1jax.models.transformer import Transformer, abstract_variables
 from d1jax.weights.hf_directory import open_checkpoint

@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from d1jax.config import MeshConfig, ModelConfig, UserError
-from d1jax.models.families import FAMILIES, family_for, read_config
+from d1jax.models.config_json import read_config
+from d1jax.models.families import FAMILIES, family_for
 from d1jax.models.sharding import make_mesh
 from d1jax.models.transformer import Transformer, abstract_variables
 from d1jax.weights.names import (

@@ -18,6 +18,7 @@ from d1jax.telemetry.report.reward_models import reward_model_rows
 from d1jax.telemetry.report.run_data import RunData, by_sample, mapping, read_run
 from d1jax.telemetry.report.sampled import sampled_charts, sampled_rows
 from d1jax.telemetry.report.samples import card
+from d1jax.telemetry.report.texts import text_rows
 from d1jax.telemetry.report.timing import phases, wall_seconds
 from d1jax.telemetry.report.viewer import trajectories
 
@@ -47,6 +48,7 @@ def report_html(run: RunData) -> str:
         sampled_charts=sampled_charts(run),
         sampled_rows=sampled_rows(run),
         reward_models=reward_model_rows(run),
+        texts=text_rows(run),
         curves=curves(run),
         cards=[card(group) for group in shown],
         unfolded=SAMPLES_SHOWN,

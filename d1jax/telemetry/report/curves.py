@@ -11,7 +11,7 @@ from d1jax.telemetry.report.line_chart import Chart, LineDrawing, Series, line_c
 from d1jax.telemetry.report.run_data import RunData, Stage
 from d1jax.telemetry.report.wording import finite, set_name, stage_name
 
-TRAINED = ("sft", "rl", "preference")
+TRAINED = ("adapt", "sft", "rl", "preference")
 SAMPLED = ("rl", "preference")
 
 
@@ -31,7 +31,9 @@ class Panel:
 
 
 PANELS = (
-    Panel("{stage} loss", ("sft",), r"loss", "loss"),
+    Panel("Bits per byte, during {stage}", ("adapt",), r"validation/(.+)/bits_per_byte", "bits per byte", smooth=False),
+    Panel("{stage} loss", ("adapt", "sft"), r"loss", "loss"),
+    Panel("Open part of the causal mask, {stage}", ("adapt",), r"mask/opened", "share"),
     Panel("Solved, during {stage}", TRAINED, r"eval/(.+)/solved", "fraction solved", smooth=False),
     Panel("Reward", SAMPLED, r"reward", "mean reward"),
     Panel("Reward by part", SAMPLED, r"rewards/(.+)/mean", "mean reward"),
@@ -57,7 +59,7 @@ PANELS = (
     Panel("Pairs without a difference", ("preference",), r"pairs/tied", "share of pairs"),
     Panel("{stage} loss", (*SAMPLED, "reward_model"), r"loss", "loss"),
     Panel("Gradient norm, {stage}", (*TRAINED, "reward_model"), r"grad_norm", "norm"),
-    Panel("Time per step, {stage}", ("sft",), r"time/(.+)_s", "seconds", smooth=False),
+    Panel("Time per step, {stage}", ("adapt", "sft"), r"time/(.+)_s", "seconds", smooth=False),
     Panel("Time per phase, {stage}", SAMPLED, r"time/(.+)_s", "seconds", smooth=False),
 )
 

@@ -1,0 +1,1 @@
+"""Learning from plain text: an autoregressive model becomes a masked diffusion model."""
