@@ -128,7 +128,7 @@ def evaluate(own: dict[str, str], overrides: Sequence[str]) -> dict[str, Any]:
         for line in changed_rows(run, context.data):
             print(f"note: {printable(line)}", file=sys.stderr)
     with jax.set_mesh(context.mesh):
-        wanted = [stage] if stage else list(source.saved())
+        wanted = [stage] if stage else processes.agreed(lambda: list(source.saved()))
         stages = []
         for name in wanted:
             began = time.perf_counter()

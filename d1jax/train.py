@@ -13,6 +13,7 @@ import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ from d1jax.preference import loop as preference
 from d1jax.reward_model import loop as reward_model
 from d1jax.rl import loop as rl
 from d1jax.sft import loop as sft
-from d1jax.telemetry.command_line import USER_MISTAKE, exit_code, exit_code_of_all
+from d1jax.telemetry.command_line import USER_MISTAKE, exit_code, exit_code_of_all, in_all_processes
 from d1jax.telemetry.metrics import MetricsLog
 from d1jax.telemetry.report.build import write_report
 from d1jax.telemetry.terminal import printable
@@ -86,8 +87,15 @@ def _train(argv: Sequence[str]) -> int:
 def run(config: Config, again_from: str = "", only: str = "") -> dict[str, Any]:
     """All stages of a configuration, each followed by its evaluation; returns the summary.
 
-    again_from: the stage from which on all is done again. only: the one stage that is run ("": all of them).
+    again_from: the stage from which on all is done again. only: the one stage that is run ("": all of them). Where the caller has joined
+    several processes (jax.distributed.initialize), all of them call this, and it is as with --distributed: the first one writes and
+    speaks, and an exception in any of them ends all.
     """
+    with in_all_processes():
+        return _run(config, again_from, only)
+
+
+def _run(config: Config, again_from: str, only: str) -> dict[str, Any]:
     with StopRequest() as stop:
         versions = {"the version of d1jax": __version__, "the version of JAX": jax.__version__}
         processes.check_equal({**flat(config), "--from": again_from, "--only": only, **versions})
@@ -109,22 +117,22 @@ def run(config: Config, again_from: str = "", only: str = "") -> dict[str, Any]:
         trackers = Trackers(config.track if processes.is_first() else (), directory.path, plain(config))
         with lock, MetricsLog(directory.path, trackers) as metrics, jax.set_mesh(context.mesh):
             reported = bool(config.kinds - {"generate", "export"})
-            line = check_data(directory, data)
+            line = processes.first_only(lambda: check_data(directory, data))
             if line:
                 print(f"data: {line}", file=sys.stderr)
             save_source(context, directory)
-            metrics.rewind(directory.saved_steps(config.stage_names))
-            mark_one_adapter(config, directory)
-            processes.meet()
+            metrics.rewind(processes.agreed(lambda: directory.saved_steps(config.stage_names)))
+            processes.first_only(lambda: mark_one_adapter(config, directory))
             for stage in config.stages:
                 if stage.kind == "export":
                     section = contexts[stage.name].config
-                    check_export(section.export, stage.name, *_out_and_record(stage.name, section, directory))
+                    target = _out_and_record(stage.name, section, directory)
+                    processes.first_only(partial(check_export, section.export, stage.name, *target))
             held = Held(context, directory)
             for line in processes.first_only(lambda: make_longer(directory, config)) or ():
                 print(printable(line), file=sys.stderr)
             if only:
-                check_only(directory, config, only)
+                processes.first_only(lambda: check_only(directory, config, only))
             for stage in config.stages:
                 if only and stage.name != only:
                     held.skip(stage)
@@ -217,13 +225,14 @@ def _stages_to_do(config: Config, again_from: str) -> tuple[Stage, ...]:
     """The stages that are not finished, and those that are done again."""
     directory = RunDirectory(Path(config.run_dir))
     again = later_stages(config, again_from) if again_from else ()
-    return tuple(stage for stage in config.stages if stage.name in again or not is_finished(directory, config, stage))
+    finished = processes.agreed(lambda: [one.name for one in config.stages if is_finished(directory, config, one)])
+    return tuple(stage for stage in config.stages if stage.name in again or stage.name not in finished)
 
 
 def _is_measured(stage: Stage, config: Config, directory: RunDirectory) -> bool:
     """Whether a reward model was trained to its last step and measured then."""
-    record = directory.measured(stage.name)
-    return record.exists() and read_record(record).get("step") == config.section_of(stage).steps
+    record, steps = directory.measured(stage.name), config.section_of(stage).steps
+    return processes.agreed(lambda: record.exists() and read_record(record).get("step") == steps)
 
 
 def _worth(worth: Mapping[str, float]) -> str:
@@ -254,7 +263,7 @@ def _measure_text(
     Before the first stage of a run that starts from an autoregressive model they are those of that model, exactly.
     """
     path, which = directory.text_measured(stage.name), "before" if before else "after"
-    record = read_record(path) if path.exists() else {}
+    record = processes.agreed(lambda: read_record(path) if path.exists() else {})
     if which in record:
         return
     causal = before and began_autoregressive(seen) and seen.config.trained_stages[0] == stage.name
@@ -309,7 +318,8 @@ def _evaluate(
     metrics: MetricsLog,
 ) -> None:
     """Evaluates the weights that a stage hands on, unless that was done."""
-    if directory.evaluation(name).exists() and directory.evaluation_samples(name).exists():
+    left = directory.evaluation(name), directory.evaluation_samples(name)
+    if processes.agreed(lambda: all(path.exists() for path in left)):
         return
     scores, samples = grade.evaluate(context, variables)
     check_in_place(metrics, f"evaluation of {name}")

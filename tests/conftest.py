@@ -77,6 +77,20 @@ SLOW = {
 }  # fmt: skip
 
 
+# Methods whose update is compiled in `make test-all` alone: d1, coupled_grpo, spg, espo and d2 stand for them (one mask, pairs, an upper
+# bound, a ratio of a text, a trajectory).
+OTHER_METHODS = (
+    "cispo", "cj_grpo", "coupled_decoupled", "d1_fixed_mask", "decoupled", "full_mask", "gdpo", "gdsd", "grpo", "grpo_lines",
+    "grpo_process", "igpo", "just_grpo", "online_rft", "ppo", "ppo_kl", "rspo", "stable_drl", "strata", "tracerl", "unigrpo", "wd1",
+)  # fmt: skip
+# Methods with the equation of another one, whose loss is compared with it: they differ in masks, numbers or advantages.
+SAME_EQUATION = ("d1_fixed_mask", "full_mask", "decoupled", "grpo_process", "grpo_lines", "ppo_kl", "cj_grpo")
+# A decoder's schedule and its cache: each of the first without one, and two of each with the others.
+OTHER_DECODERS = (
+    "chance-prefix", "chance-dual", "time-prefix", "time-dual", "entropy_bound-prefix", "entropy_bound-dual", "factor-prefix",
+    "factor-dual", "klass-prefix", "threshold-dual",
+)  # fmt: skip
+
 # What `make test` leaves out and `make test-all` runs: a claim that another test makes of fewer methods, meshes, dtypes or signals.
 THOROUGH = (
     "test_recipes.py::test_every_stage_of_a_pipeline_lowers",
@@ -84,7 +98,7 @@ THOROUGH = (
     "rl/test_methods.py::test_a_run_in_bf16_with_rematerialisation_passes_its_own_start_check",
     "rl/test_update.py::test_update_does_not_depend_on_the_mesh",
     "rl/test_update.py::test_inner_updates_meet_different_prompt_masks_for_every_accumulation",
-    "models/test_processes.py::test_two_processes_learn",
+    "models/test_processes.py::test_two_processes_learn",  # both of them
     "models/test_attention.py::test_a_kernel_that_computes_something_else_is_refused[False]",
     "preference/test_pairs.py::test_a_stage_learns_from_stored_pairs",
     "reward_model/test_loop.py::test_a_stopped_stage_ends_with_the_same_weights",
@@ -99,6 +113,7 @@ THOROUGH = (
     "models/test_processes.py::test_a_run_that_was_cut",
     "models/test_processes.py::test_one_that_is_asked",
     "models/test_processes.py::test_a_task_that_fails",
+    "models/test_processes.py::test_a_program_that_joins",
     "diffusion/test_sampler.py::test_eight_devices_decode_what_one_decodes",
     "diffusion/test_estimators.py::test_views_of_a_group_are_disjoint_and_share_the_head_without_changing_a_score",
     "diffusion/test_predictions.py::test_over_a_wide_vocabulary_the_entropy_of_the_draws_is_that_of_the_distribution",
@@ -136,6 +151,59 @@ THOROUGH = (
     "adapt/test_loop.py::test_the_longer_run_measures_again",
     "adapt/test_loop.py::test_an_adapter_is_trained_beside_the_adapted_weights",
     "generation/test_teacher.py::test_a_smaller_student_learns_what_a_teacher_has_written[characters]",
+    *(f"rl/test_methods.py::test_the_ratio_is_one_at_the_first_inner_update[{name}]" for name in OTHER_METHODS),
+    *(
+        f"rl/test_methods.py::test_groups_of_equal_rewards_leave_the_weights_as_they_are[{name}]"
+        for name in OTHER_METHODS
+    ),
+    *(f"rl/test_method_equations.py::test_the_loss_is_that_of_the_paper[{name}]" for name in SAME_EQUATION),
+    *(
+        "diffusion/test_sampler_oracle.py::test_the_compiled_sampler_equals_a_python_loop_token_for_token_and_step_for_step"
+        f"[{name}]"
+        for name in OTHER_DECODERS
+    ),
+    "diffusion/test_sampler.py::test_a_rows_sample_does_not_depend_on_its_batch[{'cache'",  # klass with dual is one of them
+    "diffusion/test_sampler.py::test_the_compiled_loop_and_the_stream_call_the_same_steps[{'cache'",
+    "inference/test_policy.py::test_a_prompt_alone_or_in_a_batch_gives_the_same_text[0.0",
+    "inference/test_policy.py::test_a_prompt_alone_or_in_a_batch_gives_the_same_text[1.0-dream]",
+    "inference/test_policy.py::test_logits_of_real_tokens_do_not_know_of_padding[dream]",
+    "inference/test_policy.py::test_eight_devices_sample_what_one_does[0.0]",
+    "inference/test_policy.py::test_eight_devices_give_the_logits_of_one[shifted]",
+    "inference/test_policy.py::test_watching_shows_every_step_and_ends_with_the_sample[0.0]",
+    "inference/test_policy.py::test_what_is_saved_loads_as_it_was[native-dream]",
+    "inference/test_policy.py::test_weights_and_activations_have_the_dtype_asked_for[float16-None-True",
+    "inference/test_infill.py::test_a_batch_of_texts_with_other_holes_gives_each_its_own_text[same_position]",
+    "models/test_attention.py::test_the_splash_kernel_is_xla_s_attention[0-None]",
+    "models/test_attention.py::test_the_splash_kernel_is_xla_s_attention[0-mesh2]",
+    "models/test_attention.py::test_the_splash_kernel_is_xla_s_attention[40-mesh",
+    "models/test_transformer.py::test_remat_recomputes_and_gives_the_same_gradients[dots]",
+    "reward_model/test_loop.py::test_a_stage_learns_to_order_pairs_that_it_has_not_seen[pointwise]",
+    "rl/test_update.py::test_the_entropy_does_not_depend_on_the_weights_of_the_views[elbo]",
+    "rl/test_value_model.py::test_it_learns_the_returns_whatever_the_micro_batches[1]",
+    "rollouts/test_generate.py::test_parts_hold_the_rows_of_the_whole[4]",
+    "rollouts/test_generate.py::test_parts_hold_the_rows_of_the_whole[32]",
+    "test_recipes.py::test_rollout_and_update_lower[d1_gsm8k_8b-llada_8b]",
+    "test_recipes.py::test_rollout_and_update_lower[d1_sudoku_8b-diffucoder_7b]",
+    "models/test_processes.py::test_processes_that_do_different_stages_say_so[--from]",
+    "notebook/test_stages.py::test_any_number_is_a_reward_and_a_grade[int64",
+    "notebook/test_stages.py::test_any_number_is_a_reward_and_a_grade[float32_1",
+    "notebook/test_stages.py::test_any_number_is_a_reward_and_a_grade[bool",
+    "diffusion/test_sampler.py::test_tokens_and_steps_equal_dreams_sampler[entropy_topk50_s16]",
+    "diffusion/test_sampler.py::test_tokens_and_steps_equal_dreams_sampler[entropy_s8]",
+    "diffusion/test_sampler.py::test_tokens_and_steps_equal_dreams_sampler[entropy_s20]",
+    "diffusion/test_sampler.py::test_tokens_and_steps_equal_dreams_sampler[maskgit_plus_s32]",
+    "diffusion/test_sampler.py::test_whole_sequences_follow_the_enumerated_distribution[left_to_right-1.4]",
+    "diffusion/test_sampler.py::test_whole_sequences_follow_the_enumerated_distribution[random-1.4]",
+    "diffusion/test_sampler.py::test_whole_sequences_follow_the_enumerated_distribution[random-0.5]",
+    "diffusion/test_sampler.py::test_tokens_steps_and_passes_equal_decoding_with_a_cache[fast_prefix_conf",
+    "diffusion/test_sampler.py::test_tokens_steps_and_passes_equal_decoding_with_a_cache[fast_prefix_b8_thr]",
+    "diffusion/test_sampler.py::test_tokens_steps_and_passes_equal_decoding_with_a_cache[fast_dual_conf_b8]",
+    "diffusion/test_sampler.py::test_tokens_steps_and_passes_equal_decoding_with_a_cache[fast_dual_b16_thr]",
+    "diffusion/test_sampler.py::test_tokens_steps_and_passes_equal_decoding_with_a_cache[fast_dual_b8_thr]",
+    "diffusion/test_sampler.py::test_a_stream_compiles_each_step_once[dual-{'data': 8}]",
+    "diffusion/test_sampler.py::test_a_stream_compiles_each_step_once[none-{'data': 8}]",
+    "diffusion/test_sampler.py::test_each_step_reveals_its_scheduled_count_inside_its_block[0.0]",
+    "test_train.py::test_lora_trains_adapters_only_and_merges",
 )
 
 

@@ -12,7 +12,7 @@ from d1jax.config.no_effect import Command, no_effect, unread_by_stage
 from d1jax.config.preference import PreferenceConfig
 from d1jax.config.rl import RlConfig
 from d1jax.config.schema import Config
-from d1jax.config.setting import Rule, bounds, rules_of
+from d1jax.config.setting import Rule, bounds, rules_of, rules_of_fields
 from d1jax.config.stage import Stage
 
 
@@ -35,14 +35,17 @@ def check(config: Config, command: Command = "train") -> Config:
 def all_rules(config: Config) -> Iterator[Rule]:
     """Every bound and rule of a configuration, and of each of its stages; what divides by numbers comes after their bounds."""
     changed = [(stage, config.for_stage(stage.name)) for stage in config.stages if stage.changes or stage.shared]
-    sizes = list(bounds(config))
+    read = _as_it_is_read(config)
+    sizes = list(bounds(read))
     for stage, one in changed:
         for name in (stage.kind, *stage.shared):
             sizes += _said_of(stage, bounds(getattr(one, name), f"{name}."))
     yield from sizes
     if any(broken for broken, _ in sizes):
         return
-    yield from rules_of(config)
+    yield from config.rules()
+    yield from read.rules_between_sections()
+    yield from rules_of_fields(read)
     for stage, one in changed:
         rules = (
             *(rules_of(getattr(one, name), name) for name in (stage.kind, *stage.shared)),
@@ -50,6 +53,13 @@ def all_rules(config: Config) -> Iterator[Rule]:
             _idle_changes(one, stage),
         )
         yield from _said_of(stage, itertools.chain(*rules))
+
+
+def _as_it_is_read(config: Config) -> Config:
+    """The configuration without the sections that no stage works with as they are, because all stages of their kind change them: what
+    counts is what comes of that."""
+    kinds = {stage.kind for stage in config.stages} - {stage.kind for stage in config.stages if not stage.changes}
+    return dataclasses.replace(config, **{kind: type(getattr(config, kind))() for kind in kinds})
 
 
 def _said_of(stage: Stage, rules: Iterable[Rule]) -> Iterator[Rule]:

@@ -145,7 +145,7 @@ class Config:
                 yield self.section_of(stage)
 
     def rules(self) -> Iterator[Rule]:
-        """What the sections may not say together, for numbers that are within their bounds."""
+        """What the sections may not say together, for numbers that are within their bounds; beside `rules_between_sections`."""
         names = self.stage_names
         first = next((stage.kind for stage in self.stages if self._asks_weights(stage)), "")
         yield not self.run_dir, "run_dir is empty; name a directory"
@@ -178,10 +178,9 @@ class Config:
         yield from self._rows_of_stages()
         yield from self._steps_of_evaluations()
         yield from self._selection()
-        yield from self.rules_between_sections()
 
     def rules_between_sections(self) -> Iterator[Rule]:
-        """What holds of the sections whatever the stages; also checked with the changes of every stage."""
+        """What holds of the sections whatever the stages; checked with the changes of every stage (config/check.py)."""
         length = self.sampler.completion_length
         for name, rows, columns in (
             ("adapt.batch_size", self.adapt.batch_size, self.adapt.length),

@@ -74,6 +74,11 @@ def rules_of(part: Any, path: str = "") -> Iterator[Rule]:
     if hasattr(part, "rules"):
         where = f"{path}: " if is_choice(part) else ""
         yield from ((broken, where + message) for broken, message in part.rules())
+    yield from rules_of_fields(part, path)
+
+
+def rules_of_fields(part: Any, path: str = "") -> Iterator[Rule]:
+    """`rules_of` the sections and choices in a section, without its own."""
     for field in dataclasses.fields(part):
         value = getattr(part, field.name)
         if dataclasses.is_dataclass(value):

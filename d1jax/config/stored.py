@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin
 
 from d1jax.config.check import check
 from d1jax.config.errors import UserError
@@ -12,7 +13,7 @@ from d1jax.config.no_effect import without_unread
 from d1jax.config.older import of_older_run, of_older_sampler
 from d1jax.config.sampler import SamplerConfig
 from d1jax.config.schema import Config
-from d1jax.config.values import build, merge, plain
+from d1jax.config.values import build, keys_of, merge, plain
 from d1jax.config.yaml_text import read_yaml, write_yaml
 
 
@@ -61,11 +62,14 @@ def flat(config: Config) -> dict[str, Any]:
     return _flat(plain(config))
 
 
-MAPPINGS = ("task.options", "task.eval_sets", "rl.reward_weights", "preference.reward_weights")  # values, not sections
+@cache
+def _mappings() -> frozenset[str]:
+    """The settings whose value is a mapping, which is no section."""
+    return frozenset(name for name, hint in keys_of(Config) if get_origin(hint) is dict)
 
 
 def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(tree, dict) or prefix in MAPPINGS:
+    if not isinstance(tree, dict) or prefix in _mappings():
         return {prefix: tree}
     flat = {prefix: tree["name"]} if prefix and "name" in tree and prefix != "task" else {}
     for key, value in tree.items():

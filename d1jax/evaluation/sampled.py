@@ -23,6 +23,7 @@ from d1jax.evaluation.decode import decode, texts_of
 from d1jax.evaluation.grade import graded, score_texts
 from d1jax.evaluation.statistics import over_k, wilson_interval
 from d1jax.files import write_json, write_jsonl
+from d1jax.models import processes
 from d1jax.models.transformer import Variables
 from d1jax.tasks.judging import offers
 from d1jax.training.context import Context
@@ -36,7 +37,7 @@ def run(context: Context, variables: Variables, stage: str, weights: str, out: P
     A stage that was stopped begins again and draws the same samples; a finished one is not done again.
     """
     record, lines = out.with_suffix(".json"), out.with_suffix(".jsonl")
-    if record.exists():
+    if processes.agreed(record.exists):
         return
     config = context.config.evaluate
     problems = first_rows(next(iter(context.eval_sets.values())), config.rows)

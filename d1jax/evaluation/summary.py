@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import platform
 from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
 
+from d1jax.config import Config
+from d1jax.config.stage import KINDS
 from d1jax.config.version import __version__
 from d1jax.evaluation.grade import baseline_scores
-from d1jax.files import write_json, write_jsonl
+from d1jax.files import is_writer, write_json, write_jsonl
+from d1jax.models import processes
 from d1jax.telemetry.metrics import read_metrics
 from d1jax.training.context import Context
 from d1jax.weights.run import RunDirectory, read_record, read_records
@@ -19,7 +24,7 @@ from d1jax.weights.run import RunDirectory, read_record, read_records
 def write(context: Context, run: RunDirectory) -> dict[str, Any]:
     """Writes summary.json and samples.jsonl from the evaluations there are; returns the summary."""
     config = context.config
-    done = [stage for stage in config.stage_names if run.evaluation(stage).exists()]
+    left = processes.agreed(lambda: _left(config, run))
     summary = {
         "task": context.task.name,
         "run": run.path.name,
@@ -30,32 +35,36 @@ def write(context: Context, run: RunDirectory) -> dict[str, Any]:
             "block_length": config.sampler.block_length,
             "temperature": config.evaluation.temperature,
         },
-        "stages": [stage_entry(stage, read_record(run.evaluation(stage))) for stage in done],
-        "sampled": {
-            stage.name: read_record(run.sampled(stage.name))
-            for stage in config.stages
-            if stage.kind == "evaluate" and run.sampled(stage.name).exists()
-        },
-        "reward_models": {
-            stage.name: read_record(run.measured(stage.name))
-            for stage in config.stages
-            if stage.kind == "reward_model" and run.measured(stage.name).exists()
-        },
-        "texts": {
-            stage.name: read_record(run.text_measured(stage.name))
-            for stage in config.stages
-            if stage.kind == "adapt" and run.text_measured(stage.name).exists()
-        },
+        "stages": [stage_entry(stage, found) for stage, found in left["stages"].items()],
+        "sampled": left["sampled"],
+        "reward_models": left["reward_models"],
+        "texts": left["texts"],
         "baselines": {name: baseline_scores(context, problems) for name, problems in context.eval_sets.items()},
         "wall_seconds": _wall_seconds(run),
         "environment": environment(),
     }
-    found = [sample for stage in done for sample in read_records(run.evaluation_samples(stage))]
-    order = list(context.eval_sets)
-    samples = sorted(found, key=lambda sample: (order.index(sample["set"]), sample["index"]))  # stages side by side
-    write_jsonl(run.samples, samples)
-    write_json(run.summary, summary)
+    if is_writer():
+        found = [sample for stage in left["stages"] for sample in read_records(run.evaluation_samples(stage))]
+        order = list(context.eval_sets)
+        samples = sorted(found, key=lambda sample: (order.index(sample["set"]), sample["index"]))  # stages side by side
+        write_jsonl(run.samples, samples)
+        write_json(run.summary, summary)
     return summary
+
+
+def _left(config: Config, run: RunDirectory) -> dict[str, dict[str, Any]]:
+    """{"stages", "sampled", "reward_models", "texts": {stage: the record that it has left}}."""
+
+    def records(path_of: Callable[[str], Path], *kinds: str) -> dict[str, Any]:
+        names = [stage.name for stage in config.stages if stage.kind in kinds]
+        return {name: read_record(path) for name in names if (path := path_of(name)).exists()}
+
+    return {
+        "stages": records(run.evaluation, *KINDS),
+        "sampled": records(run.sampled, "evaluate"),
+        "reward_models": records(run.measured, "reward_model"),
+        "texts": records(run.text_measured, "adapt"),
+    }
 
 
 def stage_entry(stage: str, evaluation: dict[str, Any]) -> dict[str, Any]:

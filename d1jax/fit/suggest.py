@@ -8,19 +8,25 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from d1jax.config import Config, UserError
+from d1jax.config import Stage, UserError
+from d1jax.config.values import plain
+from d1jax.files import to_json
 from d1jax.fit.compiled import device_bytes
 from d1jax.fit.cost import estimated_temporaries
 from d1jax.fit.plan import Plan, Verdict, judge, make_plan, predicted_peak, read_config
+from d1jax.fit.programs import Program
 from d1jax.fit.topology import Topology
 from d1jax.models.sharding import row_shards
 
 CHECKED = 5  # suggestions that are compiled at most
 RANK = 128  # of adapters that are suggested, as in d1's recipes
-Settings = dict[str, str]
+Settings = dict[str, str]  # full names, as flags have them; of a stage's own setting OF_STAGE.NAME.KEY
+OF_STAGE = "stages"
 
 
 @dataclass(frozen=True)
@@ -30,9 +36,20 @@ class Change:
     settings: tuple[tuple[str, str], ...]
     topology: Topology
 
-    @property
-    def flags(self) -> list[str]:
-        return [part for name, value in self.settings for part in (f"--{name}", value)]
+    def flags(self, stages: Sequence[Stage]) -> list[str]:
+        """The flags, of a run with these stages: what a stage sets for itself is changed there, which no flag of its section does."""
+        own: dict[str, dict[str, Any]] = {}
+        flags = []
+        for name, value in self.settings:
+            if name.startswith(f"{OF_STAGE}."):
+                _, stage, key = name.split(".")
+                own.setdefault(stage, {})[key] = int(value)
+            else:
+                flags += [f"--{name}", value]
+        if own:
+            changed = [plain(stage) | own[stage.name] if stage.name in own else plain(stage) for stage in stages]
+            flags += [f"--{OF_STAGE}", to_json(changed)]
+        return flags
 
     def with_(self, option: Settings | Topology) -> Change:
         """This change and one more."""
@@ -62,7 +79,7 @@ def suggest(
         for before in dict.fromkeys((nothing, kept)):
             for option in rung:
                 change = before.with_(option)
-                changed = _plan(argv, change, plan.prompt_columns)
+                changed = _plan([*argv, *change.flags(plan.config.stages)], change.topology, plan.prompt_columns)
                 if changed is None:
                     continue
                 overflow = _overflow(changed, known)
@@ -90,13 +107,13 @@ def _overflow(plan: Plan, known: Mapping[str, Verdict]) -> float:
 def shown(change: Change, plan: Plan) -> str:
     """The flags of a change, to be added to the command."""
     devices = ["--topology", change.topology.text] if change.topology != plan.topology else []
-    return " ".join([*change.flags, *devices])
+    return shlex.join([*change.flags(plan.config.stages), *devices])
 
 
-def _plan(argv: Sequence[str], change: Change, prompt_columns: int) -> Plan | None:
+def _plan(argv: Sequence[str], topology: Topology, prompt_columns: int) -> Plan | None:
     """None for a change that the configuration or the devices do not allow."""
     try:
-        return make_plan(read_config([*argv, *change.flags]), change.topology, prompt_columns)
+        return make_plan(read_config(argv), topology, prompt_columns)
     except UserError:
         return None
 
@@ -124,17 +141,16 @@ def _ladder(plan: Plan, verdicts: Sequence[Verdict]) -> Iterator[list[Settings |
     """Rungs from the cheapest to the dearest; the options of a rung from the smallest change to the largest."""
     config, mesh = plan.config, plan.mesh
     failing = [verdict.program for verdict in verdicts if not verdict.fits]
-    kinds = {stage.name: stage.kind for stage in config.stages}
+    stages = {stage.name: stage for stage in config.stages}
     shards = row_shards(mesh)
     updating = [program for program in failing if program.name == "update"]
-    for kind in dict.fromkeys(kinds[program.stage] for program in updating):
-        parts = max(program.parts for program in updating if kinds[program.stage] == kind)
-        yield _micro_batches(kind, parts, config, shards)
+    for name, programs in _by_setting(updating, stages, "grad_accumulation_steps").items():
+        yield _micro_batches(name, programs, stages, shards)
     sampling = [program for program in failing if program.name == "sampler"]
     if sampling and mesh.shape["fsdp"] > 1 and config.mesh.rollout_weights != "as_trained":
         yield [{"mesh.rollout_weights": "as_trained"}]
-    for kind in dict.fromkeys(kinds[program.stage] for program in sampling):
-        yield _fewer_rows(kind, config, shards)
+    for name, programs in _by_setting(sampling, stages, "rollout_batch_size").items():
+        yield _fewer_rows(name, programs, stages, shards)
     if config.model.remat != "full" and updating:
         yield [{"model.remat": "full"}]
     if mesh.size > 1:
@@ -149,19 +165,43 @@ def _ladder(plan: Plan, verdicts: Sequence[Verdict]) -> Iterator[list[Settings |
     yield doubled
 
 
-def _micro_batches(kind: str, parts: int, config: Config, shards: int) -> list[Settings | Topology]:
-    section = getattr(config, kind)
+def _by_setting(programs: Sequence[Program], stages: Mapping[str, Stage], key: str) -> dict[str, list[Program]]:
+    """{full name of the setting `key` that a program goes by: its programs}: its stage's own, or that of the section of the kind, which
+    stages without one of their own share."""
+    found: dict[str, list[Program]] = {}
+    for program in programs:
+        stage = stages[program.stage]
+        name = f"{OF_STAGE}.{stage.name}.{key}" if key in stage.changes else f"{stage.kind}.{key}"
+        found.setdefault(name, []).append(program)
+    return found
+
+
+def _sections(programs: Sequence[Program], stages: Mapping[str, Stage]) -> list[Any]:
+    """What the stages of the programs work with, their own changes in it."""
+    return [getattr(program.config, stages[program.stage].kind) for program in programs]
+
+
+def _micro_batches(
+    name: str, programs: Sequence[Program], stages: Mapping[str, Stage], shards: int
+) -> list[Settings | Topology]:
+    """More parts of a batch, as many as divide the rows of all of these stages."""
+    kind = stages[programs[0].stage].kind
     rows = {"rl": "rollout_rows", "preference": "prompts_per_step"}.get(kind, "batch_size")
-    count = getattr(section, rows)
+    count = math.gcd(*(getattr(section, rows) for section in _sections(programs, stages)))
+    parts = max(program.parts for program in programs)
     sizes = [size for size in range(parts + 1, count + 1) if count % size == 0 and (count // size) % shards == 0]
-    return [{f"{kind}.grad_accumulation_steps": str(size)} for size in sizes]
+    return [{name: str(size)} for size in sizes]
 
 
-def _fewer_rows(kind: str, config: Config, shards: int) -> list[Settings | Topology]:
-    section = getattr(config, kind)
-    unit = math.lcm(section.num_generations, shards)
-    sizes = range(section.rows_at_a_time - 1, 0, -1)
-    return [{f"{kind}.rollout_batch_size": str(n)} for n in sizes if n % unit == 0 and section.rollout_rows % n == 0]
+def _fewer_rows(
+    name: str, programs: Sequence[Program], stages: Mapping[str, Stage], shards: int
+) -> list[Settings | Topology]:
+    """Fewer rows at a time, which divide those of a batch of all of these stages into whole groups."""
+    sections = _sections(programs, stages)
+    unit = math.lcm(shards, *(section.num_generations for section in sections))
+    rows = math.gcd(*(section.rollout_rows for section in sections))
+    largest = min(max(section.rows_at_a_time for section in sections) - 1, rows)
+    return [{name: str(n)} for n in range(largest, 0, -1) if n % unit == 0 and rows % n == 0]
 
 
 def _meshes(plan: Plan) -> list[Settings | Topology]:

@@ -18,6 +18,7 @@ from d1jax.data.examples import Problems
 from d1jax.data.pairs import StoredPairs, completed
 from d1jax.data.steps import StoredSteps, stored_steps
 from d1jax.files import is_writer, write_json, write_jsonl
+from d1jax.models import processes
 from d1jax.rollouts.rewards import tolerance
 from d1jax.training.context import Context
 from d1jax.weights.run import read_record, read_records
@@ -30,8 +31,7 @@ def write(out: Path, rows: Sequence[Mapping[str, Any]], counts: Mapping[str, Any
     if not is_writer():  # whether the file is there yet is another process's matter
         return
     write_jsonl(out, rows)
-    digest = hashlib.sha256(out.read_bytes()).hexdigest()
-    write_json(_record(out), {"rows": len(rows), "sha256": digest, **counts})
+    write_json(_record(out), {"rows": len(rows), "sha256": _digest(out), **counts})
 
 
 def is_done(out: Path) -> bool:
@@ -42,20 +42,26 @@ def is_done(out: Path) -> bool:
     return True
 
 
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
 def _record(out: Path) -> Path:
     return out.with_suffix(".json")
 
 
 def _check_record(out: Path) -> None:
     then = read_record(_record(out))
-    if hashlib.sha256(out.read_bytes()).hexdigest() != then.get("sha256"):
+    if _digest(out) != then.get("sha256"):
         raise UserError(f"{out}: not the {then.get('rows')} rows that this run has kept; put them back, or {AGAIN}")
 
 
 def read(context: Context, path: Path) -> list[dict[str, Any]]:
     """The kept rows of a stage, whose context this is. Raises UserError for a file that is not what the stage has written."""
-    if not is_done(path):
+    digest = processes.agreed(lambda: _digest(path) if is_done(path) else None)
+    if digest is None:
         raise UserError(f"{path}: is not there, or not whole; run the stage that writes it again")
+    processes.wait_until(lambda: path.exists() and _digest(path) == digest, lambda: repr(str(path)))
     records = read_records(path)
     if not records:
         raise UserError(f"{path}: holds no rows; {AGAIN}")

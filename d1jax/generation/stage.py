@@ -24,6 +24,7 @@ from d1jax.evaluation.decode import decoding_copy
 from d1jax.generation.filters import Text, dropped_by
 from d1jax.generation.rows import is_done, write
 from d1jax.generation.teacher import identity, same_tokens, with_teacher
+from d1jax.models import processes
 from d1jax.models.transformer import Variables
 from d1jax.rollouts.generate import Generator, Graded, Prompts, fetch_and_grade
 from d1jax.tasks.task import DataError
@@ -101,7 +102,7 @@ def run(context: Context, variables: Variables, stage: str, out: Path, stop: Sto
 
     Beside them stands how many were sampled and what dropped the others. Raises DataError where nothing is kept: nothing could be learnt.
     """
-    if is_done(out):
+    if processes.agreed(lambda: is_done(out)):
         return
     config = context.config.generate
     writer, teacher = context, {}

@@ -7,6 +7,7 @@ from pathlib import Path
 from d1jax.config import ExportConfig, UserError
 from d1jax.files import check_new, write_json
 from d1jax.inference.policy import Policy, save_pretrained
+from d1jax.models import processes
 
 
 def check_export(config: ExportConfig, stage: str, out: Path, record: Path) -> None:
@@ -24,7 +25,7 @@ def export(policy: Policy, config: ExportConfig, weights: str, out: Path, record
 
     The record comes first: it says that `out` is this stage's own, so that a run which was killed between the two goes on.
     """
-    if is_exported(out, record):
+    if processes.agreed(lambda: is_exported(out, record)):
         return
     write_json(record, {"out": str(out), "weights": weights})
     save_pretrained(policy, out, native=config.form == "d1jax", dtype=config.weights_dtype or None)

@@ -18,7 +18,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -33,11 +33,14 @@ START_SECONDS = 300  # for all processes to be there
 SILENT_SECONDS = 60  # until a process that was killed is given up, and the others end
 LEAVE_SECONDS = 10  # for the others to hear of a failure
 LAST_SECONDS = 0.5  # between the word of the last other process and its end
+SEEN_SECONDS = 90  # NFS may tell a machine of a file that another one has written half a minute late
 WAIT_MS = 1000
 FAILED = "d1jax/failed"
 
 _turn = itertools.count()
 _asks = True  # whether the others are there to be asked
+_takes_part = False  # whether this process has taken its part among them: one writes and speaks, and all end together
+_done = threading.Event()  # nobody is to be heard of any more
 
 
 def start(seconds: int = START_SECONDS) -> None:
@@ -68,10 +71,50 @@ def start(seconds: int = START_SECONDS) -> None:
             f"--distributed: this process cannot join the others{where} ({str(error).partition(chr(10))[0]}); is the port free, and is "
             f"{PLACE} of every process another one?"
         ) from None
+    _take_part()
+    if not is_first():
+        sys.stdout = sys.stderr = open(os.devnull, "w")  # one process speaks; failures go past this
+
+
+@contextmanager
+def _first_speaks() -> Iterator[None]:
+    """In here the other processes say nothing; failures go past this."""
+    if is_first():
+        yield
+        return
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
+        yield
+
+
+def _take_part() -> threading.Thread:
+    """From now on the first process alone writes, and this one ends when another one fails; the thread that hears of that."""
+    global _takes_part
+    _takes_part = True
+    _done.clear()
     if not is_first():
         files.leave_to_another()
-        sys.stdout = sys.stderr = open(os.devnull, "w")  # one process speaks; failures go past this
-    threading.Thread(target=_watch, daemon=True).start()
+    watch = threading.Thread(target=_watch, daemon=True)
+    watch.start()
+    return watch
+
+
+@contextmanager
+def taking_part() -> Iterator[None]:
+    """In here this process ends when another one fails, and the first one alone speaks; also behind it, that one alone writes."""
+    global _takes_part
+    watch = _take_part()
+    try:
+        with _first_speaks():
+            yield
+    finally:
+        _takes_part = False
+        _done.set()
+        watch.join()  # the program may end next, which a thread in the runtime would not survive
+
+
+def is_joined_by_hand() -> bool:
+    """Whether there are other processes that somebody else has joined: a program that calls d1jax and jax.distributed.initialize."""
+    return count() > 1 and not _takes_part
 
 
 def _named(given: dict[str, str]) -> dict[str, Any]:
@@ -197,6 +240,30 @@ def first_only(function: Callable[[], Any]) -> Any:
     return found
 
 
+def agreed(function: Callable[[], Any]) -> Any:
+    """`function()` of the first process, in all of them; what JSON can hold. For what depends on files: a machine may hear of a file that
+    another one has written late, and all must decide alike. The others do not look."""
+    if count() == 1 or not _asks:
+        return function()
+    found = None
+    if is_first():
+        with _alone():
+            found = function()
+    return gathered(found)[0]
+
+
+def wait_until(sees: Callable[[], bool], what: Callable[[], str]) -> None:
+    """Returns when this process sees what the first one has written. Raises UserError that begins with `what()` where it never does."""
+    until = time.monotonic() + SEEN_SECONDS
+    while not sees():
+        if time.monotonic() > until:
+            raise UserError(
+                f"--distributed: {what()}, which the first process has written, is not there or another file in process {place()}; put "
+                "run_dir on storage that all processes see, and start them in the same folder"
+            )
+        time.sleep(min(1.0, SEEN_SECONDS / 10))
+
+
 @contextmanager
 def _alone() -> Iterator[None]:
     """In here this process must not ask the others, which wait for it already."""
@@ -262,7 +329,7 @@ def fail(problem: object, code: int) -> NoReturn:
 
 def _watch() -> None:
     """Ends this process when another one has failed, also where the main thread waits for it in a collective."""
-    while True:
+    while not _done.is_set():
         try:
             process, code, problem = json.loads(global_state.client.blocking_key_value_get(FAILED, WAIT_MS))
         except jax.errors.JaxRuntimeError as error:

@@ -33,7 +33,14 @@ class Rewards(NamedTuple):
 
     parts_B: dict[str, np.ndarray]
     failures: list[str]  # a line for every function that failed, and for every text that the task could not reward
-    rewarded_B: np.ndarray  # whether any of the named rewards could be computed
+    own_B: np.ndarray  # whether the task has given any of the named rewards
+    working: list[str]  # the functions that gave numbers
+    broken: list[str]  # those that raised, so that all texts of the batch count as 0
+
+    @property
+    def rewarded_B(self) -> np.ndarray:
+        """Whether any of the named rewards could be computed."""
+        return self.own_B | bool(self.working)
 
 
 class RewardFn:
@@ -48,11 +55,14 @@ class RewardFn:
     def parts(self, texts: Sequence[str], first: int = 0) -> dict[str, np.ndarray]:
         """{name: [B]} of one text a row, from the row `first` on."""
         found = processes.gathered(self._own_part(texts, first))
+        # A function that fails on a batch of several processes has failed, whichever of them had the text.
+        broken = {name for part in found for name in part["broken"]}
         for part in found:
             self.failures += part["failures"]
-            self.any_rewarded |= part["any_rewarded"]
+            self.any_rewarded |= part["any_own"] or not set(part["working"]) <= broken
         parts = [{name: np.array(values, float) for name, values in part["parts"].items()} for part in found]
-        return joined(parts, np.diff(processes.bounds(len(texts))).tolist())
+        whole = joined(parts, np.diff(processes.bounds(len(texts))).tolist())
+        return {name: np.zeros(len(texts)) if name in broken else values_B for name, values_B in whole.items()}
 
     def _own_part(self, texts: Sequence[str], first: int) -> dict[str, Any]:
         """What the texts have earned that are this process's part."""
@@ -62,7 +72,9 @@ class RewardFn:
         return {
             "parts": {name: values_B.tolist() for name, values_B in found.parts_B.items()},
             "failures": found.failures,
-            "any_rewarded": bool(found.rewarded_B.any()),
+            "any_own": bool(found.own_B.any()),
+            "working": found.working,
+            "broken": found.broken,
         }
 
     def total(self, parts_B: Mapping[str, np.ndarray]) -> np.ndarray:
@@ -118,20 +130,22 @@ def reward_rows(
     }
     prompts = [task.prompt(row) for row in rows] if functions else []
     columns = columns_of(task, rows) if functions else []
-    broken = []
+    told, broken = [], []
     for name, function in functions.items():
         try:
             values = call_reward(name, function, prompts, texts, columns, failures)
         except DataError:
             raise
         except Exception as error:  # a user's own function: its batch counts as 0
-            broken.append(f"reward {name!r}, {len(texts)} texts: {type(error).__name__}: {error}")
+            told.append(f"reward {name!r}, {len(texts)} texts: {type(error).__name__}: {error}")
+            broken.append(name)
             values = [0.0] * len(texts)
         parts_B[name] = np.array([_number(value) for value in values])
     # A text is rewarded by what its task says of it, where that is asked for, or by any function.
     own = set(names) & offered
-    rewarded_B = np.array([bool(own and rewards) for rewards in judged], bool) | (len(functions) > len(broken))
-    return Rewards(parts_B, [*broken, *failures], rewarded_B)
+    own_B = np.array([bool(own and rewards) for rewards in judged], bool)
+    working = [name for name in functions if name not in broken]
+    return Rewards(parts_B, [*told, *failures], own_B, working, broken)
 
 
 def _of_task(

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import jax
@@ -76,6 +78,29 @@ def exit_code_of_all(command: Callable[[], int], keeps: bool = False) -> int:
         return 0
 
     return exit_code(join) or processes.together(lambda tell: exit_code(command, keeps, tell))
+
+
+@contextmanager
+def in_all_processes() -> Iterator[None]:
+    """What is done in here is done as by `exit_code_of_all`, where a program has joined several processes by itself: one writes and speaks,
+    and one that fails ends all. Nothing is changed in one process, and in a command, which ends them by itself."""
+    if not processes.is_joined_by_hand():
+        yield
+        return
+    try:
+        with processes.taking_part():
+            yield
+    except Stopped:  # in all of them
+        raise
+    except BaseException as error:
+        problem, trace = error, traceback.format_exc()
+
+        def again() -> int:
+            raise problem
+
+        with suppress(BaseException):
+            exit_code(again, keeps=True, tell=processes.fail)
+        processes.fail(trace, FAILED)
 
 
 def output_file(flag: str, text: str) -> Path:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import fcntl
 import shutil
 import sys
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
@@ -18,7 +17,6 @@ from d1jax.training.longer import check_longer, only_longer
 from d1jax.training.redo import first_changed, later_stages, set_aside
 from d1jax.weights.run import RunDirectory, read_record
 
-SEEN_SECONDS = 90  # NFS may tell a machine of a file that another one has written half a minute late
 OURS = (".lock", "config.yaml.tmp")  # what a claim that was killed may leave
 
 
@@ -48,14 +46,8 @@ def claim(config: Config, again_from: str = "") -> tuple[RunDirectory, IO[str]]:
 
 def check_shared(run: RunDirectory) -> None:
     """Raises UserError where this process does not see the run directory that the first one has claimed; all of them must ask."""
-    first, until = processes.gathered(_text_of(run.config))[0], time.monotonic() + SEEN_SECONDS
-    while _text_of(run.config) != first:
-        if time.monotonic() > until:
-            raise UserError(
-                f"--distributed: {str(run.config.absolute())!r}, which the first process has written, is not there or another file in "
-                f"process {processes.place()}; put run_dir on storage that all processes see, and start them in the same folder"
-            )
-        time.sleep(1)
+    first = processes.agreed(lambda: _text_of(run.config))
+    processes.wait_until(lambda: _text_of(run.config) == first, lambda: repr(str(run.config.absolute())))
 
 
 def _text_of(path: Path) -> str | None:

@@ -115,11 +115,8 @@ class StageLog:
                 break
             except DamagedCheckpoint as error:
                 self._set_aside(error)
-        rows = [row for row in read_metrics(self._metrics.path) if row["stage"] == self.stage]
-        self._recent = rows[-RECENT:]
-        for row in rows:
-            self._note_watched(row["step"], row)
-        missing = sorted(set(range(1, first + 1)) - {row["step"] for row in rows})
+        self._recent, watched, missing = processes.agreed(lambda: self._logged(first))
+        self._watched |= {step: solved for step, solved in watched}
         if missing:
             self.note(
                 f"{self._metrics.path} lacks {len(missing)} of the {first} steps that are saved: {spans(missing)}; "
@@ -134,6 +131,13 @@ class StageLog:
                 self._progress.note(f"{self.stage}: continuing after step {first}")
         return items, first
 
+    def _logged(self, first: int) -> tuple[list[dict[str, Any]], list[tuple[int, float]], list[int]]:
+        """(the last rows of this stage in the log, the watched evaluations as (step, solved), which of the `first` steps are not there)."""
+        rows = [row for row in read_metrics(self._metrics.path) if row["stage"] == self.stage]
+        watched = [(row["step"], row[self._watched_metric]) for row in rows if self._watched_metric in row]
+        missing = sorted(set(range(1, first + 1)) - {row["step"] for row in rows})
+        return rows[-RECENT:], watched, missing
+
     def _set_aside(self, error: DamagedCheckpoint) -> None:
         """Moves a damaged newest checkpoint away, and forgets what the stage will write again."""
         self._checkpoints.set_aside(error.step - 1, self._run.damaged(self.stage))
@@ -142,8 +146,7 @@ class StageLog:
             f"{error}. It is now in {self._run.damaged(self.stage)}; "
             + (f"going on from step {good}" if good else "no earlier one is there, so the stage begins again")
         )
-        self._metrics.rewind(self._run.saved_steps(self._config.stage_names))
-        processes.meet()  # all read the metrics next, which the first one writes
+        self._metrics.rewind(processes.agreed(lambda: self._run.saved_steps(self._config.stage_names)))
 
     @property
     def recent(self) -> list[Mapping[str, float]]:
@@ -231,12 +234,14 @@ class StageLog:
         stop_for(signum, f"{self.stage} step {step}")
 
     def _save_stream(self, step: int, state: dict[str, Any] | None) -> None:
-        if state is None or not processes.is_first():
+        if state is None:
+            return
+        there = {*self._checkpoints.steps(), step}  # all processes ask
+        if not processes.is_first():
             return
         folder = self._run.streams(self.stage)
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / f"{step}.json", state)
-        there = {*self._checkpoints.steps(), step}
         for file in folder.glob("*.json"):
             if file.stem.isdigit() and int(file.stem) not in there:
                 file.unlink()
@@ -246,21 +251,26 @@ class StageLog:
         if step == 0:
             return None
         file = self._run.streams(self.stage) / f"{step}.json"
-        if not file.exists():
+        state = processes.agreed(lambda: read_record(file) if file.exists() else None)
+        if state is None:
             raise UserError(
                 f"{file} is gone: it says where the text of stage {self.stage!r} goes on after step {step}; put it back, or do the stage "
                 f"again with --from {self.stage}"
             )
-        return read_record(file)
+        return state
 
     def _kept(self, saved: list[int]) -> set[int]:
         collapse = getattr(self._section, "collapse", None)
         return kept_steps(saved, self._config.keep_last, self._watched, collapse.patience if collapse else 0)
 
     def _note_watched(self, step: int, values: Mapping[str, float]) -> None:
-        solved = values.get(f"eval/{self._config.watched_set}/solved")
+        solved = values.get(self._watched_metric)
         if solved is not None:
             self._watched[step] = solved
+
+    @property
+    def _watched_metric(self) -> str:
+        return f"eval/{self._config.watched_set}/solved"
 
     def __enter__(self) -> StageLog:
         return self

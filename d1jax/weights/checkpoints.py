@@ -35,7 +35,7 @@ class DamagedCheckpoint(UserError):
 
     def __init__(self, step: int, problem: str) -> None:
         super().__init__(f"the checkpoint of step {step} is damaged: {problem}")
-        self.step = step
+        self.step, self.problem = step, problem
 
 
 class Checkpoints:
@@ -67,7 +67,8 @@ class Checkpoints:
         return max(self.steps(), default=None)
 
     def steps(self) -> list[int]:
-        return sorted(found.step for found in self._checkpointer.checkpoints)
+        """The saved steps; of several processes the first one looks, and all must ask."""
+        return processes.agreed(lambda: sorted(found.step for found in self._checkpointer.checkpoints))
 
     def save(self, step: int, items: dict[str, Any]) -> None:
         """Saves the trees of `items` under their names; returns when they are on disk. Raises OSError where that fails."""
@@ -87,10 +88,17 @@ class Checkpoints:
         """The trees named in `like`, each array with the dtype and placement of its example.
 
         Raises KeyError if there is no such step, DamagedCheckpoint if it is not what was saved, UserError if it is whole, but
-        of another model, optimizer or version of d1jax.
+        of another model, optimizer or version of d1jax; where one of several processes finds that, all of them do.
         """
-        if step not in self.steps():
-            raise KeyError(f"{self.directory}: no checkpoint of step {step}; there are {self.steps()}")
+        if step not in (saved := self.steps()):
+            raise KeyError(f"{self.directory}: no checkpoint of step {step}; there are {saved}")
+        digests = _found_by_all(step, lambda: self._checked(step, like))
+        loaded = _found_by_all(step, lambda: self._read(step, like, digests))
+        _found_by_all(step, lambda: self._compare(step, loaded, digests))
+        return {name: jax.tree.map(_like, loaded[name], like[name]) for name in like}
+
+    def _checked(self, step: int, like: dict[str, Any]) -> dict[str, dict[str, str]]:
+        """The recorded digests of a step whose parts are there and have the shapes of `like`. Raises as `load` does."""
         folder = self.directory / str(step)
         digests = _recorded_digests(folder, step)
         missing = next((name for name in like if not (folder / name).is_dir()), None)
@@ -103,29 +111,31 @@ class Checkpoints:
                     f"{folder / name} holds {len(found)} arrays which are not the {len(wanted)} of this configuration; it was saved "
                     "by another configuration or version of d1jax, which can still read it"
                 )
-        loaded, reason = {}, None
+        return digests
+
+    def _read(self, step: int, like: dict[str, Any], digests: dict[str, dict[str, str]]) -> dict[str, Any]:
+        """The trees as they are stored. Raises DamagedCheckpoint where Orbax cannot read them."""
         stored = {name: _as_stored(tree, digests.get(name, {})) for name, tree in like.items()}
         with warnings.catch_warnings(), _quiet():
             warnings.simplefilter("ignore")  # Orbax warns about partial loads, which are what evaluation wants
             try:
-                loaded = self._checkpointer.load_checkpointables(step, stored)
+                return self._checkpointer.load_checkpointables(step, stored)
             except (MemoryError, PermissionError, jax.errors.JaxRuntimeError):
                 raise  # of this machine, not of the files
             except Exception as error:  # Orbax has no error class of its own
-                reason = _reason(error, folder)
+                reason = _reason(error, self.directory / str(step))
                 del error
                 gc.collect()  # of reads that Orbax left unfinished, which complain when they go: here, where nobody listens
-        reason = next(
-            filter(None, processes.gathered(reason)), None
-        )  # of several processes one may have read what is damaged
-        if reason is not None:
-            raise DamagedCheckpoint(step, reason)
-        for name in like if digests else ():
-            recorded, found = digests.get(name, {}), _digests(loaded[name])
+        raise DamagedCheckpoint(step, reason)
+
+    def _compare(self, step: int, loaded: dict[str, Any], digests: dict[str, dict[str, str]]) -> None:
+        """Raises DamagedCheckpoint where a digest is not the recorded one."""
+        for name, tree in loaded.items() if digests else ():
+            recorded, found = digests.get(name, {}), _digests(tree)
             changed = next((path for path in found if recorded.get(path) != found[path]), None)
             if changed is not None:
+                folder = self.directory / str(step)
                 raise DamagedCheckpoint(step, f"{folder / name}: {changed} is not what was saved (its digest differs)")
-        return {name: jax.tree.map(_like, loaded[name], like[name]) for name in like}
 
     def _shapes(self, step: int, name: str) -> list[tuple[int, ...]] | None:
         """The shapes of what is stored, sorted; None where that cannot be read."""
@@ -178,6 +188,23 @@ class _Preserved:
     def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
         kept = self._keep(sorted(found.step for found in checkpoints))
         return [found.step in kept for found in checkpoints]
+
+
+def _found_by_all(step: int, function: Callable[[], Any]) -> Any:
+    """`function()`. Where it raises DamagedCheckpoint or UserError in one of several processes, it does in all: only one may have read what
+    is damaged, and they go on alike."""
+    found, problem = None, None
+    try:
+        found = function()
+    except DamagedCheckpoint as error:
+        problem = [True, error.problem]
+    except UserError as error:
+        problem = [False, str(error)]
+    problem = next(filter(None, processes.gathered(problem)), None)
+    if problem is None:
+        return found
+    is_damaged, told = problem
+    raise DamagedCheckpoint(step, told) if is_damaged else UserError(told)
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 
 from d1jax.config import Config, ModelConfig, UserError
 from d1jax.files import write_json
-from d1jax.models import lora
+from d1jax.models import lora, processes
 from d1jax.models.reward_head import HEAD, new_head
 from d1jax.models.sharding import replicated
 from d1jax.models.transformer import MASTER, Transformer, Variables, abstract_variables, initialize
@@ -94,7 +94,7 @@ def _loaded(built: RunModel, run: RunDirectory, source: Source, held_in: str) ->
 
 def _recorded(run: RunDirectory, source: Source) -> dict[str, Any]:
     """What the run began with, written down the first time. Raises UserError where the files of a checkpoint have changed."""
-    recorded = read_record(run.origin) if run.origin.exists() else None
+    recorded = processes.agreed(lambda: read_record(run.origin) if run.origin.exists() else None)
     if isinstance(source, RunSource) and recorded is not None:
         return recorded  # of a run that was trained on since, the former step is still there
     now = source.identity()
@@ -135,7 +135,7 @@ def variables_at(built: RunModel, run: RunDirectory, stage: str, step: int | Non
     stages = built.config.trained_stages
     if stage not in stages:
         raise UserError(f"run {str(run.path)!r} has no stage {stage!r}; choices: {', '.join(stages)}")
-    if not run.checkpoints(stage).is_dir():
+    if not processes.agreed(run.checkpoints(stage).is_dir):
         raise UserError(f"run {str(run.path)!r} has no checkpoint of stage {stage!r} yet")
     checkpoints = Checkpoints(run.checkpoints(stage))
     try:
@@ -164,7 +164,7 @@ def variables_at(built: RunModel, run: RunDirectory, stage: str, step: int | Non
 
 def reward_variables_at(built: RunModel, run: RunDirectory, stage: str) -> Variables:
     """The weights of a reward model with its head, at its last step. Raises UserError if there are none."""
-    if not run.checkpoints(stage).is_dir():
+    if not processes.agreed(run.checkpoints(stage).is_dir):
         raise UserError(f"run {str(run.path)!r} has no checkpoint of stage {stage!r} yet")
     checkpoints = Checkpoints(run.checkpoints(stage))
     try:
@@ -187,7 +187,7 @@ def _abstract_head(built: RunModel) -> Variables:
 def _saved_step(checkpoints: Checkpoints, run: RunDirectory, stage: str, step: int | None) -> int:
     """The step that was asked for (None: the selected one, or else the last). Raises UserError where it is not saved."""
     saved = checkpoints.steps()
-    step = run.selected(stage) if step is None else step
+    step = processes.agreed(lambda: run.selected(stage)) if step is None else step
     if not saved:
         raise UserError(f"run {str(run.path)!r} has no checkpoint of stage {stage!r} yet")
     if step is not None and step not in saved:
@@ -215,7 +215,7 @@ def adapter_of(built: RunModel, source: RunSource) -> Variables:
 
 def check_one_adapter(config: Config, run: RunDirectory) -> None:
     """Raises UserError for a LoRA run of several stages whose adapters are not one (d1jax before 0.2 merged between stages)."""
-    if config.lora.rank and len(config.trained_stages) > 1 and not run.adapter.exists():
+    if config.lora.rank and len(config.trained_stages) > 1 and not processes.agreed(run.adapter.exists):
         begun = [stage for stage, step in run.saved_steps(config.stage_names).items() if step]
         if begun[1:]:
             raise UserError(

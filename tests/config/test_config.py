@@ -945,6 +945,36 @@ def test_mistakes_in_the_sections_of_a_stage_are_told(stage, message):
     assert message in complaint("--stages", f"[sft, {stage}]")
 
 
+@pytest.mark.parametrize(
+    ("section", "own", "message"),
+    [
+        ("rl: {reward_weights: {solved: 0}}", "kind: rl, reward_weights: {solved: 1}", "rl.reward_weights"),
+        ("rl: {reward_weights: {}}", "kind: rl, reward_weights: {solved: 1}", "rl.reward_weights is empty"),
+        ("generate: {reward_weights: {}}", "kind: generate, reward_weights: {cells: 1}", "generate.reward_weights"),
+        ("rl: {supervision: text_steps, advantage: rloo}", "kind: rl, advantage: center", "rl.advantage = rloo"),
+        ("lora: {rank: 2}\nrl: {reference: moving, kl: loss}", "kind: rl, reference: fixed", "rl.reference = moving"),
+        ("rl: {prompts_per_step: 7, rollout_batch_size: 24}", "kind: rl, prompts_per_step: 6", "rl.rollout_batch_size"),
+        ("rl: {kl: reward}", "kind: rl, kl: none", "rl.kl = reward takes sums"),
+        ("rl: {steps: 0}", "kind: rl, steps: 3", "rl.steps = 0"),
+    ],
+)
+def test_a_section_is_judged_as_its_stages_read_it(write, section, own, message):
+    """What every stage of a kind has changed is read by nobody; what one of them reads as it is counts."""
+    alone = f"{section}\nstages: [sft, {{name: a, {own}}}]\n"
+    parse(["--config", write(alone)])
+    kind = own.split()[1].rstrip(",")
+    assert message in complaint("--config", write(alone.replace("[sft, ", f"[sft, {{name: b, kind: {kind}}}, ")))
+    other = alone.replace("[sft, ", f"[sft, {{name: b, kind: {kind}, num_generations: 8}}, ")
+    assert f"stage 'b': {message}"[:30] in complaint("--config", write(other))
+
+
+@pytest.mark.parametrize("kind", ["rl", "preference", "generate"])
+def test_the_rewards_of_a_stage_of_its_own_are_judged(kind):
+    for weights in ("{}", "{solved: .nan}"):
+        told = complaint("--stages", f"[sft, {{name: a, kind: {kind}, reward_weights: {weights}}}, {kind}]")
+        assert f"stage 'a': {kind}.reward_weights" in told
+
+
 def test_named_stages_stay_when_a_command_changes_a_setting_of_their_run():
     """`evaluate --run RUN --sampler.steps 10` lays flags over the run's configuration."""
     stages = "[{name: cold_start, kind: sft, steps: 5}, {name: keep, kind: generate}, {name: imitate, kind: sft, data: [keep]}]"
@@ -975,6 +1005,14 @@ def test_a_stored_configuration_is_checked_too(write):
         from_yaml(path)
     with pytest.raises(UserError, match="does not exist"):
         from_yaml(Path(path).parent / "gone.yaml")
+
+
+def test_another_mapping_is_a_difference():
+    for name in ("rl.reward_weights", "preference.reward_weights", "generate.reward_weights", "generate.accept"):
+        old, new = (
+            parse(["--stages", "[sft, generate, preference, rl]", f"--{name}", f"{{{one}: 1}}"]) for one in "ab"
+        )
+        assert differences(old, new) == [f"{name}: {{'a': 1.0}} -> {{'b': 1.0}}"]
 
 
 def test_differences_are_one_line_a_field():

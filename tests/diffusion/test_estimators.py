@@ -27,10 +27,11 @@ from d1jax.config import (
     Trajectory,
 )
 from d1jax.data.tokenizers import SpecialTokens
+from d1jax.diffusion import likelihood
 from d1jax.diffusion.canvas import Canvas
 from d1jax.diffusion.decoding import Prompts
 from d1jax.diffusion.estimators import PLANS, Text, views_of
-from d1jax.diffusion.likelihood import Views, score
+from d1jax.diffusion.likelihood import Views
 from d1jax.diffusion.noise import KeyedNoise
 from d1jax.diffusion.sampler import Sampler
 from d1jax.models.families import FAMILIES
@@ -42,6 +43,7 @@ MASK, END = 3, 2
 SPECIAL = SpecialTokens(mask=MASK, end=END)
 LENGTH, PROMPT, COMPLETION = 4, (1, 0), (0, 1, 1, 0)
 SAMPLER = SamplerConfig(completion_length=4, block_length=2, steps=4)
+score = jax.jit(likelihood.score, static_argnums=(0, 4))  # a program, and not one for every operation
 
 
 @pytest.fixture(scope="module")
@@ -399,7 +401,7 @@ def test_golden_coupled_grpo_loss_and_gradients(golden_dream):
         weight_BC = AGGREGATIONS["bnpo"](mask_BC.astype(jnp.float32), 2)
         return jnp.sum(weight_BC * terms.loss_BC), terms.loss_BC
 
-    (value, loss_BC), gradient = jax.value_and_grad(loss, has_aux=True)(golden_dream.variables)
+    (value, loss_BC), gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))(golden_dream.variables)
     np.testing.assert_allclose(loss_BC, io["coupled/per_token_loss"], atol=1e-4)
     np.testing.assert_allclose(value, io["coupled/loss"], atol=1e-4)
     tensors = to_published(gradient, golden_dream.model.config, FAMILIES["dream"])
@@ -457,7 +459,7 @@ def test_views_of_a_group_are_disjoint_and_share_the_head_without_changing_a_sco
         return (scores.logp**2).sum() + scores.entropy.sum()
 
     apart = dataclasses.replace(views, head_group_N=())
-    together, alone = (jax.value_and_grad(total)(variables, which) for which in (views, apart))
+    together, alone = (jax.jit(jax.value_and_grad(total))(variables, which) for which in (views, apart))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-5), together, alone)
 
 
@@ -484,7 +486,7 @@ def test_the_upper_bound_is_the_power_mean_of_the_views_that_score(tiny):
             assert float(found.upper[0, k]) == pytest.approx(np.log(power) / exponent if power else 0.0, abs=1e-5)
         lower = float(found.logp[0, 1])
         assert float(found.upper[0, 1]) >= lower / 2  # both views: the weights of token 1 sum to 2
-    gradient = jax.grad(lambda v: score(model, v, canvas, views, 1.5).upper.sum())(variables)
+    gradient = jax.jit(jax.grad(lambda v: score(model, v, canvas, views, 1.5).upper.sum()))(variables)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
 
 

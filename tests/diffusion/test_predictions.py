@@ -192,7 +192,8 @@ def test_the_inverse_cdf_returns_an_allowed_token_for_any_draw(vocabulary, seed,
     logits_V = (rng.standard_normal(vocabulary) * 30).astype(np.float32)
     logits_V[rng.random(vocabulary) < 0.6] = -np.inf
     logits_V[rng.integers(vocabulary)] = 1.0
-    token = int(inverse_cdf(jnp.asarray(logits_V), ALL, jnp.array([run, inside], jnp.float32)))
+    draw = jax.jit(inverse_cdf, static_argnums=1)
+    token = int(draw(jnp.asarray(logits_V), ALL, jnp.array([run, inside], jnp.float32)))
     assert 0 <= token < vocabulary and np.isfinite(logits_V[token])
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.util
 import re
+import shlex
 from types import SimpleNamespace
 
 import jax
@@ -192,13 +193,40 @@ def test_memory_of_a_gpu_is_as_it_is_written():
     assert topology.doubled.text == "gpu:16x80GiB" and parse_topology("v5e:2x4").doubled.text == "v5e:4x4"
 
 
-def test_micro_batches_are_made_smaller_and_never_larger(plan):
-    parts = {"sft": 1, "rl": 4}
-    failing = [
-        SimpleNamespace(fits=False, program=SimpleNamespace(name="update", stage=stage, parts=count))
-        for stage, count in parts.items()
+def tried(plan, title, **changes):
+    """The settings of the rungs that go by the stage of a program, where that program, changed so, does not fit."""
+    program = dataclasses.replace(next(one for one in plan.programs if one.title == title), **changes)
+    rungs = list(suggest._ladder(plan, [SimpleNamespace(fits=False, program=program)]))
+    return [
+        option for options in rungs for option in options if isinstance(option, dict) and "model" not in str(option)
     ]
-    rungs = [options for options in suggest._ladder(plan, failing) if "grad_accumulation" in str(options)]
-    tried = [flag for options in rungs for option in options for flag in option.items()]
-    assert {name.partition(".")[0] for name, _ in tried} == {"sft"}, "16 rows over 8 devices have two parts at most"
-    assert all(int(value) > parts[name.partition(".")[0]] for name, value in tried)
+
+
+def test_micro_batches_are_made_smaller_and_never_larger(plan):
+    made = [option for option in tried(plan, "sft update") if "grad_accumulation" in str(option)]
+    assert made == [{"sft.grad_accumulation_steps": "2"}], "16 rows over 8 devices have two parts at most"
+    assert not [option for option in tried(plan, "rl update", parts=4) if "grad_accumulation" in str(option)]
+
+
+def test_what_a_stage_sets_for_itself_is_changed_there():
+    """The stage has 32 rows where its section has 16, and no flag of the section moves what it sets itself."""
+    own = "{name: wide, kind: rl, prompts_per_step: 8, grad_accumulation_steps: 2, rollout_batch_size: 32}"
+    rows = "{name: rows, kind: rl, prompts_per_step: 8}"
+    asked = [*TINY, "--stages", f"[sft, {own}, {rows}, {{name: plain, kind: rl}}]"]
+    plan = make_plan(read_config(asked), parse_topology("cpu:8"), 12)
+    parts = [option for option in tried(plan, "wide update") if "grad_accumulation" in str(option)]
+    assert parts == [{"stages.wide.grad_accumulation_steps": "4"}]
+    fewer = [option for option in tried(plan, "wide sampler") if "rollout_batch" in str(option)]
+    assert [option["stages.wide.rollout_batch_size"] for option in fewer] == ["16", "8"]
+    of_all = [option for option in tried(plan, "rows update") if "grad_accumulation" in str(option)]
+    assert of_all == [{"rl.grad_accumulation_steps": "2"}, {"rl.grad_accumulation_steps": "4"}]
+
+    change = suggest.Change((), plan.topology)
+    for option in ({"lora.rank": "8"}, *parts, fewer[0], of_all[0]):
+        change = change.with_(option)
+    changed = make_plan(read_config([*asked, *change.flags(plan.config.stages)]), plan.topology, 12)
+    updates = {program.stage: program.parts for program in changed.programs if program.name == "update"}
+    calls = {program.stage: program.calls for program in changed.programs if program.name == "sampler"}
+    assert updates == {"sft": 1, "wide": 4, "rows": 2, "plain": 2}
+    assert calls == {"wide": 2, "rows": 1, "plain": 1}
+    assert shlex.split(suggest.shown(change, plan)) == change.flags(plan.config.stages), "to be pasted into a shell"

@@ -333,7 +333,7 @@ def test_golden_diffu_grpo_step(golden):
             terms,
         )
 
-    (value, (logp, terms)), gradient = jax.value_and_grad(loss, has_aux=True)(golden.variables)
+    (value, (logp, terms)), gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))(golden.variables)
     np.testing.assert_allclose(logp, io["per_token_logps"], atol=1e-4)
     np.testing.assert_allclose(terms.kl_BC, io["per_token_kl"], atol=1e-4)
     np.testing.assert_allclose(terms.loss_BC, io["per_token_loss"], atol=1e-4)

@@ -6,6 +6,7 @@ shares are drawn, their values. N views, B rows, C completion columns.
 """
 
 import dataclasses
+import functools
 from typing import NamedTuple
 
 import jax
@@ -312,6 +313,19 @@ EQUATIONS = {
 }
 
 
+@functools.cache
+def start(config):
+    """(model, mesh, weights, those of the reference): the same for all methods."""
+    model, mesh = Transformer(config), make_mesh(MeshConfig())
+    variables = initialize(model, jax.random.key(0), mesh)
+    return model, mesh, variables, jax.tree.map(lambda x: x * 1.05, variables)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def scored(model, weights, canvas, view):
+    return score(model, weights, canvas, view).logp
+
+
 def test_every_file_has_its_equation(toy):
     assert set(EQUATIONS) == {path.stem for path in toy.files}
 
@@ -319,9 +333,7 @@ def test_every_file_has_its_equation(toy):
 def test_the_loss_is_that_of_the_paper(toy, method, request):
     name = request.node.callspec.params["method"].stem
     config = dataclasses.replace(method, num_iterations=2)
-    model, mesh = Transformer(toy.model), make_mesh(MeshConfig())
-    variables = initialize(model, jax.random.key(0), mesh)
-    reference = jax.tree.map(lambda x: x * 1.05, variables)
+    model, mesh, variables, reference = start(toy.model)
     # The rate is zero at the second update, so the weights after it are those that it was computed with.
     once = dataclasses.replace(config.optimizer, schedule="linear", warmup_steps=0)
     optimizer, key = make_optimizer(once, 1), jax.random.key(7)
@@ -338,8 +350,6 @@ def test_the_loss_is_that_of_the_paper(toy, method, request):
     views = scorer.views(view_keys(key, 2, config.fresh_masks)[1], batch)
     text = np.asarray(through_first_end(batch.canvas.completion_BC, toy.special.end_ids))
 
-    scored = jax.jit(lambda weights, view: score(model, weights, batch.canvas, view).logp)
-
     def per_view(weights):
         """[N, B, C]: the model's log-probabilities under each view alone."""
         alone = [
@@ -351,7 +361,7 @@ def test_the_loss_is_that_of_the_paper(toy, method, request):
             )
             for n in range(len(views.completion_NBC))
         ]
-        return np.stack([np.asarray(scored(weights, view), np.float64) for view in alone])
+        return np.stack([np.asarray(scored(model, weights, batch.canvas, view), np.float64) for view in alone])
 
     case = Case(
         new=per_view(moved), old=per_view(variables), reference=per_view(reference),

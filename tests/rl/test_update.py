@@ -110,16 +110,21 @@ def test_equals_a_plain_python_loop():
         through_first_end(rows.rollout.canvas.completion_BC, SPECIAL.end_ids).astype(jnp.float32), 4
     )
     expected, losses = TrainState(start, optimizer.init(start)), []
+
+    @jax.jit
+    def scores(variables, views):
+        return score(model, variables, rows.rollout.canvas, views).logp
+
+    @jax.jit
+    @jax.value_and_grad
+    def value_and_grad(trainable, views, old, ref):
+        terms = token_terms(scores(trainable, views), old, ref, rows.advantage_BC, weight > 0, CONFIG)
+        return jnp.sum(weight * terms.loss_BC)
+
     for u in range(CONFIG.num_iterations):
         views = plan(jax.random.fold_in(key, u), rows)
-        old, ref = (score(model, v, rows.rollout.canvas, views).logp for v in (start, reference))
-
-        def loss(trainable, views=views, old=old, ref=ref):
-            logp = score(model, trainable, rows.rollout.canvas, views).logp
-            terms = token_terms(logp, old, ref, rows.advantage_BC, weight > 0, CONFIG)
-            return jnp.sum(weight * terms.loss_BC)
-
-        value, gradient = jax.value_and_grad(loss)(expected.trainable)
+        old, ref = (scores(variables, views) for variables in (start, reference))
+        value, gradient = value_and_grad(expected.trainable, views, old, ref)
         change, optimizer_state = optimizer.update(gradient, expected.optimizer, expected.trainable)
         expected = TrainState(optax.apply_updates(expected.trainable, change), optimizer_state)
         losses.append(float(value))
@@ -271,7 +276,7 @@ def test_the_check_compares_two_programs_and_masks_that_are_not_shared(policy_lo
     assert update._cache_size() == 1
 
     under = [plan(k, rows, config) for k in view_keys(key, 3, fresh_masks=True)[::2]]
-    expected = [score(model, start, rows.rollout.canvas, views).logp for views in under]
+    expected = [jax.jit(score, static_argnums=0)(model, start, rows.rollout.canvas, views).logp for views in under]
     np.testing.assert_allclose(start_2BC, expected, atol=1e-5)
     np.testing.assert_allclose(first.logp_BC, expected[0], atol=1e-5)
     text = np.asarray(through_first_end(rows.rollout.canvas.completion_BC, SPECIAL.end_ids))

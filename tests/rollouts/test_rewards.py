@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 
+from d1jax.models import processes
 from d1jax.rollouts.rewards import RewardFn, reward_rows, total_rewards
 from d1jax.tasks.sudoku import Sudoku
 from d1jax.tasks.task import DataError
@@ -35,7 +36,7 @@ def test_a_pattern_that_is_too_slow_is_named_and_its_other_texts_count(monkeypat
 
 def test_failures_are_zero_and_named():
     texts = ["fine", "raise", "nan", "inf", "list", "none"]
-    parts, failures, _ = reward_rows(Moody(), [{}] * 6, texts, {"good": 1.0})
+    parts, failures, *_ = reward_rows(Moody(), [{}] * 6, texts, {"good": 1.0})
     assert failures == [
         "task 'moody', row 1: rewards raised RuntimeError: boom",
         "task 'moody', row 2: reward 'good' is nan, not a finite number",
@@ -74,7 +75,7 @@ def test_total_is_the_weighted_sum():
     task = Sudoku()
     rows = task.generate("train", 4, 0)
     texts = [task.target(rows[0]), "nonsense", task.target(rows[2]), ""]
-    parts, failures, _ = reward_rows(task, rows, texts, {"solved": 1.0, "units": 0.5})
+    parts, failures, *_ = reward_rows(task, rows, texts, {"solved": 1.0, "units": 0.5})
     assert failures == []
     np.testing.assert_allclose(total_rewards(parts, {"solved": 1.0, "units": 0.5}), [1.5, 0.0, 1.5, 0.0])
 
@@ -95,3 +96,25 @@ def test_the_part_of_a_process_that_has_no_texts_has_no_rewards():
     found = reward_rows(Sudoku(), [], [], ["cells", "length_penalty:3"], [])
     assert found.failures == [] and not found.rewarded_B.any()
     assert all(values_B.shape == (0,) for values_B in found.parts_B.values())
+
+
+def test_a_function_that_fails_in_one_of_several_processes_has_failed_on_the_whole_batch(tmp_path, monkeypatch):
+    """One process would have given all of these texts 0."""
+    path = tmp_path / "own.py"
+    path.write_text("def fussy(completions, **columns):\n    return [1 / len(text) for text in completions]\n")
+    task, name = Sudoku(), f"{path}:fussy"
+    rows, texts = task.generate("test", 4, seed=0), ["a", "bb", "", "d"]
+    alone = RewardFn(task, rows, range(4), {name: 1.0})
+    whole = alone.parts(texts)
+
+    def part_of(place):
+        with monkeypatch.context() as patch:
+            patch.setattr(processes, "own_part", lambda count: slice(2 * place, 2 * place + 2))
+            return RewardFn(task, rows, range(4), {name: 1.0})._own_part(texts, 0)
+
+    both = [part_of(0), part_of(1)]
+    monkeypatch.setattr(processes, "count", lambda: 2)
+    monkeypatch.setattr(processes, "gathered", lambda _: both)
+    judge = RewardFn(task, rows, range(4), {name: 1.0})
+    assert judge.parts(texts)[name].tolist() == whole[name].tolist() == [0.0] * 4
+    assert judge.any_rewarded == alone.any_rewarded is False

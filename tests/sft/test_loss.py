@@ -38,7 +38,9 @@ def test_golden_losses(golden, batch, normalizer, expected):
 def test_golden_gradients(golden, batch):
     io, clean, corruption, eligible = batch
     weight = NORMALIZERS["per_row"](eligible)
-    gradient = jax.grad(lambda v: masked_loss(golden.model, v, clean, corruption, eligible, weight))(golden.variables)
+    gradient = jax.jit(jax.grad(lambda v: masked_loss(golden.model, v, clean, corruption, eligible, weight)))(
+        golden.variables
+    )
     np.testing.assert_allclose(optax.tree.norm(gradient), io["grad_global_norm"], rtol=1e-4)
     tensors = to_published(gradient, golden.config, FAMILIES["llada"])
     checked = [name for name in io if name.startswith("grad/")]

@@ -34,7 +34,7 @@ def test_each_row_has_the_rewards_of_its_task(tmp_path):
     task = make("mixture", tasks=mixture(tmp_path))
     rows = task.generate("train", 40, 0)
     texts = [task.target(row) or "4" for row in rows]
-    parts, failures, _ = reward_rows(task, rows, texts, {"solved": 1.0})
+    parts, failures, *_ = reward_rows(task, rows, texts, {"solved": 1.0})
     assert not failures and set(parts) >= {"solved", "sudoku/solved", "sums/solved", "sudoku/cells"}
     for place, row in enumerate(rows):
         assert math.isnan(parts["sums/solved"][place]) == (row["task"] == "sudoku")
@@ -104,5 +104,5 @@ def test_a_mixture_that_cannot_be_is_told(tasks, message):
 def test_a_batch_without_a_row_of_a_task_still_has_its_rewards(tmp_path):
     task = make("mixture", tasks=mixture(tmp_path))
     sums = [row for row in task.generate("train", 40, 0) if row["task"] == "sums"][:3]
-    parts, failures, rewarded = reward_rows(task, sums, ["4"] * 3, {"solved": 1.0, "cells": 0.5})
+    parts, failures, rewarded, *_ = reward_rows(task, sums, ["4"] * 3, {"solved": 1.0, "cells": 0.5})
     assert not failures and rewarded.all() and all(math.isnan(value) for value in parts["cells"])

@@ -7,7 +7,6 @@ import pytest
 
 from d1jax.config import Config, RlConfig, TaskConfig, UserError
 from d1jax.models import processes
-from d1jax.training import claim as claims
 from d1jax.training.claim import check_data, check_shared, claim
 from d1jax.weights.run import open_run, read_record
 
@@ -25,8 +24,8 @@ def test_a_process_that_does_not_see_the_run_directory_says_so(tmp_path, monkeyp
     run, lock = claim(Config(run_dir=str(tmp_path / "run")))
     lock.close()
     check_shared(run)
-    monkeypatch.setattr(claims, "SEEN_SECONDS", -1)
-    monkeypatch.setattr(processes, "gathered", lambda _: ["seed: 0"])
+    monkeypatch.setattr(processes, "SEEN_SECONDS", -1)
+    monkeypatch.setattr(processes, "agreed", lambda _: "seed: 0")
     if there is None:
         run.config.unlink()
     else:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from d1jax.config import MeshConfig, OptimizerConfig, UserError
+from d1jax.models import processes
 from d1jax.models.sharding import make_mesh, shard_batch
 from d1jax.training.optimizer import in_host_memory, make_optimizer, new_state
 from d1jax.weights import checkpoints
@@ -148,6 +149,35 @@ def test_a_step_under_another_name_is_refused(tmp_path, state):
         shutil.copytree(folder.parent / "2", folder)
 
     assert "holds step 2 under another name" in damaged(tmp_path, state, exchange)
+
+
+@pytest.mark.parametrize("damage", ["record", "trainable", "data", "shape"])
+def test_what_one_of_several_processes_finds_all_of_them_are_told(tmp_path, state, monkeypatch, damage):
+    """Else this one would go on to the checkpoint before, and the others would wait for it."""
+    Checkpoints(tmp_path).save(1, {"trainable": state.trainable})
+    like, told = {"trainable": state.trainable}, []
+    if damage == "record":
+        (tmp_path / "1" / RECORD).unlink()
+    elif damage == "trainable":
+        shutil.rmtree(tmp_path / "1" / "trainable")
+    elif damage == "data":
+        for file in data_files(tmp_path / "1"):
+            os.truncate(file, 30)
+    else:
+        like = {"trainable": {"params": {"wte": jnp.zeros(3)}}}
+    monkeypatch.setattr(processes, "gathered", lambda value: told.append(value) or [None, value])
+    with pytest.raises(UserError) as mine:
+        Checkpoints(tmp_path).load(1, like)
+    is_damaged, words = told[-1]
+    assert words in str(mine.value) and is_damaged == isinstance(mine.value, DamagedCheckpoint) == (damage != "shape")
+
+
+def test_what_another_process_finds_is_raised_here(tmp_path, state, monkeypatch):
+    Checkpoints(tmp_path).save(1, {"trainable": state.trainable})
+    for other, kind in (([True, "1/_METADATA is missing"], DamagedCheckpoint), ([False, "another model"], UserError)):
+        monkeypatch.setattr(processes, "gathered", lambda value, other=other: [value, other])
+        with pytest.raises(kind, match=other[1]):
+            Checkpoints(tmp_path).load(1, {"trainable": state.trainable})
 
 
 def test_a_checkpoint_from_before_there_were_digests_still_loads(tmp_path, state):
