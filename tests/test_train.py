@@ -313,7 +313,7 @@ PIPELINE = """[
   {name: sums, kind: sft, task: {name: countdown, train_rows: 32}, sampler: {completion_length: 24, block_length: 24}},
   {name: drawn, kind: generate, from: grids, accept: {}, keep_per_prompt: 0, prompts: 8, prompts_per_step: 8},
   {name: again, kind: sft, from: start, data: [task, drawn]},
-  {name: samples, kind: evaluate, samples: 3, rows: 5, steps: [2, 1]},
+  {name: samples, kind: evaluate, samples: 3, rows: 5, steps: [2, 1], temperatures: [0.5]},
   {name: out, kind: export, from: sums, weights_dtype: bfloat16},
   {name: rl_sums, kind: rl, from: sums, task: {name: countdown, train_rows: 32},
    sampler: {completion_length: 24, block_length: 24}}]"""
@@ -362,6 +362,12 @@ def test_a_pipeline_of_stages_with_rows_and_weights_of_their_own_stops_and_conti
     sampled = summary["sampled"]["samples"]
     assert (sampled["weights"], sampled["rows"], sampled["samples"]) == ("again", 5, 3)
     assert set(sampled["pass"]) == {"1", "2", "3"} and set(sampled["steps"]) == {"2", "1"}
+    assert set(sampled["temperatures"]) == {"1", "0.5"}
+    assert (
+        sampled["temperatures"]["1"]["avg"] == sampled["avg"]
+        and sampled["temperatures"]["1"]["pass"] == sampled["pass"]
+    )
+    assert 0 <= sampled["temperatures"]["0.5"]["local_ar"] <= sampled["temperatures"]["0.5"]["global_ar"] <= 1
     assert "samples, weights of again: 5 rows of held_out x 3 samples" in done.stdout
     exported = load_pretrained(whole / "exports/out")
     sums = _leaves(parameters(whole, "sums", 3)["trainable"]["params"])

@@ -108,4 +108,4 @@ def _elbo_nats(
         nats_B = -jnp.sum(jnp.where(masked_BC, logp_BC, 0.0), axis=1) * scored / count_B1[:, 0]
         return total_B + nats_B / samples, None
 
-    return jax.lax.scan(sample, jnp.zeros(tokens_BT.shape[0], jnp.float32), jnp.arange(samples))[0]
+    return jax.lax.scan(sample, jnp.zeros(tokens_BT.shape[0], jnp.float32), jnp.arange(samples, dtype=jnp.int32))[0]

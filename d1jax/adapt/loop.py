@@ -19,6 +19,7 @@ from jax import Array
 
 from d1jax.adapt.bits import bits_per_byte
 from d1jax.adapt.loss import Masked, corrupt, next_tokens, weighted_loss
+from d1jax.adapt.order import order_on_text
 from d1jax.config import AdaptConfig
 from d1jax.models import sharding
 from d1jax.models.attention import annealed
@@ -125,26 +126,33 @@ def make_update(
 
 
 def watch(context: Context, variables: Variables) -> dict[str, float]:
-    """validation/NAME/bits_per_byte of every validation set, and its standard error."""
+    """validation/NAME/bits_per_byte of every validation set, its standard error, and local_ar_1 and global_ar_1 of its decoding."""
     found = {}
     for name, value in measured(context, variables).items():
         found[f"validation/{name}/bits_per_byte"] = value["bits_per_byte"]
         found[f"validation/{name}/error"] = value["error"]
+        for measure in ("local_ar", "global_ar"):
+            if "1" in value.get("order", {}).get(measure, {}):
+                found[f"validation/{name}/{measure}_1"] = value["order"][measure]["1"]
     return found
 
 
-def measured(context: Context, variables: Variables, causal: bool = False) -> dict[str, dict[str, float]]:
-    """{name of a validation set: bits per byte, its standard error, windows, samples}; `causal`: as the autoregressive model that these
-    weights are of, whatever they are to become.
+def measured(context: Context, variables: Variables, causal: bool = False) -> dict[str, dict[str, Any]]:
+    """{name of a validation set: bits per byte, its standard error, windows, samples, "order": of its decoding}; `causal`: as the
+    autoregressive model that these weights are of, whatever they are to become. Such a model has no order but one.
     """
     config, model = context.config.adapt, context.model
     if causal:
         was = dataclasses.replace(model.config, attention_mask="causal", mask_block=0, alignment="shifted")
         model = Transformer(was, model.lora)
-    return {
+    found = {
         name: bits_per_byte(
             model, variables, windows, context.mesh, config.batch_size, context.tokenizer.special.mask,
             config.validation_samples, context.key("validation"),
         )._asdict()
         for name, windows in context.texts.validation.items()
     }  # fmt: skip
+    if config.order_windows and model.config.attention_mask != "causal":
+        for name, windows in context.texts.validation.items():
+            found[name]["order"] = order_on_text(context, variables, windows, config.order_windows)
+    return found

@@ -64,6 +64,9 @@ class AdaptConfig(TrainingConfig):
     truncated: float = setting(0.0, "share of the windows that end at a random length", at_least=0, at_most=1)
     validation_windows: int = setting(64, "windows of a validation set", above=0, at_most=MAX_ROWS)
     validation_samples: int = setting(8, "maskings of a window in validation", above=0, at_most=2**10)
+    order_windows: int = setting(
+        16, "windows of a validation set whose second half is decoded, for the order of decoding (0 = none)", at_least=0
+    )
     optimizer: OptimizerConfig = section(
         lambda: OptimizerConfig(learning_rate=3e-4, schedule="cosine", warmup_steps=10)
     )

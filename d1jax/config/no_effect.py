@@ -161,6 +161,7 @@ def _adapt(config: Config) -> dict[str, Reader]:
         "truncated",
         "anneal_steps",
         "validation_samples",
+        "order_windows",
     )
     return {f"adapt.{name}": masked for name in names}
 

@@ -10,7 +10,7 @@ R rows, S samples of each.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,9 @@ import numpy as np
 
 from d1jax.config import Config
 from d1jax.data.examples import Problems
+from d1jax.diffusion.rollout import Rollout
 from d1jax.evaluation.decode import decode, texts_of
+from d1jax.evaluation.decoding_order import global_curve, local_curve
 from d1jax.evaluation.grade import graded, score_texts
 from d1jax.evaluation.statistics import over_k, wilson_interval
 from d1jax.files import write_json, write_jsonl
@@ -42,11 +44,8 @@ def run(context: Context, variables: Variables, stage: str, weights: str, out: P
     config = context.config.evaluate
     problems = first_rows(next(iter(context.eval_sets.values())), config.rows)
     repeated = _repeated(problems, config.samples)
-    drawing = _with(context, evaluation={"temperature": config.temperature})
-    rollout = decode(drawing, variables, repeated, f"{stage}: samples", jax.random.fold_in(context.key(stage), KEY))
-    texts = texts_of(context, rollout)
-    grades = graded(context, repeated, texts)
-    right_RS = np.array([grade["solved"] == 1.0 for grade in grades]).reshape(len(problems), config.samples)
+    rollout, texts, grades = _drawn(context, variables, repeated, stage, config.temperature)
+    right_RS = _right(grades, config.samples)
     named = offers(context.task, repeated.rows, texts)
     answers = (
         None if named is None else [named[at : at + config.samples] for at in range(0, len(named), config.samples)]
@@ -70,9 +69,52 @@ def run(context: Context, variables: Variables, stage: str, weights: str, out: P
             **over_k(right_RS, answers, context.config.seed),
             "grades": {name: float(np.nanmean([grade[name] for grade in grades])) for name in others},
             "tokens": float(rollout.length_B.mean()),
+            "temperatures": {
+                f"{config.temperature:g}": _over_temperature(rollout, grades, config.samples, context.config.seed),
+                **{
+                    f"{one:g}": _over_temperature(
+                        *_drawn(context, variables, repeated, stage, one)[::2], config.samples, context.config.seed
+                    )
+                    for one in config.temperatures
+                },
+            }
+            if config.temperatures
+            else {},
             "steps": {str(steps): _at_steps(context, variables, problems, stage, steps) for steps in config.steps},
         },
     )
+
+
+def _drawn(
+    context: Context, variables: Variables, repeated: Problems, stage: str, temperature: float
+) -> tuple[Rollout, list[str], list[dict[str, float]]]:
+    """(rollout, texts, grades) of samples at a temperature; the draws of a sample are the same numbers at every temperature."""
+    drawing = _with(context, evaluation={"temperature": temperature})
+    named = f"{stage}: samples at temperature {temperature:g}"
+    rollout = decode(drawing, variables, repeated, named, jax.random.fold_in(context.key(stage), KEY))
+    texts = texts_of(context, rollout)
+    return rollout, texts, graded(context, repeated, texts)
+
+
+def _right(grades: Sequence[Mapping[str, float]], samples: int) -> np.ndarray:
+    """Which samples are right, [R, S]."""
+    return np.array([grade["solved"] == 1.0 for grade in grades]).reshape(-1, samples)
+
+
+def _over_temperature(
+    rollout: Rollout, grades: Sequence[Mapping[str, float]], samples: int, seed: int
+) -> dict[str, Any]:
+    """{"avg", "pass", "local_ar", "global_ar", "tokens"}: what a temperature does to the answers, and to the order in which they are
+    decoded (DiffuCoder, arXiv 2506.20639, figure 5: a higher one makes both more varied).
+    """
+    found = over_k(_right(grades, samples), None, seed)
+    return {
+        "avg": found["avg"],
+        "pass": found["pass"],
+        "local_ar": local_curve(rollout.unmask_step_BC).get(1),
+        "global_ar": global_curve(rollout.unmask_step_BC).get(1),
+        "tokens": float(rollout.length_B.mean()),
+    }
 
 
 def table(found: Mapping[str, Mapping[str, Any]]) -> list[str]:
@@ -83,6 +125,14 @@ def table(found: Mapping[str, Mapping[str, Any]]) -> list[str]:
         lines += ["", f"{stage}, weights of {one['weights']}: {drawn}"]
         measures = [("avg", one["avg"])]
         measures += [(f"{kind}@{k}", value) for kind in ("pass", "maj") for k, value in one[kind].items()]
+        measures += [
+            (f"{kind}, T {temperature}", value)
+            for temperature, other in one.get("temperatures", {}).items()
+            for kind, value in {
+                "avg": other["avg"],
+                **{f"pass@{k}": v for k, v in list(other["pass"].items())[-1:]},
+            }.items()
+        ]
         measures += [(f"greedy, {steps} steps", value) for steps, value in one["steps"].items()]
         lines += [
             f"  {name:<18} {value['value']:>6.1%}  {value['ci95'][0]:.1%} .. {value['ci95'][1]:.1%}"

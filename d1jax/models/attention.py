@@ -62,7 +62,7 @@ def annealed(key: Array, columns: int, share: Array | float) -> Array:
     share 0 is causal, 1 is full. Source: DiffuLLaMA, arXiv 2410.17891, section 3.2: one draw of the matrix an update.
     """
     place_T = jnp.arange(columns, dtype=jnp.int32)
-    opened_TT = jax.random.uniform(key, (columns, columns)) < share
+    opened_TT = jax.random.uniform(key, (columns, columns), jnp.float32) < share
     return (opened_TT | (place_T[None, :] <= place_T[:, None]))[None]
 
 

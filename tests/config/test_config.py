@@ -394,6 +394,10 @@ IMPOSSIBLE = [
         for key in ("sft.batch_size", "rl.prompts_per_step", "evaluation.batch_size")
     ),
     ({"adapt.batch_size": "1000000", "adapt.length": "1000000"}, "adapt.batch_size"),
+    (
+        {"stages": "[evaluate]", "init_from": "x", "evaluate.temperatures": "[0.5, 1.0]"},
+        "evaluate.temperatures = [0.5, 1.0] must be different numbers above 0, and none evaluate.temperature = 1.0",
+    ),
     ({"profile.steps": "2", "profile.start": "500"}, "no stage that trains has more than"),
     ({"stages": "[adapt]", "adapt.data": "{a.txt: 0}"}, "adapt.data = {'a.txt': 0.0} needs shares above 0"),
     ({"stages": "[adapt]", "adapt.low": "0.5", "adapt.high": "0.5"}, "adapt.low = 0.5 must be below adapt.high = 0.5"),
@@ -752,6 +756,7 @@ IDLE = [
         for name, value in (
             ("weighting", "cart"), ("weighting", "{name: cart, p: 0.5}"), ("normalizer", "masked"), ("low", "0.1"), ("high", "0.9"),
             ("clean_prefix", "0.1"), ("truncated", "0.1"), ("anneal_steps", "4"), ("validation_samples", "3"),
+            ("order_windows", "3"),
         )
     ),
     ({"lora.alpha": "3"}, "lora.rank above 0"),

@@ -33,6 +33,9 @@ class Panel:
 PANELS = (
     Panel("Bits per byte, during {stage}", ("adapt",), r"validation/(.+)/bits_per_byte", "bits per byte", smooth=False),
     Panel("{stage} loss", ("adapt", "sft"), r"loss", "loss"),
+    Panel(
+        "Left-to-right decoding of text, {stage}", ("adapt",), r"validation/(.+)_ar_1", "share of tokens", smooth=False
+    ),
     Panel("Open part of the causal mask, {stage}", ("adapt",), r"mask/opened", "share"),
     Panel("Solved, during {stage}", TRAINED, r"eval/(.+)/solved", "fraction solved", smooth=False),
     Panel("Reward", SAMPLED, r"reward", "mean reward"),

@@ -11,7 +11,7 @@ from typing import Any
 from d1jax.telemetry.report.heat_map import HeatDrawing, HeatMap, heat_map, largest_share
 from d1jax.telemetry.report.line_chart import Chart, LineDrawing, Series, line_chart
 from d1jax.telemetry.report.run_data import RunData, mapping
-from d1jax.telemetry.report.wording import finite, stage_name
+from d1jax.telemetry.report.wording import finite, set_name, stage_name
 
 Order = Mapping[str, Any]
 
@@ -41,8 +41,14 @@ def order_curves(run: RunData) -> list[LineDrawing]:
 
 
 def _orders(run: RunData) -> dict[str, Order]:
-    """{name of the stage: its decoding order on the primary set}."""
-    return {
+    """{name of the stage: its decoding order on the primary set}; of a stage on plain text {stage and text: that of its continuation}."""
+    texts = {
+        f"{stage_name(str(name))}, {set_name(str(which))}": mapping(mapping(value).get("order"))
+        for name, record in mapping(run.summary.get("texts")).items()
+        for which, value in mapping(mapping(mapping(record).get("after")).get("sets")).items()
+        if mapping(value).get("order")
+    }
+    return texts | {
         stage_name(str(entry["name"])): mapping(
             mapping(mapping(entry.get("sets")).get(run.primary_set)).get("decoding_order")
         )

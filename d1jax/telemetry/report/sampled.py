@@ -14,6 +14,12 @@ PANELS = (
     ("Maj@k", "maj", "samples of a row, k"),
     ("Greedy accuracy by denoising steps", "steps", "denoising steps"),
 )
+OVER_TEMPERATURE = (
+    ("One sample right, over temperature", "avg", "share of rows"),
+    ("Any of the samples right, over temperature", "pass", "share of rows"),
+    ("Left-to-right decoding (local, k = 1), over temperature", "local_ar", "share of tokens"),
+    ("Left-to-right decoding (global, k = 1), over temperature", "global_ar", "share of tokens"),
+)
 
 
 def sampled_charts(run: RunData) -> list[LineDrawing]:
@@ -23,6 +29,11 @@ def sampled_charts(run: RunData) -> list[LineDrawing]:
         Chart(title, x_label, "share of rows", series, smooth=False, x_name=x_label)
         for title, key, x_label in PANELS
         if (series := tuple(one for name, stage in found.items() if (one := _series(name, stage.get(key)))))
+    ]
+    charts += [
+        Chart(title, "temperature", y_label, series, smooth=False, x_name="temperature")
+        for title, key, y_label in OVER_TEMPERATURE
+        if (series := tuple(one for name, stage in found.items() if (one := _at_temperatures(name, stage, key))))
     ]
     return [drawing for chart in charts if (drawing := line_chart(chart))]
 
@@ -48,6 +59,25 @@ def sampled_rows(run: RunData) -> list[Mapping[str, Any]]:
             }
         )
     return rows
+
+
+def _at_temperatures(name: str, stage: Mapping[str, Any], key: str) -> Series | None:
+    """The curve of a stage over temperature: of its largest k for `pass`, else of the number under `key`."""
+    points = []
+    for temperature, one in mapping(stage.get("temperatures")).items():
+        value = mapping(one).get(key)
+        if key == "pass":
+            value = list(mapping(value).values())[-1:]
+            value = mapping(value[0]).get("value") if value else None
+        elif key == "avg":
+            value = mapping(value).get("value")
+        try:
+            x = finite(float(temperature))
+        except ValueError:
+            continue
+        if x is not None and (y := finite(value)) is not None:
+            points.append((x, y))
+    return Series(stage_name(name), *map(tuple, zip(*sorted(points), strict=True))) if points else None
 
 
 def _series(name: str, values: Any) -> Series | None:
