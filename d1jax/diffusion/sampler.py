@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from d1jax.config import Klass, SamplerConfig
+from d1jax.config import Klass, SamplerConfig, UserError
 from d1jax.data.tokenizers import SpecialTokens
 from d1jax.diffusion import unmasking
 from d1jax.diffusion.canvas import Canvas, block_columns, completion_hidden, through_first_end
@@ -65,6 +65,10 @@ class Sampler:
     record_entropy: bool = False  # keep the entropy of the prediction behind every token
     token_sampler: TokenSampler = inverse_cdf  # how a token is drawn at a temperature above 0
     chunk: int | None = None  # columns of a block whose logits are alive at once; None: by the sizes (`column_chunk`)
+
+    def __post_init__(self) -> None:
+        if self.model.config.attention_mask == "causal":
+            _check_autoregressive(self.config)
 
     # -- the two loops -------------------------------------------------------------------------------------------------
 
@@ -320,3 +324,16 @@ class Sampler:
 
     def _hidden_of_block(self, hidden_BTD: Array, canvas: Canvas, start: Array) -> Array:
         return completion_hidden(hidden_BTD, canvas, self.model.config.alignment, start, self.config.block_length)
+
+
+def _check_autoregressive(config: SamplerConfig) -> None:
+    """Raises UserError where an autoregressive model would be decoded in another order than its own."""
+    wanted = {
+        "remasking": ("left_to_right", config.remasking.name),
+        "schedule": ("even", config.schedule.name),
+        "steps": (config.completion_length, config.steps),
+        "cache": ("none", config.cache.name),
+    }
+    wrong = [f"sampler.{name} = {right} (here: {found})" for name, (right, found) in wanted.items() if right != found]
+    if wrong:
+        raise UserError(f"this model is autoregressive and writes one token after the other; set {', '.join(wrong)}")

@@ -19,7 +19,7 @@ from d1jax.diffusion.decoding import Decoding, Prompts
 from d1jax.diffusion.noise import KeyedNoise
 from d1jax.diffusion.rollout import Rollout, not_finite
 from d1jax.diffusion.sampler import Sampler
-from d1jax.inference.policy import PUBLISHED_SAMPLER, Policy, check_ids, check_length
+from d1jax.inference.policy import Policy, check_ids, check_length, default_sampler
 from d1jax.models import sharding
 
 Prompt = str | Chat | Sequence[int]
@@ -136,7 +136,7 @@ def watch(
 def settings_for(policy: Policy, config: SamplerConfig | None, temperature: float) -> SamplerConfig:
     """The given settings, or else those that the policy brings along. Raises UserError for a given one without an effect."""
     if config is None:
-        return with_effect(policy.sampler or PUBLISHED_SAMPLER, temperature)
+        return with_effect(policy.sampler or default_sampler(policy.config), temperature)
     check_sampler(config, temperature)
     return config
 

@@ -21,7 +21,7 @@ from d1jax.diffusion.decoding import Decoding, Prompts
 from d1jax.diffusion.noise import KeyedNoise
 from d1jax.diffusion.rollout import Rollout, not_finite
 from d1jax.inference.complete import check_draws, place, sampler_for, settings_for
-from d1jax.inference.policy import Policy
+from d1jax.inference.policy import Policy, check_sees_both_sides
 
 MASK_SPAN = re.compile(r"\{\{mask:([^{}]*)\}\}")  # how a hole is written
 LIKE_A_MASK_SPAN = re.compile(r"\{\{\s*mask\b", re.IGNORECASE)
@@ -88,6 +88,7 @@ def fill(
     policy: Policy, texts: Sequence[str], config: SamplerConfig, seed: int, temperature: float, row_ids: Sequence[int]
 ) -> list[Filled]:
     """A `Filled` of each text, in their order; row i draws from (seed, row_ids[i]). Texts and errors are those of `infill`."""
+    check_sees_both_sides(policy.config, "infill")
     templates = [parse_template(policy.tokenizer, text) for text in texts]
     found: dict[int, Filled] = {}
     for total in sorted({len(template.before) for template in templates}):
@@ -107,6 +108,7 @@ def watch_infill(
     policy: Policy, text: str, config: SamplerConfig, *, seed: int = 0, temperature: float = 0.0, first_row: int = 0
 ) -> Iterator[Decoding | Filled]:
     """Fills the holes of one text and yields a `Decoding` after every denoising step, then the `Filled` that `infill` returns for it."""
+    check_sees_both_sides(policy.config, "infill")
     template = parse_template(policy.tokenizer, text)
     config = for_holes(config, len(template.before))
     sampler = sampler_for(policy, config, temperature)

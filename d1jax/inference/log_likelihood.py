@@ -27,7 +27,7 @@ from d1jax.diffusion.canvas import Canvas, completion_hidden
 from d1jax.diffusion.likelihood import Views, score
 from d1jax.diffusion.masked_columns import apply_to_masked, column_chunk
 from d1jax.diffusion.predictions import Predictions, inverse_cdf, predict
-from d1jax.inference.policy import Policy, check_length
+from d1jax.inference.policy import Policy, check_length, check_sees_both_sides
 from d1jax.models import sharding
 from d1jax.models.transformer import Transformer, Variables, head_matrix, hidden_states, project
 
@@ -98,6 +98,7 @@ def elbos(policy: Policy, pairs: Sequence[Pair], *, samples: int, seed: int, bat
     The probability is the softmax over all rows of the head. `batch` passes run at once. Raises UserError for a pair that
     is longer than the model's positions.
     """
+    check_sees_both_sides(policy.config, "log-likelihood")
     totals = np.zeros(len(pairs))
 
     def passes() -> Iterator[Pass]:
@@ -123,6 +124,7 @@ def are_greedy(policy: Policy, pairs: Sequence[Pair], *, batch: int) -> list[boo
 
     A pair is left at its first wrong token, so most take one pass.
     """
+    check_sees_both_sides(policy.config, "log-likelihood")
     length = [len(pair.continuation) for pair in pairs]
     greedy = [True] * len(pairs)
     begun = (Pass(number, pair, np.ones(length[number], bool)) for number, pair in _by_shape(policy, pairs))

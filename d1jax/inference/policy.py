@@ -24,6 +24,7 @@ from jax import Array
 from jax.sharding import Mesh
 
 from d1jax.config import MeshConfig, ModelConfig, SamplerConfig, UserError
+from d1jax.config.sampler import Even, LeftToRight
 from d1jax.data.hf_tokenizer import PretrainedTokenizer
 from d1jax.data.tokenizers import SmallTokenizer, Tokenizer, load_small_tokenizer
 from d1jax.models import lora, sharding
@@ -49,6 +50,10 @@ from d1jax.weights.variables import variables_at
 EXPORT_CURE = "export in float32, or the adapter by itself, to keep all of it"
 # Of a checkpoint that does not say how to sample from it.
 PUBLISHED_SAMPLER = SamplerConfig(completion_length=128, block_length=32, steps=64)
+# Of an autoregressive one: a column that is not decided yet is seen by none that is, so this order is exactly its own way of writing.
+AUTOREGRESSIVE_SAMPLER = SamplerConfig(
+    completion_length=128, block_length=128, steps=128, remasking=LeftToRight(), schedule=Even()
+)
 
 
 @dataclass(frozen=True)
@@ -192,7 +197,13 @@ def _of_checkpoint(source: CheckpointSource, dtype: str | None, mesh: Mesh, apar
 
 def sampler_of(path: str | Path) -> SamplerConfig:
     """The default way of sampling from what `load_pretrained` would load, without loading it."""
-    return open_source(path).sampler or PUBLISHED_SAMPLER
+    source = open_source(path)
+    return source.sampler or default_sampler(source.model)
+
+
+def default_sampler(config: ModelConfig) -> SamplerConfig:
+    """How to sample from a model that does not say how."""
+    return AUTOREGRESSIVE_SAMPLER if config.attention_mask == "causal" else PUBLISHED_SAMPLER
 
 
 def _of_run(source: RunSource, dtype: str | None, mesh: Mesh) -> Policy:
@@ -273,6 +284,15 @@ def check_ids(tokens: np.ndarray, config: ModelConfig, where: str) -> None:
         # A gather would clamp it silently.
         raise UserError(
             f"{where}: id {tokens[row, column]} at row {row}, column {column} is outside the vocabulary of {config.vocab_size}"
+        )
+
+
+def check_sees_both_sides(config: ModelConfig, where: str) -> None:
+    """Raises UserError for a model whose columns do not see what stands behind them."""
+    if config.attention_mask != "full":
+        raise UserError(
+            f"{where}: this model has attention_mask = {config.attention_mask}, so what is masked does not see the text behind it; take a "
+            "masked diffusion model"
         )
 
 

@@ -265,13 +265,23 @@ def family_of(published: Mapping[str, Any], where: str) -> Family:
     )
 
 
+def adapted_family(config: ModelConfig) -> Family:
+    """The family that publishes a model which was made from an autoregressive one: Dream with shifted logits, else an A2D one."""
+    dream = config.alignment == "shifted" and not config.qk_norm and not config.head_size
+    return _DREAM if dream else _A2D[_autoregressive(config).name]
+
+
+def _autoregressive(config: ModelConfig) -> Family:
+    return _QWEN3 if config.qk_norm else _QWEN2 if config.qkv_bias else _LLAMA
+
+
 def family_for(config: ModelConfig) -> Family:
     """The family that can publish a model with this architecture.
 
     Dream's logits are shifted, LLaDA's are not; normalised queries and heads of another size need Qwen3's kin; a causal model is Llama's or
     Qwen's. Raises UserError for combinations that none can express.
     """
-    base = _QWEN3 if config.qk_norm else _QWEN2 if config.qkv_bias else _LLAMA
+    base = _autoregressive(config)
     if config.attention_mask == "causal":
         family = base
     elif config.qk_norm or config.head_size:

@@ -21,7 +21,7 @@ from d1jax.config.setting import value_at
 from d1jax.config.stored import section_from
 from d1jax.config.values import plain
 from d1jax.data.rows import read_rows
-from d1jax.inference.policy import PUBLISHED_SAMPLER, Policy
+from d1jax.inference.policy import Policy, default_sampler
 from d1jax.models.transformer import Transformer
 from d1jax.tasks.task import Row
 from d1jax.training.context import Context, assemble, check_reward_names
@@ -119,7 +119,7 @@ def setup_of(
     adapted = given.get("lora", NO_ADAPTER).rank > 0
     # All weights are trained in fp32, whatever they are stored in: bf16 would round small updates away.
     stored = dataclasses.replace(policy.config, param_dtype="float32") if stages and not adapted else policy.config
-    default = {"sampler": policy.sampler or PUBLISHED_SAMPLER}
+    default = {"sampler": policy.sampler or default_sampler(policy.config)}
     config = Config(init_from="a policy in memory", stages=stages or ("sft",), model=stored, **{**default, **given})
     command: Command = "train" if stages else "evaluate"
     check(config, command)

@@ -18,7 +18,7 @@ from d1jax.data.tokenizers import ByteTokenizer, CharacterTokenizer, SmallTokeni
 from d1jax.diffusion.sampler import Sampler
 from d1jax.files import new_directory
 from d1jax.models import attention, lora, sharding
-from d1jax.models.families import TURNS
+from d1jax.models.families import TURNS, adapted_family
 from d1jax.models.transformer import MASTER, Transformer, Variables, abstract_variables, initialize
 from d1jax.tasks import make
 from d1jax.tasks.task import Task
@@ -66,6 +66,11 @@ def set_up(config: Config, saved: Path | None = None, mesh: Mesh | None = None, 
     tokenizer, new_ids_from = _tokenizer(config, origin), None
     if adapted and isinstance(tokenizer, PretrainedTokenizer):
         before = tokenizer.vocab_size
+        if 0 < config.model.vocab_size < before:
+            raise UserError(
+                f"init_from {config.init_from!r}: the tokenizer has {before} ids, the embedding only {config.model.vocab_size} rows; they "
+                "belong to different models"
+            )
         tokenizer = with_mask_token(tokenizer)
         new_ids_from = before if tokenizer.vocab_size > before else None
         config = dataclasses.replace(
@@ -186,7 +191,8 @@ def save_source(setup: Setup, run: RunDirectory) -> None:
     adapted = source is not None and is_adapted(setup.config.model, source.model)
     with new_directory(run.source) as beside:
         if isinstance(setup.tokenizer, PretrainedTokenizer) and (origin is None or adapted):
-            write_pretrained_companions(setup.model.config, setup.tokenizer, beside)
+            family = adapted_family(setup.model.config) if adapted else None
+            write_pretrained_companions(setup.model.config, setup.tokenizer, beside, family)
         elif origin is not None and is_checkpoint(origin):
             copy_companions(origin, beside)
         elif isinstance(setup.tokenizer, SmallTokenizer):

@@ -19,7 +19,7 @@ from d1jax.data.tokenizers import (
 )
 from d1jax.files import write_json
 from d1jax.models.config_json import write_config
-from d1jax.models.families import TURNS, family_of
+from d1jax.models.families import TURNS, Family, family_of
 from d1jax.weights.hf_directory import read_json
 
 TOKENIZER_FILES = (
@@ -145,12 +145,16 @@ def write_new_companions(config: ModelConfig, tokenizer: SmallTokenizer, out: Pa
     save_small_tokenizer(tokenizer, out, published)
 
 
-def write_pretrained_companions(config: ModelConfig, tokenizer: PretrainedTokenizer, out: Path) -> None:
+def write_pretrained_companions(
+    config: ModelConfig, tokenizer: PretrainedTokenizer, out: Path, family: Family | None = None
+) -> None:
     """config.json and tokenizer files, in transformers' format, of a model that was made here and has a published vocabulary."""
     tokenizer.wrapped.save_pretrained(str(out))
     ids = {name: token for name, token in _token_ids(tokenizer.special).items() if token != NO_MASK}
     ends = sorted({*tokenizer.special.end_ids})
-    write_json(out / "config.json", write_config(config, {**ids, "eos_token_id": ends if len(ends) > 1 else ends[0]}))
+    write_json(
+        out / "config.json", write_config(config, {**ids, "eos_token_id": ends if len(ends) > 1 else ends[0]}, family)
+    )
 
 
 def save_small_tokenizer(tokenizer: SmallTokenizer, out: Path, published: bool) -> None:
