@@ -67,7 +67,13 @@ class Sampler:
     chunk: int | None = None  # columns of a block whose logits are alive at once; None: by the sizes (`column_chunk`)
 
     def __post_init__(self) -> None:
-        if self.model.config.attention_mask == "causal":
+        mask = self.model.config.attention_mask
+        if mask == "block_causal":
+            raise UserError(
+                "model.attention_mask = block_causal: such a model is decoded in blocks that are counted from the beginning of the prompt, "
+                "which d1jax does not do yet; its logits are right"
+            )
+        if mask == "causal":
             _check_autoregressive(self.config)
 
     # -- the two loops -------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from d1jax.config import MeshConfig, ModelConfig, UserError
 from d1jax.models import attention
-from d1jax.models.attention import attend, chosen, rotary_angles, rotate
+from d1jax.models.attention import annealed, attend, chosen, rotary_angles, rotate, visible
 from d1jax.models.sharding import make_mesh
 
 attend, rotate, rotary_angles = (
@@ -153,3 +153,41 @@ def test_a_kernel_that_computes_something_else_is_refused(monkeypatch, wrong):
         return
     with pytest.raises(UserError, match="away from XLA's"):
         attention.check(config, mesh)
+
+
+# -- masks by name --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mask", ["full", "causal", "block_causal"])
+@given(st.permutations(range(7)), st.integers(1, 8))
+def test_a_mask_by_name_is_a_comparison_of_positions(mask, positions, block):
+    found = visible(mask, jnp.array([positions], jnp.int32), block)
+    expected = [
+        [{"full": True, "causal": k <= q, "block_causal": k // block <= q // block}[mask] for k in positions]
+        for q in positions
+    ]
+    assert (found is None and all(map(all, expected))) or np.array_equal(found[0], expected)
+
+
+@pytest.mark.parametrize("share, opened", [(0.0, 0), (0.5, None), (1.0, 2016)])
+def test_the_annealed_mask_opens_a_share_of_what_is_behind(share, opened):
+    found = np.asarray(annealed(jax.random.key(3), 64, share))[0]
+    upper = np.triu(np.ones((64, 64), bool), k=1)
+    assert found[~upper].all()  # what stands before stays open
+    count = int(found[upper].sum())
+    assert count == opened if opened is not None else abs(count - 1008) < 4 * (2016 * 0.25) ** 0.5
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_attention_under_the_annealed_mask_is_a_plain_loop(share):
+    q, k, v = (jax.random.normal(key, (2, 6, 2, 4), jnp.float32) for key in jax.random.split(jax.random.key(0), 3))
+    mask, length = np.asarray(annealed(jax.random.key(1), 6, share)), np.array([6, 4])
+    found = attend(q, k, v, jnp.array(length), visible_BTT=jnp.array(mask))
+    for row in range(2):
+        for head in range(2):
+            for column in range(6):
+                seen = [other for other in range(length[row]) if mask[0, column, other]]
+                score = np.array([np.dot(q[row, column, head], k[row, other, head]) / 2 for other in seen])
+                weight = np.exp(score - score.max())
+                expected = (weight / weight.sum()) @ np.array([v[row, other, head] for other in seen])
+                np.testing.assert_allclose(found[row, column, head], expected, atol=1e-5)
