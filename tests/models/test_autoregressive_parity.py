@@ -7,10 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
-from d1jax import load_pretrained, save_pretrained
+from d1jax import load_pretrained, save_pretrained, train
+from d1jax.config.parse import parse
 from d1jax.models.transformer import Transformer, head_matrix, hidden_states, project
 from d1jax.weights.names import to_published
+from tests.weights.test_adapted import write_tokenizer
 
 torch = pytest.importorskip("torch", reason="PyTorch is an extra: pip install 'd1jax[torch]'")
 transformers = pytest.importorskip("transformers")
@@ -119,3 +122,43 @@ def test_llama_3_s_scaled_positions_are_refused(tmp_path):
     transformers.LlamaForCausalLM(settings).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="rope_parameters = .*llama3.* is not supported"):
         load_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["Llama", "Qwen2"])
+def test_what_is_made_of_it_exports_as_a_dream_that_pytorch_loads_strictly(tmp_path, kind):
+    """Dream is a Qwen2 without a mask: the same names, biases on q, k and v, logits of row i for token i + 1."""
+    torch.manual_seed(1)
+    settings = getattr(transformers, f"{kind}Config")(
+        **SIZES, num_attention_heads=4, num_key_value_heads=2, bos_token_id=1, eos_token_id=2,
+        rope_parameters={"rope_type": "default", "rope_theta": 1e4},
+    )  # fmt: skip
+    getattr(transformers, f"{kind}ForCausalLM")(settings).save_pretrained(tmp_path / "causal")
+    write_tokenizer(tmp_path / "causal", *(f"<{number}>" for number in range(43)))  # as many ids as rows
+    text = tmp_path / "text.txt"
+    text.write_text("abcdabcd" * 60)
+    given = {
+        "run_dir": tmp_path / "run", "init_from": tmp_path / "causal", "stages": "[adapt]", "model.alignment": "shifted",
+        "adapt.data": f"{{{text}: 1}}", "adapt.steps": 2, "adapt.batch_size": 8, "adapt.length": 8, "adapt.validation_windows": 4,
+        "adapt.order_windows": 0, "adapt.optimizer.learning_rate": 0.02,
+    }  # fmt: skip
+    train.run(parse([f"--{key}={value}" for key, value in given.items()]))
+    policy = load_pretrained(tmp_path / "run")
+    save_pretrained(policy, tmp_path / "out")
+    published = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert published["model_type"] == "Dream" and published["vocab_size"] == 64 and published["mask_token_id"] == 50
+
+    dream = transformers.Qwen2Config(
+        **{
+            name: value
+            for name, value in published.items()
+            if name not in ("model_type", "architectures", "torch_dtype")
+        },
+        attn_implementation="eager",
+    )
+    theirs = transformers.Qwen2ForCausalLM(dream).eval()
+    tensors = {name: torch.tensor(x) for name, x in load_file(tmp_path / "out" / "model.safetensors").items()}
+    theirs.load_state_dict(tensors, strict=True)
+    tokens = np.array([[0, 50, 3, 50, 50, 1], [5, 4, 50, 2, 0, 50]])
+    with torch.no_grad():
+        logits = theirs(torch.tensor(tokens), attention_mask=torch.zeros((2, 1, 6, 6))).logits.numpy()
+    np.testing.assert_allclose(policy.logits(tokens)[:, 1:], logits[:, :-1], rtol=0, atol=1e-4)
