@@ -26,7 +26,7 @@ def write(context: Context, run: RunDirectory) -> dict[str, Any]:
     config = context.config
     left = processes.agreed(lambda: _left(config, run))
     summary = {
-        "task": context.task.name,
+        "task": context.task.name if config.answers_task else None,
         "run": run.path.name,
         "primary_set": next(iter(context.eval_sets)),
         "decoding": {
@@ -34,12 +34,16 @@ def write(context: Context, run: RunDirectory) -> dict[str, Any]:
             "completion_length": config.sampler.completion_length,
             "block_length": config.sampler.block_length,
             "temperature": config.evaluation.temperature,
-        },
+        }
+        if config.answers_task
+        else {},
         "stages": [stage_entry(stage, found) for stage, found in left["stages"].items()],
         "sampled": left["sampled"],
         "reward_models": left["reward_models"],
         "texts": left["texts"],
-        "baselines": {name: baseline_scores(context, problems) for name, problems in context.eval_sets.items()},
+        "baselines": {name: baseline_scores(context, problems) for name, problems in context.eval_sets.items()}
+        if config.answers_task
+        else {},
         "wall_seconds": _wall_seconds(run),
         "environment": environment(),
     }

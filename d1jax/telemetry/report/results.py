@@ -9,6 +9,7 @@ from typing import Any
 from d1jax.telemetry.report.axes import Mark
 from d1jax.telemetry.report.intervals import Interval, interval, interval_axis
 from d1jax.telemetry.report.run_data import RunData, mapping
+from d1jax.telemetry.report.texts import text_rows
 from d1jax.telemetry.report.wording import compact, finite, percent, set_name, stage_name
 
 _SCORE_KEYS = ("n", "solved_rate", "solved_rate_ci95", "name", "step", "selected", "sets")
@@ -133,11 +134,22 @@ def _verdict_so_far(run: RunData) -> str:
     key = f"eval/{watched}/solved"
     seen = [row for row in run.metrics if finite(row.get(key)) is not None]
     if not seen:
-        return "No evaluation is recorded for this run."
+        return _verdict_on_text(run) or "No evaluation is recorded for this run."
     last = seen[-1]
     where = f"{stage_name(str(last.get('stage')))} step {last['step']:,}"
     what = f"{set_name(watched)} problems"
     return f"{percent(finite(last[key]))} of {what} solved at {where}; no final evaluation is recorded."
+
+
+def _verdict_on_text(run: RunData) -> str:
+    """Bits per byte of the first held-out text before the first stage on plain text and after the last; "" where there are none."""
+    rows = [row for row in text_rows(run) if row["bits"] is not None]
+    if not rows:
+        return ""
+    rows = [row for row in rows if row["set"] == rows[0]["set"]]
+    first, last = rows[0], rows[-1]
+    after = f"{last['bits']:.3f} bits per byte of {last['set']} text ({last['by']})"
+    return after + "." if first is last else f"{first['bits']:.3f} ({first['by']}) → {after}."
 
 
 def _row(score: Score, last: bool, span: tuple[float, float], told: Mapping[str, Callable[[float | None], str]]) -> Row:

@@ -61,7 +61,7 @@ class RunData:
 
     def _kind(self, name: str) -> str:
         """Of a stage that does not say it: its name, or what its metrics show."""
-        if name in ("sft", "rl", "preference", "generate", "reward_model"):
+        if name in ("adapt", "sft", "rl", "preference", "generate", "reward_model"):
             return name
         return "rl" if any("reward" in row for row in self.metrics if row.get("stage") == name) else "sft"
 
