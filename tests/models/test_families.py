@@ -101,6 +101,11 @@ def test_published_model_is_read_and_has_the_published_number_of_weights(name, f
         ({"include_qkv_bias": True}, {"qkv_bias": True}),
         ({"include_qkv_bias": None, "weight_tying": ...}, {}),
         ({"weight_tying": True}, {"tied_head": True}),
+        # iLLaDA-8B's make (arXiv 2606.25331): fewer key heads, a tied head, a longer context.
+        (
+            {"n_kv_heads": 2, "weight_tying": True, "embedding_size": 1024, "max_sequence_length": 8192},
+            {"kv_heads": 2, "tied_head": True, "vocab_size": 1024, "max_positions": 8192},
+        ),
         ({"rope_full_precision": False}, {"rope_full_precision": False}),
         ({"rope_full_precision": ...}, {}),
         ({"rope_theta": 500_000}, {}),

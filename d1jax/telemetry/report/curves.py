@@ -36,7 +36,7 @@ PANELS = (
     Panel(
         "Left-to-right decoding of text, {stage}", ("adapt",), r"validation/(.+)_ar_1", "share of tokens", smooth=False
     ),
-    Panel("Open part of the causal mask, {stage}", ("adapt",), r"mask/opened", "share"),
+    Panel("Open part of the causal mask, {stage}", ("adapt",), r"mask/opened", "share", smooth=False),
     Panel("Solved, during {stage}", TRAINED, r"eval/(.+)/solved", "fraction solved", smooth=False),
     Panel("Reward", SAMPLED, r"reward", "mean reward"),
     Panel("Reward by part", SAMPLED, r"rewards/(.+)/mean", "mean reward"),
