@@ -147,7 +147,6 @@ THOROUGH = (
     "rl/test_value_model.py::test_a_stopped_run_ends_with_the_same_policy_and_the_same_values",
     "rl/test_value_model.py::test_a_value_model_that_cannot_be_updated_ends_the_run",
     "adapt/test_loop.py::test_micro_batches_and_devices_change_nothing",
-    "adapt/test_loop.py::test_a_cut_run_goes_on_bit_for_bit[1-",
     "weights/test_adapted.py::test_the_same_command_finds_the_finished_run",
     "adapt/test_loop.py::test_the_longer_run_measures_again",
     "adapt/test_loop.py::test_an_adapter_is_trained_beside_the_adapted_weights",
