@@ -172,7 +172,7 @@ class Config:
         yield (
             masked and bool(odd),
             f"model.attention_mask = {self.model.attention_mask}: stages {odd} work on models whose columns see all others; only "
-            "an adapt stage trains under a causal mask, and nothing trains or samples under block_causal yet",
+            "an adapt stage trains under a causal mask, and none under block_causal",
         )
         yield from self._weights_of_stages()
         yield from self._rows_of_stages()

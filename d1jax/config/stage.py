@@ -52,7 +52,7 @@ TRAINING = (
 MASKED_KINDS = {
     "full": set(SECTIONS),
     "causal": {"adapt", "export"},
-    "block_causal": {"export"},
+    "block_causal": {"generate", "evaluate", "export"},
 }
 OF_A_STAGE = {"task": TaskConfig, "sampler": SamplerConfig}  # sections that a stage may change for itself alone
 

@@ -13,6 +13,7 @@ from jax import Array
 
 from d1jax.data.tokenizers import SpecialTokens
 from d1jax.diffusion.canvas import Canvas, is_any_of, through_first_end
+from d1jax.diffusion.in_blocks import Begun
 from d1jax.diffusion.noise import Noise
 from d1jax.diffusion.rollout import NEVER_DECODED
 from d1jax.models import sharding
@@ -25,6 +26,7 @@ class Prompts(NamedTuple):
     prompt_BP: Array
     prompt_length_B: Array
     prompt_before_BC: Array | None = None
+    begun: Begun | None = None  # tokens of the prompts that stand in the completion (block-causal models)
 
     def canvas(self, completion_BC: Array) -> Canvas:
         return Canvas(completion_BC, self.prompt_BP, self.prompt_length_B, self.prompt_before_BC)

@@ -6,6 +6,8 @@ a pass over the whole canvas at the start of a block (and every `cache.refresh` 
     prefix   computes the completion from the active block to its end; prompt and finished blocks are as they were
     dual     computes the active block; all else is as it was
 
+In a block-causal model the dual cache is exact: what is kept sees no later block (in_blocks.py).
+
 Source: Fast-dLLM, arXiv 2505.22618. Differs: keys are stored after rotation (positions never move); rows of a batch begin a
 block together, so a batch works too; a block that is full after its first pass costs no further one.
 
@@ -42,7 +44,7 @@ def block_hidden(
 
     def over(size: int) -> Array:
         start = block_start if config.cache.name == "dual" else length - size
-        window = Window(start, block_start)
+        window = Window(start, block_start, _later_blocks(model, canvas, start))
         tokens_BW = jax.lax.dynamic_slice_in_dim(canvas.completion_BC, start, size, axis=1)
         positions_BW = jax.lax.dynamic_slice_in_dim(canvas.positions_BT, start, size, axis=1)
         hidden_BWD = hidden_states_of_window(model, variables, tokens_BW, positions_BW, canvas.length_B, cache, window)
@@ -55,6 +57,15 @@ def block_hidden(
         return over(sizes[0])
     smallest = jnp.sum(length - block_start > jnp.asarray(sizes, jnp.int32))
     return jax.lax.switch(smallest, [partial(over, size) for size in sizes])
+
+
+def _later_blocks(model: Transformer, canvas: Canvas, start: Array) -> Array | None:
+    """Of a block-causal model the columns of later blocks than that of column `start`, which it does not see, [B, T]; None of others."""
+    if model.config.attention_mask != "block_causal":
+        return None
+    block_BT = canvas.positions_BT // model.config.mask_block
+    own_B1 = jax.lax.dynamic_slice_in_dim(block_BT, start, 1, axis=1)
+    return block_BT > own_B1
 
 
 def window_sizes(config: SamplerConfig) -> tuple[int, ...]:

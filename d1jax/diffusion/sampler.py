@@ -8,6 +8,7 @@ B rows, C completion columns, P prompt columns, S columns of a block, D width, V
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -21,6 +22,7 @@ from d1jax.data.tokenizers import SpecialTokens
 from d1jax.diffusion import unmasking
 from d1jax.diffusion.canvas import Canvas, block_columns, completion_hidden, through_first_end
 from d1jax.diffusion.decoding import Block, Decoding, Inputs, Prompts, all_masked, pinned, text_is_decided
+from d1jax.diffusion.in_blocks import NOTHING, begin, check_blocks, completions, longer
 from d1jax.diffusion.kv_cache import block_hidden
 from d1jax.diffusion.masked_columns import apply_to_masked, column_chunk
 from d1jax.diffusion.noise import Noise
@@ -69,10 +71,7 @@ class Sampler:
     def __post_init__(self) -> None:
         mask = self.model.config.attention_mask
         if mask == "block_causal":
-            raise UserError(
-                "model.attention_mask = block_causal: such a model is decoded in blocks that are counted from the beginning of the prompt, "
-                "which d1jax does not do yet; its logits are right"
-            )
+            check_blocks(self.model.config, self.config)
         if mask == "causal":
             _check_autoregressive(self.config)
 
@@ -81,7 +80,16 @@ class Sampler:
     @partial(jax.jit, static_argnums=0)
     def sample(self, variables: Variables, prompts: Prompts, noise: Noise) -> Rollout:
         """The `Rollout` of all prompts, in one compiled loop without a way out to the host."""
-        inputs = Inputs(variables, prompts, noise)
+        if self.model.config.attention_mask != "block_causal":
+            return self._run(Inputs(variables, prompts, noise))
+        length = self.config.completion_length
+        whole_B, begun = begin(prompts.prompt_BP, prompts.prompt_length_B, length, self.config.block_length)
+        aligned = Prompts(prompts.prompt_BP, whole_B, begun=begun)
+        run = dataclasses.replace(self, config=longer(self.config))._run(Inputs(variables, aligned, noise))
+        return completions(run, begun, length, self.special)
+
+    def _run(self, inputs: Inputs) -> Rollout:
+        """The loop of `sample`."""
 
         def until_refresh(state: Decoding) -> Decoding:
             state, cache = self.full_step(inputs, state)
@@ -99,6 +107,8 @@ class Sampler:
 
     def stream(self, variables: Variables, prompts: Prompts, noise: Noise) -> Iterator[Decoding | Rollout]:
         """Yields the `Decoding` after every step, then the `Rollout` that `sample` returns for these arguments, to the bit."""
+        if self.model.config.attention_mask == "block_causal":
+            raise UserError("a block-causal model is not shown step by step; take sample, or generate without --show")
         inputs = Inputs(variables, prompts, noise)
         state = self._compiled_init(inputs)
         cache: KeyValues | None = None
@@ -134,6 +144,9 @@ class Sampler:
         """All masked, before the first step."""
         rows = inputs.prompts.prompt_BP.shape[0]
         state = all_masked(rows, self.config.completion_length, self.special.mask)
+        if inputs.prompts.begun is not None:
+            given_BC = inputs.prompts.begun.token_BC
+            state = state._replace(tokens_BC=jnp.where(given_BC == NOTHING, state.tokens_BC, given_BC))
         if self.rows_go_alone:
             state = state._replace(block_start=jnp.full(rows, state.block_start, jnp.int32))
         if isinstance(self.config.schedule, Klass):
@@ -231,9 +244,13 @@ class Sampler:
         # Written by columns, because rows may be in different blocks. A row that is done has no masked column and keeps all.
         tokens_BC = write(state.tokens_BC, predictions.token_BS)
         step_BS = jnp.broadcast_to(block.step_B[:, None], block.columns_BS.shape)
+        begun = inputs.prompts.begun
         done_B = ~jnp.any(tokens_BC == self.special.mask, axis=1)
+        if begun is not None:
+            done_B = ~begun.is_missing(tokens_BC, self.special.mask)
         if self.config.early_exit:
-            done_B |= text_is_decided(tokens_BC, self.special)
+            own_BC = tokens_BC if begun is None else begun.own(tokens_BC)
+            done_B |= text_is_decided(own_BC, self.special)
         # What stayed masked has a probability too (Bernoulli), so this one adds up over the steps of a position.
         order_logp_BC = state.order_logp_BC.at[rows_B[:, None], block.columns_BS].add(selection.order_logp_BS)
         entropy_BC = write(state.entropy_BC, predictions.entropy_BS) if self.record_entropy else state.entropy_BC

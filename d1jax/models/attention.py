@@ -104,9 +104,10 @@ def attend_to_past(
     length_B: Array,
     start: Array | int,
     fresh_from: Array | int,
+    hidden_BT: Array | None = None,
 ) -> Array:
     """Attention of the columns of a window from `start` on, [B, W, H, h]. Their own keys and values count from the column `fresh_from` on;
-    those of all other columns are `past`.
+    those of all other columns are `past`, of which it does not see `hidden_BT`.
 
     The two are not put together first: that would copy the keys of all columns in every layer and step.
     """
@@ -116,6 +117,8 @@ def attend_to_past(
     new_hidden_BW = (place_W < fresh_from)[None, :] | (place_W[None, :] >= length_B[:, None])
     replaced_T = (place_T >= fresh_from) & (place_T >= start) & (place_T < start + size)
     past_hidden_BT = replaced_T[None, :] | (place_T[None, :] >= length_B[:, None])
+    if hidden_BT is not None:
+        past_hidden_BT |= hidden_BT
     return _over(q_BWHh, [(*past, past_hidden_BT), (*new, new_hidden_BW)])
 
 

@@ -54,6 +54,7 @@ class Window(NamedTuple):
 
     start: Array | int  # its first column
     fresh_from: Array | int  # columns before it keep their old keys and values
+    hidden_BT: Array | None = None  # kept columns that it does not see
 
 
 class RMSNorm(nn.Module):
