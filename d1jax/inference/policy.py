@@ -203,6 +203,10 @@ def sampler_of(path: str | Path) -> SamplerConfig:
 
 def default_sampler(config: ModelConfig) -> SamplerConfig:
     """How to sample from a model that does not say how."""
+    if config.attention_mask == "block_causal":
+        size = config.mask_block
+        length = -(-128 // size) * size
+        return SamplerConfig(completion_length=length, block_length=size, steps=length)
     return AUTOREGRESSIVE_SAMPLER if config.attention_mask == "causal" else PUBLISHED_SAMPLER
 
 

@@ -241,8 +241,21 @@ def _a2d(base: Family) -> Family:
     )
 
 
+# SDAR and TraDo: a Qwen3 whose columns see their block of four, and the blocks before it. By the sheets of its makers; a config.json that says
+# no block_size means 4.
+_SDAR = dataclasses.replace(
+    _QWEN3,
+    name="sdar",
+    model_types=("sdar",),
+    architecture="SDARForCausalLM",
+    alignment="same_position",
+    attention_mask="block_causal",
+    fields={**_QWEN3.fields, "mask_block": "block_size"},
+    assumed={**_QWEN3.assumed, "mask_block": 4},
+    harmless=_QWEN3.harmless | {"fuse_cross_entropy"},
+)
 _A2D = {base.name: _a2d(base) for base in CAUSAL}
-FAMILIES = {family.name: family for family in (_LLADA, _MMADA, _DREAM, *CAUSAL, *_A2D.values())}
+FAMILIES = {family.name: family for family in (_LLADA, _MMADA, _DREAM, *CAUSAL, *_A2D.values(), _SDAR)}
 # How a turn is closed, and what a rendered chat ends with before the answer.
 TURNS = tuple(dict.fromkeys((family.turn_end, family.assistant_header) for family in (_DREAM, _LLADA)))
 
@@ -284,6 +297,8 @@ def family_for(config: ModelConfig) -> Family:
     base = _autoregressive(config)
     if config.attention_mask == "causal":
         family = base
+    elif config.attention_mask == "block_causal":
+        family = _SDAR
     elif config.qk_norm or config.head_size:
         family = _A2D[base.name]
     else:

@@ -236,6 +236,16 @@ def test_its_a2d_form_is_bidirectional_and_says_how_its_logits_are_aligned(name,
     assert read(write_config(found, {}, FAMILIES[f"a2d-{name}"])) == found
 
 
+@pytest.mark.parametrize("more, block", [({}, 4), ({"block_size": 16, "fuse_cross_entropy": True}, 16)])
+def test_an_sdar_is_a_qwen3_in_blocks(more, block):
+    found = read({**AUTOREGRESSIVE["qwen3"], "model_type": "sdar", "mask_token_id": 151669, **more})
+    causal = read(AUTOREGRESSIVE["qwen3"])
+    assert found == dataclasses.replace(
+        causal, attention_mask="block_causal", mask_block=block, alignment="same_position"
+    )
+    assert family_for(found) is FAMILIES["sdar"] and read(write_config(found, {})) == found
+
+
 def test_a_shift_that_is_no_switch_is_refused():
     with pytest.raises(UserError, match="right_shift_logits = 1 is not true or false"):
         read({**AUTOREGRESSIVE["qwen3"], "model_type": "a2d-qwen3", "right_shift_logits": 1})
