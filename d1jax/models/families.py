@@ -241,8 +241,8 @@ def _a2d(base: Family) -> Family:
     )
 
 
-# SDAR and TraDo: a Qwen3 whose columns see their block of four, and the blocks before it. By the sheets of its makers; a config.json that says
-# no block_size means 4.
+# SDAR and TraDo: a Qwen3 whose columns see their block of four, and the blocks before it. By the sheets of its makers; a config.json
+# that says no block_size means 4.
 _SDAR = dataclasses.replace(
     _QWEN3,
     name="sdar",
