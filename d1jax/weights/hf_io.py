@@ -31,7 +31,7 @@ from d1jax.models.families import Family
 from d1jax.models.transformer import Transformer, Variables, abstract_variables
 from d1jax.weights.arrays import load_array, load_safetensors, save_array
 from d1jax.weights.hf_directory import INDEX, Checkpoint, copy_companions, first_line, native_directory
-from d1jax.weights.names import Entry, as_tree, entries, leaf, to_ours, to_theirs
+from d1jax.weights.names import Entry, Joined, as_tree, entries, leaf, our_shape, to_ours, to_theirs
 
 SHARD_BYTES = 3_000_000_000
 PathAndArray = tuple[tuple[str, ...], Array]
@@ -50,9 +50,9 @@ def load_weights(checkpoint: Checkpoint, config: ModelConfig, mesh: Mesh) -> Var
 
 def _finite(arrays: Iterable[PathAndArray], plan: Sequence[Entry], where: str) -> Iterator[PathAndArray]:
     for entry, (path, array) in zip(plan, arrays, strict=True):
-        layer = not_finite_at(array)
-        if layer is not None:
-            name = entry.names[layer if entry.stacked else 0]
+        if not bool(_all_finite(array)):
+            tensors = array.reshape(-1, *array.shape[2:]) if entry.experts else array
+            name = entry.names[not_finite_at(tensors) if entry.stacked else 0]
             raise UserError(
                 f"checkpoint {where!r}: tensor {name} holds NaN or infinite values; download or export it again"
             )
@@ -150,8 +150,9 @@ def _read(checkpoint: Checkpoint, entry: Entry, sharding: NamedSharding) -> list
 
 
 def _published_sharding(entry: Entry, target: NamedSharding) -> NamedSharding:
-    axes = tuple(target.spec)[1 if entry.stacked else 0 :]
-    return NamedSharding(target.mesh, PartitionSpec(*(axes[::-1] if entry.transposed else axes)))
+    axes = tuple(target.spec)[(1 if entry.stacked else 0) + (1 if entry.experts else 0) :]
+    axes = axes[::-1] if entry.transposed else axes
+    return NamedSharding(target.mesh, PartitionSpec(*((None, *axes[1:]) if entry.rows else axes)))
 
 
 def save_weights(
@@ -176,6 +177,7 @@ def save_weights(
         max_shard_size=shard_bytes,
     )
     missing = {file: set(names) for file, names in split.filename_to_tensors.items()}
+    joined = Joined(np.concatenate)
     shards: dict[str, dict[str, np.ndarray]] = {file: {} for file in missing}
     with new_directory(out) as beside, _progress("writing", plan, config.param_dtype) as bar:
         companions(beside)
@@ -183,8 +185,12 @@ def save_weights(
             for index, name in enumerate(entry.names):
                 file = split.tensor_to_filename[name] if split.is_sharded else next(iter(missing))
                 # The layer is an argument, not a constant: one program serves all layers.
-                shards[file][name] = np.ascontiguousarray(sharding.fetch(_to_theirs(_kind(entry), array, index)))
-                bar.update(shards[file][name].nbytes)
+                part = np.ascontiguousarray(sharding.fetch(_to_theirs(_kind(entry), array, index)))
+                bar.update(part.nbytes)
+                tensor = joined.whole(entry, name, part)
+                if tensor is None:
+                    continue
+                shards[file][name] = tensor
                 missing[file].discard(name)
                 if missing[file]:
                     continue
@@ -235,7 +241,7 @@ def companions_of(checkpoint: Checkpoint, dtype: str) -> Callable[[Path], None]:
 
 
 def _progress(label: str, plan: list[Entry], dtype: str) -> tqdm:
-    size = sum(len(entry.names) * math.prod(entry.shape) for entry in plan) * jnp.dtype(dtype).itemsize
+    size = sum(math.prod(our_shape(entry)) for entry in plan) * jnp.dtype(dtype).itemsize
     return tqdm(total=size, desc=label, unit="B", unit_scale=True, disable=None, leave=False)
 
 
