@@ -424,7 +424,7 @@ def oracle() -> Callable[[Transformer, dict[str, Any]], Callable[[list[int]], tu
 
 @pytest.fixture(scope="session")
 def plain_mixture() -> Callable[..., np.ndarray]:
-    """`plain_mixture(config, variables, tokens)` -> logits [T, V] of a row: a model with experts in float64 NumPy, loops over everything."""
+    """`plain_mixture(config, variables, tokens)` -> logits [T, V] of a row: experts in float64 NumPy, loops over everything."""
 
     def forward(config: ModelConfig, variables: dict[str, Any], tokens: np.ndarray) -> np.ndarray:
         params = jax.tree.map(lambda x: np.asarray(x, np.float64), variables["params"])
@@ -451,7 +451,9 @@ def plain_mixture() -> Callable[..., np.ndarray]:
             for t in range(len(x)):
                 seen = [s for s in range(len(x)) if sees(t, s)]
                 for head in range(config.heads):
-                    score = np.array([turn(k[s, head // sharing], s) @ turn(q[t, head], t) for s in seen]) / np.sqrt(size)
+                    score = np.array([turn(k[s, head // sharing], s) @ turn(q[t, head], t) for s in seen]) / np.sqrt(
+                        size
+                    )
                     weight = np.exp(score - score.max())
                     mixed[t, head] = weight / weight.sum() @ v[seen, head // sharing]
             return mixed.reshape(len(x), -1) @ layer["attn_out"]["kernel"]
@@ -468,7 +470,9 @@ def plain_mixture() -> Callable[..., np.ndarray]:
             chance = score + layer["router"].get("expert_bias", 0)
             groups = chance.reshape(experts.groups, -1)
             if experts.groups > 1:
-                best = np.argsort(-np.sort(groups, axis=1)[:, -2:].sum(axis=1), kind="stable")[: experts.groups_per_token]
+                best = np.argsort(-np.sort(groups, axis=1)[:, -2:].sum(axis=1), kind="stable")[
+                    : experts.groups_per_token
+                ]
                 groups = np.where(np.isin(np.arange(experts.groups), best)[:, None], groups, -np.inf)
             chosen = np.argsort(-groups.reshape(-1), kind="stable")[: experts.experts_per_token]
             weight = score[chosen]

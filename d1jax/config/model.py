@@ -34,7 +34,9 @@ class MixtureOfExperts:
     experts: int = setting(8, "SwiGLUs that the router chooses from", above=0, at_most=2**14)
     experts_per_token: int = setting(2, "how many of them a token passes through", above=0, at_most=2**14)
     expert_width: int = setting(64, "hidden units of each", above=0, at_most=2**20)
-    shared_width: int = setting(0, "hidden units of one that every token passes through (0 = none)", at_least=0, at_most=2**20)
+    shared_width: int = setting(
+        0, "hidden units of one that every token passes through (0 = none)", at_least=0, at_most=2**20
+    )
     dense_layers: int = setting(0, "first blocks, whose SwiGLU is one of model.mlp_width", at_least=0, at_most=2**12)
     router: Literal["softmax", "sigmoid"] = setting(
         "softmax",
@@ -149,7 +151,7 @@ class ModelConfig(WithChoices):
         )
         yield (
             self.dense_layers >= self.layers and self.mlp != DenseMLP(),
-            f"model.mlp.dense_layers = {self.dense_layers}: none of model.layers = {self.layers} is left for experts; use model.mlp = dense",
+            f"model.mlp.dense_layers = {self.dense_layers}: model.layers = {self.layers} leaves none for experts; use model.mlp = dense",
         )
         yield (
             (self.attention_mask == "block_causal") != (self.mask_block > 0),

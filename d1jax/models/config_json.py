@@ -17,7 +17,7 @@ SHIFT = "right_shift_logits"  # how a model of the A2D families says that its lo
 def read_config(published: Mapping[str, Any], where: str) -> ModelConfig:
     """The architecture that a config.json describes. Raises UserError naming the setting that is missing or not supported."""
     family = family_of(published, where)
-    if published.get("quantization_config") is not None:
+    if family.experts and published.get("quantization_config") is not None:
         raise UserError(
             f"{where}: quantization_config: the weights are quantised; d1jax reads float32, bfloat16 and float16, so take the checkpoint "
             "that this one was made from"

@@ -26,10 +26,7 @@ from d1jax.models import sharding
 LEAST = 1e-20  # beside the sum of the sigmoids, as in the published code
 
 
-
-def route(
-    x_ND: Array, kernel_DE: Array, bias_E: Array | None, config: MixtureOfExperts
-) -> tuple[Array, Array]:
+def route(x_ND: Array, kernel_DE: Array, bias_E: Array | None, config: MixtureOfExperts) -> tuple[Array, Array]:
     """(weight [N, S] in fp32, expert [N, S]) of each token's chosen experts, the best first; of equal ones the first.
 
         softmax   p = softmax(x W); the S largest p, not divided by their sum            (LLaDA-MoE)
@@ -66,7 +63,9 @@ def _in_best_groups(chance_NE: Array, config: MixtureOfExperts) -> Array:
     return jnp.repeat(allowed_NG, experts // config.groups, axis=1)
 
 
-def mixed(x_ND: Array, weight_NS: Array, expert_NS: Array, kernels: tuple[Array, Array, Array], first: Array | int = 0) -> Array:
+def mixed(
+    x_ND: Array, weight_NS: Array, expert_NS: Array, kernels: tuple[Array, Array, Array], first: Array | int = 0
+) -> Array:
     """sum over the chosen of weight x SwiGLU of that expert, [N, D] in fp32.
 
     kernels: gate [E, D, F], up [E, D, F], out [E, F, D] of the experts from `first` on; others add nothing here (another device has them).

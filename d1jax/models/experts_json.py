@@ -1,4 +1,4 @@
-"""The mixture of experts that a config.json describes, and the columns of a head that it rotates: reading them, strictly, and writing them."""
+"""The mixture of experts that a config.json describes, and the columns of a head that it rotates: read strictly, and written."""
 
 from __future__ import annotations
 
@@ -82,8 +82,12 @@ def rotated(published: Mapping[str, Any], head_columns: int, where: str) -> int:
 def _leading_zeros(layers_with: Any, layers: int, where: str) -> int:
     """The first layers, without experts: [0, 1, 1] -> 1. Raises UserError where others follow later."""
     if not isinstance(layers_with, list) or len(layers_with) != layers or not set(map(str, layers_with)) <= {"0", "1"}:
-        raise UserError(f"{where}: {BY_LAYER} = {layers_with!r:.80} is not a list of a 0 or 1 for each of {layers} layers")
+        raise UserError(
+            f"{where}: {BY_LAYER} = {layers_with!r:.80} is not a list of a 0 or 1 for each of {layers} layers"
+        )
     dense = layers_with.index(1) if 1 in layers_with else layers
     if 0 in layers_with[dense:]:
-        raise UserError(f"{where}: {BY_LAYER} has dense layers behind others; d1jax implements them as the first ones only")
+        raise UserError(
+            f"{where}: {BY_LAYER} has dense layers behind others; d1jax implements them as the first ones only"
+        )
     return dense

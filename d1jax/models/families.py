@@ -45,7 +45,9 @@ class Family:
     assistant_header: str  # what a rendered chat ends with before the answer
     attention_mask: AttentionMask = "full"
     assumed: Mapping[str, Any] = field(default_factory=dict)  # what its config.json means where it does not say it
-    experts: Mapping[str, str] = field(default_factory=dict)  # MixtureOfExperts field -> its name; {}: every block is dense
+    experts: Mapping[str, str] = field(
+        default_factory=dict
+    )  # MixtureOfExperts field -> its name; {}: every block is dense
     router: str = ""  # of the experts
     fused: bool = False  # whether q, k and v are the rows of one tensor
 

@@ -106,7 +106,10 @@ def test_routing_equals_a_plain_loop(config, ties):
 def test_experts_equal_a_plain_loop_and_none_drops_a_token():
     rng = np.random.default_rng(0)
     x, gate, up, out = (rng.standard_normal(s) for s in ((9, 5), (4, 5, 7), (4, 5, 7), (4, 7, 5)))
-    weight, expert = rng.random((9, 2)), np.stack([np.zeros(9, int), rng.integers(1, 4, 9)], 1)  # all want the first one
+    weight, expert = (
+        rng.random((9, 2)),
+        np.stack([np.zeros(9, int), rng.integers(1, 4, 9)], 1),
+    )  # all want the first one
     expected = np.zeros((9, 5))
     for token in range(9):
         for w, e in zip(weight[token], expert[token], strict=True):
@@ -115,7 +118,10 @@ def test_experts_equal_a_plain_loop_and_none_drops_a_token():
     f32 = lambda *of: tuple(jnp.asarray(a, jnp.float32) for a in of)  # noqa: E731
     found = mixed(*f32(x, weight), jnp.asarray(expert), f32(gate, up, out))
     np.testing.assert_allclose(found, expected, atol=1e-4)
-    parts = [mixed(*f32(x, weight), jnp.asarray(expert), f32(gate[i : i + 2], up[i : i + 2], out[i : i + 2]), i) for i in (0, 2)]
+    parts = [
+        mixed(*f32(x, weight), jnp.asarray(expert), f32(gate[i : i + 2], up[i : i + 2], out[i : i + 2]), i)
+        for i in (0, 2)
+    ]
     np.testing.assert_allclose(parts[0] + parts[1], expected, atol=1e-4)
 
 
@@ -176,7 +182,9 @@ def test_eight_devices_equal_one_with_gradients(tiny, shape, mesh):
     one, gradients = jax.jit(jax.value_and_grad(value))(variables)
     devices = make_mesh(MeshConfig(**mesh))
     with jax.set_mesh(devices):
-        placed = jax.tree.map(lambda x, like: jax.device_put(x, like.sharding), variables, abstract_variables(model, devices))
+        placed = jax.tree.map(
+            lambda x, like: jax.device_put(x, like.sharding), variables, abstract_variables(model, devices)
+        )
         spec = placed["params"]["blocks"]["experts_ff_proj"]["kernel"].sharding.spec
         # Six experts over four devices do not go: then each expert is cut (ten hidden units over four do not go either).
         assert ("tensor" in spec) == (model.config.mlp.experts % mesh["tensor"] == 0)
@@ -191,7 +199,9 @@ def test_hidden_units_are_cut_where_the_devices_do_not_divide_the_experts(tiny):
     expected = logits_of(model, variables, tokens)
     mesh = make_mesh(MeshConfig(data=2, fsdp=1, tensor=4))
     with jax.set_mesh(mesh):
-        placed = jax.tree.map(lambda x, like: jax.device_put(x, like.sharding), variables, abstract_variables(model, mesh))
+        placed = jax.tree.map(
+            lambda x, like: jax.device_put(x, like.sharding), variables, abstract_variables(model, mesh)
+        )
         assert placed["params"]["blocks"]["experts_ff_proj"]["kernel"].sharding.spec[3] == "tensor"
         found = jax.jit(lambda variables: logits_of(model, variables, tokens))(placed)
     np.testing.assert_allclose(found, expected, atol=1e-4)
@@ -239,7 +249,7 @@ def test_a_fresh_model_is_finite_and_its_bias_zero():
         (dict(router="sigmoid", groups=2, groups_per_token=3), "groups_per_token = 3 is more than groups = 2"),
         (dict(router="sigmoid", groups=4, experts_per_token=3), "hold 2 experts"),
         (dict(groups=2), "read by router = sigmoid alone"),
-        (dict(dense_layers=3), "model.mlp.dense_layers = 3: none of model.layers = 3"),
+        (dict(dense_layers=3), "model.mlp.dense_layers = 3: model.layers = 3 leaves none"),
     ],
 )
 def test_impossible_mixtures_are_refused(changes, message):

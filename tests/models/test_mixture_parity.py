@@ -134,7 +134,9 @@ def test_logits_and_gradients_agree(both):
     (output * torch.tensor(aim)).mean().backward()
     found = to_published(jax.grad(lambda v: jnp.mean(logits(v) * aim))(policy.variables), policy.config, policy.family)
     assert found.keys() == tensors.keys()
-    routers = {name: weight.grad.numpy() for name, weight in theirs.named_parameters() if name.endswith("mlp.gate.weight")}
+    routers = {
+        name: weight.grad.numpy() for name, weight in theirs.named_parameters() if name.endswith("mlp.gate.weight")
+    }
     assert routers
     for name, gradient in routers.items():
         np.testing.assert_allclose(found[name], gradient, rtol=0, atol=1e-5, err_msg=name)
