@@ -365,7 +365,9 @@ _LLADA2 = dataclasses.replace(
     fused=True,
 )
 _A2D = {base.name: _a2d(base) for base in CAUSAL}
-FAMILIES = {family.name: family for family in (_LLADA, _MMADA, _DREAM, *CAUSAL, *_A2D.values(), _SDAR, _LLADA_MOE, _LLADA2)}
+FAMILIES = {
+    family.name: family for family in (_LLADA, _MMADA, _DREAM, *CAUSAL, *_A2D.values(), _SDAR, _LLADA_MOE, _LLADA2)
+}
 # How a turn is closed, and what a rendered chat ends with before the answer.
 TURNS = tuple(dict.fromkeys((family.turn_end, family.assistant_header) for family in (_DREAM, _LLADA, _LLADA2)))
 
