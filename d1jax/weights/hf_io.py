@@ -79,13 +79,36 @@ def arrays_of(checkpoint: Checkpoint, config: ModelConfig, mesh: Mesh, plan: Seq
         if checkpoint.native:
             yield entry.path, _read_native(native_directory(checkpoint.path, entry), target)
             continue
-        tensors = _read(checkpoint, entry, _published_sharding(entry, target.sharding))
-        array = jax.block_until_ready(_converter(_kind(entry), target.dtype, target.sharding)(tensors))
-        for tensor in tensors:
-            tensor.delete()
-        del tensors, tensor
+        # Of experts a layer at a time: a program of thousands of arguments takes a minute to compile.
+        size = entry.experts or len(entry.names)
+        layers = [
+            _converted(checkpoint, entry._replace(names=entry.names[start : start + size]), target)
+            for start in range(0, len(entry.names), size)
+        ]
+        array = layers[0] if len(layers) == 1 else jax.block_until_ready(_joiner(target.sharding)(layers))
+        for layer in layers if len(layers) > 1 else ():
+            layer.delete()
+        del layers
         _collect(array.nbytes)
         yield entry.path, array
+
+
+def _converted(checkpoint: Checkpoint, entry: Entry, target: jax.ShapeDtypeStruct) -> Array:
+    tensors = _read(checkpoint, entry, _published_sharding(entry, target.sharding))
+    array = jax.block_until_ready(_converter(_kind(entry), target.dtype, target.sharding)(tensors))
+    for tensor in tensors:
+        tensor.delete()
+    return array
+
+
+@cache
+def _joiner(sharding: NamedSharding) -> Callable[[list[Array]], Array]:
+    """Layers [1, E, ...] -> [L, E, ...]."""
+
+    def join(layers: list[Array]) -> Array:
+        return _floats(jnp.concatenate([_bits(layer) for layer in layers]), layers[0].dtype)
+
+    return jax.jit(join, out_shardings=sharding)
 
 
 def streamed(arrays: Iterable[PathAndArray]) -> Iterator[PathAndArray]:
