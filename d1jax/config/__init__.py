@@ -24,6 +24,7 @@ from d1jax.config.model import Alignment as Alignment
 from d1jax.config.model import AttentionMask as AttentionMask
 from d1jax.config.model import LoraConfig as LoraConfig
 from d1jax.config.model import MeshConfig as MeshConfig
+from d1jax.config.model import MixtureOfExperts as MixtureOfExperts
 from d1jax.config.model import ModelConfig as ModelConfig
 from d1jax.config.preference import Dpo as Dpo
 from d1jax.config.preference import Kto as Kto

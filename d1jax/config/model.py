@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
-from d1jax.config.setting import Rule, setting, with_fields
+from d1jax.config.setting import Rule, choice, setting, with_fields
+from d1jax.config.values import WithChoices
 
 Attention = Literal["auto", "xla", "cudnn", "splash"]
 AttentionMask = Literal["full", "causal", "block_causal"]
@@ -15,9 +16,71 @@ Alignment = Literal["same_position", "shifted"]
 MAX_PARAMETERS = 10**13
 
 
+# -- the feed-forward half of a block ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class DenseMLP:
+    """One SwiGLU of model.mlp_width for every token."""
+
+    name: ClassVar[str] = "dense"
+
+
+@dataclass(frozen=True)
+class MixtureOfExperts:
+    """Several SwiGLUs, of which a router chooses a few for each token: LLaDA-MoE (softmax), LLaDA2 (sigmoid)."""
+
+    name: ClassVar[str] = "moe"
+    experts: int = setting(8, "SwiGLUs that the router chooses from", above=0, at_most=2**14)
+    experts_per_token: int = setting(2, "how many of them a token passes through", above=0, at_most=2**14)
+    expert_width: int = setting(64, "hidden units of each", above=0, at_most=2**20)
+    shared_width: int = setting(
+        0, "hidden units of one that every token passes through (0 = none)", at_least=0, at_most=2**20
+    )
+    dense_layers: int = setting(0, "first blocks, whose SwiGLU is one of model.mlp_width", at_least=0, at_most=2**12)
+    router: Literal["softmax", "sigmoid"] = setting(
+        "softmax",
+        "weights of the chosen: their softmax among all experts (LLaDA-MoE), or their sigmoids over the sum of these, chosen with a bias "
+        "of each expert (LLaDA2)",
+    )
+    scaling: float = setting(1.0, "factor of the weights of the chosen", above=0)
+    groups: int = setting(1, "groups of experts, neighbours, that are chosen first", above=0, at_most=2**14)
+    groups_per_token: int = setting(
+        1, "groups whose experts a token may have: those of the largest sums of two scores", above=0, at_most=2**14
+    )
+
+    def rules(self) -> Iterator[Rule]:
+        yield (
+            self.experts_per_token > self.experts,
+            f"experts_per_token = {self.experts_per_token} is more than experts = {self.experts}",
+        )
+        yield self.experts % self.groups != 0, f"groups = {self.groups} does not divide experts = {self.experts}"
+        yield (
+            self.groups > 1 and self.experts < 2 * self.groups,
+            f"groups = {self.groups}: a group is judged by its two best experts, and experts = {self.experts} are too few",
+        )
+        yield (
+            self.groups_per_token > self.groups,
+            f"groups_per_token = {self.groups_per_token} is more than groups = {self.groups}",
+        )
+        allowed = self.experts // self.groups * self.groups_per_token
+        yield (
+            self.experts_per_token > allowed,
+            f"experts_per_token = {self.experts_per_token}, but groups_per_token = {self.groups_per_token} of groups = {self.groups} "
+            f"hold {allowed} experts",
+        )
+        yield (
+            self.router == "softmax" and (self.groups > 1 or self.scaling != 1),
+            "groups and scaling are read by router = sigmoid alone; leave them out",
+        )
+
+
+MLP = DenseMLP | MixtureOfExperts
+
+
 @with_fields
 @dataclass(frozen=True)
-class ModelConfig:
+class ModelConfig(WithChoices):
     """A transformer with LLaDA's architecture, or its autoregressive kin's: Llama's, Qwen2's, Qwen3's."""
 
     width: int = setting(64, "residual stream", above=0, at_most=2**17)
@@ -28,9 +91,15 @@ class ModelConfig:
     )
     head_size: int = setting(0, "columns of a head (0 = width / heads; Qwen3's is another)", at_least=0, at_most=2**16)
     mlp_width: int = setting(160, "hidden units of the SwiGLU", above=0, at_most=2**20)
+    mlp: MLP = choice(
+        DenseMLP(), "one SwiGLU for every token, or a mixture of experts of which each token passes through a few"
+    )
     vocab_size: int = setting(0, "rows of the embedding (0 = as many as the tokenizer has)", at_least=0, at_most=2**24)
     max_positions: int = setting(0, "longest prompt and completion together (0 = no limit)", at_least=0, at_most=2**24)
     rope_theta: float = setting(5e5, "base of the rotary angles", above=0)
+    rotary_columns: int = setting(
+        0, "columns of a head that RoPE rotates, its first ones (0 = all; LLaDA2: half)", at_least=0, at_most=2**16
+    )
     norm_eps: float = setting(1e-5, "epsilon of RMSNorm", above=0)
     qkv_bias: bool = setting(False, "biases on q, k, v (Dream)")
     qk_norm: bool = setting(False, "RMSNorm on every head of q and k (Qwen3)")
@@ -77,6 +146,14 @@ class ModelConfig:
             f"model.head_size, or model.width / model.heads, = {self.head_columns} is odd; RoPE rotates pairs",
         )
         yield (
+            self.rotary_columns % 2 == 1 or self.rotary_columns > self.head_columns,
+            f"model.rotary_columns = {self.rotary_columns} must be even and at most the {self.head_columns} columns of a head",
+        )
+        yield (
+            self.dense_layers >= self.layers and self.mlp != DenseMLP(),
+            f"model.mlp.dense_layers = {self.dense_layers}: model.layers = {self.layers} leaves none for experts; use model.mlp = dense",
+        )
+        yield (
             (self.attention_mask == "block_causal") != (self.mask_block > 0),
             f"model.mask_block = {self.mask_block}: model.attention_mask = block_causal has blocks of so many positions, and no other mask "
             "has blocks; set both or neither",
@@ -96,10 +173,32 @@ class ModelConfig:
         return self.head_size or self.width // self.heads
 
     @property
+    def dense_layers(self) -> int:
+        """The first blocks, which have no experts."""
+        return self.mlp.dense_layers if isinstance(self.mlp, MixtureOfExperts) else self.layers
+
+    @property
     def parameters(self) -> int:
         """About how many weights a model of these sizes has."""
-        attention = 4 * self.heads * self.head_columns
-        return self.layers * self.width * (attention + 3 * self.mlp_width) + 2 * self.vocab_size * self.width
+        attention = 4 * self.layers * self.heads * self.head_columns
+        return self.width * (attention + self.mlp_columns(active=False) + 2 * self.vocab_size)
+
+    def mlp_columns(self, active: bool) -> int:
+        """Weights of the feed-forward halves of all blocks, over model.width; active: those that a token passes through."""
+        dense = 3 * self.dense_layers * self.mlp_width
+        if not isinstance(self.mlp, MixtureOfExperts):
+            return dense
+        passed = self.mlp.experts_per_token if active else self.mlp.experts
+        sparse = 3 * (passed * self.mlp.expert_width + self.mlp.shared_width) + self.mlp.experts
+        return dense + (self.layers - self.dense_layers) * sparse
+
+    @property
+    def hidden_columns(self) -> int:
+        """The most hidden units that a token passes through in a block."""
+        if not isinstance(self.mlp, MixtureOfExperts):
+            return self.mlp_width
+        sparse = self.mlp.experts_per_token * self.mlp.expert_width + self.mlp.shared_width
+        return max(sparse, self.mlp_width if self.dense_layers else 0)
 
 
 @with_fields

@@ -74,8 +74,17 @@ def time_of(work: Work, program: Program, part: Part, collective_bytes: int) -> 
 
 def block_weights(model: ModelConfig) -> int:
     """Weights of the matrix products of all blocks."""
-    keys = model.width * model.kv_heads // model.heads
-    return model.layers * model.width * (2 * model.width + 2 * keys + 3 * model.mlp_width)
+    return _block_weights(model, active=False)
+
+
+def active_weights(model: ModelConfig) -> int:
+    """Those that a token passes through: all, but of a mixture of experts the chosen and the shared ones."""
+    return _block_weights(model, active=True)
+
+
+def _block_weights(model: ModelConfig, active: bool) -> int:
+    queries, keys = model.heads * model.head_columns, model.kv_heads * model.head_columns
+    return model.width * (model.layers * (2 * queries + 2 * keys) + model.mlp_columns(active))
 
 
 def adapter_weights(model: ModelConfig, lora: LoraConfig) -> int:
@@ -96,7 +105,7 @@ def attention_flops(model: ModelConfig, rows: int, queries: int, keys: int) -> f
 
 def forward_flops(model: ModelConfig, lora: LoraConfig, rows: int, queries: int, keys: int) -> float:
     """A pass of the blocks over `queries` columns a row, which attend to `keys` columns."""
-    weights = block_weights(model) + adapter_weights(model, lora)
+    weights = active_weights(model) + adapter_weights(model, lora)
     return linear_flops(rows * queries, weights) + attention_flops(model, rows, queries, keys)
 
 
@@ -116,7 +125,7 @@ def _update(program: Program) -> Work:
         "head": 2 + full + (_head_chunks(program) > 1),
     }
     one = (
-        passes["base"] * linear_flops(tokens, block_weights(model))
+        passes["base"] * linear_flops(tokens, active_weights(model))
         + passes["adapters"] * linear_flops(tokens, adapter_weights(model, lora))
         + passes["attention"] * attention_flops(model, rows, length, length)
     )
@@ -210,7 +219,7 @@ def _activation_bytes(program: Program, width: int) -> float:
     model, length = program.config.model, program.columns + program.prompt_columns
     rows, tensor = program.rows / row_shards(program.mesh), program.mesh.shape["tensor"]
     of_width, of_hidden = ACTIVATIONS
-    a_token = (of_width * model.width + of_hidden * model.mlp_width / tensor) * _size(model)
+    a_token = (of_width * model.width + of_hidden * model.hidden_columns / tensor) * _size(model)
     scores = model.heads / tensor * width * length * SCORES
     return model.layers * rows * (width * a_token + scores)
 
@@ -232,10 +241,10 @@ def estimated_temporaries(program: Program) -> int:
     stream = rows * length * model.width * size
     scores = rows * model.heads / tensor * length**2
     # Of a block: normed, q, k, v, mixed, residual; gate, up and their product; scores in fp32 and in the dtype of the values.
-    block = 6 * stream + 3 * rows * length * model.mlp_width / tensor * size + scores * (4 + size)
+    block = 6 * stream + 3 * rows * length * model.hidden_columns / tensor * size + scores * (4 + size)
     kept = 0.0
     if update:
-        products = 5 * stream + 2 * rows * length * model.mlp_width / tensor * size
+        products = 5 * stream + 2 * rows * length * model.hidden_columns / tensor * size
         a_block = {"full": stream, "dots": stream + products, "offload": stream, "none": block}[model.remat]
         kept = model.layers * a_block
         block *= 3  # and their gradients, and what waits for both

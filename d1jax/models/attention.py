@@ -33,12 +33,16 @@ def rotary_angles(positions_BT: Array, head_size: int, theta: float) -> tuple[Ar
 
 
 def rotate(x_BTHh: Array, cos_BTh: Array, sin_BTh: Array, full_precision: bool = True) -> Array:
-    """Half rotation (NeoX pairs i, i + h/2), returned in the dtype of x.
+    """Half rotation (NeoX pairs i, i + h/2), returned in the dtype of x. Columns beyond those of cos and sin stay as they are.
 
     full_precision: in fp32, as LLaDA's rope_full_precision does. Otherwise cos and sin are rounded to the dtype of x and the
     rotation runs in it, as Dream (Qwen2) does; in fp32 both are the same.
     """
     dtype = jnp.float32 if full_precision else x_BTHh.dtype
+    rotated = 2 * cos_BTh.shape[-1]
+    if rotated < x_BTHh.shape[-1]:
+        turned = rotate(x_BTHh[..., :rotated], cos_BTh, sin_BTh, full_precision)
+        return jnp.concatenate([turned, x_BTHh[..., rotated:]], axis=-1)
     first, second = jnp.split(x_BTHh.astype(dtype), 2, axis=-1)
     cos, sin = (angle_BTh.astype(dtype)[:, :, None, :] for angle_BTh in (cos_BTh, sin_BTh))
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x_BTHh.dtype)

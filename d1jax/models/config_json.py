@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
 from d1jax.config import ModelConfig, UserError
+from d1jax.models.experts_json import HELD, read_experts, rotated, write_experts
 from d1jax.models.families import Family, family_for, family_of, is_a2d
 
 UNBOUNDED = 4096  # what a model without a limit of its own writes as its longest text
@@ -15,6 +17,11 @@ SHIFT = "right_shift_logits"  # how a model of the A2D families says that its lo
 def read_config(published: Mapping[str, Any], where: str) -> ModelConfig:
     """The architecture that a config.json describes. Raises UserError naming the setting that is missing or not supported."""
     family = family_of(published, where)
+    if family.experts and published.get("quantization_config") is not None:
+        raise UserError(
+            f"{where}: quantization_config: the weights are quantised; d1jax reads float32, bfloat16 and float16, so take the checkpoint "
+            "that this one was made from"
+        )
     published = _without_redundant(_with_theta(published, where), family, where)
     alignment = family.alignment
     if is_a2d(family):
@@ -23,7 +30,8 @@ def read_config(published: Mapping[str, Any], where: str) -> ModelConfig:
             raise UserError(f"{where}: {SHIFT} = {shift!r} is not true or false")
         alignment = "shifted" if shift else "same_position"
         published = {name: value for name, value in published.items() if name != SHIFT}
-    known = {*family.fields.values(), *family.fixed, *family.harmless}
+    known = {*family.fields.values(), *family.fixed, *family.harmless, *family.experts.values()}
+    known |= HELD if family.experts else set()
     unknown = sorted(published.keys() - known)
     if unknown:
         raise UserError(
@@ -44,7 +52,9 @@ def read_config(published: Mapping[str, Any], where: str) -> ModelConfig:
         values["kv_heads"] = 1 if published.get("multi_query_attention") else values["heads"]
     if values["mlp_width"] is None and isinstance(published.get("mlp_ratio"), int) and isinstance(values["width"], int):
         values["mlp_width"] = published["mlp_ratio"] * values["width"]
-    defaults = {"qkv_bias": False, "tied_head": False, "rope_full_precision": True}
+    if family.experts and values["mlp_width"] is None:
+        values["mlp_width"] = ModelConfig().mlp_width  # where no layer is dense, nothing reads it
+    defaults = {"qkv_bias": False, "tied_head": False, "rope_full_precision": True, "qk_norm": False}
     values = {name: defaults.get(name) if value is None else value for name, value in values.items()}
     if "head_size" in values and values["head_size"] in (None, _head_size(values)):
         del values["head_size"]  # that of width / heads
@@ -64,6 +74,11 @@ def read_config(published: Mapping[str, Any], where: str) -> ModelConfig:
             f"{where}: heads = {config.heads} must divide width = {config.width}, and be divided by "
             f"kv_heads = {config.kv_heads}"
         )
+    if family.experts:
+        experts = read_experts(published, family, config.layers, where)
+        if experts.dense_layers and published.get(family.fields["mlp_width"]) is None:
+            raise UserError(f"{where}: has no {family.fields['mlp_width']}, which its dense layers need")
+        return dataclasses.replace(config, mlp=experts, rotary_columns=rotated(published, config.head_columns, where))
     return config
 
 
@@ -86,8 +101,8 @@ def _with_theta(published: Mapping[str, Any], where: str) -> Mapping[str, Any]:
             continue
         rest = dict(given) if isinstance(given, Mapping) else {"": given}
         kinds = {rest.pop(key, "default") for key in ("rope_type", "type")}
-        theta, rotated = rest.pop("rope_theta", None), rest.pop("partial_rotary_factor", None)
-        if kinds != {"default"} or rotated not in (None, 1) or rest:
+        theta, share = rest.pop("rope_theta", None), rest.pop("partial_rotary_factor", None)
+        if kinds != {"default"} or share not in (None, 1, plain.get("partial_rotary_factor")) or rest:
             raise UserError(
                 f"{where}: {name} = {given!r} is not supported; d1jax implements {name} = None, or rope_type = 'default' "
                 "with a rope_theta alone"
@@ -115,13 +130,14 @@ def _without_redundant(published: Mapping[str, Any], family: Family, where: str)
         "add_cross_attention": lambda value: value is False,
         "pruned_heads": lambda value: value == {},
     }
+    kept = {*family.fields.values(), *(HELD if family.experts else ())}
     for name, follows in derived.items():
-        if name in family.fields.values():
+        if name in kept:
             continue
         value = published.get(name)
         if value is not None and not follows(value):
             raise UserError(f"{where}: {name} = {value!r:.80} is not supported by d1jax for a {family.name} model")
-    return {name: value for name, value in published.items() if name not in derived or name in family.fields.values()}
+    return {name: value for name, value in published.items() if name not in derived or name in kept}
 
 
 def write_config(config: ModelConfig, token_ids: Mapping[str, int], family: Family | None = None) -> dict[str, Any]:
@@ -139,6 +155,7 @@ def write_config(config: ModelConfig, token_ids: Mapping[str, int], family: Fami
         **{theirs: getattr(config, ours) for ours, theirs in family.fields.items()},
         **{name: allowed[0] for name, allowed in family.fixed.items()},
         "vocab_size": config.vocab_size,
+        **write_experts(config, family),
         family.fields["max_positions"]: config.max_positions or UNBOUNDED,
         **more,
         **token_ids,

@@ -15,13 +15,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from d1jax.config import Alignment, ModelConfig, UserError
+from d1jax.config import Alignment, MixtureOfExperts, ModelConfig, UserError
 from d1jax.config.model import AttentionMask
 
 
 @dataclass(frozen=True)
 class Names:
-    """Names of published tensors, without ".weight" and ".bias". `layer` maps a module of our block to theirs."""
+    """Names of published tensors, without ".weight" and ".bias". `layer` maps a module of our block to theirs, experts' with {expert}."""
 
     embedding: str
     final_norm: str
@@ -45,6 +45,11 @@ class Family:
     assistant_header: str  # what a rendered chat ends with before the answer
     attention_mask: AttentionMask = "full"
     assumed: Mapping[str, Any] = field(default_factory=dict)  # what its config.json means where it does not say it
+    experts: Mapping[str, str] = field(
+        default_factory=dict
+    )  # MixtureOfExperts field -> its name; {}: every block is dense
+    router: str = ""  # of the experts
+    fused: bool = False  # whether q, k and v are the rows of one tensor
 
 
 # What every model of transformers may write: names, generation, training, how it is run. None of it reaches a logit.
@@ -254,10 +259,117 @@ _SDAR = dataclasses.replace(
     assumed={**_QWEN3.assumed, "mask_block": 4},
     harmless=_QWEN3.harmless | {"fuse_cross_entropy"},
 )
+# Mixtures of experts by inclusionAI. q and k are normalised by head, and rotated in the dtype of the activations.
+_LLADA_MOE = Family(
+    name="lladamoe",
+    model_types=("lladamoe",),  # as published "llada", of LLaDAMoEModelLM
+    architecture="LLaDAMoEModelLM",
+    alignment="same_position",
+    fields={
+        **{ours: theirs for ours, theirs in _DREAM.fields.items() if ours != "mlp_width"},
+        "mlp_width": "dense_intermediate_size",
+        "qk_norm": "qk_layernorm",
+    },
+    # norm_topk_prob, the groups and the scaling are in config.json, and the published code does not read them.
+    fixed={
+        "hidden_act": ("silu",),
+        "clip_qkv": (None,),
+        "moe_router_score_function": ("softmax", None),
+        "moe_router_enable_expert_bias": (False, None),
+        "norm_topk_prob": (None, False),
+        "routed_scaling_factor": (1, None),
+        "router_num_group": (None, 1, 0, -2),
+        "router_topk_group": (None, 1, 0, -2),
+    },
+    implied={"qkv_bias": False, "rope_full_precision": False},
+    assumed={"qk_norm": False, "tied_head": False},
+    harmless=HARMLESS | {"output_router_logits", "router_aux_loss_coef"},
+    names=Names(
+        embedding="model.embed_tokens",
+        final_norm="model.norm",
+        head="lm_head",
+        block="model.layers.{layer}",
+        layer={
+            **_QWEN3.names.layer,
+            "router": "mlp.gate",
+            "experts_ff_proj": "mlp.experts.{expert}.gate_proj",
+            "experts_up_proj": "mlp.experts.{expert}.up_proj",
+            "experts_ff_out": "mlp.experts.{expert}.down_proj",
+            "shared_ff_proj": "shared_expert.gate_proj",
+            "shared_up_proj": "shared_expert.up_proj",
+            "shared_ff_out": "shared_expert.down_proj",
+        },
+    ),
+    turn_end="<|role_end|>",
+    assistant_header="<role>ASSISTANT</role>",
+    experts={
+        "experts": "num_experts",
+        "experts_per_token": "num_experts_per_tok",
+        "expert_width": "expert_intermediate_size",
+        "shared_width": "shared_expert_intermediate_size",
+        "dense_layers": "moe_layer_freq",
+    },
+    router="softmax",
+)
+_LLADA2 = dataclasses.replace(
+    _LLADA_MOE,
+    name="llada2",
+    model_types=("llada2_moe",),
+    architecture="LLaDA2MoeModelLM",
+    attention_mask="block_causal",
+    fields={**_DREAM.fields, "head_size": "head_dim", "qk_norm": "use_qk_norm"},
+    fixed={
+        "hidden_act": ("silu",),
+        "moe_router_enable_expert_bias": (True,),
+        "norm_head": (False,),
+        "norm_softmax": (False,),
+        "norm_topk_prob": (True,),
+        "router_dtype": ("fp32", None),
+        "score_function": ("sigmoid", None),
+        "use_bias": (False,),
+        "use_qkv_bias": (False,),
+        "use_rmsnorm": (True,),
+        "use_sliding_window": (False,),
+        "using_split_qkv_in_self_attention": (False,),
+    },
+    # Blocks of 32 are what it was trained with; config.json does not say so.
+    implied={**_LLADA_MOE.implied, "mask_block": 32},
+    harmless=_DREAM.harmless | {"output_router_logits", "embedding_dropout", "output_dropout"},
+    names=Names(
+        embedding="model.word_embeddings",
+        final_norm="model.norm",
+        head="lm_head",
+        block="model.layers.{layer}",
+        layer={
+            **_LLADA_MOE.names.layer,
+            **dict.fromkeys(("q_proj", "k_proj", "v_proj"), "attention.query_key_value"),
+            "attn_out": "attention.dense",
+            "q_norm": "attention.query_layernorm",
+            "k_norm": "attention.key_layernorm",
+            "shared_ff_proj": "mlp.shared_experts.gate_proj",
+            "shared_up_proj": "mlp.shared_experts.up_proj",
+            "shared_ff_out": "mlp.shared_experts.down_proj",
+        },
+    ),
+    experts={
+        "experts": "num_experts",
+        "experts_per_token": "num_experts_per_tok",
+        "expert_width": "moe_intermediate_size",
+        "shared_width": "num_shared_experts",
+        "dense_layers": "first_k_dense_replace",
+        "scaling": "routed_scaling_factor",
+        "groups": "n_group",
+        "groups_per_token": "topk_group",
+    },
+    router="sigmoid",
+    fused=True,
+)
 _A2D = {base.name: _a2d(base) for base in CAUSAL}
-FAMILIES = {family.name: family for family in (_LLADA, _MMADA, _DREAM, *CAUSAL, *_A2D.values(), _SDAR)}
+FAMILIES = {
+    family.name: family for family in (_LLADA, _MMADA, _DREAM, *CAUSAL, *_A2D.values(), _SDAR, _LLADA_MOE, _LLADA2)
+}
 # How a turn is closed, and what a rendered chat ends with before the answer.
-TURNS = tuple(dict.fromkeys((family.turn_end, family.assistant_header) for family in (_DREAM, _LLADA)))
+TURNS = tuple(dict.fromkeys((family.turn_end, family.assistant_header) for family in (_DREAM, _LLADA, _LLADA2)))
 
 
 def is_a2d(family: Family) -> bool:
@@ -268,6 +380,8 @@ def is_a2d(family: Family) -> bool:
 def family_of(published: Mapping[str, Any], where: str) -> Family:
     """The family that a config.json belongs to. Raises UserError for a model type that d1jax does not know."""
     model_type = published.get("model_type")
+    if model_type in _LLADA.model_types and published.get("architectures") == [_LLADA_MOE.architecture]:
+        return _LLADA_MOE
     for family in FAMILIES.values():
         if model_type in family.model_types:
             return family
@@ -294,6 +408,8 @@ def family_for(config: ModelConfig) -> Family:
     Dream's logits are shifted, LLaDA's are not; normalised queries and heads of another size need Qwen3's kin; a causal model is Llama's or
     Qwen's. Raises UserError for combinations that none can express.
     """
+    if isinstance(config.mlp, MixtureOfExperts):
+        return _checked(config, _LLADA2 if config.mlp.router == "sigmoid" else _LLADA_MOE)
     base = _autoregressive(config)
     if config.attention_mask == "causal":
         family = base
@@ -303,7 +419,14 @@ def family_for(config: ModelConfig) -> Family:
         family = _A2D[base.name]
     else:
         family = _DREAM if config.alignment == "shifted" else _LLADA
+    return _checked(config, family)
+
+
+def _checked(config: ModelConfig, family: Family) -> Family:
+    """The family. Raises UserError for what it cannot express."""
     fixed = {**family.implied, "attention_mask": family.attention_mask}
+    if not family.experts:
+        fixed["rotary_columns"] = 0
     if not is_a2d(family):
         fixed["alignment"] = family.alignment
     odd = [name for name, value in fixed.items() if getattr(config, name) != value]

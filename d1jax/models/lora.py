@@ -21,11 +21,21 @@ from d1jax.config import LoraConfig, UserError
 from d1jax.models.transformer import Variables
 
 Path = tuple[str, ...]
+ATTENTION = ("q_proj", "k_proj", "v_proj", "attn_out")
 
 
 def check_targets(params: Mapping[str, Any], lora: LoraConfig) -> None:
-    """Every target must be a linear layer of a block; the vocabulary head is not in a block, so its namesake cannot match."""
+    """Every target must be a linear layer of a block; the vocabulary head is not in a block, so its namesake cannot match. Where blocks
+    have experts, only the projections of the attention are adapted."""
     linear = sorted(name for name, leaf in params["blocks"].items() if "kernel" in leaf)
+    if "router" in params["blocks"]:
+        linear = [name for name in linear if name in ATTENTION]
+        if set(lora.targets) - set(linear):
+            named = ", ".join(ATTENTION)
+            raise UserError(
+                f"config: lora.targets = {sorted(set(lora.targets) - set(linear))}: this model has a mixture of experts, whose router and "
+                f"projections are not adapted; set lora.targets to [{named}], or lora.rank = 0 to train all weights"
+            )
     unknown = sorted(set(lora.targets) - set(linear))
     if unknown:
         raise UserError(
@@ -71,10 +81,10 @@ def merge_each(
 
     Each array is cast once, after the sum: a base that was rounded before would not feel a small adapter at all.
     """
-    blocks = adapters["blocks"]
     for path, array in arrays:
         stored = jnp.dtype(dtype or array.dtype)
-        if path[0] == "blocks" and path[1] in blocks and path[2] == "kernel":
+        blocks = adapters.get(path[0], {})
+        if len(path) == 3 and path[1] in blocks and path[2] == "kernel":
             merged = _merged(array, blocks[path[1]], lora, stored.name)
             products_2L = np.asarray(_kept_and_whole(merged, array.astype(stored), blocks[path[1]], lora), np.float64)
             rounding.kept += products_2L[0].sum()

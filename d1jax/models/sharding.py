@@ -26,6 +26,7 @@ RULES: dict[str, str | tuple[str, ...] | None] = {
     "embed": "fsdp",
     "heads": "tensor",
     "mlp": "tensor",
+    "experts": "tensor",  # where it does not divide their number, the hidden units of each are cut instead
     "vocab": "tensor",
     "layers": None,
     "rank": "fsdp",  # of adapters, whose other axis is not always cut by fsdp

@@ -7,7 +7,9 @@ The parameter tree maps one to one to the LLaDA checkpoint (weights/names.py):
 
     wte [V, D]   blocks/{attn_norm, q_proj, k_proj, v_proj, attn_out, ff_norm, ff_proj, up_proj, ff_out} [L, ...]   ln_f   ff_out [D, V]
 
-and q_norm, k_norm in the blocks of a model that normalises them (Qwen3).
+and q_norm, k_norm in the blocks of a model that normalises them (Qwen3). Blocks with a mixture of experts have router, experts_ff_proj,
+experts_up_proj, experts_ff_out [L, E, ...] and shared_* instead; the first blocks of such a model may be dense, a stack of their own:
+blocks_dense.
 
 `hidden_states` runs the blocks; the head is applied by whoever needs logits, and only to the columns that are needed
 (token_logprobs.py, sampler.py). Adapters live in a second collection, "lora": the same call without it is the base model.
@@ -28,9 +30,10 @@ import jax.numpy as jnp
 from jax import Array
 from jax.sharding import Mesh, NamedSharding
 
-from d1jax.config import LoraConfig, ModelConfig
+from d1jax.config import LoraConfig, MixtureOfExperts, ModelConfig
 from d1jax.models import sharding
 from d1jax.models.attention import attend, attend_to_past, rotary_angles, rotate, visible
+from d1jax.models.experts import mixture
 
 Variables = Mapping[str, Any]  # {"params": ..., "lora": ... (optional)}
 # What of a block the backward pass finds where the forward pass left it; None: nothing.
@@ -55,6 +58,13 @@ class Window(NamedTuple):
     start: Array | int  # its first column
     fresh_from: Array | int  # columns before it keep their old keys and values
     hidden_BT: Array | None = None  # kept columns that it does not see
+
+
+def stacks(config: ModelConfig) -> dict[str, range]:
+    """{name in the tree: its layers}. Blocks of one kind are stacked; those without experts come first."""
+    if not 0 < config.dense_layers < config.layers:
+        return {"blocks": range(config.layers)}
+    return {"blocks_dense": range(config.dense_layers), "blocks": range(config.dense_layers, config.layers)}
 
 
 class RMSNorm(nn.Module):
@@ -114,6 +124,7 @@ class Block(nn.Module):
     config: ModelConfig
     lora: LoraConfig
     keep_keys: bool = False
+    sparse: bool = False  # with a mixture of experts
 
     @nn.compact
     def __call__(
@@ -133,7 +144,7 @@ class Block(nn.Module):
             return RMSNorm(cfg.norm_eps, param_dtype, name=name)(x)
 
         # What writes to the residual stream starts small, so that the stream does not grow with depth (GPT-2).
-        init_scale = {"attn_out": (2 * cfg.layers) ** -0.5, "ff_out": (2 * cfg.layers) ** -0.5}
+        init_scale = dict.fromkeys(("attn_out", "ff_out", "shared_ff_out"), (2 * cfg.layers) ** -0.5)
 
         def dense(name: str, x: Array, features: int, axes: tuple[str, str], use_bias: bool = False) -> Array:
             scale = init_scale.get(name, 1.0)
@@ -158,9 +169,19 @@ class Block(nn.Module):
         mixed_BTD = mixed_BTHh.reshape(*x_BTD.shape[:2], cfg.heads * head_size)
         x_BTD = x_BTD + dense("attn_out", mixed_BTD, cfg.width, ("heads", "embed"))
         h_BTD = norm("ff_norm", x_BTD)
-        gate_BTF = nn.silu(dense("ff_proj", h_BTD, cfg.mlp_width, ("embed", "mlp")))
-        up_BTF = dense("up_proj", h_BTD, cfg.mlp_width, ("embed", "mlp"))
-        x_BTD = x_BTD + dense("ff_out", gate_BTF * up_BTF, cfg.width, ("mlp", "embed"))
+
+        def swiglu(prefix: str, width: int) -> Array:
+            gate_BTF = nn.silu(dense(f"{prefix}ff_proj", h_BTD, width, ("embed", "mlp")))
+            up_BTF = dense(f"{prefix}up_proj", h_BTD, width, ("embed", "mlp"))
+            return dense(f"{prefix}ff_out", gate_BTF * up_BTF, cfg.width, ("mlp", "embed"))
+
+        if self.sparse and isinstance(cfg.mlp, MixtureOfExperts):
+            said_BTD = mixture(h_BTD, cfg.mlp, dtype, param_dtype, init_scale["ff_out"])
+            if cfg.mlp.shared_width:
+                said_BTD = said_BTD + swiglu("shared_", cfg.mlp.shared_width)
+            x_BTD = x_BTD + said_BTD
+        else:
+            x_BTD = x_BTD + swiglu("", cfg.mlp_width)
         return sharding.constrain(x_BTD, "batch", "sequence", None), keys if self.keep_keys else None
 
 
@@ -186,21 +207,28 @@ class Transformer(nn.Module):
             head_init = nn.with_logical_partitioning(nn.initializers.normal(cfg.width**-0.5), ("embed", "vocab"))
             self.param("ff_out", head_init, (cfg.width, cfg.vocab_size), param_dtype)
         x_BTD = sharding.constrain(wte_VD[tokens_BT].astype(cfg.dtype), "batch", "sequence", None)
-        cos_BTh, sin_BTh = rotary_angles(positions_BT, cfg.head_columns, cfg.rope_theta)
+        cos_BTh, sin_BTh = rotary_angles(positions_BT, cfg.rotary_columns or cfg.head_columns, cfg.rope_theta)
         if visible_BTT is None:
             visible_BTT = visible(cfg.attention_mask, positions_BT, cfg.mask_block)
         block = Block
         if cfg.remat != "none":
             block = nn.remat(Block, prevent_cse=False, policy=REMAT[cfg.remat])
-        blocks = nn.scan(
-            block,
-            variable_axes={"params": 0, "lora": 0, "intermediates": 0},
-            split_rngs={"params": True, "lora": True},
-            in_axes=(nn.broadcast, nn.broadcast, nn.broadcast, nn.broadcast, 0, nn.broadcast),
-            length=cfg.layers,
-            metadata_params={nn.PARTITION_NAME: "layers"},
-        )(cfg, self.lora, keep_keys, name="blocks")
-        x_BTD, keys = blocks(x_BTD, cos_BTh, sin_BTh, length_B, visible_BTT, past, window)
+        kept = []
+        for name, layers in stacks(cfg).items():
+            blocks = nn.scan(
+                block,
+                variable_axes={"params": 0, "lora": 0, "intermediates": 0},
+                split_rngs={"params": True, "lora": True},
+                in_axes=(nn.broadcast, nn.broadcast, nn.broadcast, nn.broadcast, 0, nn.broadcast),
+                length=len(layers),
+                metadata_params={nn.PARTITION_NAME: "layers"},
+            )(cfg, self.lora, keep_keys, layers.start >= cfg.dense_layers, name=name)
+            of_these = past
+            if past is not None and len(layers) < cfg.layers:
+                of_these = KeyValues(*(x[layers.start : layers.stop] for x in past))
+            x_BTD, keys = blocks(x_BTD, cos_BTh, sin_BTh, length_B, visible_BTT, of_these, window)
+            kept.append(keys)
+        keys = kept[0] if len(kept) == 1 else jax.tree.map(lambda *of: jnp.concatenate(of), *kept)
         return RMSNorm(cfg.norm_eps, param_dtype, name="ln_f")(x_BTD), keys
 
 

@@ -31,7 +31,7 @@ from d1jax.models.families import Family
 from d1jax.models.transformer import Transformer, Variables, abstract_variables
 from d1jax.weights.arrays import load_array, load_safetensors, save_array
 from d1jax.weights.hf_directory import INDEX, Checkpoint, copy_companions, first_line, native_directory
-from d1jax.weights.names import Entry, as_tree, entries, leaf, to_ours, to_theirs
+from d1jax.weights.names import Entry, Joined, as_tree, entries, leaf, our_shape, to_ours, to_theirs
 
 SHARD_BYTES = 3_000_000_000
 PathAndArray = tuple[tuple[str, ...], Array]
@@ -50,9 +50,9 @@ def load_weights(checkpoint: Checkpoint, config: ModelConfig, mesh: Mesh) -> Var
 
 def _finite(arrays: Iterable[PathAndArray], plan: Sequence[Entry], where: str) -> Iterator[PathAndArray]:
     for entry, (path, array) in zip(plan, arrays, strict=True):
-        layer = not_finite_at(array)
-        if layer is not None:
-            name = entry.names[layer if entry.stacked else 0]
+        if not bool(_all_finite(array)):
+            tensors = array.reshape(-1, *array.shape[2:]) if entry.experts else array
+            name = entry.names[not_finite_at(tensors) if entry.stacked else 0]
             raise UserError(
                 f"checkpoint {where!r}: tensor {name} holds NaN or infinite values; download or export it again"
             )
@@ -79,13 +79,36 @@ def arrays_of(checkpoint: Checkpoint, config: ModelConfig, mesh: Mesh, plan: Seq
         if checkpoint.native:
             yield entry.path, _read_native(native_directory(checkpoint.path, entry), target)
             continue
-        tensors = _read(checkpoint, entry, _published_sharding(entry, target.sharding))
-        array = jax.block_until_ready(_converter(_kind(entry), target.dtype, target.sharding)(tensors))
-        for tensor in tensors:
-            tensor.delete()
-        del tensors, tensor
+        # Of experts a layer at a time: a program of thousands of arguments takes a minute to compile.
+        size = entry.experts or len(entry.names)
+        layers = [
+            _converted(checkpoint, entry._replace(names=entry.names[start : start + size]), target)
+            for start in range(0, len(entry.names), size)
+        ]
+        array = layers[0] if len(layers) == 1 else jax.block_until_ready(_joiner(target.sharding)(layers))
+        for layer in layers if len(layers) > 1 else ():
+            layer.delete()
+        del layers
         _collect(array.nbytes)
         yield entry.path, array
+
+
+def _converted(checkpoint: Checkpoint, entry: Entry, target: jax.ShapeDtypeStruct) -> Array:
+    tensors = _read(checkpoint, entry, _published_sharding(entry, target.sharding))
+    array = jax.block_until_ready(_converter(_kind(entry), target.dtype, target.sharding)(tensors))
+    for tensor in tensors:
+        tensor.delete()
+    return array
+
+
+@cache
+def _joiner(sharding: NamedSharding) -> Callable[[list[Array]], Array]:
+    """Layers [1, E, ...] -> [L, E, ...]."""
+
+    def join(layers: list[Array]) -> Array:
+        return _floats(jnp.concatenate([_bits(layer) for layer in layers]), layers[0].dtype)
+
+    return jax.jit(join, out_shardings=sharding)
 
 
 def streamed(arrays: Iterable[PathAndArray]) -> Iterator[PathAndArray]:
@@ -150,8 +173,9 @@ def _read(checkpoint: Checkpoint, entry: Entry, sharding: NamedSharding) -> list
 
 
 def _published_sharding(entry: Entry, target: NamedSharding) -> NamedSharding:
-    axes = tuple(target.spec)[1 if entry.stacked else 0 :]
-    return NamedSharding(target.mesh, PartitionSpec(*(axes[::-1] if entry.transposed else axes)))
+    axes = tuple(target.spec)[(1 if entry.stacked else 0) + (1 if entry.experts else 0) :]
+    axes = axes[::-1] if entry.transposed else axes
+    return NamedSharding(target.mesh, PartitionSpec(*((None, *axes[1:]) if entry.rows else axes)))
 
 
 def save_weights(
@@ -176,6 +200,7 @@ def save_weights(
         max_shard_size=shard_bytes,
     )
     missing = {file: set(names) for file, names in split.filename_to_tensors.items()}
+    joined = Joined(np.concatenate)
     shards: dict[str, dict[str, np.ndarray]] = {file: {} for file in missing}
     with new_directory(out) as beside, _progress("writing", plan, config.param_dtype) as bar:
         companions(beside)
@@ -183,8 +208,12 @@ def save_weights(
             for index, name in enumerate(entry.names):
                 file = split.tensor_to_filename[name] if split.is_sharded else next(iter(missing))
                 # The layer is an argument, not a constant: one program serves all layers.
-                shards[file][name] = np.ascontiguousarray(sharding.fetch(_to_theirs(_kind(entry), array, index)))
-                bar.update(shards[file][name].nbytes)
+                part = np.ascontiguousarray(sharding.fetch(_to_theirs(_kind(entry), array, index)))
+                bar.update(part.nbytes)
+                tensor = joined.whole(entry, name, part)
+                if tensor is None:
+                    continue
+                shards[file][name] = tensor
                 missing[file].discard(name)
                 if missing[file]:
                     continue
@@ -235,7 +264,7 @@ def companions_of(checkpoint: Checkpoint, dtype: str) -> Callable[[Path], None]:
 
 
 def _progress(label: str, plan: list[Entry], dtype: str) -> tqdm:
-    size = sum(len(entry.names) * math.prod(entry.shape) for entry in plan) * jnp.dtype(dtype).itemsize
+    size = sum(math.prod(our_shape(entry)) for entry in plan) * jnp.dtype(dtype).itemsize
     return tqdm(total=size, desc=label, unit="B", unit_scale=True, disable=None, leave=False)
 
 

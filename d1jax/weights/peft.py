@@ -22,7 +22,7 @@ from d1jax.config import LoraConfig, ModelConfig, UserError
 from d1jax.files import new_directory, write_json
 from d1jax.models import sharding
 from d1jax.models.families import Family
-from d1jax.models.transformer import Transformer, Variables, abstract_variables
+from d1jax.models.transformer import Transformer, Variables, abstract_variables, stacks
 from d1jax.weights.hf_directory import headers, read_json
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -74,6 +74,7 @@ def read_adapter(path: str | Path, config: ModelConfig, family: Family, mesh: Me
     whose tensors do not fit this model.
     """
     path = Path(path)
+    _check_expressible(family, f"adapter {str(path)!r}")
     if not is_adapter(path) or not (path / WEIGHTS).is_file():
         raise UserError(f"adapter {str(path)!r}: needs {CONFIG} and {WEIGHTS}")
     settings = read_json(path / CONFIG)
@@ -105,7 +106,7 @@ def read_adapter(path: str | Path, config: ModelConfig, family: Family, mesh: Me
     scale = math.sqrt(rank) if scaled else 1.0
     lora = LoraConfig(rank=rank, alpha=float(alpha) * scale, targets=targets)
     like = abstract_variables(Transformer(config, lora), mesh, ("lora",))["lora"]
-    names = _names(like, family, config.layers)
+    names = _names(like, family, config)
     _check(path, shapes, like, names)
     tensors = load_file(path / WEIGHTS)
     broken = next((name for name, tensor in tensors.items() if not np.isfinite(tensor).all()), None)
@@ -126,7 +127,8 @@ def save_adapter(
 
     `base` is written down as the model that it belongs to. Raises FileExistsError where `out` is not new.
     """
-    names = _names(adapters, family, config.layers)
+    _check_expressible(family, f"adapter {str(out)!r}")
+    names = _names(adapters, family, config)
     tensors = {}
     for keys, stacked in jax.tree_util.tree_flatten_with_path(adapters)[0]:
         layers = np.asarray(sharding.fetch(stacked))
@@ -175,13 +177,21 @@ def _targets(path: Path, shapes: Mapping[str, tuple[int, ...]], config: ModelCon
     return tuple(name for name in LoraConfig().targets if name in found)
 
 
-def _names(adapters: Any, family: Family, layers: int) -> dict[tuple[str, ...], list[str]]:
+def _check_expressible(family: Family, where: str) -> None:
+    if family.fused:
+        raise UserError(
+            f"{where}: q, k and v of a {family.name} model are one tensor ({family.names.layer['q_proj']}), which PEFT adapts as one and "
+            "d1jax as three; merge the adapter instead (convert to-hf without --adapter-only)"
+        )
+
+
+def _names(adapters: Any, family: Family, config: ModelConfig) -> dict[tuple[str, ...], list[str]]:
     """{path in the collection: PEFT's name a layer}."""
     made = {}
     for keys, _ in jax.tree_util.tree_flatten_with_path(adapters)[0]:
-        module, kind = _path(keys)[1:]
+        stack, module, kind = _path(keys)
         name = f"{PREFIX}{family.names.block}.{family.names.layer[module]}.lora_{kind.upper()}.weight"
-        made[_path(keys)] = [name.format(layer=layer) for layer in range(layers)]
+        made[_path(keys)] = [name.format(layer=layer) for layer in stacks(config)[stack]]
     return made
 
 

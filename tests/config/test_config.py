@@ -473,6 +473,29 @@ IMPOSSIBLE = [
     ({"model.heads": "6", "model.kv_heads": "6"}, "model.heads = 6 does not divide model.width = 64"),
     ({"model.width": "20"}, "model.head_size, or model.width / model.heads, = 5 is odd; RoPE rotates pairs"),
     ({"model.head_size": "7"}, "model.head_size, or model.width / model.heads, = 7 is odd; RoPE rotates pairs"),
+    ({"model.rotary_columns": "3"}, "model.rotary_columns = 3 must be even and at most the"),
+    (
+        {"model.mlp": "moe", "model.mlp.dense_layers": "3"},
+        "model.mlp.dense_layers = 3: model.layers = 3 leaves none for experts",
+    ),
+    (
+        {"model.mlp": "moe", "model.mlp.experts_per_token": "9"},
+        "model.mlp: experts_per_token = 9 is more than experts = 8",
+    ),
+    ({"model.mlp": "moe", "model.mlp.groups": "3"}, "model.mlp: groups = 3 does not divide experts = 8"),
+    ({"model.mlp": "moe", "model.mlp.groups": "8"}, "model.mlp: groups = 8: a group is judged by its two best experts"),
+    (
+        {"model.mlp": "moe", "model.mlp.groups_per_token": "2"},
+        "model.mlp: groups_per_token = 2 is more than groups = 1",
+    ),
+    (
+        {"model.mlp": "moe", "model.mlp.groups": "4", "model.mlp.experts_per_token": "3"},
+        "model.mlp: experts_per_token = 3, but groups_per_token = 1 of groups = 4 hold 2 experts",
+    ),
+    (
+        {"model.mlp": "moe", "model.mlp.scaling": "2.0"},
+        "model.mlp: groups and scaling are read by router = sigmoid alone",
+    ),
     (
         {"model.mask_block": "8"},
         "model.mask_block = 8: model.attention_mask = block_causal has blocks",

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from d1jax.config import ModelConfig, UserError
+from d1jax.config import MixtureOfExperts, ModelConfig, UserError
 from d1jax.models.config_json import read_config, write_config
 from d1jax.models.families import FAMILIES, family_for, family_of
 from d1jax.weights.names import parameter_count
@@ -265,7 +265,78 @@ def test_biases_that_the_family_has_not_are_refused(name, bias):
         read({**AUTOREGRESSIVE[name], "attention_bias": bias})
 
 
+# Settings of the mixtures of experts; as the published LLaDA2.0-mini, tests/weights/test_mixtures.py reads the file itself.
+OF_MIXTURES = {
+    "lladamoe": {
+        "model_type": "llada", "architectures": ["LLaDAMoEModelLM"], "hidden_size": 2048, "num_hidden_layers": 16,
+        "num_attention_heads": 16, "num_key_value_heads": 16, "dense_intermediate_size": 8192, "expert_intermediate_size": 1024,
+        "shared_expert_intermediate_size": None, "num_experts": 64, "num_experts_per_tok": 8, "moe_layer_freq": [1] * 16,
+        "vocab_size": 157184, "max_position_embeddings": 8192, "rope_theta": 50000, "rms_norm_eps": 1e-5, "hidden_act": "silu",
+        "qk_layernorm": True, "norm_topk_prob": None, "partial_rotary_factor": 1, "rope_scaling": None, "clip_qkv": None,
+        "attention_bias": False, "moe_router_score_function": "softmax", "moe_router_enable_expert_bias": False,
+        "routed_scaling_factor": 1, "router_num_group": None, "router_topk_group": None, "tie_word_embeddings": False,
+        "output_router_logits": False, "router_aux_loss_coef": 0.01, "pad_token_id": 156892, "eos_token_id": 156892,
+    },
+    "llada2": {
+        "model_type": "llada2_moe", "hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2,
+        "head_dim": 16, "intermediate_size": 96, "moe_intermediate_size": 32, "num_experts": 8, "num_experts_per_tok": 2,
+        "num_shared_experts": 1, "n_group": 4, "topk_group": 2, "first_k_dense_replace": 1, "routed_scaling_factor": 2.5,
+        "vocab_size": 99, "max_position_embeddings": 128, "rope_theta": 600000, "rms_norm_eps": 1e-6, "use_qk_norm": True,
+        "partial_rotary_factor": 0.5, "rotary_dim": 8, "norm_topk_prob": True, "tie_word_embeddings": False,
+    },
+}  # fmt: skip
+
+
+def test_llada_moe_is_read_as_published():
+    found = read(OF_MIXTURES["lladamoe"])
+    assert found == ModelConfig(
+        width=2048, layers=16, heads=16, kv_heads=16, mlp_width=8192, vocab_size=157184, max_positions=8192, rope_theta=50000,
+        norm_eps=1e-5, qk_norm=True, rope_full_precision=False,
+        mlp=MixtureOfExperts(experts=64, experts_per_token=8, expert_width=1024),
+    )  # fmt: skip
+    assert parameter_count(found) == 7_356_880_896  # 7.36 B, of which a token passes through 1.4 B
+    assert family_for(found) is FAMILIES["lladamoe"] and read(write_config(found, {})) == found
+
+
+@pytest.mark.parametrize(
+    "name, changes, message",
+    [
+        ("llada2", {"num_experts_per_tok": 9}, "num_experts_per_tok = 9 is more than .*experts = 8"),
+        ("llada2", {"num_experts_per_tok": None}, "has no num_experts_per_tok"),
+        ("llada2", {"num_experts": "8"}, "num_experts = '8' is not a valid size"),
+        ("llada2", {"num_experts": 0}, "num_experts = 0 must be above 0"),
+        ("llada2", {"n_group": 3}, "n_group = 3 does not divide num_experts = 8"),
+        ("llada2", {"topk_group": 5}, "topk_group = 5 is more than n_group = 4"),
+        ("llada2", {"first_k_dense_replace": 3}, "first_k_dense_replace leaves none of 3 layers"),
+        ("llada2", {"rotary_dim": 6}, "must name the same even number of the 16 columns"),
+        ("llada2", {"partial_rotary_factor": None, "rotary_dim": None}, "has no partial_rotary_factor"),
+        ("llada2", {"intermediate_size": None}, "has no intermediate_size"),
+        ("llada2", {"quantization_config": {"quant_method": "fp8"}}, "quantization_config: the weights are quantised"),
+        ("lladamoe", {"moe_layer_freq": [0, 1, 0] + [1] * 13}, "dense layers behind others"),
+        ("lladamoe", {"moe_layer_freq": [1, 1]}, "is not a list of a 0 or 1 for each of 16 layers"),
+    ],
+)  # fmt: skip
+def test_impossible_mixtures_are_refused_by_their_published_names(name, changes, message):
+    with pytest.raises(UserError, match=rf"config\.json: .*{message}"):
+        read({**OF_MIXTURES[name], **changes})
+
+
 UNSUPPORTED = [
+    ("lladamoe", "clip_qkv", 8.0),
+    ("lladamoe", "moe_router_score_function", "sigmoid"),
+    ("lladamoe", "moe_router_enable_expert_bias", True),
+    ("lladamoe", "norm_topk_prob", True),
+    ("lladamoe", "routed_scaling_factor", 2.5),
+    ("lladamoe", "router_num_group", 8),
+    ("lladamoe", "router_topk_group", 4),
+    ("llada2", "score_function", "softmax"),
+    ("llada2", "norm_head", True),
+    ("llada2", "norm_softmax", True),
+    ("llada2", "router_dtype", "bf16"),
+    ("llada2", "use_bias", True),
+    ("llada2", "use_qkv_bias", True),
+    ("llada2", "use_rmsnorm", False),
+    ("llada2", "using_split_qkv_in_self_attention", True),
     ("llada-mha", "alibi", True),
     ("llada-mha", "rope", False),
     ("llada-mha", "include_bias", True),
@@ -291,7 +362,7 @@ UNSUPPORTED = [
 @pytest.mark.parametrize("name, setting, value", UNSUPPORTED, ids=[setting for _, setting, _ in UNSUPPORTED])
 def test_a_setting_that_would_change_the_forward_pass_is_refused_by_name(name, setting, value):
     with pytest.raises(UserError) as caught:
-        read({**(AUTOREGRESSIVE.get(name) or golden_json(name)), setting: value})
+        read({**(AUTOREGRESSIVE.get(name) or OF_MIXTURES.get(name) or golden_json(name)), setting: value})
     assert f"config.json: {setting} = {value!r} is not supported; d1jax implements {setting} = " in str(caught.value)
 
 

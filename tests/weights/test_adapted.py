@@ -74,7 +74,7 @@ CAUSAL = ModelConfig(
 
 @pytest.mark.parametrize("tied", [False, True])
 def test_new_rows_are_the_mean_and_new_biases_nothing(tiny, tied):
-    model, variables = tiny(**{**dataclasses.asdict(CAUSAL), "tied_head": tied})
+    model, variables = tiny(**{**vars(CAUSAL), "tied_head": tied})
     config = dataclasses.replace(bidirectional(ModelConfig(alignment="shifted"), model.config), vocab_size=grown(7, 8))
     made = as_diffusion(variables, config, make_mesh(MeshConfig(data=2, fsdp=2, tensor=2)), 7)["params"]
     wte, first = np.array(made["wte"]), np.array(variables["params"]["wte"])
@@ -91,7 +91,7 @@ def test_new_rows_are_the_mean_and_new_biases_nothing(tiny, tied):
 
 
 def test_a_spare_row_of_the_embedding_becomes_the_mean(tiny):
-    model, variables = tiny(**{**dataclasses.asdict(CAUSAL), "vocab_size": 9})
+    model, variables = tiny(**{**vars(CAUSAL), "vocab_size": 9})
     config = bidirectional(ModelConfig(alignment="shifted"), model.config)
     assert grown(9, 8) == 9
     made = np.array(as_diffusion(variables, config, make_mesh(MeshConfig()), 7)["params"]["wte"])
@@ -117,7 +117,7 @@ def test_the_configuration_says_what_it_becomes(mine, changes):
 @pytest.fixture
 def checkpoint(tmp_path, tiny):
     """A Llama-shaped directory with a tokenizer without a mask token."""
-    model, variables = tiny(**dataclasses.asdict(CAUSAL))
+    model, variables = tiny(**vars(CAUSAL))
     family = family_for(model.config)
 
     def companions(beside):
