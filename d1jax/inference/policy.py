@@ -28,7 +28,8 @@ from d1jax.config.sampler import Even, LeftToRight
 from d1jax.data.hf_tokenizer import PretrainedTokenizer
 from d1jax.data.tokenizers import SmallTokenizer, Tokenizer, load_small_tokenizer
 from d1jax.models import lora, sharding
-from d1jax.models.families import Family, family_for, family_of
+from d1jax.models.families import family_for, family_of
+from d1jax.models.family import Family
 from d1jax.models.transformer import Transformer, Variables, head_matrix, hidden_states, project
 from d1jax.training.setup import set_up
 from d1jax.weights.generation_config import read_sampler, write_end_ids, write_sampler

@@ -8,7 +8,8 @@ from typing import Any
 
 from d1jax.config import ModelConfig, UserError
 from d1jax.models.experts_json import HELD, read_experts, rotated, write_experts
-from d1jax.models.families import Family, family_for, family_of, is_a2d
+from d1jax.models.families import family_for, family_of, is_a2d
+from d1jax.models.family import Family
 
 UNBOUNDED = 4096  # what a model without a limit of its own writes as its longest text
 SHIFT = "right_shift_logits"  # how a model of the A2D families says that its logits are shifted

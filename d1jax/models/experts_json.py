@@ -7,7 +7,7 @@ from typing import Any
 
 from d1jax.config import MixtureOfExperts, ModelConfig, UserError
 from d1jax.config.setting import bounds
-from d1jax.models.families import Family
+from d1jax.models.family import Family
 
 FACTOR, COLUMNS = "partial_rotary_factor", "rotary_dim"  # the share of a head that is rotated, or its columns
 BY_LAYER, BY_COUNT = "moe_layer_freq", "num_shared_experts"

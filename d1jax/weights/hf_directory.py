@@ -23,7 +23,8 @@ from safetensors import SafetensorError, safe_open
 from d1jax.config import ModelConfig, UserError
 from d1jax.files import distinct
 from d1jax.models.config_json import read_config
-from d1jax.models.families import Family, family_of
+from d1jax.models.families import family_of
+from d1jax.models.family import Family
 from d1jax.weights.arrays import stored_array
 from d1jax.weights.names import MANY_LAYERS, Entry, check_tensors, entries, our_shape
 

@@ -27,7 +27,7 @@ from tqdm import tqdm
 from d1jax.config import ModelConfig, UserError
 from d1jax.files import is_writer, new_directory, write_json
 from d1jax.models import sharding
-from d1jax.models.families import Family
+from d1jax.models.family import Family
 from d1jax.models.transformer import Transformer, Variables, abstract_variables
 from d1jax.weights.arrays import load_array, load_safetensors, save_array
 from d1jax.weights.hf_directory import INDEX, Checkpoint, copy_companions, first_line, native_directory

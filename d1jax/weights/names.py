@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from d1jax.config import MixtureOfExperts, ModelConfig, UserError
-from d1jax.models.families import Family
+from d1jax.models.family import Family
 from d1jax.models.transformer import Transformer, stacks
 
 FUSED = ("q_proj", "k_proj", "v_proj")  # in this order where they are one tensor

@@ -21,7 +21,7 @@ from safetensors.numpy import load_file, save_file
 from d1jax.config import LoraConfig, ModelConfig, UserError
 from d1jax.files import new_directory, write_json
 from d1jax.models import sharding
-from d1jax.models.families import Family
+from d1jax.models.family import Family
 from d1jax.models.transformer import Transformer, Variables, abstract_variables, stacks
 from d1jax.weights.hf_directory import headers, read_json
 

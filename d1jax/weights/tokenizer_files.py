@@ -19,7 +19,8 @@ from d1jax.data.tokenizers import (
 )
 from d1jax.files import write_json
 from d1jax.models.config_json import write_config
-from d1jax.models.families import TURNS, Family, family_of
+from d1jax.models.families import TURNS, family_of
+from d1jax.models.family import Family
 from d1jax.weights.hf_directory import read_json
 
 TOKENIZER_FILES = (
