@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import d1jax.train as command
-from d1jax import audit, evaluate, load_pretrained, train
+from d1jax import audit, evaluate, generate, load_pretrained, train
 from d1jax.adapt.loop import opened
 from d1jax.config import AdaptConfig, UserError
 from d1jax.config.parse import parse
@@ -221,6 +221,7 @@ def test_every_stage_from_the_start_is_measured_against_the_autoregressive_model
 def test_an_autoregressive_run_is_sampled_from_left_to_right_and_not_evaluated(causal, capsys):
     assert read_metrics(causal / "metrics.jsonl")[0]["mask/opened"] == 0
     assert load_pretrained(causal).sampler is None and sampler_of(causal) == AUTOREGRESSIVE_SAMPLER
+    assert generate.main([f"--model={causal}", "--prompt=def", "--length=4"]) == 0
     for main in (evaluate.main, audit.main):
         assert main([f"--run={causal}"]) == 2
         assert "this model has attention_mask = causal" in capsys.readouterr().err
