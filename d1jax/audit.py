@@ -35,6 +35,7 @@ from d1jax.evaluation import estimator_stats as audit
 from d1jax.evaluation import summary
 from d1jax.evaluation.estimators import STRATA, Bench, Candidate, RolloutBatch, candidates, large_sample_elbo
 from d1jax.files import atomic_write, write_json
+from d1jax.inference.policy import check_sees_both_sides
 from d1jax.models import sharding
 from d1jax.models.transformer import Variables
 from d1jax.telemetry.command_line import check_writable, exit_code
@@ -88,6 +89,7 @@ def run(own: dict[str, str], counts: dict[str, int], overrides: Sequence[str]) -
     if step is not None and (stage is None or not step.isdigit()):
         raise UserError(f"--step {step} needs --stage, and must be a number")
     source = run_source(own["run"], stage)
+    check_sees_both_sides(source.model, "audit")
     directory = source.run
     # As its stage saw it: a stage may sample at a temperature of its own.
     seen = source.last_stage in source.config.stage_names

@@ -48,6 +48,7 @@ from d1jax.evaluation import grade, summary
 from d1jax.evaluation.benchmark_command import put_benchmarks
 from d1jax.evaluation.regrade import regrade
 from d1jax.files import to_json, write_json
+from d1jax.inference.policy import check_sees_both_sides
 from d1jax.models import processes
 from d1jax.telemetry.command_line import exit_code, exit_code_of_all, output_file
 from d1jax.telemetry.terminal import printable
@@ -119,6 +120,7 @@ def evaluate(own: dict[str, str], overrides: Sequence[str]) -> dict[str, Any]:
     if path is None:
         raise UserError("name a run with --run DIR, or a checkpoint with --checkpoint DIR/checkpoints/STAGE/STEP")
     source = run_source(path, stage, step)
+    check_sees_both_sides(source.model, "evaluate")
     run = source.run
     config = parse(overrides, source.config, "evaluate", READS)
     processes.check_equal({**own, **flat(config)})

@@ -260,13 +260,13 @@ def _measure_text(
 ) -> None:
     """Writes down the bits per byte of held-out text, before a stage begins and after its last step, unless that was done.
 
-    Before the first stage of a run that starts from an autoregressive model they are those of that model, exactly.
+    Before a stage that works with the autoregressive model that the run starts from they are those of that model, exactly.
     """
     path, which = directory.text_measured(stage.name), "before" if before else "after"
     record = processes.agreed(lambda: read_record(path) if path.exists() else {})
     if which in record:
         return
-    causal = before and began_autoregressive(seen) and seen.config.trained_stages[0] == stage.name
+    causal = before and seen.config.works_on_start(stage) and began_autoregressive(seen)
     found = adapt.measured(seen, variables, causal)
     kind = "next tokens" if causal or seen.config.model.attention_mask == "causal" else "ELBO"
     write_json(path, {**record, "step": seen.config.adapt.steps, which: {"by": kind, "sets": found}})
@@ -290,7 +290,8 @@ def _use(stage: Stage, seen: Context, held: Held, directory: RunDirectory, stop:
     elif stage.kind == "evaluate":
         sampled.run(seen, held.variables, name, held.name, directory.sampled(name))
     else:
-        policy = Policy(seen.model, held.variables, seen.tokenizer, seen.mesh, directory.source, seen.config.sampler)
+        sampler = None if seen.model.config.attention_mask == "causal" else seen.config.sampler
+        policy = Policy(seen.model, held.variables, seen.tokenizer, seen.mesh, directory.source, sampler)
         export(policy, seen.config.export, held.name, *_out_and_record(name, seen.config, directory))
 
 

@@ -68,7 +68,9 @@ def train(context: Context, start: Variables, log: StageLog) -> Variables:
             "learning_rate": float(schedule(step)),
             "tokens": (step + 1) * config.batch_size * config.length,
         }
-        values["mask/opened"] = 1.0 if share is None else float(share)
+        values["mask/opened"] = (
+            float(context.model.config.attention_mask != "causal") if share is None else float(share)
+        )
 
         # -- what is left behind
         every = context.config.evaluation.every

@@ -102,6 +102,11 @@ class Config:
         """The names of the stages that update weights."""
         return tuple(stage.name for stage in self.stages if stage.kind in TRAINING)
 
+    def works_on_start(self, stage: Stage) -> bool:
+        """Whether the stage works with the weights that the run begins with."""
+        before = self.stages[: self.stages.index(stage)]
+        return stage.weights == START or (not stage.weights and not any(one.kind in TRAINING for one in before))
+
     @property
     def answers_task(self) -> bool:
         """Whether anything is done with the task: no stage of a run on plain text answers one."""
@@ -175,6 +180,7 @@ class Config:
             "an adapt stage trains under a causal mask, and none under block_causal",
         )
         yield from self._weights_of_stages()
+        yield from self._annealed_stages()
         yield from self._rows_of_stages()
         yield from self._steps_of_evaluations()
         yield from self._selection()
@@ -252,6 +258,17 @@ class Config:
             self.evaluation.every == 0,
             f"evaluation.select = {shown(select)} with evaluation.every = 0 has one checkpoint to choose from; say after how many steps",
         )
+
+    def _annealed_stages(self) -> Iterator[Rule]:
+        """A mask is opened once: a stage that goes on from another one has nothing causal to open."""
+        for stage in self.stages:
+            again = stage.kind == "adapt" and not self.works_on_start(stage)
+            steps = self.section_of(stage).anneal_steps if again else 0
+            yield (
+                steps > 0,
+                f"stage {stage.name!r}: adapt.anneal_steps = {steps} would hide from the model again what a stage before it has opened; "
+                "write anneal_steps: 0 in this stage",
+            )
 
     def _weights_of_stages(self) -> Iterator[Rule]:
         """A stage works with weights that are there when it begins."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import glob
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,8 @@ from d1jax.config import UserError
 from d1jax.files import distinct
 
 KEY = "text"  # where a JSON object has its document
+HEAD = 2**16  # bytes that tell a binary file
+GZIP = b"\x1f\x8b"
 
 
 def files_of(source: str, setting: str) -> list[Path]:
@@ -71,6 +73,17 @@ def _text_of(file: Path, setting: str) -> str:
         ) from None
 
 
+def check_is_text(file: Path, setting: str) -> None:
+    """Raises UserError for a file that begins as none of text does: a compressed one, an image."""
+    try:
+        with open(file, "rb") as stream:
+            head = stream.read(HEAD)
+    except OSError as error:
+        raise UserError(f"config: {setting}: {file} cannot be read ({error.strerror})") from None
+    if b"\0" in head or head.startswith(GZIP):
+        raise UserError(f"config: {setting}: {file} is a binary file; name text files, e.g. by a pattern")
+
+
 def _record(line: str, where: str, setting: str) -> str:
     try:
         value = json.loads(line, object_pairs_hook=distinct)
@@ -87,15 +100,25 @@ def text_of(record: Any, where: str, setting: str) -> str:
     return text
 
 
-def fingerprint(source: str, setting: str) -> dict[str, Any]:
-    """{"source", "rows": number of files, "sha256" of names and contents}: tells a corpus from another one under its name."""
-    digest = hashlib.sha256()
-    files = files_of(source, setting)
-    for file in files:
-        digest.update(file.name.encode())
+def digests(source: str, setting: str) -> dict[Path, bytes]:
+    """{file: SHA-256 of its contents} of a source."""
+    found = {}
+    for file in files_of(source, setting):
         try:
             with open(file, "rb") as stream:
-                digest.update(hashlib.file_digest(stream, "sha256").digest())
+                found[file] = hashlib.file_digest(stream, "sha256").digest()
         except OSError as error:
             raise UserError(f"config: {setting}: {file} cannot be read ({error.strerror})") from None
+    return found
+
+
+def fingerprint(source: str, files: Mapping[Path, bytes]) -> dict[str, Any]:
+    """{"source", "rows": number of files, "sha256" of names and contents}: tells a corpus from another one under its name.
+
+    files: its `digests`.
+    """
+    digest = hashlib.sha256()
+    for file, contents in files.items():
+        digest.update(file.name.encode())
+        digest.update(contents)
     return {"source": source, "rows": len(files), "sha256": digest.hexdigest()}

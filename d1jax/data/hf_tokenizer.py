@@ -151,12 +151,19 @@ def _as_chat(prompt: str | Chat) -> Chat:
 
 
 def load_pretrained_tokenizer(
-    directory: Path, *, mask: int | None, end: int | None, turns: Sequence[tuple[str, str]], masks: bool = True
+    directory: Path,
+    *,
+    mask: int | None,
+    end: int | None,
+    turns: Sequence[tuple[str, str]],
+    masks: bool = True,
+    alone: bool = False,
 ) -> PretrainedTokenizer:
     """The tokenizer in a checkpoint directory. `mask` and `end` are the ids that config.json gives, where it does.
 
     turns: pairs of what closes a turn and what a chat ends with before the answer; the first whose token the tokenizer has counts. masks:
-    a mask token is needed; without it a tokenizer of an autoregressive model has the mask NO_MASK.
+    a mask token is needed; without it a tokenizer of an autoregressive model has the mask NO_MASK. alone: no config.json belongs to it, so
+    what ends a text is its own eos_token.
 
     The end token is the one that pads texts: the tokenizer's pad token, or else config.json's. DiffuCoder has a pad token of
     its own; LLaDA and Dream pad with their end-of-text token.
@@ -181,6 +188,8 @@ def load_pretrained_tokenizer(
         raise ValueError(
             f"tokenizer {str(directory)!r}: cannot be read ({error}); copy or download the tokenizer files again"
         ) from None
+    if alone:
+        end = wrapped.eos_token_id
     size = max(wrapped.get_vocab().values(), default=-1) + 1  # more than their number where ids are left out
     ids = {
         "mask": mask if mask is not None else wrapped.mask_token_id,
@@ -191,7 +200,8 @@ def load_pretrained_tokenizer(
         del ids["mask"]
     for name, token in ids.items():
         if token is None:
-            raise ValueError(f"tokenizer {str(directory)!r}: no {name} token; set {SETTING[name]} in config.json")
+            cure = "eos_token in tokenizer_config.json" if alone else f"{SETTING[name]} in config.json"
+            raise ValueError(f"tokenizer {str(directory)!r}: no {name} token; set {cure}")
         if not 0 <= token < size:
             raise ValueError(
                 f"tokenizer {str(directory)!r}: {name} token {token} is outside its {size} ids; correct {SETTING[name]} in config.json"

@@ -48,9 +48,11 @@ class Packer:
         """The windows that a document of so many bytes completes; an end token is put behind it."""
         self._tokens += [*ids, self._end]
         self._bytes += [*[size / len(ids)] * len(ids), 0.0] if ids else [0.0]
-        while len(self._tokens) >= self._length:
-            yield self._tokens[: self._length], self._bytes[: self._length]
-            del self._tokens[: self._length], self._bytes[: self._length]
+        whole = len(self._tokens) // self._length * self._length
+        tokens, sizes = self._tokens, self._bytes
+        self._tokens, self._bytes = tokens[whole:], sizes[whole:]  # once: a book has thousands of windows
+        for start in range(0, whole, self._length):
+            yield tokens[start : start + self._length], sizes[start : start + self._length]
 
 
 def encode(tokenizer: Tokenizer, text: str, where: str, setting: str) -> list[int]:

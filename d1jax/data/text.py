@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from d1jax.config import UserError
-from d1jax.data.documents import files_of, text_of
+from d1jax.data.documents import check_is_text, files_of, text_of
 from d1jax.data.packing import Packer, Windows, encode
 from d1jax.data.tokenizers import Tokenizer
 
@@ -87,7 +87,7 @@ class _Source(Iterator[np.ndarray]):
         if state:
             self._records.load_state_dict(state["records"])
         self._iterator = iter(self._records)
-        self._read = bool(state)  # something of the source, since it was opened; one that goes on may be at its end
+        self._read = bool(state)  # some text of the source, since it was opened; one that goes on may be at its end
 
     @property
     def state(self) -> dict[str, Any]:
@@ -100,6 +100,11 @@ class _Source(Iterator[np.ndarray]):
             self._read_document()
         raise AssertionError("unreachable")
 
+    def check(self) -> None:
+        """Raises UserError where the first documents cannot be read, or there is no text."""
+        while not self._read:
+            self._read_document()
+
     def _read_document(self) -> None:
         try:
             record = next(self._iterator)
@@ -111,10 +116,17 @@ class _Source(Iterator[np.ndarray]):
             return
         except Exception as error:  # of a reader, a network, a broken file: the library has no class of its own
             raise UserError(f"config: {self._setting}: {self._name!r} cannot be read ({error})") from None
-        self._read = True
         text = text_of(record, self._name, self._setting)
+        if not text.strip():
+            return  # as in memory
+        self._read = True
         ids = encode(self._tokenizer, text, self._name, self._setting)
         self._ready += [window for window, _ in self._packer.add(ids, len(text.encode()))]
+
+
+def check_stream(source: str, tokenizer: Tokenizer, length: int, setting: str) -> None:
+    """Reads the first document of a source. Raises UserError where it cannot, or there is none with a text."""
+    _Source(source, tokenizer, length, setting, None).check()
 
 
 def streamed(source: str, setting: str) -> Any:
@@ -129,7 +141,10 @@ def streamed(source: str, setting: str) -> Any:
         if source.startswith("hub:"):
             name, _, configuration = source.removeprefix("hub:").partition(":")
             return datasets.load_dataset(name, configuration or None, split="train", streaming=True)
-        files = [str(file) for file in files_of(source, setting)]
+        found = files_of(source, setting)
+        for file in found:
+            check_is_text(file, setting)
+        files = [str(file) for file in found]
         lines = all(file.endswith(".jsonl") for file in files)
         if not lines and any(file.endswith(".jsonl") for file in files):
             raise UserError(f"config: {setting}: {source!r} has .jsonl and other files; name them apart")

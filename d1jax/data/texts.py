@@ -7,15 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from d1jax.config import AdaptConfig, UserError
 from d1jax.config.adapt import HUB
-from d1jax.data.documents import documents, fingerprint
+from d1jax.data.documents import digests, documents, fingerprint
 from d1jax.data.packing import Windows, pack
-from d1jax.data.text import TextStream, WindowOrder
+from d1jax.data.text import TextStream, WindowOrder, check_stream
 from d1jax.data.tokenizers import Tokenizer
 
 HELD_OUT = "held_out"  # the validation set that is cut from what is learnt
@@ -77,30 +78,41 @@ def read_texts(
         raise UserError(
             f"config: {stage}.length = {config.length} is more than the {longest} positions of the model; lower it"
         )
-    apart = {f"{stage}.validation.{name}": source for name, source in config.validation.items()}
+    sets = {name: f"{stage}.validation.{name}" for name in config.validation}
+    apart = {sets[name]: source for name, source in config.validation.items()}
     files = {setting + f".{source}": source for source in config.data if not source.startswith(HUB)}
-    data = {name: fingerprint(source, name) for name, source in {**files, **apart}.items()}
-    seen = {one["sha256"]: name for name, one in data.items() if name in files}
+    contents = {name: digests(source, name) for name, source in {**files, **apart}.items()}
+    data = {name: fingerprint(source, contents[name]) for name, source in {**files, **apart}.items()}
     for name in apart:
-        if data[name]["sha256"] in seen:
-            raise UserError(
-                f"config: {name} has the text of {seen[data[name]['sha256']]}, which is learnt from; give text that is not seen"
-            )
+        for other in files:
+            _check_apart(name, contents[name], other, contents[other])
 
     def packed(source: str, name: str) -> Windows:
         return pack(documents(source, name), tokenizer, config.length, name, log)
 
     validation = {
-        name.rpartition(".")[2]: _first(packed(source, name), config.validation_windows)
-        for name, source in apart.items()
+        name: _first(packed(source, sets[name]), config.validation_windows)
+        for name, source in config.validation.items()
     }
     if config.streaming:
+        for source in config.data:
+            check_stream(source, tokenizer, config.length, setting)
         return Texts(config, setting, tokenizer, seed, (), validation, data)
     learnt = [packed(source, setting) for source in config.data]
     if not validation:
         learnt, held = _held_out(learnt, list(config.data), config, setting)
         validation = {HELD_OUT: held}
     return Texts(config, setting, tokenizer, seed, tuple(learnt), validation, data)
+
+
+def _check_apart(name: str, held: Mapping[Path, bytes], other: str, learnt: Mapping[Path, bytes]) -> None:
+    """Raises UserError where a validation set has a file of a source, or no text but the source's. Files that are alike by chance, as
+    licences are, may stand in both.
+    """
+    same = {file.resolve() for file in held} & {file.resolve() for file in learnt}
+    if same or set(held.values()) <= set(learnt.values()):
+        what = str(min(same)) if same else "all of its text"
+        raise UserError(f"config: {name}: {what} is in {other}, too, which is learnt from; give text that is not seen")
 
 
 def _first(windows: Windows, count: int) -> Windows:

@@ -88,6 +88,8 @@ def fill(
     policy: Policy, texts: Sequence[str], config: SamplerConfig, seed: int, temperature: float, row_ids: Sequence[int]
 ) -> list[Filled]:
     """A `Filled` of each text, in their order; row i draws from (seed, row_ids[i]). Texts and errors are those of `infill`."""
+    if not texts:
+        return []
     check_sees_both_sides(policy.config, "infill")
     templates = [parse_template(policy.tokenizer, text) for text in texts]
     found: dict[int, Filled] = {}

@@ -60,6 +60,8 @@ def set_up(config: Config, saved: Path | None = None, mesh: Mesh | None = None, 
         if adapted:
             _check_adapts(config)
             theirs = bidirectional(config.model, theirs)
+        elif theirs.attention_mask == "full":
+            _check_opens(config)
         config = dataclasses.replace(config, model=_adopt(config.model, theirs, config.init_from))
     if runs:
         attention.check(config.model, mesh)
@@ -91,13 +93,22 @@ def set_up(config: Config, saved: Path | None = None, mesh: Mesh | None = None, 
 
 def _check_adapts(config: Config) -> None:
     """Raises UserError where a stage would work with a model that is autoregressive still."""
-    first = next((stage for stage in config.stages if stage.kind != "adapt"), None)
-    if config.stages[:1] and config.stages[0].kind == "adapt":
-        return
-    raise UserError(
-        f"init_from {config.init_from!r} is an autoregressive model, and stage {first.name!r} works on masked diffusion models; put a "
-        "stage of kind adapt first"
-    )
+    for stage in config.stages:
+        if stage.kind != "adapt" and config.works_on_start(stage):
+            raise UserError(
+                f"init_from {config.init_from!r} is an autoregressive model, and stage {stage.name!r} works on masked diffusion models; "
+                "put a stage of kind adapt first"
+            )
+
+
+def _check_opens(config: Config) -> None:
+    """Raises UserError where a mask would be opened step by step to a model that is no autoregressive one."""
+    for stage in config.stages:
+        if stage.kind == "adapt" and config.section_of(stage).anneal_steps:
+            raise UserError(
+                f"init_from {config.init_from!r} sees both sides already, and {stage.name}.anneal_steps = "
+                f"{config.section_of(stage).anneal_steps} would hide what stands behind again; set it to 0"
+            )
 
 
 def keep_programs(config: Config) -> None:
@@ -150,7 +161,7 @@ def _tokenizer(config: Config, origin: Path | None) -> Tokenizer:
 def _tokenizer_of(directory: Path) -> PretrainedTokenizer:
     """The published tokenizer in a directory, without a model. Raises UserError where there is none."""
     try:
-        return load_pretrained_tokenizer(directory, mask=None, end=None, turns=TURNS, masks=False)
+        return load_pretrained_tokenizer(directory, mask=None, end=None, turns=TURNS, masks=False, alone=True)
     except ValueError as error:
         raise UserError(f"config: tokenizer: {error}") from None
 

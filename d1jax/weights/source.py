@@ -75,9 +75,9 @@ class RunSource:
         return self.run.source if self.run.source.is_dir() else None
 
     @property
-    def sampler(self) -> SamplerConfig:
-        """How its texts were sampled."""
-        return self.config.sampler
+    def sampler(self) -> SamplerConfig | None:
+        """How its texts were sampled; None of an autoregressive model, which a run trains but never samples."""
+        return None if self.model.attention_mask == "causal" else self.config.sampler
 
     def saved(self) -> dict[str, int]:
         """{stage: its selected or else its last saved step} in the order of the run. Raises UserError where nothing is saved."""

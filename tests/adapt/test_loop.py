@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 
 import d1jax.train as command
-from d1jax import train
+from d1jax import audit, evaluate, generate, load_pretrained, train
 from d1jax.adapt.loop import opened
 from d1jax.config import AdaptConfig, UserError
 from d1jax.config.parse import parse
+from d1jax.inference.policy import AUTOREGRESSIVE_SAMPLER, sampler_of
 from d1jax.telemetry.metrics import read_metrics
 from d1jax.weights.checkpoints import ocp
 
@@ -27,6 +28,11 @@ CAUSAL = {
     "adapt.validation_samples": None,
     "adapt.order_windows": None,
 }  # which draws nothing
+ARITHMETIC = {
+    "task.name": "arithmetic", "task.train_rows": 32, "task.eval_rows": 8, "sft.steps": 2, "sft.batch_size": 8,
+    "sampler.completion_length": 96, "sampler.block_length": 96, "sampler.steps": 4, "evaluation.batch_size": 8,
+    "evaluation.every": 0,
+}  # fmt: skip
 
 
 def settings(text, run_dir, **changes):
@@ -158,11 +164,7 @@ def test_an_adapter_is_trained_beside_the_adapted_weights(text, causal, tmp_path
 
 
 def test_instruction_tuning_follows_and_is_evaluated(text, causal, tmp_path):
-    more = {
-        "stages": "[adapt, sft]", "task.name": "arithmetic", "task.train_rows": 32, "task.eval_rows": 8, "sft.steps": 2,
-        "sft.batch_size": 8, "sampler.completion_length": 96, "sampler.block_length": 96, "sampler.steps": 4,
-        "evaluation.batch_size": 8, "evaluation.every": 0,
-    }  # fmt: skip
+    more = {"stages": "[adapt, sft]", **ARITHMETIC}
     result = train.run(parse(flags(of_causal(text, causal, tmp_path / "run", **more))))
     assert [stage["name"] for stage in result["stages"]] == ["adapt", "sft"]
 
@@ -191,6 +193,38 @@ def test_an_autoregressive_model_is_adapted_first(text, causal, tmp_path, capsys
         "is an autoregressive model, and stage 'sft' works on masked diffusion models; put a stage of kind adapt first"
         in said
     )
+
+
+def test_no_other_stage_works_on_the_autoregressive_weights(text, causal, tmp_path, capsys):
+    stages = "[adapt, {name: raw, kind: sft, from: start}]"
+    given = of_causal(text, causal, tmp_path / "run", stages=stages, **ARITHMETIC)
+    assert "is an autoregressive model, and stage 'raw' works on masked diffusion models" in refused(capsys, given)
+
+
+def test_a_mask_is_opened_once(text, causal, tmp_path, capsys):
+    more = {"adapt.anneal_steps": 2, "stages": "[adapt, {name: mid, kind: adapt}]"}
+    said = refused(capsys, of_causal(text, causal, tmp_path / "run", **more))
+    assert "stage 'mid': adapt.anneal_steps = 2 would hide from the model again" in said
+    train.run(parse(flags(of_causal(text, causal, tmp_path / "open", **{"adapt.order_windows": 0}))))
+    more = {"adapt.anneal_steps": 2, "init_from": tmp_path / "open"}
+    said = refused(capsys, of_causal(text, causal, tmp_path / "run", **more))
+    assert "sees both sides already, and adapt.anneal_steps = 2 would hide" in said
+
+
+def test_every_stage_from_the_start_is_measured_against_the_autoregressive_model(text, causal, tmp_path):
+    stages = "[{name: one, kind: adapt, anneal_steps: 2}, {name: two, kind: adapt, from: start, anneal_steps: 2}]"
+    more = {"stages": stages, "adapt.order_windows": 0, "adapt.steps": 2}
+    found = train.run(parse(flags(of_causal(text, causal, tmp_path / "run", **more))))["texts"]
+    assert found["one"]["before"] == found["two"]["before"] and found["two"]["before"]["by"] == "next tokens"
+
+
+def test_an_autoregressive_run_is_sampled_from_left_to_right_and_not_evaluated(causal, capsys):
+    assert read_metrics(causal / "metrics.jsonl")[0]["mask/opened"] == 0
+    assert load_pretrained(causal).sampler is None and sampler_of(causal) == AUTOREGRESSIVE_SAMPLER
+    assert generate.main([f"--model={causal}", "--prompt=def", "--length=4"]) == 0
+    for main in (evaluate.main, audit.main):
+        assert main([f"--run={causal}"]) == 2
+        assert "this model has attention_mask = causal" in capsys.readouterr().err
 
 
 def test_a_causal_model_is_not_sampled_by_denoising(text, tmp_path, capsys):

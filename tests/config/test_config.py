@@ -406,6 +406,10 @@ IMPOSSIBLE = [
         "adapt.grad_accumulation_steps = 3 does not divide adapt.batch_size = 32",
     ),
     ({"stages": "[adapt]", "adapt.anneal_steps": "101"}, "adapt.anneal_steps = 101 is more than adapt.steps = 100"),
+    (
+        {"stages": "[adapt, {name: mid, kind: adapt}]", "adapt.anneal_steps": "9"},
+        "stage 'mid': adapt.anneal_steps = 9 would hide from the model again what a stage before it has opened",
+    ),
     ({"stages": "[adapt]", "adapt.data": "{'hub:a/b': 1}"}, "adapt.data names ['hub:a/b'], which is read as it goes"),
     (
         {"stages": "[adapt]", "adapt.data": "{a.txt: 1}", "adapt.streaming": "true"},

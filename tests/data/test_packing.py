@@ -1,5 +1,7 @@
 """Documents as windows: nothing is lost or told twice, and the bytes of the text are those of its windows."""
 
+import time
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -69,3 +71,10 @@ def test_text_that_cannot_be_written_is_named():
 
     with pytest.raises(UserError, match="config: adapt.data: file.txt: tokenizer: cannot write 'a'"):
         pack([("file.txt", "a")], Digits(), 2, "adapt.data")
+
+
+def test_a_book_is_cut_in_time_that_grows_with_its_length():
+    """Two million tokens took minutes when each window moved all that was behind it."""
+    begun = time.monotonic()
+    windows = packed(["x" * 2_000_000], 16)
+    assert len(windows.tokens_NT) == 125_000 and time.monotonic() - begun < 60

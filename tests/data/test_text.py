@@ -1,5 +1,6 @@
 """The order of windows from memory and from streams: shares are kept, and both go on exactly where they were."""
 
+import gzip
 import json
 from collections import Counter
 
@@ -107,5 +108,52 @@ def test_what_cannot_be_learnt_from_is_named(tmp_path, changes, message):
 
 
 def test_text_that_is_learnt_cannot_be_the_validation(tmp_path):
-    with pytest.raises(UserError, match="adapt.validation.same has the text of adapt.data.*which is learnt from"):
+    with pytest.raises(UserError, match=r"adapt.validation.same: .*a\.txt is in adapt.data.*which is learnt from"):
         read(tmp_path, validation={"same": str(tmp_path / "a.txt")})
+    (tmp_path / "copy.txt").write_text("abcdefgh" * 40)
+    with pytest.raises(UserError, match="adapt.validation.copy: all of its text is in adapt.data"):
+        read(tmp_path, validation={"copy": str(tmp_path / "copy.txt")})
+    with pytest.raises(UserError, match=r"adapt.validation.one: .*b\.txt is in adapt.data"):
+        read(tmp_path, data={f"{tmp_path}/*.txt": 1.0}, validation={"one": str(tmp_path / "b.txt")})
+
+
+def test_files_that_are_alike_by_chance_may_stand_in_both(tmp_path):
+    for name, text in (("learnt", "abcdefgh" * 40), ("held", "ABCDEFGH" * 40)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text("")
+        (tmp_path / name / "text.py").write_text(text)
+    texts = read(tmp_path, data={str(tmp_path / "learnt"): 1.0}, validation={"other": str(tmp_path / "held")})
+    assert len(texts.validation["other"].tokens_NT) == 4
+
+
+def test_names_with_a_dot_stay_apart(tmp_path):
+    (tmp_path / "c.txt").write_text("01234567" * 20)
+    files = {"v1.code": str(tmp_path / "b.txt"), "v2.code": str(tmp_path / "c.txt")}
+    assert list(read(tmp_path, validation=files).validation) == ["v1.code", "v2.code"]
+
+
+@pytest.mark.parametrize(
+    "name, content, message",
+    [
+        ("c.jsonl.gz", gzip.compress(b'{"text": "a"}\n', mtime=1), "is a binary file"),
+        ("c.jsonl", b'{"content": "a"}\n', 'no text under "text"'),
+        ("c.jsonl", b'{"text": ""}\n{"text": " "}\n', "has no text"),
+        ("c.txt", b"", "has no text"),
+        ("c.txt", "\xe9".encode("latin-1"), "cannot be read"),
+    ],
+)
+def test_a_stream_is_looked_at_before_anything_is_compiled(tmp_path, name, content, message):
+    pytest.importorskip("datasets")
+    (tmp_path / name).write_bytes(content)
+    held = {"held": str(tmp_path / "b.txt")}
+    with pytest.raises(UserError, match=f"adapt.data.*{message}"):
+        read(tmp_path, data={str(tmp_path / name): 1.0}, validation=held, streaming=True)
+
+
+def test_a_stream_leaves_out_documents_without_text_as_memory_does(tmp_path):
+    pytest.importorskip("datasets")
+    file = tmp_path / "a.jsonl"
+    file.write_text("".join(json.dumps({"text": text}) + "\n" for text in ["", "abc", " \n", "de"]))
+    end = BYTES.special.end
+    found = TextStream({str(file): 1.0}, BYTES, 7, "adapt.data").take(2)
+    assert found.tolist() == [[*b"abc", end, *b"de", end]] * 2

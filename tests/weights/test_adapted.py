@@ -66,6 +66,19 @@ def test_a_tokenizer_of_an_autoregressive_model_needs_none(tmp_path):
         load_pretrained_tokenizer(tmp_path, mask=None, end=None, turns=TURNS)
 
 
+@pytest.mark.parametrize("eos", ["<|end|>", None])
+def test_a_tokenizer_by_itself_ends_texts_with_its_own_end_token(tmp_path, eos):
+    write_tokenizer(tmp_path)
+    file = tmp_path / "tokenizer_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "pad_token": None, "eos_token": eos}))
+    config = Config(tokenizer=str(tmp_path), stages=("adapt",))
+    if eos:
+        assert set_up(config).tokenizer.special.end == len(WORDS)
+        return
+    with pytest.raises(UserError, match=r"no end token; set eos_token in tokenizer_config\.json"):
+        set_up(config)
+
+
 CAUSAL = ModelConfig(
     width=16, layers=2, heads=2, kv_heads=1, mlp_width=24, vocab_size=7, attention_mask="causal", alignment="shifted",
     rope_full_precision=False,
