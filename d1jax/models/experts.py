@@ -33,7 +33,7 @@ def route(x_ND: Array, kernel_DE: Array, bias_E: Array | None, config: MixtureOf
         sigmoid   s = sigmoid(x W) in fp32; groups by the sum of their two largest s + b, then the S largest s + b in the best groups;
                   scaling s / (sum of the S chosen s + 1e-20)                            (LLaDA2; one of one is not divided)
 
-    Source: modeling_lladamoe.py and modeling_llada2_moe.py of the published checkpoints.
+    Source: the modeling code that the published checkpoints of LLaDA-MoE and LLaDA2.0 bring along.
     """
     if config.router == "softmax":
         logits_NE = (x_ND @ kernel_DE.astype(x_ND.dtype)).astype(jnp.float32)
