@@ -87,6 +87,9 @@ def read_texts(
         for other in files:
             _check_apart(name, contents[name], other, contents[other])
 
+    end = tokenizer.special.end
+    log(f"data: {setting}: token {end} ({tokenizer.pieces([end])[0]!r}) stands between documents")
+
     def packed(source: str, name: str) -> Windows:
         return pack(documents(source, name), tokenizer, config.length, name, log)
 

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jax import Array
 
-from d1jax.config import ModelConfig, SamplerConfig, UserError
+from d1jax.config import SamplerConfig
 from d1jax.data.tokenizers import SpecialTokens
 from d1jax.diffusion.canvas import through_first_end
 from d1jax.diffusion.rollout import Rollout
@@ -40,28 +40,6 @@ class Begun(NamedTuple):
         """Whether a column that is asked for is not decided, [B]."""
         columns_1C = jnp.arange(tokens_BC.shape[1], dtype=jnp.int32)[None, :]
         return jnp.any((tokens_BC == mask_id) & (columns_1C < self.wanted_B[:, None]), axis=1)
-
-
-def check_blocks(model: ModelConfig, sampler: SamplerConfig) -> None:
-    """Raises UserError where a block-causal model would be decoded in other blocks than its own, or on a cache that is not exact."""
-    size = model.mask_block
-    if sampler.block_length != size:
-        raise UserError(
-            f"this model is block-causal in blocks of {size} positions; set sampler.block_length = {size} (here: {sampler.block_length}), "
-            "and sampler.completion_length to a multiple of it"
-        )
-    if sampler.guidance > 0:
-        raise UserError("sampler.guidance masks the prompt, which block-causal models do not do; set it to 0")
-    if sampler.schedule.name in ("time", "chance"):
-        raise UserError(
-            f"sampler.schedule = {sampler.schedule.name} is of one block, and a block-causal model has several; set it to even, or to an "
-            "adaptive one"
-        )
-    if sampler.cache.name == "prefix" or (sampler.cache.name == "dual" and model.alignment == "shifted"):
-        raise UserError(
-            f"sampler.cache = {sampler.cache.name} is not exact for this block-causal model; set it to "
-            + ("none" if model.alignment == "shifted" else "dual, which is, or to none")
-        )
 
 
 def begin(prompt_BP: Array, prompt_length_B: Array, length: int, size: int) -> tuple[Array, Begun]:

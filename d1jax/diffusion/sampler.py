@@ -22,10 +22,11 @@ from d1jax.data.tokenizers import SpecialTokens
 from d1jax.diffusion import unmasking
 from d1jax.diffusion.canvas import Canvas, block_columns, completion_hidden, through_first_end
 from d1jax.diffusion.decoding import Block, Decoding, Inputs, Prompts, all_masked, pinned, text_is_decided
-from d1jax.diffusion.in_blocks import NOTHING, begin, check_blocks, completions, longer
+from d1jax.diffusion.in_blocks import NOTHING, begin, completions, longer
 from d1jax.diffusion.kv_cache import block_hidden
 from d1jax.diffusion.masked_columns import apply_to_masked, column_chunk
 from d1jax.diffusion.noise import Noise
+from d1jax.diffusion.order import check_order
 from d1jax.diffusion.predictions import Predictions, TokenSampler, inverse_cdf, predict
 from d1jax.diffusion.rollout import Rollout
 from d1jax.diffusion.schedule import StepSchedule, step_schedule
@@ -69,11 +70,7 @@ class Sampler:
     chunk: int | None = None  # columns of a block whose logits are alive at once; None: by the sizes (`column_chunk`)
 
     def __post_init__(self) -> None:
-        mask = self.model.config.attention_mask
-        if mask == "block_causal":
-            check_blocks(self.model.config, self.config)
-        if mask == "causal":
-            _check_autoregressive(self.config)
+        check_order(self.model.config, self.config)
 
     # -- the two loops -------------------------------------------------------------------------------------------------
 
@@ -347,16 +344,3 @@ class Sampler:
 
     def _hidden_of_block(self, hidden_BTD: Array, canvas: Canvas, start: Array) -> Array:
         return completion_hidden(hidden_BTD, canvas, self.model.config.alignment, start, self.config.block_length)
-
-
-def _check_autoregressive(config: SamplerConfig) -> None:
-    """Raises UserError where an autoregressive model would be decoded in another order than its own."""
-    wanted = {
-        "remasking": ("left_to_right", config.remasking.name),
-        "schedule": ("even", config.schedule.name),
-        "steps": (config.completion_length, config.steps),
-        "cache": ("none", config.cache.name),
-    }
-    wrong = [f"sampler.{name} = {right} (here: {found})" for name, (right, found) in wanted.items() if right != found]
-    if wrong:
-        raise UserError(f"this model is autoregressive and writes one token after the other; set {', '.join(wrong)}")

@@ -11,8 +11,8 @@ from d1jax.config import MeshConfig, ModelConfig, SamplerConfig, UserError
 from d1jax.config.sampler import Chance, DualCache, Even, NoCache, PrefixCache, Threshold
 from d1jax.data.tokenizers import SpecialTokens
 from d1jax.diffusion.decoding import Prompts
-from d1jax.diffusion.in_blocks import check_blocks
 from d1jax.diffusion.noise import KeyedNoise
+from d1jax.diffusion.order import check_blocks
 from d1jax.diffusion.sampler import Sampler
 from d1jax.models.sharding import make_mesh
 from d1jax.models.transformer import head_matrix, hidden_states, project
