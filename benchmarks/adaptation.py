@@ -1,11 +1,11 @@
 """A small autoregressive model made into a diffusion model, against diffusion models from random weights: bits per byte.
 
-    python benchmarks/adaptation.py --out benchmarks/results/adaptation_cpu.json --work /tmp/adaptation
-    python benchmarks/adaptation.py --out out.json --work /tmp/tiny --size tiny --seeds 1    # two minutes, no figure of use
+    python benchmarks/adaptation.py --out benchmarks/results/adaptation_cpu.json --work runs/adaptation
+    python benchmarks/adaptation.py --out out.json --work runs/tiny --size tiny --seeds 1    # two minutes, no figure of use
 
 The text is Python's own standard library (the files of this interpreter, without its tests): 95 % of the files are learnt from, 5 % are
-    python benchmarks/adaptation.py --out out.json --work /tmp/tiny --size tiny --seeds 1    # minutes, no figure of use
-tokens: that model adapted with the mask opened at once or step by step, with shifted logits or not; and the same architecture as a
+held out. A byte-level BPE of 2,048 tokens is made of the first. For every seed an autoregressive model is trained, and then, each for as
+many tokens: that model adapted with the mask opened at once or step by step, with shifted logits or not; and the same architecture as a
 diffusion model from random weights, with shifted logits or not. `long` is one from random weights that sees as many tokens as the
 autoregressive model and its adaptation together.
 

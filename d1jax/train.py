@@ -170,6 +170,12 @@ def _run(config: Config, again_from: str, only: str) -> dict[str, Any]:
                 _evaluate(stage.name, log.steps, selected, context, held.variables, directory, metrics)
                 _report(context, directory)
             result = _report(context, directory, reported)  # stages behind the last one that trained are in it, too
+    _print(result, config, directory, reported)
+    return result
+
+
+def _print(result: dict[str, Any], config: Config, directory: RunDirectory, reported: bool) -> None:
+    """The tables of a finished run, and where its files are."""
     if config.answers_task:
         print(grade.table(result["stages"], result["baselines"]))
     for name, record in result["texts"].items():
@@ -180,7 +186,6 @@ def _run(config: Config, again_from: str, only: str) -> dict[str, Any]:
         print(f"\n{name}: {_worth(worth)}")
     report = f"report: {directory.path / 'report.html'}   " if reported else ""
     print(f"\n{report}numbers: {directory.summary}")
-    return result
 
 
 def _claimed(config: Config) -> tuple[RunDirectory, AbstractContextManager[None]]:

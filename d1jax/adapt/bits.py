@@ -58,8 +58,9 @@ def bits_per_byte(
             if causal
             else _elbo_nats(model, samples, variables, tokens_BT, ids_B, key, mask_id)
         )
-        nats.append(np.asarray(sharding.fetch(made))[: count - start])
-    return _ratio(np.concatenate(nats) / math.log(2), windows.bytes_NT[:, 1:].sum(axis=1), samples)
+        nats.append(made)  # the devices are at the next batch while the host waits for none
+    nats_N = np.concatenate([np.asarray(sharding.fetch(made)) for made in nats])[:count]
+    return _ratio(nats_N / math.log(2), windows.bytes_NT[:, 1:].sum(axis=1), samples)
 
 
 def _ratio(bits_N: np.ndarray, bytes_N: np.ndarray, samples: int) -> BitsPerByte:

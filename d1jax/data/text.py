@@ -5,7 +5,7 @@ Both are functions of what is saved: the order in memory of (seed, position), a 
 
 from __future__ import annotations
 
-import itertools
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -82,7 +82,7 @@ class _Source(Iterator[np.ndarray]):
     ) -> None:
         self._name, self._tokenizer, self._setting = source, tokenizer, setting
         self._packer = Packer(length, tokenizer.special.end, state["packer"] if state else None)
-        self._ready = [list(window) for window in state["ready"]] if state else []
+        self._ready = deque(state["ready"] if state else ())
         self._records = streamed(source, setting)
         if state:
             self._records.load_state_dict(state["records"])
@@ -91,14 +91,12 @@ class _Source(Iterator[np.ndarray]):
 
     @property
     def state(self) -> dict[str, Any]:
-        return {"records": self._records.state_dict(), "packer": self._packer.state, "ready": self._ready}
+        return {"records": self._records.state_dict(), "packer": self._packer.state, "ready": list(self._ready)}
 
     def __next__(self) -> np.ndarray:
-        for _ in itertools.count():
-            if self._ready:
-                return np.array(self._ready.pop(0), np.int32)
+        while not self._ready:
             self._read_document()
-        raise AssertionError("unreachable")
+        return np.array(self._ready.popleft(), np.int32)
 
     def check(self) -> None:
         """Raises UserError where the first documents cannot be read, or there is no text."""

@@ -30,6 +30,7 @@ from d1jax.models.transformer import Variables
 from d1jax.tasks.judging import offers
 from d1jax.training.context import Context
 
+Drawn = tuple[Rollout, list[str], list[dict[str, float]]]  # samples, their texts and grades
 KEY = 7919  # of the samples, beside the key of the greedy evaluation
 
 
@@ -69,25 +70,13 @@ def run(context: Context, variables: Variables, stage: str, weights: str, out: P
             **over_k(right_RS, answers, context.config.seed),
             "grades": {name: float(np.nanmean([grade[name] for grade in grades])) for name in others},
             "tokens": float(rollout.length_B.mean()),
-            "temperatures": {
-                f"{config.temperature:g}": _over_temperature(rollout, grades, config.samples, context.config.seed),
-                **{
-                    f"{one:g}": _over_temperature(
-                        *_drawn(context, variables, repeated, stage, one)[::2], config.samples, context.config.seed
-                    )
-                    for one in config.temperatures
-                },
-            }
-            if config.temperatures
-            else {},
+            "temperatures": _temperatures(context, variables, repeated, stage, (rollout, texts, grades)),
             "steps": {str(steps): _at_steps(context, variables, problems, stage, steps) for steps in config.steps},
         },
     )
 
 
-def _drawn(
-    context: Context, variables: Variables, repeated: Problems, stage: str, temperature: float
-) -> tuple[Rollout, list[str], list[dict[str, float]]]:
+def _drawn(context: Context, variables: Variables, repeated: Problems, stage: str, temperature: float) -> Drawn:
     """(rollout, texts, grades) of samples at a temperature; the draws of a sample are the same numbers at every temperature."""
     drawing = _with(context, evaluation={"temperature": temperature})
     named = f"{stage}: samples at temperature {temperature:g}"
@@ -101,12 +90,23 @@ def _right(grades: Sequence[Mapping[str, float]], samples: int) -> np.ndarray:
     return np.array([grade["solved"] == 1.0 for grade in grades]).reshape(-1, samples)
 
 
-def _over_temperature(
-    rollout: Rollout, grades: Sequence[Mapping[str, float]], samples: int, seed: int
-) -> dict[str, Any]:
+def _temperatures(
+    context: Context, variables: Variables, repeated: Problems, stage: str, drawn: Drawn
+) -> dict[str, dict[str, Any]]:
+    """{temperature: its numbers}: of the samples that were drawn, and of those at the other temperatures; {} where there are no others."""
+    config = context.config.evaluate
+    if not config.temperatures:
+        return {}
+    found = {config.temperature: drawn}
+    found |= {one: _drawn(context, variables, repeated, stage, one) for one in config.temperatures}
+    return {f"{one:g}": _at_temperature(drawn, config.samples, context.config.seed) for one, drawn in found.items()}
+
+
+def _at_temperature(drawn: Drawn, samples: int, seed: int) -> dict[str, Any]:
     """{"avg", "pass", "local_ar", "global_ar", "tokens"}: what a temperature does to the answers, and to the order in which they are
-    decoded (DiffuCoder, arXiv 2506.20639, figure 5: a higher one makes both more varied).
+    decoded (DiffuCoder, arXiv 2506.20639, section 4).
     """
+    rollout, _, grades = drawn
     found = over_k(_right(grades, samples), None, seed)
     return {
         "avg": found["avg"],

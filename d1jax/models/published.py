@@ -225,11 +225,8 @@ LLADA_MOE = Family(
     implied={"qkv_bias": False, "rope_full_precision": False},
     assumed={"qk_norm": False, "tied_head": False},
     harmless=HARMLESS | {"output_router_logits", "router_aux_loss_coef"},
-    names=Names(
-        embedding="model.embed_tokens",
-        final_norm="model.norm",
-        head="lm_head",
-        block="model.layers.{layer}",
+    names=dataclasses.replace(
+        QWEN3.names,
         layer={
             **QWEN3.names.layer,
             "router": "mlp.gate",
@@ -276,11 +273,9 @@ LLADA2 = dataclasses.replace(
     # Blocks of 32 are what it was trained with; config.json does not say so.
     implied={**LLADA_MOE.implied, "mask_block": 32},
     harmless=DREAM.harmless | {"output_router_logits", "embedding_dropout", "output_dropout"},
-    names=Names(
+    names=dataclasses.replace(
+        QWEN3.names,
         embedding="model.word_embeddings",
-        final_norm="model.norm",
-        head="lm_head",
-        block="model.layers.{layer}",
         layer={
             **LLADA_MOE.names.layer,
             **dict.fromkeys(("q_proj", "k_proj", "v_proj"), "attention.query_key_value"),
