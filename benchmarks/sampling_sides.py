@@ -73,7 +73,7 @@ def d1jax_side(config, folder, hand_over):
         row_prompts = Prompts(prompt_BP, jnp.full(setting.batch, setting.prompt))
         noise = KeyedNoise(jax.random.key(0), jnp.arange(setting.batch))
         began = time.perf_counter()
-        compiled = Sampler.sample.lower(made, variables, row_prompts, noise).compile()
+        compiled = made.lower(variables, row_prompts, noise).compile()
         known = {"compile_seconds": round(time.perf_counter() - began, 2)}
         plan = compiled.memory_analysis()
         if plan is not None:
@@ -81,7 +81,7 @@ def d1jax_side(config, folder, hand_over):
             known["planned_memory_GB"] = round(size / 1e9, 3)
 
         def call():
-            rollout = jax.block_until_ready(compiled(variables, row_prompts, noise))
+            rollout = jax.block_until_ready(compiled(made.inputs(variables, row_prompts, noise)))
             cached = int(rollout.cached_nfe_B.max())
             return np.asarray(rollout.tokens_BC), np.asarray(rollout.unmask_step_BC), int(rollout.nfe_B.max()), cached
 

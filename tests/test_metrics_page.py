@@ -8,8 +8,8 @@ import pytest
 
 from d1jax import train
 from d1jax.config import KlInLoss, RlConfig, SftConfig
+from d1jax.config.advantage import Gae
 from d1jax.config.parse import parse
-from d1jax.config.rl import Gae
 from d1jax.config.stored import from_yaml
 from d1jax.inference.policy import load_pretrained
 from d1jax.notebook.stages import rl, sft

@@ -11,6 +11,7 @@ from d1jax.config.generation import GenerateConfig
 from d1jax.config.no_effect import Command, no_effect, unread_by_stage
 from d1jax.config.preference import PreferenceConfig
 from d1jax.config.rl import RlConfig
+from d1jax.config.run_rules import rules_between_sections, rules_of_run
 from d1jax.config.schema import Config
 from d1jax.config.setting import Rule, bounds, rules_of, rules_of_fields
 from d1jax.config.stage import Stage
@@ -43,13 +44,13 @@ def all_rules(config: Config) -> Iterator[Rule]:
     yield from sizes
     if any(broken for broken, _ in sizes):
         return
-    yield from config.rules()
-    yield from read.rules_between_sections()
+    yield from rules_of_run(config)
+    yield from rules_between_sections(read)
     yield from rules_of_fields(read)
     for stage, one in changed:
         rules = (
             *(rules_of(getattr(one, name), name) for name in (stage.kind, *stage.shared)),
-            one.rules_between_sections(),
+            rules_between_sections(one),
             _idle_changes(one, stage),
         )
         yield from _said_of(stage, itertools.chain(*rules))

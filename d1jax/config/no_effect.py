@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any, Literal, NamedTuple
 
 from d1jax.config.errors import UserError
-from d1jax.config.rl import StopOnCollapse
+from d1jax.config.objective import StopOnCollapse
 from d1jax.config.sampler import SamplerConfig
 from d1jax.config.schema import Config
 from d1jax.config.setting import is_choice, value_at

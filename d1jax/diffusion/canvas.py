@@ -61,6 +61,15 @@ class Canvas(NamedTuple):
         """True for the real tokens of the prompt."""
         return jnp.arange(self.prompt_BP.shape[1], dtype=jnp.int32)[None, :] < self.prompt_length_B[:, None]
 
+    @property
+    def arrays(self) -> tuple[Array, Array, Array]:
+        """(tokens [B, T], positions [B, T], length [B]): what the transformer takes."""
+        return self.tokens_BT, self.positions_BT, self.length_B
+
+    def without_prompt(self, mask_id: int) -> Canvas:
+        """The canvas with every token of the prompt masked."""
+        return self._replace(prompt_BP=jnp.where(self.prompt_mask_BP, mask_id, self.prompt_BP))
+
 
 def block_columns(start: Array | int, rows: int, size: int) -> Array:
     """The completion columns start .. start + size of each row, [B, size]; `start` is one number or one a row."""

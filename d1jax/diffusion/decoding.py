@@ -5,19 +5,23 @@ B rows, C completion columns, P prompt columns, S columns of a block, V vocabula
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
+from d1jax.config.sampler import Schedule
 from d1jax.data.tokenizers import SpecialTokens
 from d1jax.diffusion.canvas import Canvas, is_any_of, through_first_end
 from d1jax.diffusion.in_blocks import Begun
 from d1jax.diffusion.noise import Noise
-from d1jax.diffusion.rollout import NEVER_DECODED
+from d1jax.diffusion.rollout import NEVER_DECODED, Rollout
 from d1jax.models import sharding
 from d1jax.models.transformer import Variables
+
+for _kind in get_args(Schedule):
+    jax.tree_util.register_dataclass(_kind)  # its thresholds are the leaves
 
 
 class Prompts(NamedTuple):
@@ -38,6 +42,8 @@ class Inputs(NamedTuple):
     variables: Variables
     prompts: Prompts
     noise: Noise
+    temperature: Array | float  # not read by greedy decoding
+    schedule: Schedule  # its thresholds are read here, and not where they would be compiled into the program
 
 
 class Decoding(NamedTuple):
@@ -76,6 +82,16 @@ def text_is_decided(tokens_BC: Array, special: SpecialTokens) -> Array:
     return ended_B & ~jnp.any(text_BC & (tokens_BC == special.mask), axis=1)
 
 
+def is_done(tokens_BC: Array, begun: Begun | None, special: SpecialTokens, early_exit: bool) -> Array:
+    """True for rows in which nothing is left to decode, or, with early_exit, nothing that its text could hold: [B]."""
+    done_B = ~jnp.any(tokens_BC == special.mask, axis=1)
+    if begun is not None:
+        done_B = ~begun.is_missing(tokens_BC, special.mask)
+    if early_exit:
+        done_B |= text_is_decided(tokens_BC if begun is None else begun.own(tokens_BC), special)
+    return done_B
+
+
 def all_masked(rows: int, length: int, mask_id: int) -> Decoding:
     """The `Decoding` before the first step, of B = rows and C = length."""
     zeros_BC = jnp.zeros((rows, length), jnp.float32)
@@ -96,6 +112,21 @@ def all_masked(rows: int, length: int, mask_id: int) -> Decoding:
         logp_BSV=None,
         stable_steps_BS=None,
     )
+
+
+def with_history(state: Decoding, block_length: int, vocabulary: int) -> Decoding:
+    """The `Decoding` with what a schedule that compares steps remembers, before the first step."""
+    shape_BS = (state.done_B.shape[0], block_length)
+    logp_BSV = jnp.zeros((*shape_BS, vocabulary), jnp.float32)
+    return state._replace(logp_BSV=logp_BSV, stable_steps_BS=jnp.zeros(shape_BS, jnp.int32))
+
+
+def ended(state: Decoding, special: SpecialTokens) -> Rollout:
+    """The `Rollout` of a run: what is still masked, behind the end of a text, becomes end tokens."""
+    tokens_BC = jnp.where(state.tokens_BC == special.mask, special.end, state.tokens_BC)
+    length_B = jnp.sum(through_first_end(tokens_BC, special.end_ids), axis=1)
+    fields = state._replace(tokens_BC=tokens_BC)._asdict() | {"length_B": length_B}
+    return Rollout(**{name: fields[name] for name in Rollout._fields})
 
 
 def pinned(state: Decoding) -> Decoding:

@@ -32,6 +32,10 @@ class Begun(NamedTuple):
     count_B: Array  # how many: the first columns of a row
     wanted_B: Array  # columns through the last one that is asked for
 
+    def written(self, tokens_BC: Array) -> Array:
+        """The tokens with those of the prompt in their places."""
+        return jnp.where(self.token_BC == NOTHING, tokens_BC, self.token_BC)
+
     def own(self, tokens_BC: Array) -> Array:
         """The tokens without those of the prompt, none of which ends the text or is a mask."""
         return jnp.where(self.token_BC == NOTHING, tokens_BC, NOTHING)

@@ -73,7 +73,7 @@ def score(
 
     def hidden_of(completion_BC: Array, prompt_BP: Array) -> Array:
         shown = canvas._replace(completion_BC=completion_BC, prompt_BP=prompt_BP)
-        hidden_BTD = hidden_states(model, variables, shown.tokens_BT, shown.positions_BT, shown.length_B)
+        hidden_BTD = hidden_states(model, variables, *shown.arrays)
         return completion_hidden(hidden_BTD, canvas, alignment)
 
     def scores_of(hidden_BCD: Array) -> TokenScores:

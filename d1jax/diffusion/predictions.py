@@ -21,7 +21,7 @@ class Predictions(NamedTuple):
     """What one forward pass says of every position of a block."""
 
     token_BS: Array
-    token_logp_BS: Array  # log-probability of drawing it; 0 at temperature 0
+    token_logp_BS: Array  # log-probability of drawing it; 0 where it is not drawn
     confidence_BS: Array  # its probability
     confidence_score_BS: Array  # by the measure that config.remasking names: the higher, the earlier it is unmasked
     entropy_BS: Array | None  # of the prediction, where it is recorded
@@ -38,13 +38,13 @@ def predict(
     draws_BS: Array | None,
     token_sampler: TokenSampler,
     *,
-    temperature: float,
+    temperature: float | Array = 1.0,
     special: SpecialTokens,
     config: SamplerConfig,
     record_entropy: bool = False,
     keep_logp: bool = False,
 ) -> Predictions:
-    """`Predictions` of a block: a sample of softmax(logits / temperature) among the top_k and top_p; temperature 0: argmax(logits).
+    """`Predictions` of a block: a sample of softmax(logits / temperature) among the top_k and top_p; without draws: argmax(logits).
 
     config.remasking.confidence_of: "model" is softmax(logits)[token], "sampling" the same of the tempered and filtered logits. The mask
     token and ids beyond the tokenizer's are never predicted, but stay in the softmax of the confidence. end_token:
@@ -58,7 +58,7 @@ def predict(
     """
     ids_11V = jnp.arange(logits_BSV.shape[-1], dtype=jnp.int32)[None, None, :]
     sampled_BSV = logits_BSV
-    divisor = temperature or 1.0
+    divisor = 1.0 if draws_BS is None else temperature
     if config.top_k or config.top_p < 1:
         sampled_BSV = _filtered(logits_BSV, ids_11V, divisor, special, config)
         divisor = 1.0  # the filtered logits are tempered already
@@ -73,7 +73,7 @@ def predict(
 
     from_sampled = config.remasking.confidence_of == "sampling"
     source_BSV = sampled_BSV if from_sampled else logits_BSV
-    if temperature > 0:
+    if draws_BS is not None:
         token_BS = token_sampler(sampled_BSV, sampled_mask, draws_BS).astype(jnp.int32)
         total_BS = jax.nn.logsumexp(sampled_mask(sampled_BSV, ids_11V), axis=-1)
         token_logp_BS = sampled_mask(_at(sampled_BSV, token_BS), token_BS) - total_BS
@@ -96,7 +96,7 @@ def predict(
 
 
 def _filtered(
-    logits_BSV: Array, ids_11V: Array, divisor: float, special: SpecialTokens, config: SamplerConfig
+    logits_BSV: Array, ids_11V: Array, divisor: float | Array, special: SpecialTokens, config: SamplerConfig
 ) -> Array:
     """The tempered logits with -inf outside of top_k and top_p."""
     within_BSV = _without_forbidden(logits_BSV, ids_11V, special, config) / divisor

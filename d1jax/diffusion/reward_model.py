@@ -28,7 +28,7 @@ from d1jax.models.transformer import Transformer, Variables, hidden_states, in_m
 def token_scores(model: Transformer, variables: Variables, canvas: Canvas) -> Array:
     """[B, C] fp32: hidden state of each completion column times the head."""
     backbone = {name: value for name, value in variables.items() if name != HEAD}
-    hidden_BTD = hidden_states(model, backbone, canvas.tokens_BT, canvas.positions_BT, canvas.length_B)
+    hidden_BTD = hidden_states(model, backbone, *canvas.arrays)
     hidden_BCD = hidden_BTD[:, : canvas.completion_BC.shape[1]].astype(jnp.float32)
     head: Mapping[str, Any] = variables[HEAD]
     return hidden_BCD @ head["kernel"] + head["bias"]

@@ -20,9 +20,9 @@ from jax import Array
 from d1jax.config import Klass, SamplerConfig, UserError
 from d1jax.data.tokenizers import SpecialTokens
 from d1jax.diffusion import unmasking
-from d1jax.diffusion.canvas import Canvas, block_columns, completion_hidden, through_first_end
-from d1jax.diffusion.decoding import Block, Decoding, Inputs, Prompts, all_masked, pinned, text_is_decided
-from d1jax.diffusion.in_blocks import NOTHING, begin, completions, longer
+from d1jax.diffusion.canvas import Canvas, block_columns, completion_hidden
+from d1jax.diffusion.decoding import Block, Decoding, Inputs, Prompts, all_masked, ended, is_done, pinned, with_history
+from d1jax.diffusion.in_blocks import begin, completions, longer
 from d1jax.diffusion.kv_cache import block_hidden
 from d1jax.diffusion.masked_columns import apply_to_masked, column_chunk
 from d1jax.diffusion.noise import Noise
@@ -55,7 +55,8 @@ class Sampler:
     Adaptive schedules: each row works on its own first block with a mask; with a cache, which all rows share, on the first block
     with a mask in any row, so a row may wait. Steps of a row are counted by its own passes either way, and its text is the same.
 
-    All fields are static: samplers that are equal share their compiled programs.
+    All fields are static but a temperature above 0 and the thresholds of a schedule, which are arguments of the compiled program:
+    samplers that are equal but for these share it.
 
         sampler = Sampler(model, config, special_tokens, temperature=1.0)
         rollout = sampler.sample(variables, Prompts(prompt_BP, prompt_length_B), KeyedNoise(key, row_ids_B))
@@ -74,15 +75,22 @@ class Sampler:
 
     # -- the two loops -------------------------------------------------------------------------------------------------
 
-    @partial(jax.jit, static_argnums=0)
     def sample(self, variables: Variables, prompts: Prompts, noise: Noise) -> Rollout:
         """The `Rollout` of all prompts, in one compiled loop without a way out to the host."""
+        return self.program._compiled_run(self.inputs(variables, prompts, noise))
+
+    def lower(self, variables: Variables, prompts: Prompts, noise: Noise) -> jax.stages.Lowered:
+        """The program of `sample` for arrays, or for shapes of arrays, before it is compiled."""
+        return Sampler._compiled_run.lower(self.program, self.inputs(variables, prompts, noise))
+
+    @partial(jax.jit, static_argnums=0)
+    def _compiled_run(self, inputs: Inputs) -> Rollout:
         if self.model.config.attention_mask != "block_causal":
-            return self._run(Inputs(variables, prompts, noise))
-        length = self.config.completion_length
+            return self._run(inputs)
+        prompts, length = inputs.prompts, self.config.completion_length
         whole_B, begun = begin(prompts.prompt_BP, prompts.prompt_length_B, length, self.config.block_length)
-        aligned = Prompts(prompts.prompt_BP, whole_B, begun=begun)
-        run = dataclasses.replace(self, config=longer(self.config))._run(Inputs(variables, aligned, noise))
+        aligned = inputs._replace(prompts=Prompts(prompts.prompt_BP, whole_B, begun=begun))
+        run = dataclasses.replace(self, config=longer(self.config))._run(aligned)
         return completions(run, begun, length, self.special)
 
     def _run(self, inputs: Inputs) -> Rollout:
@@ -92,8 +100,7 @@ class Sampler:
             state, cache = self.full_step(inputs, state)
             if cache is None:
                 return state
-            # The cache is a constant of this inner loop and no part of what it carries: a carry would be handed on, and perhaps
-            # copied, in every step, although keys and values are written once and then only read.
+            # The cache is a constant of this inner loop: what a loop carries is handed on, and perhaps copied, in every step.
             return jax.lax.while_loop(
                 lambda state: self.is_running(state) & ~self.needs_refresh(state),
                 lambda state: self.cached_step(inputs, state, cache),
@@ -106,12 +113,11 @@ class Sampler:
         """Yields the `Decoding` after every step, then the `Rollout` that `sample` returns for these arguments, to the bit."""
         if self.model.config.attention_mask == "block_causal":
             raise UserError("a block-causal model is not shown step by step; take sample, or generate without --show")
-        inputs = Inputs(variables, prompts, noise)
-        state = self._compiled_init(inputs)
-        cache: KeyValues | None = None
-        running = True
+        inputs, program = self.inputs(variables, prompts, noise), self.program
+        state = program._compiled_init(inputs)
+        cache, running = None, True
         while running:
-            state, new_cache, running, refresh, rollout = self._compiled_step(inputs, state, cache)
+            state, new_cache, running, refresh, rollout = program._compiled_step(inputs, state, cache)
             yield state
             cache = cache if new_cache is None else new_cache
             if refresh:
@@ -137,19 +143,20 @@ class Sampler:
 
     # -- the steps -----------------------------------------------------------------------------------------------------
 
+    def inputs(self, variables: Variables, prompts: Prompts, noise: Noise) -> Inputs:
+        """What the steps read, with the numbers of this sampler."""
+        return Inputs(variables, prompts, noise, self.temperature, self.config.schedule)
+
     def init(self, inputs: Inputs) -> Decoding:
         """All masked, before the first step."""
         rows = inputs.prompts.prompt_BP.shape[0]
         state = all_masked(rows, self.config.completion_length, self.special.mask)
         if inputs.prompts.begun is not None:
-            given_BC = inputs.prompts.begun.token_BC
-            state = state._replace(tokens_BC=jnp.where(given_BC == NOTHING, state.tokens_BC, given_BC))
+            state = state._replace(tokens_BC=inputs.prompts.begun.written(state.tokens_BC))
         if self.rows_go_alone:
             state = state._replace(block_start=jnp.full(rows, state.block_start, jnp.int32))
         if isinstance(self.config.schedule, Klass):
-            shape_BS = (rows, self.config.block_length)
-            logp_BSV = jnp.zeros((*shape_BS, head_matrix(inputs.variables).shape[1]), jnp.float32)
-            state = state._replace(logp_BSV=logp_BSV, stable_steps_BS=jnp.zeros(shape_BS, jnp.int32))
+            state = with_history(state, self.config.block_length, head_matrix(inputs.variables).shape[1])
         return state
 
     def is_running(self, state: Decoding) -> Array:
@@ -171,29 +178,25 @@ class Sampler:
         """Whether the next step must pass over the whole canvas: without a cache, in a new block, and where the cache is too old."""
         if not self.is_cached:
             return jnp.bool(True)
-        is_new_block = self.block_start(state) != state.block_start
-        if not self.config.cache.refresh:
-            return is_new_block
-        return is_new_block | (state.cache_age >= self.config.cache.refresh)
+        is_too_old = (self.config.cache.refresh > 0) & (state.cache_age >= self.config.cache.refresh)
+        return (self.block_start(state) != state.block_start) | is_too_old
 
     def full_step(self, inputs: Inputs, state: Decoding) -> tuple[Decoding, KeyValues | None]:
         """A step from a pass over the whole canvas: (the state after it, the new cache; None without one)."""
         start = self.block_start(state)
         canvas = inputs.prompts.canvas(state.tokens_BC)
-        arrays = (inputs.variables, canvas.tokens_BT, canvas.positions_BT, canvas.length_B)
         cache = None
         if self.is_cached:
-            hidden_BTD, cache = hidden_states_and_keys(self.model, *arrays)
+            hidden_BTD, cache = hidden_states_and_keys(self.model, inputs.variables, *canvas.arrays)
         else:
-            hidden_BTD = hidden_states(self.model, *arrays)
+            hidden_BTD = hidden_states(self.model, inputs.variables, *canvas.arrays)
         # From here on only the active block: logits of a whole completion [B, C, V] would be the largest array of a step.
         hidden_BSD = self._hidden_of_block(hidden_BTD, canvas, start)
         unprompted_BSD = None
         if self.config.guidance > 0:
-            masked_prompt_BP = jnp.where(canvas.prompt_mask_BP, self.special.mask, canvas.prompt_BP)
-            canvas = canvas._replace(prompt_BP=masked_prompt_BP)
-            arrays = (inputs.variables, canvas.tokens_BT, canvas.positions_BT, canvas.length_B)
-            unprompted_BSD = self._hidden_of_block(hidden_states(self.model, *arrays), canvas, start)
+            canvas = canvas.without_prompt(self.special.mask)
+            unprompted_BTD = hidden_states(self.model, inputs.variables, *canvas.arrays)
+            unprompted_BSD = self._hidden_of_block(unprompted_BTD, canvas, start)
         block = self.block(state, start, is_first_pass=start != state.block_start)
         state = self.unmask(inputs, state, block, hidden_BSD, unprompted_BSD)
         return state._replace(cache_age=jnp.int32(1)), cache
@@ -229,7 +232,7 @@ class Sampler:
     ) -> Decoding:
         """Predicts every masked position of the block, selects some of them and writes them into the state."""
         predictions = self.predict(inputs, block, hidden_BSD, unprompted_BSD)
-        stable_steps_BS = self.stable_steps(state, block, predictions)
+        stable_steps_BS = self.stable_steps(inputs, state, block, predictions)
         selection = self.select(inputs, state, block, predictions, stable_steps_BS)
 
         def write(whole_BC: Array, new_BS: Array) -> Array:
@@ -241,13 +244,7 @@ class Sampler:
         # Written by columns, because rows may be in different blocks. A row that is done has no masked column and keeps all.
         tokens_BC = write(state.tokens_BC, predictions.token_BS)
         step_BS = jnp.broadcast_to(block.step_B[:, None], block.columns_BS.shape)
-        begun = inputs.prompts.begun
-        done_B = ~jnp.any(tokens_BC == self.special.mask, axis=1)
-        if begun is not None:
-            done_B = ~begun.is_missing(tokens_BC, self.special.mask)
-        if self.config.early_exit:
-            own_BC = tokens_BC if begun is None else begun.own(tokens_BC)
-            done_B |= text_is_decided(own_BC, self.special)
+        done_B = is_done(tokens_BC, inputs.prompts.begun, self.special, self.config.early_exit)
         # What stayed masked has a probability too (Bernoulli), so this one adds up over the steps of a position.
         order_logp_BC = state.order_logp_BC.at[rows_B[:, None], block.columns_BS].add(selection.order_logp_BS)
         entropy_BC = write(state.entropy_BC, predictions.entropy_BS) if self.record_entropy else state.entropy_BC
@@ -271,7 +268,7 @@ class Sampler:
         rows, columns = block.columns_BS.shape
         head_DV = head_matrix(inputs.variables)
         # Greedy decoding draws nothing, so it may have no noise at all.
-        draws_BS = inputs.noise.token(block.step_B, (rows, columns)) if self.temperature > 0 else None
+        draws_BS = inputs.noise.token(block.step_B, (rows, columns)) if self.is_drawn else None
 
         def of_columns(draws_BS: Array | None, hidden_BSD: Array, unprompted_BSD: Array | None) -> Predictions:
             logits_BSV = project(hidden_BSD, head_DV)
@@ -279,22 +276,21 @@ class Sampler:
                 without_BSV = project(unprompted_BSD, head_DV)
                 logits_BSV = without_BSV + (self.config.guidance + 1) * (logits_BSV - without_BSV)
             return predict(
-                logits_BSV, draws_BS, self.token_sampler, temperature=self.temperature, special=self.special,
+                logits_BSV, draws_BS, self.token_sampler, temperature=inputs.temperature, special=self.special,
                 config=self.config, record_entropy=self.record_entropy, keep_logp=isinstance(self.config.schedule, Klass),
             )  # fmt: skip
 
         chunk = self.chunk or column_chunk(rows, columns, head_DV.shape[1])
         return apply_to_masked(of_columns, chunk, block.masked_BS, draws_BS, hidden_BSD, unprompted_BSD)
 
-    def stable_steps(self, state: Decoding, block: Block, predictions: Predictions) -> Array | None:
+    def stable_steps(self, inputs: Inputs, state: Decoding, block: Block, predictions: Predictions) -> Array | None:
         """Klass: for how many steps in a row the distributions of the block have hardly changed, [B, S]."""
-        if not isinstance(self.config.schedule, Klass):
+        if not isinstance(inputs.schedule, Klass):
             return None
         # What the state holds is of another block where this one is new, and of nothing before the first step.
         is_known_B = jnp.broadcast_to(block.start == state.block_start, state.done_B.shape) & (state.step > 0)
-        return unmasking.stable_steps(
-            self.config.schedule, predictions.logp_BSV, state.logp_BSV, state.stable_steps_BS, is_known_B
-        )
+        known = state.logp_BSV, state.stable_steps_BS, is_known_B
+        return unmasking.stable_steps(inputs.schedule, predictions.logp_BSV, *known)
 
     def select(
         self, inputs: Inputs, state: Decoding, block: Block, predictions: Predictions, stable_steps_BS: Array | None
@@ -309,20 +305,28 @@ class Sampler:
         if not self.is_adaptive:
             return unmasking.top_k(order, masked_BS, jnp.asarray(self.schedule.count_K, jnp.int32)[state.step])
         evidence = UnmaskingState(predictions, order.rank_BS, masked_BS, forced_BS, stable_steps_BS)
-        return unmasking.accepted(self.config.schedule, evidence)
+        return unmasking.accepted(inputs.schedule, evidence)
 
     def finish(self, state: Decoding) -> Rollout:
         """The `Rollout` of a run: what is still masked, behind the end of a text, becomes end tokens."""
-        tokens_BC = jnp.where(state.tokens_BC == self.special.mask, self.special.end, state.tokens_BC)
-        length_B = jnp.sum(through_first_end(tokens_BC, self.special.end_ids), axis=1)
-        fields = state._replace(tokens_BC=tokens_BC)._asdict() | {"length_B": length_B}
-        return Rollout(**{name: fields[name] for name in Rollout._fields})
+        return ended(state, self.special)
 
     # -- what follows from the fields ----------------------------------------------------------------------------------
 
     @property
     def schedule(self) -> StepSchedule:
         return step_schedule(self.config)
+
+    @property
+    def program(self) -> Sampler:
+        """What is compiled: this sampler without the numbers that are arguments."""
+        config = dataclasses.replace(self.config, schedule=type(self.config.schedule)())
+        return dataclasses.replace(self, config=config, temperature=1.0 if self.is_drawn else 0.0)
+
+    @property
+    def is_drawn(self) -> bool:
+        """Whether tokens are drawn, or the likeliest are taken."""
+        return self.temperature > 0
 
     @property
     def is_adaptive(self) -> bool:

@@ -130,7 +130,7 @@ def first_step(
     """
     masked_BC = jnp.full((prompt_BP.shape[0], completion_length), mask_id, prompt_BP.dtype)
     canvas = Canvas(masked_BC, prompt_BP, prompt_length_B)
-    hidden_BTD = hidden_states(model, variables, canvas.tokens_BT, canvas.positions_BT, canvas.length_B)
+    hidden_BTD = hidden_states(model, variables, *canvas.arrays)
     hidden_BCD = completion_hidden(hidden_BTD, canvas, model.config.alignment)
     head_DV = head_matrix(variables)
 

@@ -288,7 +288,7 @@ def _sampler(
             shapes.model, config.sampler, shapes.special, section.temperature, record_entropy=record_entropy,
             chunk=column_chunk(rows, block, vocabulary, shapes.platform),
         )  # fmt: skip
-        return Sampler.sample.lower(sampler, variables, prompts, noise)
+        return sampler.lower(variables, prompts, noise)
 
     return Program(
         stage.name,

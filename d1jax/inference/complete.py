@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import jax
 import numpy as np
@@ -23,6 +24,7 @@ from d1jax.inference.policy import Policy, check_ids, check_length, default_samp
 from d1jax.models import sharding
 
 Prompt = str | Chat | Sequence[int]
+T = TypeVar("T")
 PROMPT_BUCKET = 32  # prompts are padded to multiples of it, so that few lengths are compiled
 
 
@@ -62,7 +64,8 @@ def sample(
     """A completion of each of R prompts, as `Completions` of R rows and C = config.completion_length columns.
 
     prompts: a list; each is a text (a user's turn where the checkpoint has a chat template, else what is continued), a chat
-    ([{"role": "user", "content": ...}, ...]), or token ids. All of them are one batch, so R is bounded by memory.
+    ([{"role": "user", "content": ...}, ...]), or token ids. All of them are one batch, so R is bounded by memory; it is filled up to one
+    of few sizes (1, 2, 3, 4, 6, 8, 12, ...), so that few programs are compiled.
     config: how to decode (None: as the policy brings along, which is what its run was trained with, or 128 tokens in blocks
     of 32, two a step). temperature: 0 takes the likeliest token, above 0 draws. seed, first_row: row i draws from
     (seed, first_row + i) only, so a text does not depend on its batch. Raises UserError for impossible settings, a
@@ -85,7 +88,18 @@ def sample_ids(
     row_ids: Sequence[int],
 ) -> Completions:
     """`Completions` of prompts that are token ids; row i draws from (seed, row_ids[i]). Arguments and errors are those of `sample`."""
-    return completions_of(policy, hand_over(policy, rows, config, seed, temperature, row_ids))
+    rollout = hand_over(policy, filled_up(rows), config, seed, temperature, filled_up(row_ids))
+    return completions_of(policy, rollout, len(rows))
+
+
+def filled_up(rows: Sequence[T]) -> list[T]:
+    """The rows, and copies of the last one up to the next of 1, 2, 3, 4, 6, 8, 12, 16, 24, ..., so that few numbers of rows are compiled.
+
+    A copy draws what its row draws and ends when it ends, so it costs memory and time of at most half of the rows, and changes no text.
+    """
+    power = 1 << max(len(rows) - 1, 0).bit_length()
+    size = power * 3 // 4 if power >= 4 and len(rows) <= power * 3 // 4 else power
+    return [*rows, *[rows[-1]] * (size - len(rows))]
 
 
 def hand_over(
@@ -127,10 +141,14 @@ def watch(
     rows = _rows(policy, prompts)
     sampler = sampler_for(policy, config, temperature)
     check_draws(seed, temperature)
-    placed, noise = place(policy, rows, config, seed, range(first_row, first_row + len(rows)))
+    row_ids = range(first_row, first_row + len(rows))
+    placed, noise = place(policy, filled_up(rows), config, seed, filled_up(row_ids))
     with jax.set_mesh(policy.mesh):
         for state in sampler.stream(policy.variables, placed, noise):
-            yield completions_of(policy, state) if isinstance(state, Rollout) else jax.device_get(state)
+            if isinstance(state, Rollout):
+                yield completions_of(policy, state, len(rows))
+            else:
+                yield jax.tree.map(lambda x: x[: len(rows)] if np.ndim(x) else x, jax.device_get(state))
 
 
 def settings_for(policy: Policy, config: SamplerConfig | None, temperature: float) -> SamplerConfig:
@@ -196,9 +214,10 @@ def prompt_ids(policy: Policy, prompt: Prompt) -> list[int]:
         raise UserError(f"sample: {error}") from None
 
 
-def completions_of(policy: Policy, rollout: Rollout) -> Completions:
-    """The texts of a rollout and how they came about, on the host. Raises UserError where predictions are not finite."""
-    host = Rollout(*map(np.asarray, jax.device_get(rollout)))
+def completions_of(policy: Policy, rollout: Rollout, rows: int | None = None) -> Completions:
+    """The texts of the first rows of a rollout (None: of all) and how they came about, on the host. Raises UserError where predictions
+    are not finite."""
+    host = Rollout(*(np.asarray(x)[:rows] for x in jax.device_get(rollout)))
     problem = not_finite(host.confidence_BC)
     if problem:
         raise UserError(f"sample: {problem}")

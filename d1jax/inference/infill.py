@@ -20,7 +20,7 @@ from d1jax.data.tokenizers import Tokenizer
 from d1jax.diffusion.decoding import Decoding, Prompts
 from d1jax.diffusion.noise import KeyedNoise
 from d1jax.diffusion.rollout import Rollout, not_finite
-from d1jax.inference.complete import check_draws, place, sampler_for, settings_for
+from d1jax.inference.complete import check_draws, filled_up, place, sampler_for, settings_for
 from d1jax.inference.policy import Policy, check_sees_both_sides
 
 MASK_SPAN = re.compile(r"\{\{mask:([^{}]*)\}\}")  # how a hole is written
@@ -95,11 +95,12 @@ def fill(
     found: dict[int, Filled] = {}
     for total in sorted({len(template.before) for template in templates}):
         rows = [row for row, template in enumerate(templates) if len(template.before) == total]
-        ours = [templates[row] for row in rows]
+        batch = filled_up(rows)
+        ours = [templates[row] for row in batch]
         settings = for_holes(config, total)
         sampler = sampler_for(policy, settings, temperature)
         check_draws(seed, temperature)
-        prompts, noise = _place(policy, ours, settings, seed, [row_ids[row] for row in rows])
+        prompts, noise = _place(policy, ours, settings, seed, [row_ids[row] for row in batch])
         with jax.set_mesh(policy.mesh):
             rollout = jax.device_get(sampler.sample(policy.variables, prompts, noise))
         found |= {row: _filled(policy, templates[row], rollout, index) for index, row in enumerate(rows)}

@@ -185,13 +185,13 @@ def _likeliest(
 ) -> tuple[Array, Array]:
     """(column, token) that greedy decoding would write next in each row."""
     shown = canvas._replace(completion_BC=jnp.where(masked_BC, special.mask, canvas.completion_BC))
-    hidden_BTD = hidden_states(model, variables, shown.tokens_BT, shown.positions_BT, shown.length_B)
+    hidden_BTD = hidden_states(model, variables, *shown.arrays)
     hidden_BCD = completion_hidden(hidden_BTD, shown, model.config.alignment)
     head_DV = head_matrix(variables)
 
     def predictions(hidden_BnD: Array) -> Predictions:
         logits_BnV = project(hidden_BnD, head_DV)
-        return predict(logits_BnV, None, inverse_cdf, temperature=0.0, special=special, config=GREEDY)
+        return predict(logits_BnV, None, inverse_cdf, special=special, config=GREEDY)
 
     chunk = column_chunk(*masked_BC.shape, head_DV.shape[1])
     found = apply_to_masked(predictions, chunk, masked_BC, hidden_BCD)

@@ -10,7 +10,7 @@ import dataclasses
 import numpy as np
 
 from d1jax.config import RlConfig
-from d1jax.config.rl import Advantage
+from d1jax.config.advantage import Advantage
 from d1jax.data.steps import text_steps
 from d1jax.data.tokenizers import Tokenizer
 from d1jax.diffusion.rollout import Rollout

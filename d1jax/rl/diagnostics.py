@@ -14,7 +14,7 @@ from jax import Array
 
 from d1jax.config import RlConfig, SamplerConfig, StopOnCollapse
 from d1jax.config.errors import Diverged
-from d1jax.config.rl import Collapse
+from d1jax.config.objective import Collapse
 from d1jax.models.transformer import Variables
 from d1jax.rl.loss import LEVELS, clip_range, safe_exp
 from d1jax.rl.update import Batch, FirstScores, view_keys

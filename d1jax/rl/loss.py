@@ -14,7 +14,7 @@ import numpy as np
 from jax import Array
 
 from d1jax.config import KlInLoss, RlConfig
-from d1jax.config.rl import Kl, PolicyLoss, Regression, SelfNormalized
+from d1jax.config.objective import Kl, PolicyLoss, Regression, SelfNormalized
 from d1jax.models.transformer import Variables
 from d1jax.training.likelihood import RolloutBatch, Scorer
 

@@ -24,8 +24,8 @@ from jax import Array
 from optax.microbatching import AccumulationType
 
 from d1jax.config import RlConfig
+from d1jax.config.advantage import Gae
 from d1jax.config.estimator import Trajectory
-from d1jax.config.rl import Gae
 from d1jax.diffusion.canvas import completion_hidden
 from d1jax.diffusion.estimators import views_of
 from d1jax.diffusion.likelihood import Views
@@ -144,7 +144,7 @@ def token_values(model: Transformer, variables: Variables, batch: RolloutBatch, 
 
     def of_view(completion_BC: Array, prompt_BP: Array) -> Array:
         shown = canvas._replace(completion_BC=completion_BC, prompt_BP=prompt_BP)
-        hidden_BTD = hidden_states(model, backbone, shown.tokens_BT, shown.positions_BT, shown.length_B)
+        hidden_BTD = hidden_states(model, backbone, *shown.arrays)
         hidden_BCD = completion_hidden(hidden_BTD, canvas, model.config.alignment).astype(jnp.float32)
         return hidden_BCD @ head["kernel"] + head["bias"]
 

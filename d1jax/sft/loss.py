@@ -41,7 +41,7 @@ def masked_loss(
     Differs from d1's code: 1 / p, not 1 / t, as in the paper (the same up to eps).
     """
     seen = corruption.canvas
-    hidden_BTD = hidden_states(model, variables, seen.tokens_BT, seen.positions_BT, seen.length_B)
+    hidden_BTD = hidden_states(model, variables, *seen.arrays)
     hidden_BCD = completion_hidden(hidden_BTD, seen, model.config.alignment)
     logp_BC = token_logprobs(hidden_BCD, head_matrix(variables), clean.completion_BC).logp
     row_B = -jnp.sum(jnp.where(corruption.masked_BC & eligible_BC, logp_BC, 0.0), axis=1) / corruption.probability_B

@@ -13,7 +13,7 @@ import jax
 
 from d1jax.config import UserError
 from d1jax.config.errors import CannotSave, Diverged, Stopped
-from d1jax.models import processes
+from d1jax.models import joining
 from d1jax.tasks.task import DataError
 from d1jax.telemetry.terminal import printable
 
@@ -74,21 +74,21 @@ def exit_code_of_all(command: Callable[[], int], keeps: bool = False) -> int:
     """As `exit_code`, of a command that several processes run together (--distributed): one that fails ends all with its code."""
 
     def join() -> int:
-        processes.start()
+        joining.start()
         return 0
 
-    return exit_code(join) or processes.together(lambda tell: exit_code(command, keeps, tell))
+    return exit_code(join) or joining.together(lambda tell: exit_code(command, keeps, tell))
 
 
 @contextmanager
 def in_all_processes() -> Iterator[None]:
     """What is done in here is done as by `exit_code_of_all`, where a program has joined several processes by itself: one writes and speaks,
     and one that fails ends all. Nothing is changed in one process, and in a command, which ends them by itself."""
-    if not processes.is_joined_by_hand():
+    if not joining.is_joined_by_hand():
         yield
         return
     try:
-        with processes.taking_part():
+        with joining.taking_part():
             yield
     except Stopped:  # in all of them
         raise
@@ -99,8 +99,8 @@ def in_all_processes() -> Iterator[None]:
             raise problem
 
         with suppress(BaseException):
-            exit_code(again, keeps=True, tell=processes.fail)
-        processes.fail(trace, FAILED)
+            exit_code(again, keeps=True, tell=joining.fail)
+        joining.fail(trace, FAILED)
 
 
 def output_file(flag: str, text: str) -> Path:

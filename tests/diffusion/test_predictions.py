@@ -30,7 +30,12 @@ def propose(logits_BSV, config, temperature=0.0, gumbel_BSV=None, special=SPECIA
         return jnp.argmax(logits_mask(logits, jnp.arange(logits.shape[-1])[None, None]) + draws, axis=-1)
 
     return predict(
-        jnp.asarray(logits_BSV), gumbel_BSV, gumbel_max, temperature=temperature, special=special, config=config
+        jnp.asarray(logits_BSV),
+        gumbel_BSV if temperature else None,
+        gumbel_max,
+        temperature=temperature,
+        special=special,
+        config=config,
     )
 
 

@@ -36,7 +36,7 @@ from d1jax.config import (
 )
 from d1jax.data.tokenizers import SpecialTokens
 from d1jax.diffusion.canvas import Canvas
-from d1jax.diffusion.decoding import Decoding, Inputs, Prompts, text_is_decided
+from d1jax.diffusion.decoding import Decoding, Prompts, text_is_decided
 from d1jax.diffusion.likelihood import Views, score
 from d1jax.diffusion.noise import KeyedNoise
 from d1jax.diffusion.sampler import Sampler
@@ -463,7 +463,7 @@ def test_eight_devices_decode_what_one_decodes(tiny, initialized, random_prompts
 
 def test_repeated_calls_compile_once(tiny, random_prompts, towards_end):
     model, variables = tiny(seed=8, layers=1)
-    before = Sampler.sample._cache_size()
+    before = Sampler._compiled_run._cache_size()
 
     def call(seed, config):
         sampler = Sampler(
@@ -476,9 +476,30 @@ def test_repeated_calls_compile_once(tiny, random_prompts, towards_end):
 
     for seed in range(4):
         call(seed, GREEDY)
-    assert Sampler.sample._cache_size() == before + 1
+    assert Sampler._compiled_run._cache_size() == before + 1
     call(0, dataclasses.replace(GREEDY, steps=4))
-    assert Sampler.sample._cache_size() == before + 2  # the count does see another program
+    assert Sampler._compiled_run._cache_size() == before + 2  # the count does see another program
+
+
+def test_temperatures_and_thresholds_share_a_program(tiny, random_prompts):
+    model, variables = tiny(seed=3)
+    arguments = variables, Prompts(*random_prompts(2, 6, 3)), KeyedNoise(jax.random.key(0), jnp.arange(6))
+    before = Sampler._compiled_run._cache_size()
+
+    def texts(temperature, schedule):
+        config = dataclasses.replace(GREEDY, schedule=schedule)
+        rollout = Sampler(model, config, SPECIAL, temperature).sample(*arguments)
+        return np.asarray(rollout.tokens_BC).tolist(), np.asarray(rollout.unmask_step_BC).tolist()
+
+    cold, warm, hot = (texts(temperature, Even()) for temperature in (0.01, 0.7, 3.0))
+    assert cold != warm != hot, "the temperature is read"
+    assert Sampler._compiled_run._cache_size() == before + 1
+    assert (
+        texts(0.0, Even())[0] == cold[0] and Sampler._compiled_run._cache_size() == before + 2
+    )  # greedy draws nothing
+    slow, fast = (texts(0.0, Threshold(threshold)) for threshold in (1.0, 0.05))
+    assert np.max(slow[1]) > np.max(fast[1]), "the threshold is read"
+    assert Sampler._compiled_run._cache_size() == before + 3
 
 
 # -- the steps ---------------------------------------------------------------------------------------------------------
@@ -555,7 +576,7 @@ def test_a_stream_compiles_each_step_once(tiny, initialized, random_prompts, axe
 def test_a_step_can_be_called_by_itself(tiny, random_prompts):
     model, variables = tiny(seed=1)
     sampler = Sampler(model, dataclasses.replace(GREEDY, cache=DualCache()), SPECIAL)
-    inputs = Inputs(variables, Prompts(*random_prompts(0, 4, 3)), None)
+    inputs = sampler.inputs(variables, Prompts(*random_prompts(0, 4, 3)), None)
     state = sampler.init(inputs)
     assert sampler.is_running(state) and sampler.needs_refresh(state)
     assert (np.asarray(state.tokens_BC) == MASK).all()

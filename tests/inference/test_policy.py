@@ -16,7 +16,8 @@ import d1jax
 from d1jax.config import LoraConfig, MeshConfig, SamplerConfig, UserError
 from d1jax.data.tokenizers import ByteTokenizer, CharacterTokenizer
 from d1jax.diffusion.decoding import Decoding
-from d1jax.inference.complete import Completions, sample, watch
+from d1jax.diffusion.sampler import Sampler
+from d1jax.inference.complete import Completions, filled_up, sample, watch
 from d1jax.inference.policy import Policy, load_pretrained, save_pretrained
 from d1jax.models.families import family_for
 from d1jax.models.sharding import AXES
@@ -301,6 +302,26 @@ def test_a_prompt_alone_or_in_a_batch_gives_the_same_text(request, name, tempera
             np.testing.assert_allclose(one[0], many[0], atol=1e-5)
         else:
             np.testing.assert_array_equal(one[0], many[0])
+
+
+@given(st.integers(1, 5000))
+def test_few_numbers_of_rows_are_compiled(rows):
+    sizes = [1] + [half * 2**power for power in range(13) for half in (2, 3)]
+    filled = filled_up(range(rows))
+    assert len(filled) == min(size for size in sizes if size >= rows)
+    assert filled[:rows] == list(range(rows)) and set(filled[rows:]) <= {rows - 1}
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_rows_that_fill_a_batch_up_are_not_shown(policy, temperature):
+    prompts, compiled = ["abc", "d", "ef", "a", "bb"], Sampler._compiled_run._cache_size()
+    found = sample(policy, prompts, SETTINGS, seed=3, temperature=temperature)
+    six = sample(policy, [*prompts, "c"], SETTINGS, seed=3, temperature=temperature)
+    assert Sampler._compiled_run._cache_size() == compiled + 1
+    assert found.text == six.text[:5] and found.tokens.shape == (5, 8) and found.length.shape == (5,)
+    *states, last = watch(policy, prompts, SETTINGS, seed=3, temperature=temperature)
+    assert all(state.tokens_BC.shape == (5, 8) and state.done_B.shape == (5,) for state in states)
+    np.testing.assert_array_equal(last.tokens, found.tokens)
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])

@@ -27,7 +27,7 @@ from d1jax.config import Config, ExportConfig, Stage, UserError
 from d1jax.config.parse import parse
 from d1jax.evaluation import sampled
 from d1jax.inference import export
-from d1jax.models import processes
+from d1jax.models import joining, processes
 from d1jax.telemetry import command_line
 from d1jax.telemetry.metrics import read_metrics
 from d1jax.weights.checkpoints import Checkpoints
@@ -184,14 +184,14 @@ def test_files_that_never_come_are_named(monkeypatch):
 
 def test_a_program_that_has_joined_processes_by_itself_takes_its_part(second_of_two, monkeypatch, tmp_path, capsys):
     ended = []
-    monkeypatch.setattr(processes, "_takes_part", False)
+    monkeypatch.setattr(joining, "_takes_part", False)
     monkeypatch.setattr(files, "_writes", True)
-    monkeypatch.setattr(processes, "_watch", lambda: ended.append("watched"))
-    monkeypatch.setattr(processes, "fail", lambda problem, code: ended.append((str(problem), code)))
+    monkeypatch.setattr(joining, "_watch", lambda: ended.append("watched"))
+    monkeypatch.setattr(joining, "fail", lambda problem, code: ended.append((str(problem), code)))
     with command_line.in_all_processes():
         files.write_json(tmp_path / "a.json", 1)
         print("not said")
-        assert not processes.is_joined_by_hand(), "once"
+        assert not joining.is_joined_by_hand(), "once"
     print("said")
     assert not list(tmp_path.iterdir()) and capsys.readouterr().out == "said\n"
     assert ended == ["watched"]
@@ -240,7 +240,7 @@ def test_what_cannot_be_joined_is_named(monkeypatch, given, told):
     for name, value in given.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(UserError, match=told):
-        processes.start(seconds=1)
+        joining.start(seconds=1)
 
 
 def test_a_port_in_use_is_named(monkeypatch):
@@ -251,7 +251,7 @@ def test_a_port_in_use_is_named(monkeypatch):
         for name, value in (("COORDINATOR_ADDRESS", address), ("NUM_PROCESSES", "2"), ("PROCESS_ID", "0")):
             monkeypatch.setenv(f"JAX_{name}", value)
         with pytest.raises(UserError, match=f"cannot listen at JAX_COORDINATOR_ADDRESS = {address}"):
-            processes.start(seconds=1)
+            joining.start(seconds=1)
 
 
 def test_what_differs_between_processes_is_named(monkeypatch):

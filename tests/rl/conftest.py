@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from d1jax.config import ModelConfig, OptimizerConfig, SamplerConfig
+from d1jax.config.advantage import Center
 from d1jax.config.parse import parse
-from d1jax.config.rl import Center
 from d1jax.data.tokenizers import SpecialTokens
 from d1jax.diffusion.canvas import Canvas
 from d1jax.rl.advantages import group_advantages

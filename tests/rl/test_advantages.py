@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from d1jax.config import Softmax
-from d1jax.config.rl import Advantage
+from d1jax.config.advantage import Advantage
 from d1jax.config.values import alternatives
 from d1jax.rl.advantages import ADVANTAGES, decoupled, group_advantages, process_advantages
 from d1jax.rollouts.rewards import TIE, equal_groups, total_rewards

@@ -9,8 +9,8 @@ import pytest
 
 import d1jax.train as command
 from d1jax.config import OptimizerConfig
+from d1jax.config.advantage import Gae
 from d1jax.config.parse import parse
-from d1jax.config.rl import Gae
 from d1jax.models.reward_head import HEAD
 from d1jax.models.sharding import make_mesh, replicated
 from d1jax.rl import gae
