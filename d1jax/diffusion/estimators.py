@@ -66,9 +66,11 @@ def views_of(
     special: SpecialTokens,
     prompt_mask: float,
     entropy_BC: Array | None = None,
+    rows_alike: int = 1,
 ) -> Views:
     """The views of `estimator`, each with every prompt token masked with probability `prompt_mask` (the same in all views).
 
+    rows_alike: so many rows, one behind the other, have one prompt and one id, and the estimator shows nothing of a completion.
     entropy_BC is read by a `subset` of the autoregressive estimator only.
     """
     valid_BC = through_first_end(canvas.completion_BC, special.end_ids)
@@ -83,6 +85,7 @@ def views_of(
         weight_NBC=jnp.stack([jnp.where(valid_BC, one.weight_BC, 0.0).astype(jnp.float32) for one in mask_samples]),
         head_group_N=tuple(one.head_group for one in mask_samples),
         sampled_by=special if estimator.name == "trajectory" else None,
+        rows_alike=rows_alike,
     )
 
 

@@ -3,7 +3,7 @@
 An estimator is a plan of views (estimators.py); `score` runs one forward pass a view and sums the weighted log-probabilities.
 The policy, the old policy and the reference always see the same plan, because it is a pure function of its key.
 
-N views, S head groups of disjoint views, B rows, C completion columns, P prompt columns.
+N views, S head groups of disjoint views, B rows, Q sets of G rows that are shown the same, C completion columns, P prompt columns.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from d1jax.models.transformer import Transformer, Variables, head_matrix, hidden
 @partial(
     jax.tree_util.register_dataclass,
     data_fields=["completion_NBC", "prompt_NBP", "weight_NBC"],
-    meta_fields=["head_group_N", "sampled_by"],
+    meta_fields=["head_group_N", "sampled_by", "rows_alike"],
 )
 @dataclass(frozen=True)
 class Views:
@@ -38,6 +38,9 @@ class Views:
     head_group_N: tuple[int, ...] = ()
     # Scores are under the distribution of a sampler with these special tokens, which never draws the mask; None: over all rows of the head.
     sampled_by: SpecialTokens | None = None
+    # So many rows, one behind the other, are shown the same, so that one pass serves all of them: completions of a problem in a view that
+    # masks all of a completion.
+    rows_alike: int = 1
 
 
 class Scores(NamedTuple):
@@ -61,7 +64,7 @@ def masked_prompt(key: Array, canvas: Canvas, row_ids_B: Array, *, mask_id: int,
 def score(
     model: Transformer, variables: Variables, canvas: Canvas, views: Views, upper_exponent: float | None = None
 ) -> Scores:
-    """One forward pass a view, one pass of the vocabulary head a group; see Scores.
+    """One forward pass a view, one pass of the vocabulary head a group; see Scores. Of rows that are shown the same one is passed.
 
     upper: (1 / b) log(sum over views of weight x p^b) with b = upper_exponent >= 1, and 0 where no view scores the token. With weights
     (1 / share masked) / views it is SPG's evidence upper bound of a token (arXiv 2510.09541, section 3.2).
@@ -73,11 +76,14 @@ def score(
 
     def hidden_of(completion_BC: Array, prompt_BP: Array) -> Array:
         shown = canvas._replace(completion_BC=completion_BC, prompt_BP=prompt_BP)
-        hidden_BTD = hidden_states(model, variables, *shown.arrays)
-        return completion_hidden(hidden_BTD, canvas, alignment)
+        shown = jax.tree.map(lambda x: _each(x, views.rows_alike)[:, 0], shown)
+        hidden_QTD = hidden_states(model, variables, *shown.arrays)
+        return completion_hidden(hidden_QTD, shown, alignment)
 
-    def scores_of(hidden_BCD: Array) -> TokenScores:
-        return token_logprobs(hidden_BCD, head_matrix(variables), canvas.completion_BC, sampled_by=views.sampled_by)
+    def scores_of(hidden_QCD: Array) -> TokenScores:
+        targets_QCG = _each(canvas.completion_BC, views.rows_alike).swapaxes(1, 2)
+        scores = token_logprobs(hidden_QCD, head_matrix(variables), targets_QCG, sampled_by=views.sampled_by)
+        return jax.tree.map(lambda x_QCG: x_QCG.swapaxes(1, 2).reshape(canvas.completion_BC.shape), scores)
 
     if views_N == 1:
         scores_SBC = jax.tree.map(lambda x: x[None], scores_of(hidden_of(views.completion_NBC[0], views.prompt_NBP[0])))
@@ -103,6 +109,11 @@ def score(
         )
     upper_BC = None if upper_exponent is None else _upper(scores_SBC.logp, weight_SBC, upper_exponent)
     return Scores(*((weight_SBC * value).sum(0) for value in scores_SBC), upper_BC)
+
+
+def _each(x: Array, rows_alike: int) -> Array:
+    """[B, ...] as [Q, G, ...], with G = rows_alike."""
+    return x.reshape(-1, rows_alike, *x.shape[1:])
 
 
 def _upper(logp_SBC: Array, weight_SBC: Array, exponent: float) -> Array:

@@ -169,7 +169,8 @@ def _rl(config: Config, stage: Stage, shapes: Shapes) -> list[Program]:
     optimizer = make_optimizer(section.optimizer, section.steps)
     state = abstract_state(optimizer, trainable, shapes.mesh, section.optimizer.offload)
     parts = section.grad_accumulation_steps
-    scorer = Scorer(shapes.model, section.estimator, config.sampler, shapes.special, section.prompt_mask, parts)
+    alike = rl.rows_alike(section, shapes.mesh)
+    scorer = Scorer(shapes.model, section.estimator, config.sampler, shapes.special, section.prompt_mask, parts, alike)
     update = rl.make_update(scorer, optimizer, section, state)
     reference: Variables = {}
     if section.needs_reference:
@@ -186,7 +187,8 @@ def _rl(config: Config, stage: Stage, shapes: Shapes) -> list[Program]:
     values = abstract_state(optimizer, trainable, shapes.mesh) if section.advantage.name == "gae" else ()
     beside = {"optimizer": state.optimizer, "reference": own, "values": values}
     sampler = _sampler(config, stage, shapes, section, state, frozen, beside, section.estimator.needs_entropy)
-    sizes = {"rows": rows, **shapes.sizes, "columns": columns, "parts": parts, **_views(scorer, rollout, shapes)}
+    sizes = {"rows": rows // alike, **shapes.sizes, "columns": columns, "parts": parts}
+    sizes |= _views(scorer, rollout, shapes)
     update_program = Program(stage.name, "update", config, shapes.mesh, lower, held, shared, values, **sizes)
     return [sampler, update_program]
 

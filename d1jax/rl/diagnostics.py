@@ -5,6 +5,7 @@ B rows, C completion columns.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 
 import jax
@@ -27,8 +28,9 @@ TOLERANCE = {"float32": 1e-3, "bfloat16": 0.25, "float16": 0.25}
 
 def make_start_scores(scorer: Scorer, config: RlConfig) -> Callable[[Variables, Batch, Array], Array]:
     """`start_scores(policy, batch, key) -> [2, B, C]`: scores of the policy by a program without gradients, under the masks of the first
-    and of the last inner update of a step. Compiled, and run before the first update of a run only.
+    and of the last inner update of a step, each row by a pass of its own. Compiled, and run before the first update of a run only.
     """
+    scorer = dataclasses.replace(scorer, rows_alike=1)
 
     @jax.jit
     def start_scores(policy: Variables, batch: Batch, key: Array) -> Array:

@@ -24,7 +24,7 @@ from d1jax.rl import diagnostics, metrics
 from d1jax.rl.advantages import compute_advantages
 from d1jax.rl.loss import make_kl_in_reward
 from d1jax.rl.reference import at_the_start, moved
-from d1jax.rl.update import Batch, make_update
+from d1jax.rl.update import Batch, make_update, rows_alike
 from d1jax.rl.value_model import make_value_model
 from d1jax.rollouts import metrics as rollout_metrics
 from d1jax.rollouts.generate import Failures, Generator, fetch_and_grade
@@ -48,8 +48,9 @@ def train(context: Context, start: Variables, log: StageLog) -> Variables:
     schedule = make_schedule(config.optimizer, total_updates)
     state = new_state(optimizer, trainable, context.mesh, config.optimizer.offload)
     scorer = Scorer(
-        context.model, config.estimator, sampler, special, config.prompt_mask, config.grad_accumulation_steps
-    )
+        context.model, config.estimator, sampler, special, config.prompt_mask, config.grad_accumulation_steps,
+        rows_alike(config, context.mesh),
+    )  # fmt: skip
     update = make_update(scorer, optimizer, config, state)
     start_scores = diagnostics.make_start_scores(scorer, config)
     with_kl = make_kl_in_reward(scorer, config.kl)

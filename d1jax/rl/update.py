@@ -12,8 +12,10 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax import Array
+from jax.sharding import Mesh
 
 from d1jax.config import RlConfig
+from d1jax.models import sharding
 from d1jax.models.transformer import Variables
 from d1jax.rl import metrics
 from d1jax.rl.loss import AGGREGATIONS, relative_to_group, self_normalized_weights, token_terms
@@ -52,6 +54,17 @@ Update = Callable[..., tuple[TrainState, dict[str, Array], FirstScores]]
 def view_keys(key: Array, num_iterations: int, fresh_masks: bool) -> Array:
     """The key of each inner update's masks: mu different ones, or d1's ablation with one for all."""
     return jax.vmap(lambda u: jax.random.fold_in(key, u))(jnp.arange(num_iterations, dtype=jnp.int32) * fresh_masks)
+
+
+def rows_alike(config: RlConfig, mesh: Mesh) -> int:
+    """How many rows, one behind the other, every view shows alike, so that one pass serves them (`Views.rows_alike`).
+
+    d1's one-step score hides all of a completion: under one prompt mask the completions of a problem differ in nothing that the model sees.
+    1 where they do, and where devices or micro-batches would cut the set of a problem.
+    """
+    is_alike = config.estimator.name == "one_step" and (config.mask_sharing == "group" or config.prompt_mask == 0)
+    is_whole = config.prompts_per_step % (config.grad_accumulation_steps * sharding.row_shards(mesh)) == 0
+    return config.num_generations if is_alike and is_whole else 1
 
 
 def make_update(scorer: Scorer, optimizer: optax.GradientTransformation, config: RlConfig, state: TrainState) -> Update:
@@ -112,7 +125,7 @@ def make_update(scorer: Scorer, optimizer: optax.GradientTransformation, config:
             rows = _compared_in_groups(scorer, config, {**frozen, **state.trainable}, rows, u, key)
             value, raw, gradient = gradients(
                 lambda trainable, rows: loss(trainable, rows, frozen, key, u == 0),
-                state.trainable, rows, config.grad_accumulation_steps,
+                state.trainable, rows, config.grad_accumulation_steps, rows_alike=scorer.rows_alike,
             )  # fmt: skip
             state = apply_gradient(optimizer, state, gradient, value)
             in_a_row, in_all = bad_updates(state.optimizer)

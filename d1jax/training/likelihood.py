@@ -19,7 +19,7 @@ from d1jax.diffusion.canvas import Canvas, through_first_end
 from d1jax.diffusion.estimators import views_of
 from d1jax.diffusion.likelihood import Scores, Views, score
 from d1jax.models.transformer import Transformer, Variables
-from d1jax.training.optimizer import over_micro_batches
+from d1jax.training.optimizer import in_order, over_micro_batches, with_sets_together
 
 
 class RolloutBatch(NamedTuple):
@@ -41,12 +41,14 @@ class Scorer:
     special: SpecialTokens
     prompt_mask: float = 0.0
     parts: int = 1  # micro-batches of what is scored without a gradient
+    rows_alike: int = 1  # rows, one behind the other, that every view shows alike (`rl.update.rows_alike`)
 
     def views(self, key: Array, batch: RolloutBatch) -> Views:
         """The masked views of a batch: a pure function of the key and the rows' mask ids."""
         return views_of(
             key, batch.canvas, batch.mask_ids_B, batch.unmask_step_BC, estimator=self.estimator,
             sampler=self.sampler, special=self.special, prompt_mask=self.prompt_mask, entropy_BC=batch.entropy_BC,
+            rows_alike=self.rows_alike,
         )  # fmt: skip
 
     def text_BC(self, batch: RolloutBatch) -> Array:
@@ -76,8 +78,9 @@ class Scorer:
             batch, advantage_BC = rows
             return self.scores(variables, batch, self.views(key, batch), advantage_BC).logp
 
-        of_parts = over_micro_batches(of_rows, 1, (batch, advantage_BC), self.parts, AccumulationType.CONCAT)
-        return jax.lax.stop_gradient(of_parts(variables, (batch, advantage_BC)))
+        rows = with_sets_together((batch, advantage_BC), self.parts, self.rows_alike)
+        of_parts = over_micro_batches(of_rows, 1, rows, self.parts, AccumulationType.CONCAT)
+        return jax.lax.stop_gradient(in_order(of_parts(variables, rows), self.parts, self.rows_alike))
 
     def counted_BC(self, key: Array, batch: RolloutBatch) -> Array:
         """[B, C]: the tokens that a mean counts: the text; where some tokens may be in no view, only those that are in one."""

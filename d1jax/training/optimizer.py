@@ -139,20 +139,44 @@ def gradients(
     rows: Any,
     micro_batches: int,
     auxiliary: Any = microbatching.AccumulationType.CONCAT,
+    rows_alike: int = 1,
 ) -> tuple[Array, Any, Any]:
     """(loss, auxiliary arrays, gradient): loss and gradient are summed over micro-batches of the rows, arrays [B, ...] put together.
 
     `loss(trainable, rows)` returns sums over rows of terms already divided by the totals of the whole batch, so every split
-    of the batch gives the same gradient.
+    of the batch gives the same gradient. rows_alike: so many rows, one behind the other, come into one micro-batch; then all auxiliary
+    arrays have a row axis.
     """
 
     def value_and_grad(trainable: Any, rows: Any) -> tuple[tuple[Array, Any], Any]:
         return jax.value_and_grad(loss, has_aux=True)(trainable, rows)
 
     add = microbatching.AccumulationType.SUM
+    rows = with_sets_together(rows, micro_batches, rows_alike)
     summed = over_micro_batches(value_and_grad, 1, rows, micro_batches, ((add, auxiliary), add))
     (value, arrays), grads = summed(trainable, rows)
-    return value, arrays, grads
+    return value, in_order(arrays, micro_batches, rows_alike), grads
+
+
+def with_sets_together(rows: Any, micro_batches: int, size: int) -> Any:
+    """The rows in an order in which `over_micro_batches`, whose part m has the rows m, m + micro_batches, ..., keeps sets of `size` rows,
+    one behind the other, whole and in their order. Rows stay on their devices where each has a whole number of such sets a part.
+    """
+    if micro_batches == 1 or size == 1:
+        return rows
+    return jax.tree.map(lambda x: _turned(x, micro_batches, size), rows)
+
+
+def in_order(arrays: Any, micro_batches: int, size: int) -> Any:
+    """Undoes `with_sets_together`."""
+    if micro_batches == 1 or size == 1:
+        return arrays
+    return jax.tree.map(lambda x: _turned(x, size, micro_batches), arrays)
+
+
+def _turned(x: Array, inner: int, innermost: int) -> Array:
+    """With the last two of three axes of rows, [B / (inner x innermost), inner, innermost], exchanged."""
+    return x.reshape(-1, inner, innermost, *x.shape[1:]).swapaxes(1, 2).reshape(x.shape)
 
 
 def over_micro_batches(

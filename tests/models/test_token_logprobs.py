@@ -45,6 +45,15 @@ def test_any_leading_shape_is_kept(shape):
     np.testing.assert_allclose(token_logprobs(hidden, head_DV, targets, 2).logp, logp, atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("chunk", [None, 2])
+def test_several_tokens_of_a_position_are_scored_from_one_row_of_logits(chunk):
+    hidden, head_DV, _ = draw(4, (2, 3), 4, 7)
+    targets = jnp.asarray(np.random.default_rng(0).integers(0, 7, (2, 3, 5)))
+    each = [run(hidden, head_DV, targets[..., one], chunk) for one in range(5)]
+    for found, expected in zip(run(hidden, head_DV, targets, chunk), zip(*each, strict=True), strict=True):
+        np.testing.assert_allclose(found, jnp.stack(expected, axis=-1), atol=1e-6)
+
+
 def test_large_logits_do_not_overflow():
     hidden, head_DV, targets = draw(2, (4,), 3, 5)
     scores = run(300 * hidden, head_DV, targets, 2)

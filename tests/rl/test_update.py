@@ -1,6 +1,8 @@
 """The compiled inner loop: DESIGN's invariants 1, 2, 5, 9 and 10."""
 
 import dataclasses
+import math
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -31,7 +33,7 @@ from d1jax.models.sharding import make_mesh, shard_batch
 from d1jax.models.transformer import Transformer, initialize
 from d1jax.rl.diagnostics import check_start, make_start_scores
 from d1jax.rl.loss import AGGREGATIONS, token_terms
-from d1jax.rl.update import Batch, make_update, view_keys
+from d1jax.rl.update import Batch, make_update, rows_alike, view_keys
 from d1jax.training.likelihood import RolloutBatch, Scorer
 from d1jax.training.optimizer import TrainState, make_optimizer, new_state
 from d1jax.training.setup import split
@@ -232,6 +234,47 @@ def test_update_does_not_depend_on_the_mesh(axes):
     for _, metrics, _ in results[1:]:
         np.testing.assert_allclose(metrics["loss"], results[0][1]["loss"], atol=1e-5)
         np.testing.assert_allclose(metrics["grad_norm"], results[0][1]["grad_norm"], rtol=1e-4)
+
+
+@pytest.mark.parametrize("micro_batches, axes", [(1, (1, 1, 1)), (2, (1, 1, 1)), (2, (2, 1, 2))], ids=str)
+def test_completions_that_are_shown_alike_are_scored_by_one_pass(micro_batches, axes):
+    config = dataclasses.replace(CONFIG, grad_accumulation_steps=micro_batches)
+    mesh = make_mesh(MeshConfig(*axes), jax.devices()[: math.prod(axes)])
+    assert rows_alike(config, mesh) == 4
+    results, flops = [], []
+    with jax.set_mesh(mesh):
+        rows = shard_batch(mesh, batch())
+        for alike in (4, 1):
+            model, optimizer, state, frozen = setup(config, mesh=mesh)
+            scorer = dataclasses.replace(scorer_of(model, config), rows_alike=alike)
+            update = make_update(scorer, optimizer, config, state)
+            arguments = state, frozen, copied(state.trainable), rows, jax.random.key(0)
+            flops.append(update.lower(*arguments).cost_analysis()["flops"])
+            results.append(jax.device_get(update(*arguments)))
+    assert flops[0] < flops[1] / 2, flops
+    for name, value in results[0][1].items():
+        np.testing.assert_allclose(value, results[1][1][name], atol=2e-5, rtol=2e-4, err_msg=name)
+    jax.tree.map(partial(np.testing.assert_allclose, atol=2e-4), results[0][0].trainable, results[1][0].trainable)
+    jax.tree.map(partial(np.testing.assert_allclose, atol=2e-5), results[0][2], results[1][2])
+
+
+@pytest.mark.parametrize(
+    "changes, devices, expected",
+    [
+        ({}, 1, 4),
+        ({}, 4, 4),
+        ({}, 8, 1),  # two devices would share the completions of a problem
+        ({"grad_accumulation_steps": 4}, 1, 4),
+        ({"grad_accumulation_steps": 8}, 1, 1),  # two micro-batches would
+        ({"mask_sharing": "row"}, 1, 1),
+        ({"mask_sharing": "row", "prompt_mask": 0.0}, 1, 4),
+        ({"estimator": Coupled()}, 1, 1),
+    ],
+    ids=str,
+)
+def test_only_whole_sets_of_completions_are_shown_alike(changes, devices, expected):
+    config = dataclasses.replace(CONFIG, **changes)
+    assert rows_alike(config, make_mesh(MeshConfig(), jax.devices()[:devices])) == expected
 
 
 def test_compiles_once():

@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from d1jax.config import MeshConfig, OptimizerConfig
 from d1jax.models.sharding import make_mesh, replicated
@@ -13,9 +15,11 @@ from d1jax.training.optimizer import (
     bad_updates,
     compiled_update,
     gradients,
+    in_order,
     make_optimizer,
     make_schedule,
     new_state,
+    with_sets_together,
 )
 
 PARAMS = {"params": {"q": {"kernel": jnp.ones((3, 2))}, "norm": {"scale": jnp.ones(2)}, "wte": jnp.ones((4, 2))}}
@@ -128,3 +132,13 @@ def test_the_first_moment_may_be_half_as_large():
     dtypes = {str(x.dtype) for x in jax.tree.leaves(half.optimizer) if x.ndim}
     assert dtypes == {"bfloat16", "float32"}
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), full.trainable, half.trainable)
+
+
+@given(st.integers(1, 4), st.integers(1, 4), st.integers(1, 4))
+def test_micro_batches_keep_sets_of_rows_together(sets, micro_batches, size):
+    """Part m of optax has the rows m, m + micro_batches, ...; here whole sets in their order."""
+    row_B = np.arange(sets * micro_batches * size)
+    turned_B = np.asarray(with_sets_together(row_B, micro_batches, size))
+    for part_B in (turned_B[place::micro_batches] for place in range(micro_batches)) if size > 1 else ():
+        assert (np.diff(part_B.reshape(sets, size), axis=1) == 1).all() and (part_B[::size] % size == 0).all()
+    np.testing.assert_array_equal(in_order(turned_B, micro_batches, size), row_B)
