@@ -147,9 +147,15 @@ def streamed(source: str, setting: str) -> Any:
         if not lines and any(file.endswith(".jsonl") for file in files):
             raise UserError(f"config: {setting}: {source!r} has .jsonl and other files; name them apart")
         more = {} if lines else {"sample_by": "document"}
-        return datasets.load_dataset(
-            "json" if lines else "text", data_files=files, split="train", streaming=True, **more
-        )
+        counts = datasets.config.HF_UPDATE_DOWNLOAD_COUNTS
+        # The library reports every load to its servers, also of one's own files, and without a network each report takes seconds.
+        datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False
+        try:
+            return datasets.load_dataset(
+                "json" if lines else "text", data_files=files, split="train", streaming=True, **more
+            )
+        finally:
+            datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = counts
     except UserError:
         raise
     except Exception as error:  # no such data set, no network

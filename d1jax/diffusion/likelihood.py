@@ -113,7 +113,7 @@ def score(
 
 def _each(x: Array, rows_alike: int) -> Array:
     """[B, ...] as [Q, G, ...], with G = rows_alike."""
-    return x.reshape(-1, rows_alike, *x.shape[1:])
+    return x.reshape(x.shape[0] // rows_alike, rows_alike, *x.shape[1:])
 
 
 def _upper(logp_SBC: Array, weight_SBC: Array, exponent: float) -> Array:

@@ -176,7 +176,8 @@ def in_order(arrays: Any, micro_batches: int, size: int) -> Any:
 
 def _turned(x: Array, inner: int, innermost: int) -> Array:
     """With the last two of three axes of rows, [B / (inner x innermost), inner, innermost], exchanged."""
-    return x.reshape(-1, inner, innermost, *x.shape[1:]).swapaxes(1, 2).reshape(x.shape)
+    outer = x.shape[0] // (inner * innermost)
+    return x.reshape(outer, inner, innermost, *x.shape[1:]).swapaxes(1, 2).reshape(x.shape)
 
 
 def over_micro_batches(

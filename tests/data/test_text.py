@@ -64,6 +64,12 @@ def test_a_stream_goes_on_with_the_very_next_window(sources, at):
     np.testing.assert_array_equal(again.take(50 - at), whole[at:])
 
 
+def test_nothing_is_told_of_files_of_ones_own(sources, monkeypatch):
+    load = pytest.importorskip("datasets.load")
+    monkeypatch.setattr(load, "get_session", lambda: pytest.fail("the network is asked"))
+    assert len(TextStream(sources, BYTES, 6, "adapt.data").take(2)) == 2
+
+
 def test_a_stream_without_text_ends(tmp_path):
     pytest.importorskip("datasets")
     (tmp_path / "a.jsonl").write_text("")
