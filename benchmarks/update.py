@@ -7,6 +7,9 @@
 is scored (KL 0.04) and the old policy, then come four updates: ratio, clip, k3, mean over tokens, gradient clip, AdamW. PyTorch
 runs once as d1's code does, and once without the old policy's first score, which d1jax leaves out because it is the policy's own.
 
+d1jax runs also with one prompt mask a problem, its default, where one pass scores the completions of a problem; PyTorch has no such path,
+and its time does not depend on the masks. With --iteration each side also samples the batch (d1: blocks of 32, two tokens a step, T 0.9).
+
 Both sides have the same weights, masks and threads. Each has a process of its own and works only while the other waits. Nothing is timed
 before both gave the same loss and gradient norm for the first inner update. Each side then picks its number of micro-batches
 on one inner update; rounds of the whole batch alternate, every call from the same start, and the median is reported.
@@ -30,14 +33,16 @@ SETTINGS = {
     "cpu": Setting(SMALL, prompts=16, prompt=128, completion=128),
     "tiny": Setting(
         ModelConfig(width=32, layers=2, heads=4, kv_heads=4, mlp_width=80, vocab_size=600),
-        prompts=4, prompt=8, completion=16, matmul=256,
+        prompts=4, prompt=8, completion=16, block=8, matmul=256,
     ),
 }  # fmt: skip
 MICRO_BATCHES = {"cpu": (3, 6, 12, 24), "tiny": (1, 2, 4)}
-VARIANTS = {
-    "d1jax": ("d1jax", False),
-    "pytorch": ("pytorch", True),
-    "pytorch, first old score left out": ("pytorch", False),
+LEFT_OUT = "pytorch, first old score left out"
+VARIANTS = {  # (side, what its calls change)
+    "d1jax": ("d1jax", {"first_old": False}),
+    "d1jax, one prompt mask a problem": ("d1jax", {"first_old": False, "shared": True}),
+    "pytorch": ("pytorch", {}),
+    LEFT_OUT: ("pytorch", {"first_old": False}),
 }
 TOLERANCE = 1e-3  # relative, of loss and gradient norm
 PREDICTION = (  # written before the first run at this size
@@ -47,6 +52,9 @@ PREDICTION = (  # written before the first run at this size
     "expected, so d1jax: 75 to 95 s. PyTorch's matrix products are as fast, but it writes logits, log_softmax and their gradients to "
     "fresh memory, 1.6 GB each for every inner update, and the first two for every score: 1.1 to 1.6 times d1jax's time, most likely "
     "1.3; 5 % less without the first old score. Memory: PyTorch's grows with the rows of a micro-batch, d1jax's logits do not."
+    " With one prompt mask a problem one pass serves its six completions: a sixth of the products, so at most 6 times d1jax's own time with "
+    "a mask a row; 4 to 5.5 are expected, because the optimizer and the small batches of 4 problems stay. An iteration: PyTorch samples at "
+    "T 0.9 in 20 times d1jax's time, so the rollout decides, and 10 to 20 are expected."
 )
 
 
@@ -82,13 +90,18 @@ def check(sides, micro_batches):
     return found
 
 
-def choose(sides, options):
-    """{side: best number of micro-batches}, and the seconds of one inner update (with its reference score) for each: the faster of two."""
+def choose(sides, options, prompts):
+    """{variant: best number of micro-batches}, and the seconds of one inner update (with its reference score): the faster of two."""
     rows, best = [], {}
-    for name, side in sides.items():
+    for name, (side, changes) in VARIANTS.items():
+        if name == LEFT_OUT:  # one inner update is alike with and without it
+            best[name] = best["pytorch"]
+            continue
         seconds = {}
         for parts in options:
-            found = [side.call(Call(parts, 1, first_old=False)) for _ in range(2)]
+            if changes.get("shared") and prompts % parts:
+                continue
+            found = [sides[side].call(Call(parts, 1, **{**changes, "first_old": False})) for _ in range(2)]
             seconds[parts] = min(one["seconds"] for one in found)
             memory = round(found[-1]["peak_memory_GB"], 3)
             rows.append(
@@ -103,19 +116,20 @@ def rounds(sides, setting, best, count):
     """Rows of the variants, called in turn; the call before the rounds warms up."""
     found = {name: [] for name in VARIANTS}
     for _ in range(count + 1):
-        for name, (side, first_old) in VARIANTS.items():
-            found[name].append(sides[side].call(Call(best[side], setting.inner_updates, first_old)))
+        for name, (side, changes) in VARIANTS.items():
+            found[name].append(sides[side].call(Call(best[name], setting.inner_updates, **changes)))
             print(f"  {name:34} {found[name][-1]['seconds']:9.3f} s", flush=True)
     rows = []
-    for name, (side, first_old) in VARIANTS.items():
+    for name, (side, changes) in VARIANTS.items():
         first, *timed = found[name]
         seconds = [one["seconds"] for one in timed]
-        scorings = 2 * setting.inner_updates - (not first_old)
+        scorings = 2 * setting.inner_updates - (not changes.get("first_old", True))
+        passed = setting.prompts if changes.get("shared") else setting.rows
         flops = limits.update_flops(
-            setting.model, setting.rows, setting.prompt, setting.completion, setting.inner_updates, scorings
+            setting.model, passed, setting.prompt, setting.completion, setting.inner_updates, scorings
         )
         median, least = statistics.median(seconds), flops / sides[side].device["matmul_GFLOP_per_second"] / 1e9
-        row = {"side": name, "micro_batches": best[side], "seconds": round(median, 4)}
+        row = {"side": name, "micro_batches": best[name], "seconds": round(median, 4)}
         row |= {"rounds": [round(s, 4) for s in seconds], "first_call": round(first["seconds"], 4)}
         row |= {"peak_memory_GB": round(max(one["peak_memory_GB"] for one in timed), 3)}
         row |= {key: first[key] for key in ("planned_memory_GB", "compile_seconds") if key in first}
@@ -130,11 +144,12 @@ def rounds(sides, setting, best, count):
 
 
 def compare(rows, updates):
-    """PyTorch's rows against the first, d1jax's."""
-    ours, *others = rows
+    """PyTorch's rows against d1jax's, of the same masks; and against one pass a problem, where the masks of its completions are one."""
+    ours, shared, *others = rows
     return [
         {
             "against": theirs["side"],
+            "times_as_fast_with_one_prompt_mask_a_problem": round(theirs["seconds"] / shared["seconds"], 3),
             "times_as_fast": round(theirs["seconds"] / ours["seconds"], 3),
             "of_each_round": [round(b / a, 3) for a, b in zip(ours["rounds"], theirs["rounds"], strict=True)],
             "times_the_memory": round(theirs["peak_memory_GB"] / ours["peak_memory_GB"], 2),
@@ -144,6 +159,20 @@ def compare(rows, updates):
     ]
 
 
+def iteration(sides, rows):
+    """One call of each side's rollout, after one that warms up where that is cheap; and what a rollout and an update take together."""
+    call = Call(1, 0, sampled=True)
+    sides["d1jax"].call(call)
+    seconds = {name: round(side.call(call)["seconds"], 3) for name, side in sides.items()}
+    whole = {row["side"]: seconds[VARIANTS[row["side"]][0]] + row["seconds"] for row in rows}
+    return {
+        "rollout_seconds": seconds,
+        "rollout_times_as_fast": round(seconds["pytorch"] / seconds["d1jax"], 2),
+        "seconds": {name: round(value, 3) for name, value in whole.items()},
+        "times_as_fast": {name: round(whole["pytorch"] / value, 2) for name, value in whole.items()},
+    }
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preset", choices=SETTINGS, default="cpu")
@@ -151,6 +180,9 @@ def main():
     parser.add_argument("--threads", type=int, default=2, help="of each side")
     parser.add_argument("--prompts", type=int, help="other than the preset's")
     parser.add_argument("--micro_batches", type=int, nargs="+", help="numbers of parts to choose from")
+    parser.add_argument(
+        "--iteration", action="store_true", help="also one rollout of each side, which takes PyTorch minutes"
+    )
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
     changes = {"threads": arguments.threads, "prompts": arguments.prompts or SETTINGS[arguments.preset].prompts}
@@ -177,7 +209,7 @@ def main():
         write_json(arguments.out, result)
 
     add({"same_first_inner_update": check(sides, options[-1])})
-    best, choices = choose(sides, options)
+    best, choices = choose(sides, options, setting.prompts)
     add({"seconds_of_one_inner_update": choices})
     rows = rounds(sides, setting, best, arguments.rounds)
     add({"updates": rows, "comparison": compare(rows, setting.inner_updates)})
@@ -189,6 +221,9 @@ def main():
         )
     for line in result["comparison"]:
         print(f"  {line}", flush=True)
+    if arguments.iteration:
+        add({"iteration": iteration(sides, rows)})
+        print(f"  {result['iteration']}", flush=True)
     for side in sides.values():
         side.close()
 

@@ -22,6 +22,9 @@ class Setting:
     prompt: int  # tokens
     completion: int
     inner_updates: int = 4
+    block: int = 32  # of the rollout, in which a step unmasks two tokens: d1's
+    temperature: float = 0.9
+    sampled_rows: int = 4  # of PyTorch at a time: its noise is float64 over [rows, prompt + completion, vocabulary]
     learning_rate: float = 3e-6  # d1's, as the decay and the clip below; the time does not depend on it
     matmul: int = 2048  # rows and columns of the matrix product that the limit is measured with
     threads: int = 2
@@ -57,6 +60,8 @@ class Call:
     micro_batches: int
     inner_updates: int
     first_old: bool = True  # PyTorch scores the old policy for the first inner update; d1jax never does
+    shared: bool = False  # d1jax: the completions of a problem meet one prompt mask, so that one pass scores them
+    sampled: bool = False  # the rollout in the place of the update
 
 
 def best_of(function, times=5):
@@ -80,11 +85,14 @@ def d1jax_side(setting, folder):
     from d1jax.config import MeshConfig, SamplerConfig
     from d1jax.data.tokenizers import SpecialTokens
     from d1jax.diffusion.canvas import Canvas
+    from d1jax.diffusion.decoding import Prompts
+    from d1jax.diffusion.noise import KeyedNoise
+    from d1jax.diffusion.sampler import Sampler
     from d1jax.evaluation import summary
     from d1jax.models.families import FAMILIES
     from d1jax.models.sharding import make_mesh
     from d1jax.models.transformer import Transformer, initialize
-    from d1jax.rl.update import Batch, make_update, view_keys
+    from d1jax.rl.update import Batch, make_update, rows_alike, view_keys
     from d1jax.training.likelihood import RolloutBatch, Scorer
     from d1jax.training.optimizer import make_optimizer, new_state
     from d1jax.weights.names import to_published
@@ -97,12 +105,13 @@ def d1jax_side(setting, folder):
     canvas = Canvas(completion_BC, prompt_BP, jnp.full(setting.rows, setting.prompt))
     ids_B = jnp.arange(setting.rows)  # d1: each row meets its own masks
     rollout = RolloutBatch(canvas, ids_B, jnp.zeros_like(completion_BC))
-    batch = Batch(rollout, advantage_B[:, None] * jnp.ones(completion_BC.shape))
+    row_batch = Batch(rollout, advantage_B[:, None] * jnp.ones(completion_BC.shape))
     sampler = SamplerConfig(completion_length=setting.completion, block_length=setting.completion)
     key = jax.random.key(2)
 
     def scorer_of(rl):
-        return Scorer(model, rl.estimator, sampler, special, rl.prompt_mask, rl.grad_accumulation_steps)
+        alike = rows_alike(rl, mesh)
+        return Scorer(model, rl.estimator, sampler, special, rl.prompt_mask, rl.grad_accumulation_steps, alike)
 
     scorer = scorer_of(setting.rl())
     views = [scorer.views(k, rollout) for k in view_keys(key, setting.inner_updates, fresh_masks=True)]
@@ -115,8 +124,33 @@ def d1jax_side(setting, folder):
         arrays |= {f"{name}/{tensor}": np.asarray(x) for tensor, x in tensors.items()}
     np.savez(folder / "handed_over.npz", **arrays)
 
+    def prepare_rollout():
+        decoding = SamplerConfig(
+            completion_length=setting.completion,
+            block_length=setting.block,
+            steps=setting.completion // 2,
+            early_exit=False,
+        )
+        arrays = (policy, Prompts(prompt_BP, canvas.prompt_length_B), KeyedNoise(key, ids_B))
+        sampling = Sampler(model, decoding, special, setting.temperature)
+        began = time.perf_counter()
+        compiled = sampling.lower(*arrays).compile()
+        known = {"compile_seconds": round(time.perf_counter() - began, 2)}
+
+        def go(_):
+            jax.block_until_ready(compiled(sampling.inputs(*arrays)))
+            return [], []
+
+        return lambda: None, go, known
+
     def prepare(call):
+        if call.sampled:
+            return prepare_rollout()
         rl = setting.rl(call.inner_updates, call.micro_batches)
+        batch = row_batch
+        if call.shared:
+            rl = dataclasses.replace(rl, mask_sharing="group")
+            batch = row_batch._replace(rollout=rollout._replace(mask_ids_B=ids_B // rl.num_generations))
         optimizer = make_optimizer(rl.optimizer, 1000)
         first = new_state(optimizer, policy, mesh)
         began = time.perf_counter()
@@ -146,8 +180,8 @@ def d1jax_side(setting, folder):
 
 def torch_side(setting, folder):
     import torch
+    import torch_sampler
     import torch_update
-    from torch_sampler import bidirectional_llama
 
     torch.set_num_threads(setting.threads)
     with np.load(folder / "handed_over.npz") as arrays:
@@ -156,7 +190,9 @@ def torch_side(setting, folder):
     def tensors(side):
         return {name.removeprefix(side): x for name, x in handed.items() if name.startswith(side)}
 
-    policy, reference = (bidirectional_llama(setting.model, tensors(side)) for side in ("policy/", "reference/"))
+    policy, reference = (
+        torch_sampler.bidirectional_llama(setting.model, tensors(side)) for side in ("policy/", "reference/")
+    )
     policy.requires_grad_(True)
     _, completion_BC, advantage_B = map(torch.tensor, setting.rollouts())
     rollouts = torch_update.Rollouts(
@@ -168,7 +204,17 @@ def torch_side(setting, folder):
         setting.model.vocab_size - 1,
     )
 
+    def sample(_):
+        for prompt_RP in rollouts.prompt_UBP[0].split(setting.sampled_rows):
+            torch_sampler.generate(
+                policy, prompt_RP, completion_length=setting.completion, block_length=setting.block,
+                steps=setting.completion // 2, temperature=setting.temperature, mask_id=rollouts.mask_id,
+            )  # fmt: skip
+        return [], []
+
     def prepare(call):
+        if call.sampled:
+            return lambda: None, sample, {}
         rl = setting.rl()
         method = torch_update.Method(
             call.inner_updates, call.micro_batches, rl.policy_loss.clip_low, rl.policy_loss.clip_high,

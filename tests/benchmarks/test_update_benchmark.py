@@ -55,6 +55,20 @@ def test_every_inner_update_has_its_own_loss(ours):
 
 
 @pytest.mark.torch
+def test_one_pass_for_the_completions_of_a_problem_is_an_update_too(sides, ours):
+    """Other masks, so other losses; that they are those of a pass a row is tested in tests/rl/test_update.py."""
+    call = importlib.import_module("update_sides").Call(2, 4, shared=True)
+    losses, norms = sides["d1jax"](call)
+    assert np.isfinite(losses + norms).all() and losses != ours[0]
+
+
+@pytest.mark.torch
+def test_both_sides_sample_the_batch(sides):
+    call = importlib.import_module("update_sides").Call(1, 0, sampled=True)
+    assert [side(call) for side in sides.values()] == [([], [])] * 2
+
+
+@pytest.mark.torch
 def test_every_call_starts_anew(sides, ours):
     call = importlib.import_module("update_sides").Call(2, 1)
     for side in sides.values():
