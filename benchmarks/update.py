@@ -52,7 +52,7 @@ PREDICTION = (  # written before the first run at this size
     "expected, so d1jax: 75 to 95 s. PyTorch's matrix products are as fast, but it writes logits, log_softmax and their gradients to "
     "fresh memory, 1.6 GB each for every inner update, and the first two for every score: 1.1 to 1.6 times d1jax's time, most likely "
     "1.3; 5 % less without the first old score. Memory: PyTorch's grows with the rows of a micro-batch, d1jax's logits do not."
-    " With one prompt mask a problem one pass serves its six completions: a sixth of the products, so at most 6 times d1jax's own time with "
+    " With one prompt mask a problem one pass serves six completions: a sixth of the products, so at most 6 times d1jax's own time with "
     "a mask a row; 4 to 5.5 are expected, because the optimizer and the small batches of 4 problems stay. An iteration: PyTorch samples at "
     "T 0.9 in 20 times d1jax's time, so the rollout decides, and 10 to 20 are expected."
 )

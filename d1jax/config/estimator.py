@@ -28,12 +28,18 @@ class Estimator:
         """Whether it looks at the entropies that the sampler recorded."""
         return False
 
+    @property
+    def has_view_of_all_masked(self) -> bool:
+        """Whether one of its views hides the whole completion."""
+        return getattr(self, "full_mask", False)
+
 
 @dataclass(frozen=True)
 class OneStep(Estimator):
     """All masked, one view (d1, arXiv 2504.12216)."""
 
     name: ClassVar[str] = "one_step"
+    has_view_of_all_masked: ClassVar[bool] = True
 
 
 @dataclass(frozen=True)

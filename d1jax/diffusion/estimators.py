@@ -53,6 +53,7 @@ class MaskSample(NamedTuple):
     masked_BC: Array  # what the model does not see, behind the text too
     weight_BC: Array
     head_group: int = 0  # mask samples of one head group score disjoint positions
+    hides_all: bool = False  # the whole completion, whatever the row
 
 
 def views_of(
@@ -70,7 +71,7 @@ def views_of(
 ) -> Views:
     """The views of `estimator`, each with every prompt token masked with probability `prompt_mask` (the same in all views).
 
-    rows_alike: so many rows, one behind the other, have one prompt and one id, and the estimator shows nothing of a completion.
+    rows_alike: so many rows, one behind the other, have one prompt and one masking of it.
     entropy_BC is read by a `subset` of the autoregressive estimator only.
     """
     valid_BC = through_first_end(canvas.completion_BC, special.end_ids)
@@ -86,6 +87,7 @@ def views_of(
         head_group_N=tuple(one.head_group for one in mask_samples),
         sampled_by=special if estimator.name == "trajectory" else None,
         rows_alike=rows_alike,
+        hides_all_N=tuple(one.hides_all for one in mask_samples),
     )
 
 
@@ -94,7 +96,7 @@ def views_of(
 
 def one_step(text: Text, estimator: AnyEstimator, sampler: SamplerConfig) -> list[MaskSample]:
     """score_k = log p(o_k | q', all of o masked). d1, arXiv 2504.12216, section 3.2. A mean-field score, no bound."""
-    return [MaskSample(jnp.ones_like(text.valid_BC), jnp.ones(text.valid_BC.shape, jnp.float32))]
+    return [MaskSample(jnp.ones_like(text.valid_BC), jnp.ones(text.valid_BC.shape, jnp.float32), hides_all=True)]
 
 
 def elbo(text: Text, estimator: AnyEstimator, sampler: SamplerConfig) -> list[MaskSample]:
@@ -288,7 +290,7 @@ def _lowest(text: Text, among_BC: Array, count_B1: Array, number: int) -> Array:
 
 def _half_of_all_masked(text: Text, head_group: int) -> MaskSample:
     every_BC = jnp.ones_like(text.valid_BC)
-    return MaskSample(every_BC, every_BC / 2, head_group)
+    return MaskSample(every_BC, every_BC / 2, head_group, hides_all=True)
 
 
 def _averaged(mask_samples: list[MaskSample]) -> list[MaskSample]:

@@ -25,7 +25,7 @@ from d1jax.models.transformer import Transformer, Variables, head_matrix, hidden
 @partial(
     jax.tree_util.register_dataclass,
     data_fields=["completion_NBC", "prompt_NBP", "weight_NBC"],
-    meta_fields=["head_group_N", "sampled_by", "rows_alike"],
+    meta_fields=["head_group_N", "sampled_by", "rows_alike", "hides_all_N"],
 )
 @dataclass(frozen=True)
 class Views:
@@ -38,9 +38,10 @@ class Views:
     head_group_N: tuple[int, ...] = ()
     # Scores are under the distribution of a sampler with these special tokens, which never draws the mask; None: over all rows of the head.
     sampled_by: SpecialTokens | None = None
-    # So many rows, one behind the other, are shown the same, so that one pass serves all of them: completions of a problem in a view that
-    # masks all of a completion.
+    # So many rows, one behind the other, have one prompt and one mask of it, so that one pass serves all of them in the views that hide the
+    # whole completion.
     rows_alike: int = 1
+    hides_all_N: tuple[bool, ...] = ()  # which these are; (): none
 
 
 class Scores(NamedTuple):
@@ -70,18 +71,43 @@ def score(
     (1 / share masked) / views it is SPG's evidence upper bound of a token (arXiv 2510.09541, section 3.2).
     Differs from the released code: fp32 and logarithms throughout (there: probabilities from a softmax in the model's dtype).
     """
+    alike = [n for n, hides_all in enumerate(views.hides_all_N) if hides_all and views.rows_alike > 1]
+    others = [n for n in range(views.weight_NBC.shape[0]) if n not in alike]
+    if alike and others:
+        found = (
+            _scores(model, variables, canvas, _some(views, others), 1),
+            _scores(model, variables, canvas, _some(views, alike), views.rows_alike),
+        )
+        scores_SBC, weight_SBC = jax.tree.map(lambda *parts: jnp.concatenate(parts), *found)
+    else:
+        scores_SBC, weight_SBC = _scores(model, variables, canvas, views, views.rows_alike if alike else 1)
+    upper_BC = None if upper_exponent is None else _upper(scores_SBC.logp, weight_SBC, upper_exponent)
+    return Scores(*((weight_SBC * value).sum(0) for value in scores_SBC), upper_BC)
+
+
+def _some(views: Views, kept: list[int]) -> Views:
+    """Some of the views."""
+    arrays = (jnp.stack([x[n] for n in kept]) for x in (views.completion_NBC, views.prompt_NBP, views.weight_NBC))
+    names = [views.head_group_N[n] for n in kept]
+    return Views(*arrays, tuple(sorted(set(names)).index(name) for name in names), views.sampled_by)
+
+
+def _scores(
+    model: Transformer, variables: Variables, canvas: Canvas, views: Views, rows_alike: int
+) -> tuple[TokenScores, Array]:
+    """(the scores of each head group, their weights [S, B, C]), by one pass for every `rows_alike` rows."""
     views_N = views.weight_NBC.shape[0]
     head_group_N = views.head_group_N or tuple(range(views_N))
     alignment: Alignment = model.config.alignment
 
     def hidden_of(completion_BC: Array, prompt_BP: Array) -> Array:
         shown = canvas._replace(completion_BC=completion_BC, prompt_BP=prompt_BP)
-        shown = jax.tree.map(lambda x: _each(x, views.rows_alike)[:, 0], shown)
+        shown = jax.tree.map(lambda x: _each(x, rows_alike)[:, 0], shown)
         hidden_QTD = hidden_states(model, variables, *shown.arrays)
         return completion_hidden(hidden_QTD, shown, alignment)
 
     def scores_of(hidden_QCD: Array) -> TokenScores:
-        targets_QCG = _each(canvas.completion_BC, views.rows_alike).swapaxes(1, 2)
+        targets_QCG = _each(canvas.completion_BC, rows_alike).swapaxes(1, 2)
         scores = token_logprobs(hidden_QCD, head_matrix(variables), targets_QCG, sampled_by=views.sampled_by)
         return jax.tree.map(lambda x_QCG: x_QCG.swapaxes(1, 2).reshape(canvas.completion_BC.shape), scores)
 
@@ -107,8 +133,7 @@ def score(
             .at[jnp.array(head_group_N, jnp.int32)]
             .add(views.weight_NBC)
         )
-    upper_BC = None if upper_exponent is None else _upper(scores_SBC.logp, weight_SBC, upper_exponent)
-    return Scores(*((weight_SBC * value).sum(0) for value in scores_SBC), upper_BC)
+    return scores_SBC, weight_SBC
 
 
 def _each(x: Array, rows_alike: int) -> Array:

@@ -133,7 +133,8 @@ def _update(program: Program) -> Work:
     gradient = program.views * one + passes["head"] * head_flops(model, positions)
     score = program.views * forward_flops(model, lora, rows, length, length) + head_flops(model, positions)
     updates, scores = _calls(program)
-    reads = updates * program.parts * program.views * (2 + again) + scores * program.parts * program.views
+    passes_over_weights = program.parts * math.ceil(program.views)
+    reads = passes_over_weights * (updates * (2 + again) + scores)
     moved = reads * _weight_bytes(program) + updates * _state_bytes(program)
     moved += _activation_bytes(program, length) * program.views * (updates * (3 + again) + scores)
     return Work(updates * gradient + scores * score, moved)
@@ -163,7 +164,7 @@ def _recomputed(program: Program) -> int:
 
 def _head_chunks(program: Program) -> int:
     chunk = max(LOGITS_PER_CHUNK // program.vocabulary, 1)
-    return -(-program.rows * program.columns // program.parts // chunk)
+    return math.ceil(program.rows * min(program.head_passes, 1) * program.columns / program.parts / chunk)
 
 
 def _model(program: Program) -> ModelConfig:
@@ -236,7 +237,7 @@ def estimated_temporaries(program: Program) -> int:
     work, gathered weights of two blocks and of the head, logits of a chunk."""
     model, mesh, size = _model(program), program.mesh, _size(_model(program))
     tensor, update = mesh.shape["tensor"], program.name != "sampler"
-    rows = math.ceil(program.rows / program.parts / row_shards(mesh))
+    rows = math.ceil(program.rows * min(program.views, 1) / program.parts / row_shards(mesh))
     length = program.columns + program.prompt_columns
     stream = rows * length * model.width * size
     scores = rows * model.heads / tensor * length**2

@@ -94,8 +94,8 @@ class Program:
     vocabulary: int = 0  # rows of the embedding
     parts: int = 1  # micro-batches
     calls: int = 1  # a step
-    views: int = 1  # forward passes of a score
-    head_passes: int = 1  # passes of the vocabulary head of a score
+    views: float = 1  # forward passes of a score over all rows
+    head_passes: float = 1  # passes of the vocabulary head of a score
 
     @property
     def title(self) -> str:
@@ -187,8 +187,7 @@ def _rl(config: Config, stage: Stage, shapes: Shapes) -> list[Program]:
     values = abstract_state(optimizer, trainable, shapes.mesh) if section.advantage.name == "gae" else ()
     beside = {"optimizer": state.optimizer, "reference": own, "values": values}
     sampler = _sampler(config, stage, shapes, section, state, frozen, beside, section.estimator.needs_entropy)
-    sizes = {"rows": rows // alike, **shapes.sizes, "columns": columns, "parts": parts}
-    sizes |= _views(scorer, rollout, shapes)
+    sizes = {"rows": rows, **shapes.sizes, "columns": columns, "parts": parts, **_views(scorer, rollout, shapes)}
     update_program = Program(stage.name, "update", config, shapes.mesh, lower, held, shared, values, **sizes)
     return [sampler, update_program]
 
@@ -307,11 +306,12 @@ def _sampler(
     )
 
 
-def _views(scorer: Scorer, rollout: RolloutBatch, shapes: Shapes) -> dict[str, int]:
-    """The passes of a score, as the plan of the estimator has them."""
+def _views(scorer: Scorer, rollout: RolloutBatch, shapes: Shapes) -> dict[str, float]:
+    """The passes of a score over all rows, as the plan of the estimator has them; a part of one where one pass serves several rows."""
     views = jax.eval_shape(scorer.views, shapes.key, rollout)
     count = views.weight_NBC.shape[0]
-    return {"views": count, "head_passes": max(views.head_group_N, default=count - 1) + 1}
+    saved = sum(views.hides_all_N) * (1 - 1 / views.rows_alike)
+    return {"views": count - saved, "head_passes": max(views.head_group_N, default=count - 1) + 1 - saved}
 
 
 def _held(state: TrainState, frozen: Variables) -> dict[str, Any]:

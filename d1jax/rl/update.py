@@ -57,12 +57,13 @@ def view_keys(key: Array, num_iterations: int, fresh_masks: bool) -> Array:
 
 
 def rows_alike(config: RlConfig, mesh: Mesh) -> int:
-    """How many rows, one behind the other, every view shows alike, so that one pass serves them (`Views.rows_alike`).
+    """How many rows, one behind the other, are shown alike by a view that hides all of a completion (`Views.rows_alike`).
 
-    d1's one-step score hides all of a completion: under one prompt mask the completions of a problem differ in nothing that the model sees.
-    1 where they do, and where devices or micro-batches would cut the set of a problem.
+    Under one prompt mask the completions of a problem differ in nothing that the model sees there, so one pass serves them: in d1's
+    one-step score, and in the view of all masks of DiffuCoder's. 1 where they do differ, and where devices or micro-batches would cut the
+    set of a problem.
     """
-    is_alike = config.estimator.name == "one_step" and (config.mask_sharing == "group" or config.prompt_mask == 0)
+    is_alike = config.estimator.has_view_of_all_masked and (config.mask_sharing == "group" or config.prompt_mask == 0)
     is_whole = config.prompts_per_step % (config.grad_accumulation_steps * sharding.row_shards(mesh)) == 0
     return config.num_generations if is_alike and is_whole else 1
 

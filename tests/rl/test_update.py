@@ -18,6 +18,7 @@ from d1jax.config import (
     MeshConfig,
     ModelConfig,
     NoKl,
+    OneStep,
     OptimizerConfig,
     PolicyGradient,
     Ppo,
@@ -236,9 +237,19 @@ def test_update_does_not_depend_on_the_mesh(axes):
         np.testing.assert_allclose(metrics["grad_norm"], results[0][1]["grad_norm"], rtol=1e-4)
 
 
-@pytest.mark.parametrize("micro_batches, axes", [(1, (1, 1, 1)), (2, (1, 1, 1)), (2, (2, 1, 2))], ids=str)
-def test_completions_that_are_shown_alike_are_scored_by_one_pass(micro_batches, axes):
-    config = dataclasses.replace(CONFIG, grad_accumulation_steps=micro_batches)
+@pytest.mark.parametrize(
+    "estimator, micro_batches, axes",
+    [
+        (OneStep(), 1, (1, 1, 1)),
+        (OneStep(), 2, (1, 1, 1)),
+        (OneStep(), 2, (2, 1, 2)),
+        (Coupled(full_mask=True), 2, (1, 1, 1)),
+        (Elbo(samples=2, full_mask=True), 1, (2, 1, 1)),
+    ],
+    ids=["one device", "micro-batches", "mesh", "coupled", "elbo"],
+)
+def test_completions_that_are_shown_alike_are_scored_by_one_pass(estimator, micro_batches, axes):
+    config = dataclasses.replace(CONFIG, estimator=estimator, grad_accumulation_steps=micro_batches)
     mesh = make_mesh(MeshConfig(*axes), jax.devices()[: math.prod(axes)])
     assert rows_alike(config, mesh) == 4
     results, flops = [], []
@@ -251,7 +262,8 @@ def test_completions_that_are_shown_alike_are_scored_by_one_pass(micro_batches, 
             arguments = state, frozen, copied(state.trainable), rows, jax.random.key(0)
             flops.append(update.lower(*arguments).cost_analysis()["flops"])
             results.append(jax.device_get(update(*arguments)))
-    assert flops[0] < flops[1] / 2, flops
+    if estimator == OneStep():  # of a loop over several views XLA counts one turn
+        assert flops[0] < flops[1] / 2, flops
     for name, value in results[0][1].items():
         np.testing.assert_allclose(value, results[1][1][name], atol=2e-5, rtol=2e-4, err_msg=name)
     jax.tree.map(partial(np.testing.assert_allclose, atol=2e-4), results[0][0].trainable, results[1][0].trainable)
@@ -269,6 +281,7 @@ def test_completions_that_are_shown_alike_are_scored_by_one_pass(micro_batches, 
         ({"mask_sharing": "row"}, 1, 1),
         ({"mask_sharing": "row", "prompt_mask": 0.0}, 1, 4),
         ({"estimator": Coupled()}, 1, 1),
+        ({"estimator": Coupled(full_mask=True)}, 1, 4),
     ],
     ids=str,
 )
