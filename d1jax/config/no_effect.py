@@ -8,6 +8,7 @@ several choices of stages, so it is named in the log, not refused.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from functools import partial
 from typing import Any, Literal, NamedTuple
@@ -97,11 +98,16 @@ def _differs(config: Config, name: str) -> bool:
     return value_at(config, name) != default_at(config, name)
 
 
+@functools.cache
+def _defaults() -> Config:
+    return Config()
+
+
 def default_at(config: Config, name: str) -> Any:
     """The default of a setting; of a parameter of a choice, that of the choice which is made here."""
     above, _, key = name.rpartition(".")
     parent = value_at(config, above) if above else config
-    return getattr(type(parent)(), key, None) if is_choice(parent) else value_at(Config(), name)
+    return getattr(type(parent)(), key, None) if is_choice(parent) else value_at(_defaults(), name)
 
 
 def _sampler_default(config: SamplerConfig, name: str) -> Any:

@@ -20,8 +20,8 @@ W columns of such a run.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from functools import partial
+from collections.abc import Callable, Mapping
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -292,20 +292,31 @@ def in_model_dtype(variables: Variables, config: ModelConfig) -> Variables:
 
 def initialize(model: Transformer, key: Array, mesh: Mesh, collections: tuple[str, ...] = ("params",)) -> Variables:
     """Random variables of the named collections, each created where the rule table wants it."""
-    init = partial(_init, model, collections)
+    return _initializer(model, mesh, collections)(key)
+
+
+@lru_cache(maxsize=16)
+def _initializer(model: Transformer, mesh: Mesh, collections: tuple[str, ...]) -> Callable[[Array], Variables]:
+    """The compiled function of `initialize`; one for all seeds."""
     shardings = jax.tree.map(lambda x: x.sharding, abstract_variables(model, mesh, collections))
-    return jax.jit(lambda key: nn.unbox(init(key)), out_shardings=shardings)(key)
+    return jax.jit(lambda key: nn.unbox(_init(model, collections, key)), out_shardings=shardings)
 
 
 def abstract_variables(model: Transformer, mesh: Mesh, collections: tuple[str, ...] = ("params",)) -> Variables:
     """The shape, dtype and placement of every variable, without making any."""
-    boxed = jax.eval_shape(partial(_init, model, collections), jax.eval_shape(jax.random.key, 0))
+    boxed = _shapes(model, collections)
 
     def place(box: nn.LogicallyPartitioned) -> jax.ShapeDtypeStruct:
         placed = NamedSharding(mesh, sharding.spec(box.value.shape, box.names, mesh))
         return jax.ShapeDtypeStruct(box.value.shape, box.value.dtype, sharding=placed)
 
     return jax.tree.map(place, boxed, is_leaf=lambda x: isinstance(x, nn.LogicallyPartitioned))
+
+
+@lru_cache(maxsize=64)
+def _shapes(model: Transformer, collections: tuple[str, ...]) -> Any:
+    """The boxed shapes of all variables: the model is traced once, however often they are asked for."""
+    return jax.eval_shape(partial(_init, model, collections), jax.eval_shape(jax.random.key, 0))
 
 
 def _init(model: Transformer, collections: tuple[str, ...], key: Array) -> Variables:
