@@ -63,10 +63,11 @@ def halves(context, variables):
     @jax.jit
     def draw(key, variables):
         views = views_of(
-            key, batch.canvas, batch.row_ids_B, batch.unmask_step_BC, estimator=PAIR, sampler=context.config.sampler,
+            key, batch.canvas, batch.mask_ids_B, batch.unmask_step_BC, estimator=PAIR, sampler=context.config.sampler,
             special=context.tokenizer.special, prompt_mask=0.0,
         )  # fmt: skip
-        parts = [Views(*(x[k : k + 1] for x in views)) for k in (0, 1)]
+        arrays = views.completion_NBC, views.prompt_NBP, views.weight_NBC
+        parts = [Views(*(x[k : k + 1] for x in arrays)) for k in (0, 1)]
         return [score(context.model, variables, batch.canvas, part).logp.sum(axis=1) for part in parts]
 
     keys = [jax.random.fold_in(jax.random.fold_in(key, 2), s) for s in range(DRAWS)]

@@ -37,6 +37,7 @@ class Setting:
         """configs/methods/d1.yaml, with mu = 4 in the place of 12."""
         return dataclasses.replace(
             parse(["--rl", "d1"]).rl,
+            prompts_per_step=self.prompts,
             num_iterations=inner_updates or self.inner_updates,
             grad_accumulation_steps=micro_batches,
             optimizer=OptimizerConfig(learning_rate=self.learning_rate, weight_decay=0.1, clip_norm=0.2),

@@ -34,7 +34,7 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_default_matmul_precision", "highest")
 jax.config.update("jax_disable_most_optimizations", True)  # arrays are tiny: the time of a test is compilation
 # Tracing leaves millions of objects that live as long as their program: looking through them again and again took 8 % of the time.
-gc.set_threshold(200_000, 50, 100)
+gc.set_threshold(200_000, 10, 10)
 
 import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
@@ -275,7 +275,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.thorough)
 
 
-MAPS, MOST_MAPS = Path("/proc/self/maps"), 30_000
+MAPS, MOST_MAPS = Path("/proc/self/maps"), 6_000
 
 
 @pytest.fixture(scope="module", autouse=True)

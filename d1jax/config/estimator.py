@@ -17,6 +17,7 @@ class Estimator:
     name: ClassVar[str]
     draws_masks: ClassVar[bool] = False  # whether its maskings are drawn
     upper_share: float = 0.0
+    full_mask: bool = False
 
     @property
     def scores_a_part(self) -> bool:
@@ -31,7 +32,7 @@ class Estimator:
     @property
     def has_view_of_all_masked(self) -> bool:
         """Whether one of its views hides the whole completion."""
-        return getattr(self, "full_mask", False)
+        return self.full_mask
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,10 @@ class OneStep(Estimator):
     """All masked, one view (d1, arXiv 2504.12216)."""
 
     name: ClassVar[str] = "one_step"
-    has_view_of_all_masked: ClassVar[bool] = True
+
+    @property
+    def has_view_of_all_masked(self) -> bool:
+        return True
 
 
 @dataclass(frozen=True)
@@ -82,13 +86,12 @@ class _Weighted(_Masked):
 
     def rules(self) -> Iterator[Rule]:
         yield from super().rules()
-        full_mask = getattr(self, "full_mask", False)
         yield (
-            full_mask and self.weight == "uniform",
+            self.full_mask and self.weight == "uniform",
             "full_mask adds to weights 1 / share; set weight = inverse",
         )
         yield (
-            self.upper_share > 0 and (self.weight == "uniform" or full_mask),
+            self.upper_share > 0 and (self.weight == "uniform" or self.full_mask),
             "upper_share > 0: the upper bound needs random maskings with weights 1 / share; set weight to inverse and "
             "full_mask to false",
         )

@@ -51,7 +51,7 @@ def unread_by_stage(config: Config, kind: str) -> dict[str, str]:
 
 def idle_stages(config: Config) -> list[str]:
     """The kinds of stages whose sections differ from the defaults although no stage is of that kind."""
-    return [kind for kind in KINDS if kind not in config.kinds and getattr(config, kind) != getattr(Config(), kind)]
+    return [kind for kind in KINDS if kind not in config.kinds and getattr(config, kind) != getattr(_defaults(), kind)]
 
 
 def without_unread(config: Config, command: Command = "train") -> Config:

@@ -1,4 +1,4 @@
-"""The configuration of a run: its sections, its stages, and what they may not say together."""
+"""The configuration of a run: its sections and its stages; what they may not say together is in run_rules.py."""
 
 from __future__ import annotations
 

@@ -73,29 +73,31 @@ def score(
     """
     alike = [n for n, hides_all in enumerate(views.hides_all_N) if hides_all and views.rows_alike > 1]
     others = [n for n in range(views.weight_NBC.shape[0]) if n not in alike]
-    if alike and others:
-        found = (
-            _scores(model, variables, canvas, _some(views, others), 1),
-            _scores(model, variables, canvas, _some(views, alike), views.rows_alike),
-        )
-        scores_SBC, weight_SBC = jax.tree.map(lambda *parts: jnp.concatenate(parts), *found)
-    else:
+    if not alike or views.weight_NBC.shape[0] == 1:
         scores_SBC, weight_SBC = _scores(model, variables, canvas, views, views.rows_alike if alike else 1)
+    else:
+        # As in the loop over views, what a pass computes is computed again on the way back.
+        found = [_scores(model, variables, canvas, _some(views, others), 1)] if others else []
+        for n in alike:
+            of_view = lambda variables, view: _scores(model, variables, canvas, view, view.rows_alike)  # noqa: E731
+            found.append(jax.checkpoint(of_view)(variables, _some(views, [n])))
+        scores_SBC, weight_SBC = jax.tree.map(lambda *parts: jnp.concatenate(parts), *found)
     upper_BC = None if upper_exponent is None else _upper(scores_SBC.logp, weight_SBC, upper_exponent)
     return Scores(*((weight_SBC * value).sum(0) for value in scores_SBC), upper_BC)
 
 
 def _some(views: Views, kept: list[int]) -> Views:
-    """Some of the views."""
+    """The views of these numbers; their head groups are numbered anew, from 0 on."""
     arrays = (jnp.stack([x[n] for n in kept]) for x in (views.completion_NBC, views.prompt_NBP, views.weight_NBC))
-    names = [views.head_group_N[n] for n in kept]
-    return Views(*arrays, tuple(sorted(set(names)).index(name) for name in names), views.sampled_by)
+    groups = [views.head_group_N[n] if views.head_group_N else n for n in kept]
+    numbered = tuple(sorted(set(groups)).index(group) for group in groups)
+    return Views(*arrays, numbered, views.sampled_by, views.rows_alike)
 
 
 def _scores(
     model: Transformer, variables: Variables, canvas: Canvas, views: Views, rows_alike: int
 ) -> tuple[TokenScores, Array]:
-    """(the scores of each head group, their weights [S, B, C]), by one pass for every `rows_alike` rows."""
+    """(the scores of each head group, their weights [S, B, C]); of a single view by one pass for every `rows_alike` rows."""
     views_N = views.weight_NBC.shape[0]
     head_group_N = views.head_group_N or tuple(range(views_N))
     alignment: Alignment = model.config.alignment

@@ -1,7 +1,8 @@
 """The one place where text is generated: semi-autoregressive blocks, denoised from all masked to none.
 
-A `Sampler` holds what is fixed before anything is compiled; its methods are the steps of a denoising run, each a pure function of
-(inputs, state). `sample` runs them in one compiled loop, `stream` one at a time for people to watch; both call the same methods.
+A `Sampler` holds the settings, all of which but a temperature and thresholds are fixed before anything is compiled. Its methods are the
+steps of a denoising run, each a pure function of (inputs, state). `sample` runs them in one compiled loop, `stream` one at a time for
+people to watch; both call the same methods.
 
 B rows, C completion columns, P prompt columns, S columns of a block, D width, V vocabulary.
 """
@@ -145,7 +146,9 @@ class Sampler:
 
     def inputs(self, variables: Variables, prompts: Prompts, noise: Noise) -> Inputs:
         """What the steps read, with the numbers of this sampler."""
-        return Inputs(variables, prompts, noise, self.temperature, self.config.schedule)
+        # Of one type each, so that 1 is no other program than 1.0.
+        schedule = jax.tree.map(float, self.config.schedule)
+        return Inputs(variables, prompts, noise, float(self.temperature), schedule)
 
     def init(self, inputs: Inputs) -> Decoding:
         """All masked, before the first step."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
 import jax
@@ -94,8 +95,8 @@ class Program:
     vocabulary: int = 0  # rows of the embedding
     parts: int = 1  # micro-batches
     calls: int = 1  # a step
-    views: float = 1  # forward passes of a score over all rows
-    head_passes: float = 1  # passes of the vocabulary head of a score
+    views: Fraction | int = 1  # forward passes of a score over all rows
+    head_passes: Fraction | int = 1  # passes of the vocabulary head of a score
 
     @property
     def title(self) -> str:
@@ -306,11 +307,11 @@ def _sampler(
     )
 
 
-def _views(scorer: Scorer, rollout: RolloutBatch, shapes: Shapes) -> dict[str, float]:
+def _views(scorer: Scorer, rollout: RolloutBatch, shapes: Shapes) -> dict[str, Fraction]:
     """The passes of a score over all rows, as the plan of the estimator has them; a part of one where one pass serves several rows."""
     views = jax.eval_shape(scorer.views, shapes.key, rollout)
     count = views.weight_NBC.shape[0]
-    saved = sum(views.hides_all_N) * (1 - 1 / views.rows_alike)
+    saved = sum(views.hides_all_N) * (1 - Fraction(1, views.rows_alike))  # exact: the rows of a part are rounded up
     return {"views": count - saved, "head_passes": max(views.head_group_N, default=count - 1) + 1 - saved}
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from d1jax.config import SamplerConfig, UserError
 from d1jax.diffusion.decoding import Decoding
 from d1jax.files import to_json
-from d1jax.inference.complete import Completions, Prompt, prompt_ids, sample, sample_ids, watch
+from d1jax.inference.complete import Completions, Prompt, filled_up, prompt_ids, sample, sample_ids, watch
 from d1jax.inference.infill import Filled, fill, has_holes, merge, parse_template, watch_infill
 from d1jax.inference.policy import Policy, check_length
 from d1jax.telemetry.terminal import DenoisingView, printable
@@ -128,7 +128,8 @@ def _generations(options: GenerationOptions, tasks: list[PreparedPrompt], size: 
     if plain and options.show:
         completions = _watched(options, plain[0].ids, plain[0].row)
     elif plain:
-        padded = plain + plain[-1:] * (size - len(plain) if options.fixed_batches else 0)
+        full = plain + plain[-1:] * (size - len(plain))
+        padded = full if options.fixed_batches else filled_up(options.policy, plain)
         draws = (options.seed, options.temperature, [task.row for task in padded])
         completions = sample_ids(options.policy, [task.ids for task in padded], options.config, *draws)
     for index, task in enumerate(plain):

@@ -73,10 +73,10 @@ def sample(
 
         found = d1jax.sample(policy, ["2+2=?"], d1jax.SamplerConfig(completion_length=64, block_length=32, steps=32), seed=1)
     """
-    config = settings_for(policy, config, temperature)
-    return sample_ids(
-        policy, _rows(policy, prompts), config, seed, temperature, range(first_row, first_row + len(prompts))
-    )
+    config, rows = settings_for(policy, config, temperature), _rows(policy, prompts)
+    row_ids = filled_up(policy, range(first_row, first_row + len(rows)))
+    rollout = hand_over(policy, filled_up(policy, rows), config, seed, temperature, row_ids)
+    return completions_of(policy, rollout, len(rows))
 
 
 def sample_ids(
@@ -88,17 +88,19 @@ def sample_ids(
     row_ids: Sequence[int],
 ) -> Completions:
     """`Completions` of prompts that are token ids; row i draws from (seed, row_ids[i]). Arguments and errors are those of `sample`."""
-    rollout = hand_over(policy, filled_up(rows), config, seed, temperature, filled_up(row_ids))
-    return completions_of(policy, rollout, len(rows))
+    return completions_of(policy, hand_over(policy, rows, config, seed, temperature, row_ids), len(rows))
 
 
-def filled_up(rows: Sequence[T]) -> list[T]:
-    """The rows, and copies of the last one up to the next of 1, 2, 3, 4, 6, 8, 12, 16, 24, ..., so that few numbers of rows are compiled.
+def filled_up(policy: Policy, rows: Sequence[T]) -> list[T]:
+    """The rows, and copies of the last one up to the next of 1, 2, 3, 4, 6, 8, 12, 16, 24, ..., and on to a multiple of the parts that the
+    devices cut a batch into: so few numbers of rows are compiled, and no device has all of them.
 
     A copy draws what its row draws and ends when it ends, so it costs memory and time of at most half of the rows, and changes no text.
     """
     power = 1 << max(len(rows) - 1, 0).bit_length()
     size = power * 3 // 4 if power >= 4 and len(rows) <= power * 3 // 4 else power
+    shards = sharding.row_shards(policy.mesh)
+    size = -(-size // shards) * shards
     return [*rows, *[rows[-1]] * (size - len(rows))]
 
 
@@ -142,7 +144,7 @@ def watch(
     sampler = sampler_for(policy, config, temperature)
     check_draws(seed, temperature)
     row_ids = range(first_row, first_row + len(rows))
-    placed, noise = place(policy, filled_up(rows), config, seed, filled_up(row_ids))
+    placed, noise = place(policy, filled_up(policy, rows), config, seed, filled_up(policy, row_ids))
     with jax.set_mesh(policy.mesh):
         for state in sampler.stream(policy.variables, placed, noise):
             if isinstance(state, Rollout):

@@ -95,7 +95,7 @@ def fill(
     found: dict[int, Filled] = {}
     for total in sorted({len(template.before) for template in templates}):
         rows = [row for row, template in enumerate(templates) if len(template.before) == total]
-        batch = filled_up(rows)
+        batch = filled_up(policy, rows)
         ours = [templates[row] for row in batch]
         settings = for_holes(config, total)
         sampler = sampler_for(policy, settings, temperature)
@@ -103,6 +103,7 @@ def fill(
         prompts, noise = _place(policy, ours, settings, seed, [row_ids[row] for row in batch])
         with jax.set_mesh(policy.mesh):
             rollout = jax.device_get(sampler.sample(policy.variables, prompts, noise))
+        rollout = Rollout(*(x[: len(rows)] for x in rollout))
         found |= {row: _filled(policy, templates[row], rollout, index) for index, row in enumerate(rows)}
     return [found[row] for row in range(len(texts))]
 

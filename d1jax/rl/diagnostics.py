@@ -30,7 +30,8 @@ def make_start_scores(scorer: Scorer, config: RlConfig) -> Callable[[Variables, 
     """`start_scores(policy, batch, key) -> [2, B, C]`: scores of the policy by a program without gradients, under the masks of the first
     and of the last inner update of a step, each row by a pass of its own. Compiled, and run before the first update of a run only.
     """
-    scorer = dataclasses.replace(scorer, rows_alike=1)
+    # In as many more parts: with all rows the same passes would need more memory than the update.
+    scorer = dataclasses.replace(scorer, rows_alike=1, parts=scorer.parts * scorer.rows_alike)
 
     @jax.jit
     def start_scores(policy: Variables, batch: Batch, key: Array) -> Array:

@@ -104,6 +104,7 @@ def _without_steps(config: Config) -> tuple[Any, ...]:
         section = config.section_of(stage)
         section = dataclasses.replace(section, steps=1) if stage.kind in TRAINING else section
         sections.append((section, stage.shared, stage.weights))
-    used = {kind: getattr(Config(), kind) for kind in config.kinds}
+    default = Config()
+    used = {kind: getattr(default, kind) for kind in config.kinds}
     rest = dataclasses.replace(config.apart_from_the_machine, stages=("sft",), **used)
     return tuple(sections), rest

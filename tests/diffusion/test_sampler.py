@@ -491,13 +491,13 @@ def test_temperatures_and_thresholds_share_a_program(tiny, random_prompts):
         rollout = Sampler(model, config, SPECIAL, temperature).sample(*arguments)
         return np.asarray(rollout.tokens_BC).tolist(), np.asarray(rollout.unmask_step_BC).tolist()
 
-    cold, warm, hot = (texts(temperature, Even()) for temperature in (0.01, 0.7, 3.0))
+    cold, warm, hot, _ = (texts(temperature, Even()) for temperature in (0.01, np.float32(0.7), 3.0, 1))
     assert cold != warm != hot, "the temperature is read"
     assert Sampler._compiled_run._cache_size() == before + 1
     assert (
-        texts(0.0, Even())[0] == cold[0] and Sampler._compiled_run._cache_size() == before + 2
+        texts(0.0, Even())[0] == texts(0, Even())[0] == cold[0] and Sampler._compiled_run._cache_size() == before + 2
     )  # greedy draws nothing
-    slow, fast = (texts(0.0, Threshold(threshold)) for threshold in (1.0, 0.05))
+    slow, fast = (texts(0.0, Threshold(threshold)) for threshold in (1, 0.05))
     assert np.max(slow[1]) > np.max(fast[1]), "the threshold is read"
     assert Sampler._compiled_run._cache_size() == before + 3
 

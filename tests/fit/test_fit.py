@@ -4,6 +4,7 @@ import dataclasses
 import importlib.util
 import re
 import shlex
+from fractions import Fraction
 from types import SimpleNamespace
 
 import jax
@@ -100,6 +101,20 @@ def test_an_update_is_as_many_passes_as_it_makes():
     length = 12 + update.columns
     one = cost.forward_flops(model, plan.config.lora, 16, length, length) + cost.head_flops(model, 16 * update.columns)
     assert cost.work_of(update).flops == pytest.approx(3 * one + 2 * 3 * one)
+
+
+def test_completions_that_are_shown_alike_count_once():
+    """Nine completions of eight problems: a pass of eight rows, one for each device, and not of the two that a rounded ninth would give."""
+    flags = ["--stages", "[rl]", "--rl.prompts_per_step", "8", "--rl.num_generations", "9"]
+    plans = [
+        make_plan(read_config([*TINY, *flags, *more]), parse_topology("cpu:8"), 12)
+        for more in ([], ["--rl.mask_sharing", "row"])
+    ]
+    alike, each = (next(program for program in plan.programs if program.name == "update") for plan in plans)
+    assert (alike.views, each.views, alike.rows) == (Fraction(1, 9), 1, 72)
+    assert cost.work_of(alike).flops == pytest.approx(cost.work_of(each).flops / 9)
+    one = dataclasses.replace(each, rows=8)
+    assert cost.estimated_temporaries(alike) == cost.estimated_temporaries(one)
 
 
 def test_collectives_in_loops_count_as_often_as_the_loop_turns():

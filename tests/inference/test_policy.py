@@ -20,7 +20,7 @@ from d1jax.diffusion.sampler import Sampler
 from d1jax.inference.complete import Completions, filled_up, sample, watch
 from d1jax.inference.policy import Policy, load_pretrained, save_pretrained
 from d1jax.models.families import family_for
-from d1jax.models.sharding import AXES
+from d1jax.models.sharding import AXES, make_mesh
 from d1jax.weights.hf_io import in_memory, save_weights
 from d1jax.weights.peft import save_adapter
 from d1jax.weights.tokenizer_files import write_new_companions
@@ -304,11 +304,13 @@ def test_a_prompt_alone_or_in_a_batch_gives_the_same_text(request, name, tempera
             np.testing.assert_array_equal(one[0], many[0])
 
 
-@given(st.integers(1, 5000))
-def test_few_numbers_of_rows_are_compiled(rows):
+@given(st.integers(1, 5000), st.integers(1, 8))
+def test_few_numbers_of_rows_are_compiled(policy, rows, devices):
     sizes = [1] + [half * 2**power for power in range(13) for half in (2, 3)]
-    filled = filled_up(range(rows))
-    assert len(filled) == min(size for size in sizes if size >= rows)
+    mesh = make_mesh(MeshConfig(), jax.devices()[:devices])
+    filled = filled_up(dataclasses.replace(policy, mesh=mesh), range(rows))
+    size = min(size for size in sizes if size >= rows)
+    assert size <= len(filled) < size + devices and len(filled) % devices == 0
     assert filled[:rows] == list(range(rows)) and set(filled[rows:]) <= {rows - 1}
 
 

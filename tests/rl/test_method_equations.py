@@ -18,7 +18,7 @@ from d1jax.diffusion.canvas import through_first_end
 from d1jax.diffusion.likelihood import Views, score
 from d1jax.models.sharding import make_mesh
 from d1jax.models.transformer import Transformer, initialize
-from d1jax.rl.update import make_update, view_keys
+from d1jax.rl.update import make_update, rows_alike, view_keys
 from d1jax.training.likelihood import Scorer
 from d1jax.training.optimizer import make_optimizer, new_state
 
@@ -341,7 +341,8 @@ def test_the_loss_is_that_of_the_paper(toy, method, request):
     rows = jax.tree.map(jnp.asarray, toy.batch(advantage))
 
     state = new_state(optimizer, variables, mesh)
-    scorer = Scorer(model, config.estimator, toy.sampler, toy.special, config.prompt_mask)
+    alike = rows_alike(config, make_mesh(MeshConfig(), jax.devices()[:1]))
+    scorer = Scorer(model, config.estimator, toy.sampler, toy.special, config.prompt_mask, rows_alike=alike)
     update = make_update(scorer, optimizer, config, state)
     after, metrics, _ = update(state, {}, reference if config.needs_reference else {}, rows, key)
     moved, found = after.trainable, np.asarray(metrics["loss"])

@@ -17,7 +17,7 @@ from d1jax.models.transformer import Transformer, initialize
 from d1jax.rl.advantages import ADVANTAGES
 from d1jax.rl.diagnostics import check_start, make_start_scores
 from d1jax.rl.loss import AGGREGATIONS, KL, LEVELS
-from d1jax.rl.update import make_update, view_keys
+from d1jax.rl.update import make_update, rows_alike, view_keys
 from d1jax.training.likelihood import Scorer
 from d1jax.training.optimizer import make_optimizer, new_state
 
@@ -32,7 +32,8 @@ class Built:
         model, self.mesh = Transformer(dataclasses.replace(toy.model, **sizes)), make_mesh(MeshConfig())
         self.variables = initialize(model, jax.random.key(0), self.mesh)
         self.optimizer = make_optimizer(config.optimizer, 100)
-        self.scorer = Scorer(model, config.estimator, toy.sampler, toy.special, config.prompt_mask, parts)
+        alike = rows_alike(self.config, make_mesh(MeshConfig(), jax.devices()[:1]))
+        self.scorer = Scorer(model, config.estimator, toy.sampler, toy.special, config.prompt_mask, parts, alike)
         self.update = make_update(self.scorer, self.optimizer, self.config, self.state())
 
     def state(self):

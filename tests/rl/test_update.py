@@ -270,6 +270,20 @@ def test_completions_that_are_shown_alike_are_scored_by_one_pass(estimator, micr
     jax.tree.map(partial(np.testing.assert_allclose, atol=2e-5), results[0][2], results[1][2])
 
 
+def test_the_check_of_the_start_needs_no_more_memory_than_an_update():
+    config = dataclasses.replace(CONFIG, prompts_per_step=2, num_generations=16, num_iterations=1)
+    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
+    with jax.set_mesh(mesh):
+        model, optimizer, state, frozen = setup(config, mesh=mesh)
+        scorer = dataclasses.replace(scorer_of(model, config), rows_alike=rows_alike(config, mesh))
+        key, rows = jax.random.key(0), jax.tree.map(jnp.asarray, batch(rows=32))
+        update = make_update(scorer, optimizer, config, state).lower(state, frozen, state.trainable, rows, key)
+        check = make_start_scores(scorer, config).lower(state.trainable, rows, key)
+    assert scorer.rows_alike == 16
+    update, check = (one.compile().memory_analysis().temp_size_in_bytes for one in (update, check))
+    assert check <= update
+
+
 @pytest.mark.parametrize(
     "changes, devices, expected",
     [
