@@ -1,8 +1,7 @@
 """The one place where text is generated: semi-autoregressive blocks, denoised from all masked to none.
 
-A `Sampler` holds the settings, all of which but a temperature and thresholds are fixed before anything is compiled. Its methods are the
-steps of a denoising run, each a pure function of (inputs, state). `sample` runs them in one compiled loop, `stream` one at a time for
-people to watch; both call the same methods.
+A `Sampler` holds the settings. Its methods are the steps of a denoising run, each a pure function of (inputs, state): `sample` runs
+them in one compiled loop, `stream` one at a time for people to watch.
 
 B rows, C completion columns, P prompt columns, S columns of a block, D width, V vocabulary.
 """
@@ -145,10 +144,8 @@ class Sampler:
     # -- the steps -----------------------------------------------------------------------------------------------------
 
     def inputs(self, variables: Variables, prompts: Prompts, noise: Noise) -> Inputs:
-        """What the steps read, with the numbers of this sampler."""
-        # Of one type each, so that 1 is no other program than 1.0.
-        schedule = jax.tree.map(float, self.config.schedule)
-        return Inputs(variables, prompts, noise, float(self.temperature), schedule)
+        """What the steps read, with the numbers of this sampler: floats all, so that 1 is no other program than 1.0."""
+        return Inputs(variables, prompts, noise, float(self.temperature), jax.tree.map(float, self.config.schedule))
 
     def init(self, inputs: Inputs) -> Decoding:
         """All masked, before the first step."""
@@ -292,8 +289,8 @@ class Sampler:
             return None
         # What the state holds is of another block where this one is new, and of nothing before the first step.
         is_known_B = jnp.broadcast_to(block.start == state.block_start, state.done_B.shape) & (state.step > 0)
-        known = state.logp_BSV, state.stable_steps_BS, is_known_B
-        return unmasking.stable_steps(inputs.schedule, predictions.logp_BSV, *known)
+        before = state.logp_BSV, state.stable_steps_BS, is_known_B
+        return unmasking.stable_steps(inputs.schedule, predictions.logp_BSV, *before)
 
     def select(
         self, inputs: Inputs, state: Decoding, block: Block, predictions: Predictions, stable_steps_BS: Array | None
