@@ -41,9 +41,8 @@ class Scorer:
     special: SpecialTokens
     prompt_mask: float = 0.0
     parts: int = 1  # micro-batches of what is scored without a gradient
-    rows_alike: int = (
-        1  # completions of one problem, one behind the other: a view that hides all of each is passed once for them
-    )
+    # Completions of one problem, one behind the other: a view that hides all of each is passed once for them.
+    rows_alike: int = 1
 
     def views(self, key: Array, batch: RolloutBatch) -> Views:
         """The masked views of a batch: a pure function of the key and the rows' mask ids."""
