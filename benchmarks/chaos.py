@@ -3,8 +3,9 @@
     python benchmarks/chaos.py --kills 200 --out benchmarks/results/chaos.json
 
 One small run has stages of every kind. Its command is started and, after a random time of training, killed (SIGKILL), asked to stop
-(SIGTERM), or killed and the newest checkpoint cut short; then the same command is started again, until it ends by itself. Then the next
-run, until there were so many stops.
+(SIGTERM), killed and the newest checkpoint cut short, or left without room: from then on every write to a file fails, as on a full disk,
+and it has to end by itself. Then the same command is started again, until it ends with everything done; then the next run, until
+there were so many stops. For Linux.
 
 Compared with the run that was left alone is every metric but times, every kept row, sample and evaluation, and the digest of every array of
 every checkpoint.
@@ -16,13 +17,16 @@ import argparse
 import json
 import os
 import random
+import resource
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections import Counter
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -53,8 +57,16 @@ checkpoint_every: 2
 evaluation: {batch_size: 16, every: 2}
 compile_cache: programs
 """
-WAYS = {"kill -9": 8, "SIGTERM": 1, "kill -9, newest checkpoint cut short": 1}  # how often
+WAYS = {"kill -9": 8, "SIGTERM": 1, "kill -9, newest checkpoint cut short": 1, "no room on the disk": 2}  # how often
 LONGEST_SECONDS = 10.0
+ENDS_WITHIN_SECONDS = 120.0  # where it cannot write
+CODES = {  # with which a run may end; undisturbed with 0 alone
+    "": (),
+    "kill -9": (-signal.SIGKILL,),
+    "kill -9, newest checkpoint cut short": (-signal.SIGKILL,),
+    "SIGTERM": (128 + signal.SIGTERM, -signal.SIGTERM),  # the second before it listens
+    "no room on the disk": (1,),
+}
 
 
 def command(run: Path) -> list[str]:
@@ -67,26 +79,58 @@ def disturbed(
     """Starts the command and stops it, until it ends by itself; returns how often it was stopped. `counts` is told how, `during` where."""
     stopped = 0
     while True:
-        with open(folder / "log.txt", "w") as log:
-            running = subprocess.Popen(command(run), cwd=folder, stdout=log, stderr=log)
-        while running.poll() is None and "settings from" not in (folder / "log.txt").read_text():
-            time.sleep(0.05)  # imports are no moment worth a kill
+        # After so many times it is left alone, so that the count ends.
+        seconds = chance.uniform(0, LONGEST_SECONDS) if sum(counts.values()) < most else None
+        way, code, text = once(run, folder, seconds, chance)
+        if code == 0:  # also one that was at its end when it was stopped
+            return stopped
+        if code not in CODES[way] or ("Traceback" in text and not way.startswith("kill")):
+            raise SystemExit(
+                f"{run.name} ended with {code} ({way or 'undisturbed'}) after {stopped} stops: {text[-3000:]}"
+            )
+        counts[way] += 1
+        stopped += 1
+        during[last_stage(run)] += 1
+        if "cut short" in way:
+            cut_newest(run, chance)
+
+
+def once(run: Path, folder: Path, seconds: float | None, chance: random.Random) -> tuple[str, int, str]:
+    """(the way in which the command was stopped after so many seconds of training, "" where it ended before; its code; what it said)."""
+    # It speaks into a pipe, so that it can say why it ends where no file can be written.
+    spoken = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "errors": "replace"}
+    said: list[str] = []
+    way = ""
+    with subprocess.Popen(command(run), cwd=folder, **spoken) as running:
         try:
-            # After so many times it is left alone, so that the count ends.
-            code = running.wait(chance.uniform(0, LONGEST_SECONDS) if sum(counts.values()) < most else None)
+            reader = threading.Thread(target=said.extend, args=(running.stdout,), daemon=True)
+            reader.start()
+            while running.poll() is None and not any("settings from" in line for line in said):
+                time.sleep(0.05)  # imports are no moment worth a kill
+            with suppress(subprocess.TimeoutExpired):
+                running.wait(seconds)
+            if running.returncode is None:
+                way = chance.choices(list(WAYS), list(WAYS.values()))[0]
+                stop(running, way)
         except subprocess.TimeoutExpired:
-            way = chance.choices(list(WAYS), list(WAYS.values()))[0]
-            running.send_signal(signal.SIGTERM if way == "SIGTERM" else signal.SIGKILL)
-            running.wait()
-            counts[way] += 1
-            stopped += 1
-            during[last_stage(run)] += 1
-            if "cut short" in way:
-                cut_newest(run, chance)
-            continue
-        if code != 0:
-            raise SystemExit(f"{run.name} ended with {code} after {stopped} stops; see {folder / 'log.txt'}")
-        return stopped
+            raise SystemExit(f"{run.name} goes on where it cannot write: {''.join(said)[-3000:]}") from None
+        finally:
+            running.kill()
+        reader.join(ENDS_WITHIN_SECONDS)
+        return way, running.wait(), "".join(said)
+
+
+def stop(running: subprocess.Popen[str], way: str) -> None:
+    """Ends the process in one of WAYS. Raises subprocess.TimeoutExpired where it does not end for want of room."""
+    if "no room" not in way:
+        running.send_signal(signal.SIGTERM if way == "SIGTERM" else signal.SIGKILL)
+        running.wait()
+        return
+    with suppress(ProcessLookupError):  # it has just ended
+        # No file may grow beyond 0 bytes: EFBIG, where a full disk says ENOSPC.
+        most = resource.prlimit(running.pid, resource.RLIMIT_FSIZE)[1]
+        resource.prlimit(running.pid, resource.RLIMIT_FSIZE, (0, most))
+    running.wait(ENDS_WITHIN_SECONDS)
 
 
 def last_stage(run: Path) -> str:
