@@ -2,7 +2,8 @@
 steps are loops.
 
     forward    2 x weights of matrix products x tokens  +  4 T^2 D a row and layer (attention is bidirectional)
-    backward   as much again for the inputs, and again for the weights that are trained; attention twice
+    backward   as much again for the inputs, and again for the weights that are trained; attention twice, and
+               its scores once more, because no layer keeps them
     remat      full: the forward pass once more (dots: its attention); several views (likelihood.py) once more
     head       2 D V a scored position
 
@@ -121,7 +122,7 @@ def _update(program: Program) -> Work:
     passes = {  # of the forward pass's products, in one pass with gradients
         "base": 2 + full + again,
         "adapters": 3 + again,
-        "attention": 3 + again + (model.remat in ("dots", "offload")),
+        "attention": 3.5 + again + (model.remat in ("dots", "offload")),
         "head": 2 + full + (_head_chunks(program) > 1),
     }
     one = (
@@ -241,12 +242,14 @@ def estimated_temporaries(program: Program) -> int:
     length = program.columns + program.prompt_columns
     stream = rows * length * model.width * size
     scores = rows * model.heads / tensor * length**2
-    # Of a block: normed, q, k, v, mixed, residual; gate, up and their product; scores in fp32 and in the dtype of the values.
-    block = 6 * stream + 3 * rows * length * model.hidden_columns / tensor * size + scores * (4 + size)
+    # Of a block: normed, q, k, v, mixed, residual; gate, up and their product. The scores, in fp32 and in the dtype of the values, are not
+    # kept for the way back.
+    kept_block = 6 * stream + 3 * rows * length * model.hidden_columns / tensor * size
+    block = kept_block + scores * (4 + size)
     kept = 0.0
     if update:
         products = 5 * stream + 2 * rows * length * model.hidden_columns / tensor * size
-        a_block = {"full": stream, "dots": stream + products, "offload": stream, "none": block}[model.remat]
+        a_block = {"full": stream, "dots": stream + products, "offload": stream, "none": kept_block}[model.remat]
         kept = model.layers * a_block
         block *= 3  # and their gradients, and what waits for both
     stored = 4 if program.config.lora.rank == 0 and update else size

@@ -1,12 +1,11 @@
-"""Attention, over all columns unless a mask by name says otherwise, and rotary positions.
+"""Rotary positions, attention masks by name, and which kernel computes attention on which device.
 
 B rows, T columns, H query heads, K key heads, h head size.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import partial, reduce
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -17,11 +16,11 @@ from jax.typing import DTypeLike
 from d1jax.config import ModelConfig, UserError
 from d1jax.config.model import Attention, AttentionMask
 from d1jax.models import sharding
+from d1jax.models.xla_attention import attend_by_xla
 
 GPUS = ("cuda", "rocm", "gpu")
 TILE = 128  # kernels work on so many columns at a time
 LONG = 1024  # columns from which on splash is chosen
-HIDDEN = -2e38  # the score of a key that is not seen, in fp32; -inf would be NaN where none is seen
 TOLERANCE = {2: 2e-2, 4: 1e-4}  # relative, by the bytes of a number
 
 
@@ -84,12 +83,9 @@ def attend(
     keys. implementation: `chosen` says what "auto" is; all compute the same up to rounding. visible_BTT: which of these columns each
     query sees (None: all of them), by XLA whatever the implementation.
     """
-    if visible_BTT is not None:
-        mask_B1TT = jnp.broadcast_to(visible_BTT[:, None], (q_BTHh.shape[0], 1, *visible_BTT.shape[1:]))
-        return jax.nn.dot_product_attention(
-            q_BTHh, k_BTKh, v_BTKh, mask=mask_B1TT, key_value_seq_lengths=length_B, implementation="xla"
-        )
     columns, head_size = q_BTHh.shape[1], q_BTHh.shape[3]
+    if visible_BTT is not None:
+        return attend_by_xla(q_BTHh, k_BTKh, v_BTKh, length_B, visible_BTT)
     name = chosen(implementation, sharding.platform(), q_BTHh.dtype, columns, head_size)
     if name == "splash":
         return _splash(q_BTHh, k_BTKh, v_BTKh, length_B)
@@ -98,59 +94,7 @@ def attend(
         q, k, v = (_padded(x, TILE) for x in (q_BTHh, k_BTKh, v_BTKh))
         mixed = jax.nn.dot_product_attention(q, k, v, key_value_seq_lengths=length_B, implementation="cudnn")
         return mixed[:, :columns]
-    return jax.nn.dot_product_attention(q_BTHh, k_BTKh, v_BTKh, key_value_seq_lengths=length_B, implementation="xla")
-
-
-def attend_to_past(
-    q_BWHh: Array,
-    new: tuple[Array, Array],
-    past: tuple[Array, Array],
-    length_B: Array,
-    start: Array | int,
-    fresh_from: Array | int,
-    hidden_BT: Array | None = None,
-) -> Array:
-    """Attention of the columns of a window from `start` on, [B, W, H, h]. Their own keys and values count from the column `fresh_from` on;
-    those of all other columns are `past`, of which it does not see `hidden_BT`.
-
-    The two are not put together first: that would copy the keys of all columns in every layer and step.
-    """
-    size, columns = new[0].shape[1], past[0].shape[1]
-    place_W = start + jnp.arange(size, dtype=jnp.int32)
-    place_T = jnp.arange(columns, dtype=jnp.int32)
-    new_hidden_BW = (place_W < fresh_from)[None, :] | (place_W[None, :] >= length_B[:, None])
-    replaced_T = (place_T >= fresh_from) & (place_T >= start) & (place_T < start + size)
-    past_hidden_BT = replaced_T[None, :] | (place_T[None, :] >= length_B[:, None])
-    if hidden_BT is not None:
-        past_hidden_BT |= hidden_BT
-    return _over(q_BWHh, [(*past, past_hidden_BT), (*new, new_hidden_BW)])
-
-
-def _over(q_BTHh: Array, parts: Sequence[tuple[Array, Array, Array]]) -> Array:
-    """Attention over the keys and values [B, S, K, h] of several parts, without those that are hidden [B, S]."""
-    rows, columns, heads, head_size = q_BTHh.shape
-    groups = parts[0][0].shape[2]
-    q_BKGTh = q_BTHh.swapaxes(1, 2).reshape(rows, groups, heads // groups, columns, head_size)
-    scores = []
-    for k_BSKh, _, hidden_BS in parts:
-        score_BKGTS = jnp.einsum(
-            "BKGTh,BKSh->BKGTS", q_BKGTh, k_BSKh.swapaxes(1, 2), preferred_element_type=jnp.float32
-        )
-        scores.append(score_BKGTS * head_size**-0.5 + jnp.where(hidden_BS, HIDDEN, 0.0)[:, None, None, None, :])
-    most = [jnp.max(score_BKGTS, axis=-1, keepdims=True) for score_BKGTS in scores]
-    weights = [jnp.exp(score_BKGTS - reduce(jnp.maximum, most)) for score_BKGTS in scores]
-    mixed_BKGTh = sum(
-        jnp.einsum(
-            "BKGTS,BKSh->BKGTh",
-            weight_BKGTS.astype(v_BSKh.dtype),
-            v_BSKh.swapaxes(1, 2),
-            preferred_element_type=jnp.float32,
-        )
-        for weight_BKGTS, (_, v_BSKh, _) in zip(weights, parts, strict=True)
-    )
-    total_BKGT1 = sum(jnp.sum(weight_BKGTS, axis=-1, keepdims=True) for weight_BKGTS in weights)
-    mixed_BKGTh = (mixed_BKGTh / total_BKGT1).astype(q_BTHh.dtype)
-    return mixed_BKGTh.reshape(rows, heads, columns, head_size).swapaxes(1, 2)
+    return attend_by_xla(q_BTHh, k_BTKh, v_BTKh, length_B)
 
 
 def chosen(implementation: Attention, platform: str, dtype: DTypeLike, columns: int, head_size: int) -> str:

@@ -22,6 +22,7 @@ from jax.sharding import PartitionSpec
 
 from d1jax.config import MixtureOfExperts
 from d1jax.models import sharding
+from d1jax.models.swiglu import swiglu
 
 LEAST = 1e-20  # beside the sum of the sigmoids, as in the published code
 
@@ -79,7 +80,7 @@ def mixed(
     valid_R1 = (jnp.arange(tokens * chosen, dtype=jnp.int32) < jnp.sum(sizes_E))[:, None]
     rows_RD = jnp.where(valid_R1, x_ND[order_R // chosen], 0)
     gate_RF, up_RF = (jax.lax.ragged_dot(rows_RD, kernel, sizes_E) for kernel in kernels[:2])
-    hidden_RF = jnp.where(valid_R1, nn.silu(gate_RF) * up_RF, 0)
+    hidden_RF = jnp.where(valid_R1, swiglu(gate_RF, up_RF), 0)
     out_RD = jnp.where(valid_R1, jax.lax.ragged_dot(hidden_RF, kernels[2], sizes_E), 0)
     out_NSD = out_RD[jnp.argsort(order_R)].reshape(tokens, chosen, -1)
     return jnp.einsum("NSD,NS->ND", out_NSD.astype(jnp.float32), weight_NS, precision="highest")

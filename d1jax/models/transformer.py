@@ -32,8 +32,11 @@ from jax.sharding import Mesh, NamedSharding
 
 from d1jax.config import LoraConfig, MixtureOfExperts, ModelConfig
 from d1jax.models import sharding
-from d1jax.models.attention import attend, attend_to_past, rotary_angles, rotate, visible
+from d1jax.models.attention import attend, rotary_angles, rotate, visible
 from d1jax.models.experts import mixture
+from d1jax.models.products import product
+from d1jax.models.swiglu import swiglu
+from d1jax.models.xla_attention import attend_to_past
 
 Variables = Mapping[str, Any]  # {"params": ..., "lora": ... (optional)}
 # What of a block the backward pass finds where the forward pass left it; None: nothing.
@@ -98,7 +101,7 @@ class Dense(nn.Module):
         size = x.shape[-1]
         init = nn.with_logical_partitioning(nn.initializers.normal(self.init_scale * size**-0.5), self.axes)
         kernel = self.param("kernel", init, (size, self.features), self.param_dtype)
-        y = x @ kernel.astype(self.dtype)
+        y = product(x, kernel.astype(self.dtype))
         if self.use_bias:
             bias_init = nn.with_logical_partitioning(nn.initializers.zeros, (self.axes[1],))
             bias = self.param("bias", bias_init, (self.features,), self.param_dtype)
@@ -170,18 +173,18 @@ class Block(nn.Module):
         x_BTD = x_BTD + dense("attn_out", mixed_BTD, cfg.width, ("heads", "embed"))
         h_BTD = norm("ff_norm", x_BTD)
 
-        def swiglu(prefix: str, width: int) -> Array:
-            gate_BTF = nn.silu(dense(f"{prefix}ff_proj", h_BTD, width, ("embed", "mlp")))
+        def mlp(prefix: str, width: int) -> Array:
+            gate_BTF = dense(f"{prefix}ff_proj", h_BTD, width, ("embed", "mlp"))
             up_BTF = dense(f"{prefix}up_proj", h_BTD, width, ("embed", "mlp"))
-            return dense(f"{prefix}ff_out", gate_BTF * up_BTF, cfg.width, ("mlp", "embed"))
+            return dense(f"{prefix}ff_out", swiglu(gate_BTF, up_BTF), cfg.width, ("mlp", "embed"))
 
         if self.sparse and isinstance(cfg.mlp, MixtureOfExperts):
             said_BTD = mixture(h_BTD, cfg.mlp, dtype, param_dtype, init_scale["ff_out"])
             if cfg.mlp.shared_width:
-                said_BTD = said_BTD + swiglu("shared_", cfg.mlp.shared_width)
+                said_BTD = said_BTD + mlp("shared_", cfg.mlp.shared_width)
             x_BTD = x_BTD + said_BTD
         else:
-            x_BTD = x_BTD + swiglu("", cfg.mlp_width)
+            x_BTD = x_BTD + mlp("", cfg.mlp_width)
         return sharding.constrain(x_BTD, "batch", "sequence", None), keys if self.keep_keys else None
 
 
@@ -278,7 +281,7 @@ def head_matrix(variables: Variables) -> Array:
 
 def project(hidden: Array, head_DV: Array) -> Array:
     """Logits [..., V], accumulated and returned in fp32."""
-    return jnp.einsum("...D,DV->...V", hidden, head_DV.astype(hidden.dtype), preferred_element_type=jnp.float32)
+    return product(hidden, head_DV.astype(hidden.dtype), jnp.float32)
 
 
 def in_model_dtype(variables: Variables, config: ModelConfig) -> Variables:

@@ -145,6 +145,25 @@ def test_remat_recomputes_and_gives_the_same_gradients(tiny, remat):
     assert not learns.pop("ff_out") and all(jax.tree.leaves(learns))
 
 
+def test_what_is_kept_is_not_multiplied_again(tiny):
+    """none keeps all products but the scores, dots and offload those with weights, full none."""
+    _, variables = tiny()
+    tokens_BT = jnp.ones((2, 6), jnp.int32)
+
+    def products(remat):
+        model, _ = tiny(remat=remat)
+
+        def loss(variables):
+            return jnp.sum(hidden_states(model, variables, tokens_BT, columns(tokens_BT), jnp.array([6, 4])))
+
+        return str(jax.make_jaxpr(jax.grad(loss))(variables)).count("dot_general")
+
+    none, dots, offload, full = (products(remat) for remat in ("none", "dots", "offload", "full"))
+    assert none < dots == offload < full
+    # Of a block: q, k, v, out, gate, up are made again, and the two of attention.
+    assert (dots - none, full - none) == (2, 8)
+
+
 @pytest.mark.parametrize("param_dtype", ["float32", "bfloat16"])
 def test_bfloat16_stays_close_and_keeps_logits_in_float32(tiny, param_dtype):
     model, variables = tiny(seed=5)
