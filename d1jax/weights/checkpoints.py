@@ -10,10 +10,13 @@ import os
 import re
 import sys
 import tempfile
+import threading
+import traceback
 import warnings
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import jax
@@ -209,18 +212,25 @@ def _found_by_all(step: int, function: Callable[[], Any]) -> Any:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without what Orbax and its threads log and print about a damaged checkpoint, which is told in one line instead."""
+    """Without what Orbax and its threads log and print about a checkpoint that is damaged or cannot be written, which is told in one line
+    instead."""
     loggers = [logging.getLogger(name) for name in ("absl", "asyncio")]
-    levels, hook = [logger.level for logger in loggers], sys.unraisablehook
+    levels, hook, of_thread = [logger.level for logger in loggers], sys.unraisablehook, threading.excepthook
     for logger in loggers:
         logger.setLevel(logging.CRITICAL + 1)
     sys.unraisablehook = lambda unraisable: None
+    threading.excepthook = lambda failed: None if _is_of_orbax(failed.exc_traceback) else of_thread(failed)
     try:
         yield
     finally:
-        sys.unraisablehook = hook
+        sys.unraisablehook, threading.excepthook = hook, of_thread
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
+
+
+def _is_of_orbax(where: TracebackType | None) -> bool:
+    """Whether a function of Orbax raised, or called what did."""
+    return any("orbax" in Path(frame.filename).parts for frame in traceback.extract_tb(where))
 
 
 def _recorded_digests(folder: Path, step: int) -> dict[str, dict[str, str]]:

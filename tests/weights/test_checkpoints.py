@@ -2,7 +2,9 @@
 
 import json
 import os
+import resource
 import shutil
+import threading
 
 import jax
 import jax.numpy as jnp
@@ -237,6 +239,24 @@ def test_a_save_that_fails_raises_at_once_and_what_was_saved_is_good(tmp_path, s
         checkpoints.save(2, {"trainable": state.trainable})
     checkpoints.close()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["1"]
+    Checkpoints(tmp_path).load(1, {"trainable": state.trainable})
+
+
+def test_where_files_cannot_grow_one_error_says_so(tmp_path, state, monkeypatch):
+    """A full disk, as far as a test can have one. Orbax's threads fail too, and print nothing of it."""
+    printed = []
+    monkeypatch.setattr(threading, "excepthook", printed.append)
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, {"trainable": state.trainable})
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
+    try:
+        with pytest.raises(OSError, match="/2 cannot be written"):
+            checkpoints.save(2, {"trainable": state.trainable})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert printed == [] and threading.excepthook == printed.append
+    assert Checkpoints(tmp_path).steps() == [1]
     Checkpoints(tmp_path).load(1, {"trainable": state.trainable})
 
 
