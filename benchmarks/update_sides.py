@@ -80,103 +80,13 @@ def d1jax_side(setting, folder):
 
     Writes the weights and the masked prompts for the other side.
     """
-    import jax
-    import jax.numpy as jnp
+    from update_d1jax import Ours, matmul_rate  # JAX looks at the CPUs that it may use when it starts
 
-    from d1jax.config import MeshConfig, SamplerConfig
-    from d1jax.data.tokenizers import SpecialTokens
-    from d1jax.diffusion.canvas import Canvas
-    from d1jax.diffusion.decoding import Prompts
-    from d1jax.diffusion.noise import KeyedNoise
-    from d1jax.diffusion.sampler import Sampler
     from d1jax.evaluation import summary
-    from d1jax.models.families import FAMILIES
-    from d1jax.models.sharding import make_mesh
-    from d1jax.models.transformer import Transformer, initialize
-    from d1jax.rl.update import Batch, make_update, rows_alike, view_keys
-    from d1jax.training.likelihood import RolloutBatch, Scorer
-    from d1jax.training.optimizer import make_optimizer, new_state
-    from d1jax.weights.names import to_published
 
-    config, mesh = setting.model, make_mesh(MeshConfig())
-    model, special = Transformer(config), SpecialTokens(mask=config.vocab_size - 1, end=config.vocab_size - 2)
-    # Another random policy as the reference: with a copy the KL and its gradient would be 0 in the comparison of the losses.
-    policy, reference = (initialize(model, jax.random.key(seed), mesh) for seed in (0, 1))
-    prompt_BP, completion_BC, advantage_B = map(jnp.asarray, setting.rollouts())
-    canvas = Canvas(completion_BC, prompt_BP, jnp.full(setting.rows, setting.prompt))
-    ids_B = jnp.arange(setting.rows)  # d1: each row meets its own masks
-    rollout = RolloutBatch(canvas, ids_B, jnp.zeros_like(completion_BC))
-    row_batch = Batch(rollout, advantage_B[:, None] * jnp.ones(completion_BC.shape))
-    sampler = SamplerConfig(completion_length=setting.completion, block_length=setting.completion)
-    key = jax.random.key(2)
-
-    def scorer_of(rl):
-        alike = rows_alike(rl, mesh)
-        return Scorer(model, rl.estimator, sampler, special, rl.prompt_mask, rl.grad_accumulation_steps, alike)
-
-    scorer = scorer_of(setting.rl())
-    views = [scorer.views(k, rollout) for k in view_keys(key, setting.inner_updates, fresh_masks=True)]
-    arrays = {
-        "prompt_UBP": np.stack([one.prompt_NBP[0] for one in views]),
-        "text_BC": np.asarray(scorer.text_BC(rollout)),
-    }
-    for name, variables in (("policy", policy), ("reference", reference)):
-        tensors = to_published(variables, config, FAMILIES["dream"])  # Llama's tensors have the same names
-        arrays |= {f"{name}/{tensor}": np.asarray(x) for tensor, x in tensors.items()}
-    np.savez(folder / "handed_over.npz", **arrays)
-
-    def prepare_rollout():
-        decoding = SamplerConfig(
-            completion_length=setting.completion,
-            block_length=setting.block,
-            steps=setting.completion // 2,
-            early_exit=False,
-        )
-        arrays = (policy, Prompts(prompt_BP, canvas.prompt_length_B), KeyedNoise(key, ids_B))
-        sampling = Sampler(model, decoding, special, setting.temperature)
-        began = time.perf_counter()
-        compiled = sampling.lower(*arrays).compile()
-        known = {"compile_seconds": round(time.perf_counter() - began, 2)}
-
-        def go(_):
-            jax.block_until_ready(compiled(sampling.inputs(*arrays)))
-            return [], []
-
-        return lambda: None, go, known
-
-    def prepare(call):
-        if call.sampled:
-            return prepare_rollout()
-        rl = setting.rl(call.inner_updates, call.micro_batches)
-        batch = row_batch
-        if call.shared:
-            rl = dataclasses.replace(rl, mask_sharing="group")
-            batch = row_batch._replace(rollout=rollout._replace(mask_ids_B=ids_B // rl.num_generations))
-        optimizer = make_optimizer(rl.optimizer, 1000)
-        first = new_state(optimizer, policy, mesh)
-        began = time.perf_counter()
-        update = make_update(scorer_of(rl), optimizer, rl, first)
-        compiled = update.lower(first, {}, reference, batch, key).compile()
-        known = {"compile_seconds": round(time.perf_counter() - began, 2)}
-        plan = compiled.memory_analysis()
-        if plan is not None:
-            size = plan.argument_size_in_bytes + plan.temp_size_in_bytes  # the state is donated: the output is in there
-            known["planned_memory_GB"] = round(size / 1e9, 3)
-
-        def start():
-            return jax.block_until_ready(new_state(optimizer, policy, mesh))
-
-        def go(state):
-            _, metrics, _ = jax.block_until_ready(compiled(state, {}, reference, batch, key))
-            return metrics["loss"].tolist(), metrics["grad_norm"].tolist()
-
-        return start, go, known
-
-    square = jax.random.normal(key, (setting.matmul, setting.matmul))
-    product = jax.jit(lambda x: x @ x)
-    product(square).block_until_ready()
-    seconds = best_of(lambda: product(square).block_until_ready())
-    return prepare, 2 * setting.matmul**3 / seconds / 1e9, summary.environment()
+    ours = Ours(setting)
+    ours.hand_over(folder)
+    return ours.prepare, matmul_rate(setting.matmul), summary.environment()
 
 
 def torch_side(setting, folder):

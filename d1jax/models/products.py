@@ -1,4 +1,4 @@
-"""A matrix product whose gradient XLA's CPU backend computes at the rate of the product itself.
+"""A matrix product whose gradient takes less time on CPUs than autodiff's.
 
 Any leading shape x, D width, F features, N positions.
 """
@@ -18,9 +18,12 @@ from d1jax.models import sharding
 def product(x_xD: Array, kernel_DF: Array, dtype: DTypeLike | None = None) -> Array:
     """x W [*x, F], accumulated and returned in `dtype` (None: that of x, in which W must be too).
 
-    On CPUs the gradient of W is x' g with x' made in memory first. XLA's CPU backend hands a product whose left side lies transposed to
-    a slower library, at about half the rate, and autodiff's form of it has g transposed, which is the larger of the two in an MLP. Other
-    backends read either side transposed. Not for use inside of a `shard_map` that checks over which axes values vary.
+    On CPUs the gradient of W is x' g with x' made in memory first. Autodiff's form is compiled with g transposed inside of a block, which
+    is the larger of the two in an MLP, and with x transposed for a wide head. Measured on 2 cores: the gradient of 6 blocks of width 256
+    takes 200 ms in the place of 240, the head's x' g of 768 x 256 x 32,000 runs at 388 GFLOP/s in the place of 230; alone, a product as
+    small as a block's gains nothing. Not measured elsewhere, so other devices have autodiff's.
+
+    Not for use inside of a `shard_map` that checks over which axes values vary.
     """
     if sharding.platform() == "cpu":
         return _product_on_cpu(x_xD, kernel_DF, jnp.dtype(dtype or x_xD.dtype))

@@ -13,7 +13,7 @@ from jax import Array
 def swiglu(gate_xF: Array, up_xF: Array) -> Array:
     """silu(gate) * up, with silu(x) = x sigmoid(x), in the dtype of its arguments. Source: arXiv 2002.05202.
 
-    The way back keeps the two arguments alone and computes the sigmoid again; what autodiff would keep of a block is 5 arrays of this size.
+    The way back keeps the two arguments alone and computes the sigmoid again; autodiff would keep 5 arrays of this size.
     """
     return jax.nn.silu(gate_xF) * up_xF
 
@@ -26,9 +26,7 @@ def _backward(kept: tuple[Array, Array], gradient_xF: Array) -> tuple[Array, Arr
     gate_xF, up_xF = kept
     sigmoid_xF = jax.nn.sigmoid(gate_xF)
     slope_xF = sigmoid_xF * (1 + gate_xF * (1 - sigmoid_xF))  # of silu
-    # The barrier says: compute both once. Each is read by two products, and XLA's CPU backend would compute it again inside of the copy
-    # that transposes it for one of them, an element at a time.
-    return jax.lax.optimization_barrier((gradient_xF * up_xF * slope_xF, gradient_xF * gate_xF * sigmoid_xF))
+    return gradient_xF * up_xF * slope_xF, gradient_xF * gate_xF * sigmoid_xF
 
 
 swiglu.defvjp(_forward, _backward)
